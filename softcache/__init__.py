@@ -1,0 +1,57 @@
+"""softcache: an offline soft-target cache for knowledge distillation.
+
+Every public name is here, imported when it is first used, so that ``import softcache`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from softcache._version import __version__
+
+if TYPE_CHECKING:
+    from softcache.cache.reader import Cache
+    from softcache.datasets._open import open_samples
+    from softcache.errors import SoftcacheError
+    from softcache.models._open import open_network
+    from softcache.stages.dump import dump
+    from softcache.stages.evaluate import evaluate
+    from softcache.stages.teach import teach
+    from softcache.stages.train import train
+    from softcache.views._viewed import ViewedDataset
+
+_HOMES = {
+    "Cache": "softcache.cache.reader",
+    "SoftcacheError": "softcache.errors",
+    "ViewedDataset": "softcache.views._viewed",
+    "dump": "softcache.stages.dump",
+    "evaluate": "softcache.stages.evaluate",
+    "open_network": "softcache.models._open",
+    "open_samples": "softcache.datasets._open",
+    "teach": "softcache.stages.teach",
+    "train": "softcache.stages.train",
+}
+
+__all__ = [
+    "Cache",
+    "SoftcacheError",
+    "ViewedDataset",
+    "__version__",
+    "dump",
+    "evaluate",
+    "open_network",
+    "open_samples",
+    "teach",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'softcache' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,174 @@
+"""From a spec to a component: ``"crop:pad=4"`` is the class in ``softcache/views/crop.py`` with ``pad=4``.
+
+A component is the one public frozen dataclass of its file, and its fields are its options. Other packages add
+components with entry points of the groups ``softcache.codecs``, ``softcache.losses``, ``softcache.losses.hints``,
+``softcache.views``, ``softcache.models`` and ``softcache.datasets``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import pkgutil
+import types
+import typing
+from typing import Any
+
+from softcache.errors import SoftcacheError, UsageError, nearest
+
+NOUNS = {
+    "codecs": "codec",
+    "losses": "loss",
+    "losses.hints": "hint loss",
+    "views": "view recipe",
+    "models": "model source",
+    "datasets": "dataset",
+}
+
+
+@functools.cache
+def names(kind: str) -> tuple[str, ...]:
+    """Names of all components of a kind, sorted; imports none of them."""
+    package = importlib.import_module(f"softcache.{kind}")
+    own = {m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_") and not m.ispkg}
+    return tuple(sorted(own | set(_plugins(kind))))
+
+
+@functools.cache
+def component(kind: str, name: str) -> type:
+    """The class of a component.
+
+    Errors: ``UsageError`` with the nearest names where there is none.
+    """
+    if name not in names(kind):
+        raise UsageError(f"no {NOUNS[kind]} is called {name!r}{nearest(name, names(kind))}")
+    plugins = _plugins(kind)
+    if name in plugins:
+        loaded = plugins[name].load()
+        if not (isinstance(loaded, type) and dataclasses.is_dataclass(loaded)):
+            raise UsageError(f"plugin {plugins[name].value} of {NOUNS[kind]} {name!r} is no dataclass")
+        return loaded
+    module = importlib.import_module(f"softcache.{kind}.{name}")
+    found = [
+        value
+        for key, value in vars(module).items()
+        if isinstance(value, type)
+        and dataclasses.is_dataclass(value)
+        and value.__module__ == module.__name__
+        and not key.startswith("_")
+    ]
+    assert len(found) == 1, f"softcache/{kind}/{name}.py must have one public dataclass, has {found}"
+    return found[0]
+
+
+def create(kind: str, spec: str) -> Any:
+    """An instance from ``name`` or ``name:option=value,option=value``.
+
+    Errors: ``UsageError`` for an unknown name or option and for a value of the wrong type.
+    """
+    name, rest = split_spec(spec)
+    return build(kind, name, rest, spec)
+
+
+def build(kind: str, name: str, rest: str, spec: str | None = None) -> Any:
+    """An instance of ``name`` with the options in ``rest`` (``"pad=4,fill=0"``, or one whole ``rest`` field)."""
+    cls = component(kind, name)
+    whole = [f for f in dataclasses.fields(cls) if f.metadata.get("rest")]
+    if whole:
+        if not rest:
+            raise UsageError(f"{NOUNS[kind]} {name!r} needs something after the colon: {name}:{whole[0].name.upper()}")
+        return cls(**{whole[0].name: rest})
+    return cls(**typed_options(cls, parse_options(rest, spec or name), f"{NOUNS[kind]} {name!r}"))
+
+
+def split_spec(spec: str) -> tuple[str, str]:
+    """``"a:b:c"`` → ``("a", "b:c")``."""
+    name, _, rest = spec.partition(":")
+    return name.strip(), rest.strip()
+
+
+def parse_options(rest: str, spec: str) -> dict[str, str]:
+    """``"a=1,b=2"`` → ``{"a": "1", "b": "2"}``."""
+    options: dict[str, str] = {}
+    for item in filter(None, (part.strip() for part in rest.split(","))):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UsageError(f"{spec!r}: {item!r} is not option=value")
+        if key in options:
+            raise UsageError(f"{spec!r} gives {key!r} twice")
+        options[key.strip()] = value.strip()
+    return options
+
+
+def typed_options(cls: type, options: dict[str, str], owner: str) -> dict[str, Any]:
+    """Option strings turned into the types of a dataclass's fields."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name for f in dataclasses.fields(cls)}
+    typed = {}
+    for key, text in options.items():
+        if key not in fields:
+            known = nearest(key, fields) if fields else ": it has none"
+            raise UsageError(f"{owner} has no option {key!r}{known}")
+        try:
+            typed[key] = _value(hints[key], text)
+        except ValueError:
+            raise UsageError(f"{owner}: {key}={text!r} is not {_describe(hints[key])}") from None
+    try:
+        cls(**typed)
+    except SoftcacheError:
+        raise
+    except TypeError as error:  # a field without a default was not given
+        raise UsageError(f"{owner}: {error}") from None
+    return typed
+
+
+def canonical(name: str, instance: Any) -> str:
+    """The spec that gives this instance again, with every option spelled out, for manifests."""
+    parts = []
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        if field.metadata.get("rest"):
+            return f"{name}:{value}"
+        if value is not None:
+            parts.append(f"{field.name}={_text(value)}")
+    return name + (":" + ",".join(parts) if parts else "")
+
+
+@functools.cache
+def _plugins(kind: str) -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=f"softcache.{kind}")}
+
+
+def _value(hint: Any, text: str) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        return None if text.lower() == "none" else _value(inner[0], text)
+    if typing.get_origin(hint) is tuple:  # a range, "0.08-1"
+        kinds = typing.get_args(hint)
+        parts = text.split("-")
+        if len(parts) != len(kinds):
+            raise ValueError(text)
+        return tuple(_value(kind, part) for kind, part in zip(kinds, parts, strict=True))
+    if hint is bool:
+        if text.lower() in ("true", "yes", "1"):
+            return True
+        if text.lower() in ("false", "no", "0"):
+            return False
+        raise ValueError(text)
+    return hint(text)
+
+
+def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) is tuple:
+        return "a range such as 0.08-1"
+    return {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, "valid")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "-".join(_text(part) for part in value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
