@@ -1,0 +1,1 @@
+"""One file a place where samples come from."""

@@ -1,0 +1,124 @@
+"""Pixels of one image or of an array of them: decoded, checked, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from softcache.errors import DatasetError
+
+Pixels = npt.NDArray[np.uint8]
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+IMAGENET_STATISTICS: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CHUNK_BYTES = 1 << 24
+MEASURED_BYTES = 1 << 28  # a larger train split is measured on evenly spaced rows of about this many bytes
+
+
+def read_image(path: Path, channels: int) -> Pixels:
+    """Decodes a file with Pillow to uint8 (H, W, channels); EXIF orientation is not applied, as in torchvision.
+
+    Errors: ``DatasetError`` that names the file.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGB" if channels == 3 else "L"))
+    # Pillow's decoders raise SyntaxError for broken headers, ValueError and EOFError for some broken bodies
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DatasetError(f"{path} can't be decoded: {reason}; replace or remove the file") from None
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def as_pixels(image: Any, channels: int, where: str) -> Pixels:
+    """A Pillow image or a uint8 array, (H, W) or (H, W, C), as uint8 (H, W, channels).
+
+    Errors: ``DatasetError`` for anything else.
+    """
+    if isinstance(image, Image.Image):
+        image = image.convert("RGB" if channels == 3 else "L")
+    pixels = np.array(image)
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+        raise DatasetError(
+            f"{where}: an image must be a Pillow image or uint8 of shape (H, W) or (H, W, C), "
+            f"found {type(image).__name__} of {pixels.dtype} {pixels.shape}"
+        )
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if pixels.shape[2] != channels:
+        raise DatasetError(f"{where}: expected {channels} channels, found {pixels.shape[2]}")
+    return pixels
+
+
+@dataclass(frozen=True)
+class ItemDecoder:
+    """Decodes rows of a map-style dataset whose items are (Pillow image or uint8 array, label)."""
+
+    dataset: Any
+    channels: int
+    spec: str
+
+    def __call__(self, index: int) -> Pixels:
+        where = f"{self.spec}, row {index}"
+        try:
+            image = self.dataset[index][0]
+        except Exception as error:  # foreign code may raise anything; the cause stays attached
+            raise DatasetError(f"{where} can't be had: {type(error).__name__}: {error}") from error
+        return as_pixels(image, self.channels, where)
+
+
+def checked_images(images: npt.NDArray, where: str) -> Pixels:
+    """Arrays (N, H, W) or (N, H, W, C) as (N, H, W, C), not copied.
+
+    Errors: ``DatasetError`` for another dtype or shape.
+    """
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
+        raise DatasetError(
+            f"{where} must be uint8 of shape (N, H, W) or (N, H, W, C) with C 1 or 3, "
+            f"found {images.dtype} {images.shape}"
+        )
+    if 0 in images.shape[1:]:
+        raise DatasetError(f"{where} has images without pixels, shape {images.shape}")
+    return images[..., None] if images.ndim == 3 else images
+
+
+def map_images(path: Path) -> Pixels:
+    """The images of a .npy file, memory-mapped read-only, as (N, H, W, C)."""
+    images = np.lib.format.open_memmap(path, mode="r")
+    return images[..., None] if images.ndim == 3 else images
+
+
+def row_chunks(images: Pixels) -> Iterator[Pixels]:
+    """Consecutive rows of (N, …), at most about 16 MiB at a time."""
+    rows = max(1, CHUNK_BYTES // max(1, images[:1].nbytes))
+    for first in range(0, len(images), rows):
+        yield images[first : first + rows]
+
+
+def measure(images: Pixels) -> Statistics:
+    """Per-channel mean and deviation of (N, H, W, C) uint8 as fractions of 255.
+
+    From exact counts of the 256 values, so neither chunks nor their order show in the result. Splits above
+    256 MiB are measured on evenly spaced rows. A channel that is constant gets a deviation of 1.
+    """
+    step = max(1, -(-images.nbytes // MEASURED_BYTES))
+    counts = np.zeros((images.shape[3], 256), dtype=np.int64)
+    for chunk in row_chunks(images[::step]):
+        for channel in range(images.shape[3]):
+            counts[channel] += np.bincount(np.ascontiguousarray(chunk[..., channel]).ravel(), minlength=256)
+    values = np.arange(256) / 255.0
+    total = counts.sum(axis=1).clip(min=1)
+    mean = counts @ values / total  # (C,)
+    deviation = np.sqrt((counts * (values - mean[:, None]) ** 2).sum(axis=1) / total)
+    deviation[deviation == 0] = 1.0
+    return tuple(mean.tolist()), tuple(deviation.tolist())
+
+
+def small_size(side: int) -> tuple[int, int]:
+    """Default (size, resize) for images of longer side ``side``: their own, at least 32; above 96 it is 224, 256."""
+    return (max(side, 32), max(side, 32)) if side <= 96 else (224, 256)

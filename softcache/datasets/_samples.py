@@ -1,0 +1,158 @@
+"""One split of one dataset in its fixed order: what every source of samples gives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from softcache.datasets._pixels import Pixels, Statistics, map_images, read_image, row_chunks
+from softcache.errors import DatasetError
+
+Labels = npt.NDArray[np.int32]
+
+SPLITS = ("train", "test")
+PROBED = 64  # rows whose pixels stand for a dataset that has neither an array nor files
+
+
+@dataclass
+class Samples:
+    """One split of one dataset.
+
+    spec: canonical spec (``"digits"``, ``"folder:/data/pets"``). split: ``"train"`` or ``"test"``.
+    classes: names in label order, empty where there are no labels. labels: (N,) int32, -1 unlabelled.
+    channels: 1 or 3. size: default side of a recorded view in pixels. resize: the shorter side before a centre
+    crop of ``size``. recipe: default view recipe. statistics: per-channel mean and deviation of the train split,
+    of pixels in 0..1. Pixels are in ``images`` (N, H, W, C) uint8, or in the files ``root / names[i]``, or come
+    from ``decode(i)``. ``mapped`` is the .npy file behind ``images``: then pickling keeps the path, not the pixels.
+    """
+
+    spec: str
+    split: str
+    classes: tuple[str, ...]
+    labels: Labels
+    channels: int
+    size: int
+    resize: int
+    recipe: str
+    statistics: Statistics
+    images: Pixels | None = None
+    names: list[str] | None = None
+    root: Path | None = None
+    decode: Callable[[int], Pixels] | None = None
+    mapped: Path | None = None
+
+    def __post_init__(self) -> None:
+        assert self.split in SPLITS, self.split
+        assert self.channels in (1, 3), self.channels
+        assert (self.labels.dtype, self.labels.ndim) == (np.int32, 1), (self.labels.dtype, self.labels.shape)
+        assert len(self.statistics[0]) == len(self.statistics[1]) == self.channels, self.statistics
+        if self.images is not None:
+            assert self.images.dtype == np.uint8, self.images.dtype
+            assert self.images.shape[3:] == (self.channels,), self.images.shape
+            assert len(self.images) == len(self.labels)
+        elif self.names is not None:
+            assert self.root is not None, "names are relative to a root"
+            assert len(self.names) == len(self.labels)
+        else:
+            assert self.decode is not None, "no source of pixels"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Pixels:
+        """Pixels of a row as decoded: uint8 (H, W, C), C-contiguous, writable.
+
+        Errors: ``DatasetError`` that names the file where one can't be decoded.
+        """
+        if self.images is not None:
+            return np.array(self.images[index], order="C", subok=False)
+        if self.names is not None:
+            assert self.root is not None
+            return read_image(self.root / self.names[index], self.channels)
+        assert self.decode is not None
+        return self.decode(index)
+
+    def fingerprint(self, full: bool = False) -> str:
+        """sha256 (hex) of what these samples are: class names, labels and content, in row order.
+
+        Content is the bytes of an array; the relative path and size of every file (``full``: and its bytes); or,
+        for a source that only decodes, the pixels of 64 evenly spaced rows (``full``: of all). The same samples
+        at another place have the same fingerprint.
+        """
+        kind = "array" if self.images is not None else "files" if self.names is not None else "decoded"
+        header = {
+            "rows": len(self),
+            "classes": list(self.classes),
+            "channels": self.channels,
+            "content": kind,
+        }
+        digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+        digest.update(self.labels.astype("<i4").tobytes())
+        for part in self._content(full):
+            digest.update(part)
+        return digest.hexdigest()
+
+    def _content(self, full: bool) -> Iterator[bytes | memoryview]:
+        if self.images is not None:
+            yield json.dumps(self.images.shape).encode()
+            for chunk in row_chunks(self.images):
+                yield np.ascontiguousarray(chunk).data
+        elif self.names is not None:
+            assert self.root is not None
+            for name in self.names:
+                path = self.root / name
+                try:
+                    yield f"{name}\0{os.stat(path).st_size}\0".encode("utf-8", "surrogateescape")
+                    if full:
+                        yield path.read_bytes()
+                except OSError as error:
+                    raise DatasetError(f"{path} can't be read: {error.strerror or error}") from None
+        else:
+            rows = range(len(self)) if full else np.unique(np.linspace(0, len(self) - 1, PROBED).astype(int))
+            for row in rows:
+                pixels = self.image(int(row))
+                yield json.dumps(pixels.shape).encode()
+                yield np.ascontiguousarray(pixels).data
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self.mapped is not None:
+            state["images"] = None  # each worker maps the file again: the pages are shared, nothing is copied
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.mapped is not None:
+            self.images = map_images(self.mapped)
+
+
+def checked_labels(labels: Any, rows: int, classes: int | None, where: str) -> Labels:
+    """Labels as (rows,) int32 in -1..classes-1 (-1 unlabelled; ``classes`` None: no upper limit).
+
+    Errors: ``DatasetError`` that says what was found.
+    """
+    array = np.asarray(labels)
+    if array.shape != (rows,):
+        raise DatasetError(f"{where}: expected labels of shape ({rows},) for {rows} images, found {array.shape}")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise DatasetError(f"{where}: labels must be whole numbers, found {array.dtype}")
+    limit = np.iinfo(np.int32).max if classes is None else classes
+    wrong = np.flatnonzero((array.astype(np.int64) < -1) | (array.astype(np.int64) >= limit))
+    if len(wrong):
+        row = int(wrong[0])
+        allowed = "-1 (unlabelled) or more" if classes is None else f"-1 (unlabelled) to {classes - 1}"
+        raise DatasetError(f"{where}: label {array[row]} of row {row} is not in {allowed}")
+    return array.astype(np.int32)
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Class names for a set that has none: ``("0", "1", …)``."""
+    return tuple(str(number) for number in range(count))

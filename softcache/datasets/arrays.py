@@ -1,0 +1,122 @@
+"""Samples from NumPy arrays: a folder of .npy files, or one .npz."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from softcache.datasets._pixels import Pixels, checked_images, measure, small_size
+from softcache.datasets._samples import Labels, Samples, checked_labels, numbered
+from softcache.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """``arrays:PATH``: {train,test}_images and {train,test}_labels as .npy files in a folder, or inside an .npz.
+
+    Images are uint8, (N, H, W) or (N, H, W, C) with C 1 or 3; the .npy files are memory-mapped. Labels are whole
+    numbers (N,), -1 where unlabelled; a train split without a labels file is unlabelled. Class names are the lines
+    of ``classes.txt`` beside the arrays, or else numbers up to the largest label. The default size of a view is the
+    longer side where that is 32 to 96, 32 for smaller images, 224 (from 256) for larger ones; the default recipe is
+    ``crop+flip`` up to 96 and ``rrc+flip`` above.
+    """
+
+    path: str = field(metadata={"rest": True})
+
+    def open(self, split: str, *, data_dir: Path | None = None, download: bool = False) -> Samples:
+        """A split.
+
+        Errors: ``DatasetError`` for files that are missing or not as above.
+        """
+        source = Path(self.path).expanduser().resolve()
+        if not source.exists():
+            raise DatasetError(f"no folder and no .npz file at {source}")
+        images = _images(source, split)
+        if images is None:
+            found = ", ".join(sorted(_names(source))) or "no arrays"
+            raise DatasetError(f"{source} has no {split}_images: found {found}")
+        train = images if split == "train" else _images(source, "train")
+        if train is None:
+            train = images
+        elif train.shape[3] != images.shape[3]:
+            raise DatasetError(f"{source}: train has {train.shape[3]} channels, test has {images.shape[3]}")
+        labels, classes = _labels(source, split, len(images))
+        if split == "test" and not (labels >= 0).any():
+            raise DatasetError(f"{source}: the test split has no labels, nothing can be evaluated on it")
+        size, resize = small_size(max(images.shape[1:3]))
+        return Samples(
+            spec=f"arrays:{source}",
+            split=split,
+            classes=classes,
+            labels=labels,
+            channels=images.shape[3],
+            size=size,
+            resize=resize,
+            recipe="crop+flip" if size <= 96 else "rrc+flip",
+            statistics=measure(train),
+            images=images,
+            mapped=source / f"{split}_images.npy" if source.is_dir() else None,
+        )
+
+
+def _labels(source: Path, split: str, rows: int) -> tuple[Labels, tuple[str, ...]]:
+    """Labels of a split, (rows,) of -1 where it has none, and the class names."""
+    classes = _class_names(source)
+    given: dict[str, Labels] = {}
+    for name in ("train", "test"):
+        labels = _load(source, f"{name}_labels")
+        if labels is not None:
+            count = rows if name == split else len(np.atleast_1d(labels))
+            given[name] = checked_labels(labels, count, len(classes) or None, f"{source}: {name}_labels")
+    if not classes:
+        # the train split decides how many classes there are: a test label beyond it is an error
+        deciding = next((labels for labels in given.values() if (labels >= 0).any()), None)
+        classes = numbered(0 if deciding is None else int(deciding.max()) + 1)
+    if split not in given:
+        return np.full(rows, -1, dtype=np.int32), classes
+    return checked_labels(given[split], rows, len(classes), f"{source}: {split}_labels"), classes
+
+
+def _images(source: Path, split: str) -> Pixels | None:
+    images = _load(source, f"{split}_images")
+    return None if images is None else checked_images(images, f"{source}: {split}_images")
+
+
+def _load(source: Path, name: str) -> npt.NDArray | None:
+    """An array by name, None where there is none; .npy files are memory-mapped."""
+    try:
+        if source.is_dir():
+            path = source / f"{name}.npy"
+            if not path.exists():
+                return None
+            if name.endswith("_images"):
+                return np.lib.format.open_memmap(path, mode="r")
+            with path.open("rb") as stream:
+                return np.lib.format.read_array(stream, allow_pickle=False)
+        # opened here, because np.load leaves a file open that is no archive
+        with source.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return arrays[name] if name in arrays.files else None
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        where = source / f"{name}.npy" if source.is_dir() else f"{source} ({name})"
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DatasetError(f"{where} can't be read as an array: {reason}") from None
+
+
+def _names(source: Path) -> Iterator[str]:
+    if source.is_dir():
+        return (path.name for path in source.glob("*.np[yz]"))
+    with source.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        return iter(list(arrays.files))
+
+
+def _class_names(source: Path) -> tuple[str, ...]:
+    path = (source if source.is_dir() else source.parent) / "classes.txt"
+    if not path.exists():
+        return ()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return tuple(line.strip() for line in lines if line.strip())

@@ -1,0 +1,161 @@
+"""Samples from a user's own Python function."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from softcache.datasets._pixels import ItemDecoder, checked_images, measure, small_size
+from softcache.datasets._samples import Samples, checked_labels, numbered
+from softcache.errors import DatasetError, SoftcacheError, UsageError, nearest
+
+MEASURED_ROWS = 256  # rows of a map-style dataset that are decoded to measure its statistics
+
+
+@dataclass(frozen=True)
+class Python:
+    """``python:package.module:factory`` or ``path/to/file.py:factory``: ``factory(split)`` gives the samples.
+
+    It returns ``Samples``; or a tuple (images (N, H, W) or (N, H, W, C) uint8, labels (N,) or None, class names or
+    None); or a map-style dataset whose items are (Pillow image or uint8 array, label or None).
+    """
+
+    target: str = field(metadata={"rest": True})
+
+    def open(self, split: str, *, data_dir: Path | None = None, download: bool = False) -> Samples:
+        """A split.
+
+        Errors: ``UsageError`` for a module or function that is not there, ``DatasetError`` for a result that is none
+        of the three kinds. What the function itself raises is passed on with its name in front.
+        """
+        factory, spec = _factory(self.target)
+        try:
+            result = factory(split)
+        except SoftcacheError:
+            raise
+        except Exception as error:  # foreign code may raise anything; the cause stays attached for --debug
+            raise DatasetError(f"{spec} failed for the {split} split: {type(error).__name__}: {error}") from error
+        if isinstance(result, Samples):
+            return result
+        if isinstance(result, tuple) and len(result) == 3:
+            return _from_arrays(*result, split=split, spec=spec)
+        if hasattr(result, "__len__") and hasattr(result, "__getitem__") and not isinstance(result, (tuple, str, dict)):
+            return _from_items(result, split=split, spec=spec)
+        raise DatasetError(
+            f"{spec} returned {type(result).__name__}: it must be Samples, (images, labels, classes), "
+            "or a dataset with len() and [index]"
+        )
+
+
+def _from_arrays(images: Any, labels: Any, classes: Any, *, split: str, spec: str) -> Samples:
+    pixels = checked_images(np.asarray(images), f"{spec}: images")
+    numbers, names = _labels(labels, len(pixels), classes, spec)
+    size, resize = small_size(max(pixels.shape[1:3]))
+    return Samples(
+        spec=spec,
+        split=split,
+        classes=names,
+        labels=numbers,
+        channels=pixels.shape[3],
+        size=size,
+        resize=resize,
+        recipe="crop+flip" if size <= 96 else "rrc+flip",
+        statistics=measure(pixels),
+        images=pixels,
+    )
+
+
+def _from_items(dataset: Any, *, split: str, spec: str) -> Samples:
+    if not len(dataset):
+        raise DatasetError(f"{spec} has no samples in its {split} split")
+    first = _item(dataset, 0, spec)[0]
+    grey = (
+        first.mode in ("1", "L", "I", "F") if hasattr(first, "mode") else np.ndim(first) == 2 or np.shape(first)[2] == 1
+    )
+    channels = 1 if grey else 3
+    labels = getattr(dataset, "targets", None)
+    if labels is None or len(labels) != len(dataset):
+        labels = [_item(dataset, row, spec)[1] for row in range(len(dataset))]
+    labels = [-1 if label is None else label for label in labels]
+    numbers, names = _labels(labels, len(dataset), getattr(dataset, "classes", None), spec)
+    items = ItemDecoder(dataset, channels, spec)
+    pixels = items(0)
+    size, resize = small_size(max(pixels.shape[:2]))
+    rows = np.unique(np.linspace(0, len(dataset) - 1, MEASURED_ROWS).astype(int))
+    probe = np.concatenate([items(int(row)).reshape(-1, 1, 1, channels) for row in rows])
+    return Samples(
+        spec=spec,
+        split=split,
+        classes=names,
+        labels=numbers,
+        channels=channels,
+        size=size,
+        resize=resize,
+        recipe="crop+flip" if size <= 96 else "rrc+flip",
+        statistics=measure(probe),
+        decode=items,
+    )
+
+
+def _item(dataset: Any, row: int, spec: str) -> tuple[Any, Any]:
+    item = dataset[row]
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        raise DatasetError(f"{spec}, row {row}: expected (image, label), found {type(item).__name__}")
+    return item[0], item[1]
+
+
+def _labels(labels: Any, rows: int, classes: Any, spec: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    if labels is None:
+        labels = np.full(rows, -1, dtype=np.int32)
+    count = None if classes is None else len(classes)
+    numbers = checked_labels(labels, rows, count, spec)
+    names = numbered(int(numbers.max(initial=-1)) + 1) if classes is None else tuple(str(name) for name in classes)
+    return numbers, names
+
+
+def _factory(target: str) -> tuple[Callable[[str], Any], str]:
+    """The function and the canonical spec."""
+    place, colon, name = target.rpartition(":")
+    if not colon or not place or not name:
+        raise UsageError(f"{target!r} is not package.module:factory or path/to/file.py:factory")
+    if place.endswith(".py"):
+        path = Path(place).expanduser().resolve()
+        if not path.is_file():
+            raise UsageError(f"no file at {path}")
+        spec, module = f"python:{path}:{name}", _module_from_file(path)
+    else:
+        spec = f"python:{target}"
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))  # a console script doesn't look into the current folder by itself
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise UsageError(f"{spec}: no module is called {error.name!r}") from None
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UsageError(f"{place} has no function {name!r}{nearest(name, functions)}")
+    return factory, spec
+
+
+def _module_from_file(path: Path) -> Any:
+    """Imports a file as a module of a name of its own, with its folder on the path so that workers find it too."""
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
+        return loaded
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None, path
+    assert spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
