@@ -1,0 +1,138 @@
+"""Networks in folders: what a teacher's or a run's folder says of its network, and its parameters."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from softcache.errors import ModelError
+from softcache.models._checkpoint import METADATA_KEY, load_state
+from softcache.models._network import Network
+from softcache.models._preprocess import Preprocess
+from softcache.models._source import Weights, source_of
+from softcache.models._weights import fit
+
+CONFIG = "config.json"
+
+
+def describe(network: Network) -> dict[str, Any]:
+    """What is needed to build the network again, but for its parameters, as JSON values."""
+    return {"spec": network.spec, "classes": network.classes, "preprocess": network.preprocess.to_dict()}
+
+
+def save_network(network: Network, folder: str | Path, filename: str) -> Path:
+    """Writes the parameters as safetensors into a folder: the whole file or, when interrupted, nothing.
+
+    Names are those of the bare architecture; the header carries ``describe(network)``.
+
+    Errors: ``ModelError`` where the folder can't be written to.
+    """
+    path = Path(folder) / filename
+    # cloned, because safetensors refuses tensors that share memory, contiguous, because it knows no strides
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.model.state_dict().items()}
+    # not safetensors' save_file, whose files only their owner may read
+    content = save(state, metadata={METADATA_KEY: json.dumps(describe(network), sort_keys=True)})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise ModelError(f"can't write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return path
+
+
+@dataclass(frozen=True)
+class Described:
+    """A network as a folder has it: the spec of its architecture, its preprocessing and its parameters."""
+
+    spec: str
+    preprocess: Preprocess
+    weights: Weights
+
+
+def network_from(description: dict[str, Any], weights_path: str | Path, *, owner: str | None = None) -> Network:
+    """The network that ``describe`` described, with the parameters in a file.
+
+    Errors: ``ModelError`` for an architecture that can't be had, and for a file that doesn't fit.
+    """
+    recorded = described(description, Path(weights_path), owner=owner)
+    source, spec = source_of(recorded.spec)
+    classes, preprocess = recorded.weights.classes, recorded.preprocess
+    assert classes is not None
+    model = source.build(classes, preprocess.size)
+    fit(model, recorded.weights.load(), owner=recorded.weights.title)
+    channels = len(preprocess.mean)
+    network = Network(model, spec=spec, classes=classes, channels=channels, preprocess=preprocess)
+    network.weights_path = recorded.weights.path
+    return network
+
+
+def described(description: dict[str, Any], weights_path: Path, *, owner: str | None = None) -> Described:
+    """A description as in ``config.json``, checked, with its parameters ready to be loaded."""
+    try:
+        spec, classes = str(description["spec"]), int(description["classes"])
+        preprocess = Preprocess.from_dict(description["preprocess"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{owner or weights_path} has no whole description of its model ({error!r})") from error
+    weights = Weights(
+        title=f"the checkpoint {weights_path}",
+        load=lambda: load_state(weights_path),
+        path=weights_path,
+        classes=classes,
+        statistics=(preprocess.mean, preprocess.std),
+        trained_size=preprocess.trained_size,
+        size=preprocess.size,
+    )
+    return Described(spec, preprocess, weights)
+
+
+def read_folder(folder: str | Path) -> Described:
+    """The network of a teacher's or a run's folder.
+
+    Errors: ``ModelError`` where there is no such folder, no ``config.json`` of softcache's in it, or no
+    parameters.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise ModelError(f"no folder {folder}: a model is a name, a file.py:factory, or a teacher's or run's folder")
+    path = folder / CONFIG
+    try:
+        description = json.loads(path.read_text())["model"]
+        weights = folder / description["weights"]
+    except FileNotFoundError:
+        raise ModelError(f"{folder} is no teacher and no run: it has no {CONFIG}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} can't be read as the configuration of a teacher or run ({error!r})") from error
+    if not weights.is_file():
+        raise ModelError(f"{folder} has no {weights.name}: its training has not finished, run it again to continue it")
+    return described(description, weights, owner=str(path))
+
+
+def is_folder_spec(spec: str) -> bool:
+    """Whether a model spec means a folder: it has a path separator, or is a folder with a ``config.json``."""
+    return (os.sep in spec and not _is_file_spec(spec)) or (Path(spec) / CONFIG).is_file()
+
+
+def _is_file_spec(spec: str) -> bool:
+    return spec.rpartition(":")[0].endswith(".py")
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

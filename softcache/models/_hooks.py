@@ -1,0 +1,159 @@
+"""Activations by module path, and the layer that makes the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+
+from softcache.errors import ModelError, nearest
+from softcache.models._network import Network
+
+
+class Taps(Mapping[str, Tensor]):
+    """Activations of layers, caught while a network runs.
+
+    ``with Taps(network.model, ["layer3", "fc:in"]) as taps: network(pixels); taps["layer3"]``
+
+    A layer is a module's path; its output, or with ``:in`` its first input. Of tuples, lists and dicts the
+    first tensor is taken; of several runs of one module the last. What is caught is a copy (with its
+    gradient), because the layers that follow may work in place (``nn.ReLU(inplace=True)`` after a batch
+    norm).
+
+    Errors: ``ModelError`` for a path that names no module, with the nearest; for a layer that didn't run or
+    gives no
+    tensor, when it is asked for.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str]):
+        self.layers = tuple(dict.fromkeys(layers))
+        self._modules = {layer: find_module(model, layer) for layer in self.layers}
+        self._caught: dict[str, Tensor] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Taps:
+        assert not self._handles, "these taps are already open"
+        for layer, module in self._modules.items():
+            if layer.endswith(":in"):
+                self._handles.append(module.register_forward_pre_hook(self._input_hook(layer), with_kwargs=True))
+            else:
+                self._handles.append(module.register_forward_hook(self._output_hook(layer)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def __getitem__(self, layer: str) -> Tensor:
+        if layer not in self._modules:
+            raise KeyError(layer)
+        if layer not in self._caught:
+            raise ModelError(f"layer {layer!r} gave no tensor in this run: it isn't used, or its values are no tensor")
+        return self._caught[layer]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def clear(self) -> None:
+        """Forgets what was caught, so that its memory can be used."""
+        self._caught.clear()
+
+    def _output_hook(self, layer: str) -> Any:
+        def hook(module: nn.Module, arguments: Any, output: Any) -> None:
+            self._keep(layer, output)
+
+        return hook
+
+    def _input_hook(self, layer: str) -> Any:
+        def hook(module: nn.Module, arguments: Any, keywords: Any) -> None:
+            self._keep(layer, (arguments, keywords))
+
+        return hook
+
+    def _keep(self, layer: str, values: Any) -> None:
+        tensor = first_tensor(values)
+        if tensor is not None:
+            self._caught[layer] = tensor.clone()
+
+
+def find_module(model: nn.Module, layer: str) -> nn.Module:
+    """The module of a layer (``layer3``, ``fc:in``).
+
+    Errors: ``ModelError`` with the nearest paths.
+    """
+    path = layer.removesuffix(":in")
+    modules = dict(model.named_modules())
+    if not path or path not in modules:
+        paths = [name for name in modules if name]
+        raise ModelError(f"no layer {path!r} in {type(model).__name__}{nearest(path, paths)}")
+    return modules[path]
+
+
+def first_tensor(values: Any) -> Tensor | None:
+    """The first tensor in nested tuples, lists and dicts; None where there is none."""
+    if isinstance(values, Tensor):
+        return values
+    if isinstance(values, Mapping):
+        values = values.values()
+    elif not isinstance(values, (tuple, list)):
+        return None
+    return next((found for found in map(first_tensor, values) if found is not None), None)
+
+
+def classifier_path(model: nn.Module, classes: int) -> str:
+    """Path of the layer that makes the logits: the last linear or convolutional one with so many outputs.
+
+    Errors: ``ModelError`` where there is none.
+    """
+    paths = [path for path, module in model.named_modules() if _outputs(module) == classes]
+    if not paths:
+        raise ModelError(f"{type(model).__name__} has no linear or convolutional layer with {classes} outputs")
+    return paths[-1]
+
+
+def replace_classifier(model: nn.Module, classes: int, found: int | None = None) -> str:
+    """Puts a new layer with ``classes`` outputs in the place of the one that makes the logits.
+
+    found: how many outputs that layer has now; None: it is the last linear or convolutional layer.
+
+    Returns its path.
+    """
+    if found is None:
+        counts = [count for count in map(_outputs, model.modules()) if count is not None]
+        if not counts:
+            raise ModelError(f"{type(model).__name__} has no linear or convolutional layer")
+        found = counts[-1]
+    path = classifier_path(model, found)
+    old = model.get_submodule(path)
+    new: nn.Module
+    if isinstance(old, nn.Linear):
+        new = nn.Linear(old.in_features, classes, bias=old.bias is not None)
+    else:
+        assert isinstance(old, nn.Conv2d)
+        new = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, bias=old.bias is not None)  # type: ignore[arg-type]
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, new.to(old.weight.device, old.weight.dtype))
+    return path
+
+
+def freeze_all_but_classifier(network: Network) -> str:
+    """Lets only the layer that makes the logits learn; the others stay as in evaluation. Returns its path."""
+    path = classifier_path(network.model, network.classes)
+    network.model.requires_grad_(False)
+    network.model.get_submodule(path).requires_grad_(True)
+    network.trained_part = path
+    network.train(network.training)
+    return path
+
+
+def _outputs(module: nn.Module) -> int | None:
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    return module.out_channels if isinstance(module, nn.Conv2d) else None

@@ -1,0 +1,138 @@
+"""A network that takes pixels: an architecture together with its preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torch.nn.parameter import UninitializedParameter
+
+from softcache.errors import ModelError
+from softcache.models._preprocess import Preprocess
+
+__all__ = ["Network", "Preprocess", "input_channels", "logits_of"]
+
+
+class Network(nn.Module):
+    """An architecture and what is done to pixels before it.
+
+    model: the bare architecture, from normalized floats (B, channels, H, W) to logits (B, classes); the names
+        of its parameters are the names in saved files.
+    spec: how ``open_network`` finds the architecture again.
+    classes, channels: width of the logits; what the architecture's first layer takes (1 or 3).
+    preprocess: size and normalization.
+    fresh: names of parameters that kept their random start when weights were loaded (a new classifier).
+    weights_path: the file that the parameters were read from, if any.
+    trained_part: path of the only module that is trained, or None for all of them; the rest then stays in
+        evaluation mode, so that running means of frozen layers don't move.
+    """
+
+    def __init__(self, model: nn.Module, *, spec: str, classes: int, channels: int, preprocess: Preprocess):
+        super().__init__()
+        if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
+            raise ModelError(f"{spec} has lazy layers without a shape: run it once on an example inside its factory")
+        self.model = model
+        self.spec = spec
+        self.classes = classes
+        self.channels = channels
+        self.preprocess = preprocess
+        self.fresh: tuple[str, ...] = ()
+        self.weights_path: Path | None = None
+        self.trained_part: str | None = None
+        self._set_constants()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits (B, classes), in the dtype that the architecture computes in, for uint8 pixels (B, H, W, C).
+
+        Errors: ``ModelError`` where pixels or logits don't have that shape.
+        """
+        logits = logits_of(self.model(self.prepare(pixels)), self.spec)
+        if logits.ndim != 2 or logits.shape[1] != self.classes:
+            raise ModelError(
+                f"{self.spec} gives outputs of shape {tuple(logits.shape)} for {len(pixels)} samples, "
+                f"but the data has {self.classes} classes: its factory should take num_classes"
+            )
+        return logits
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """The architecture's input (B, channels, H', W') for uint8 pixels (B, H, W, C), C 1 or 3.
+
+        Grey pixels are repeated where three channels are wanted. The arithmetic is float32 (float64 for a
+        network in float64); the result has the dtype, device and memory format of the parameters.
+
+        Errors: ``ModelError`` for other shapes or dtypes, and for colour pixels in a network of one channel.
+        """
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3):
+            raise ModelError(f"pixels must be uint8 (B, H, W, 1 or 3), not {pixels.dtype} {tuple(pixels.shape)}")
+        if pixels.shape[3] > self.channels:
+            raise ModelError(f"{self.spec} takes grey images, but the data is in colour")
+        like = next((p for p in self.model.parameters() if p.is_floating_point()), self._mean)
+        layout = torch.channels_last if _is_channels_last(self.model) else torch.contiguous_format
+        x = pixels.to(like.device).permute(0, 3, 1, 2).to(self._mean.dtype, memory_format=layout)  # (B, C, H, W)
+        target = self.preprocess.target(x.shape[2], x.shape[3])
+        if tuple(x.shape[2:]) != target:
+            x = interpolate(x, size=target, mode="bilinear", antialias=True, align_corners=False)
+        x = x.div(255).sub(self._mean).div(self._std)  # (B, 1 or 3, H', W') with (channels, 1, 1)
+        return x.to(like.dtype).contiguous(memory_format=layout)
+
+    def train(self, mode: bool = True) -> Network:
+        """As ``nn.Module.train``; all but ``trained_part`` stays in evaluation mode where that is set."""
+        super().train(mode)
+        if mode and self.trained_part is not None:
+            self.model.eval()
+            self.model.get_submodule(self.trained_part).train()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Network:
+        super()._apply(fn, recurse)
+        self._set_constants()  # anew, so that float64 gets more than float32's digits
+        return self
+
+    def _set_constants(self) -> None:
+        like = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        for name, values in (("_mean", self.preprocess.mean), ("_std", self.preprocess.std)):
+            tensor = torch.tensor(values, dtype=dtype, device=like.device).view(-1, 1, 1)
+            self.register_buffer(name, tensor, persistent=False)
+
+    _mean: Tensor
+    _std: Tensor
+
+
+def logits_of(output: Any, spec: str = "the model") -> Tensor:
+    """The logits in what a model returned: a tensor, ``.logits``, ``["logits"]``, or the first of a tuple.
+
+    Errors: ``ModelError`` for anything else.
+    """
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    elif hasattr(output, "logits"):
+        output = output.logits
+    elif isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise ModelError(f"{spec} returns no logits that can be found: a tensor, a tuple, or .logits is expected")
+    return output
+
+
+def input_channels(model: nn.Module) -> int:
+    """Channels that the first convolution takes, where that is 1 or 3; else 3."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels if module.in_channels in (1, 3) else 3
+    return 3
+
+
+def _is_channels_last(model: nn.Module) -> bool:
+    for parameter in model.parameters():
+        # a weight of one channel or of 1x1 pixels has both formats at once and tells nothing
+        if parameter.ndim == 4 and parameter.is_contiguous(memory_format=torch.channels_last):
+            if not parameter.is_contiguous():
+                return True
+        elif parameter.ndim == 4:
+            return False
+    return False

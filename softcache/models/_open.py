@@ -1,0 +1,121 @@
+"""From a model spec to a network: ``open_network("resnet50", classes=10, statistics=…)``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from softcache.errors import ModelError, UsageError
+from softcache.models._folder import is_folder_spec, read_folder
+from softcache.models._network import Network, input_channels
+from softcache.models._preprocess import Preprocess, Statistics, choose_statistics
+from softcache.models._source import Weights, source_of
+from softcache.models._weights import classes_in, fit
+
+
+def open_network(
+    spec: str,
+    *,
+    classes: int | None,
+    statistics: Statistics | None = None,
+    weights: str | Path | None = None,
+    normalize: str | None = None,
+    size: int | None = None,
+    seed: int | None = None,
+    new_classifier: bool = False,
+) -> Network:
+    """The network that a spec names, in training mode, on the CPU, in float32.
+
+    spec: ``resnet50`` (torchvision), ``cifar:resnet56``, ``timm:NAME``, ``python:package.module:factory``,
+        ``path/to/file.py:factory``, or the folder of a teacher or run, which brings its parameters.
+    classes: width of the logits; None for folders and published weights: theirs.
+    statistics: the data set's mean and standard deviation, used where neither weights nor ``normalize`` say
+        others.
+    weights: None (random, but for folders), ``"DEFAULT"`` or another name of published weights, or a file.
+    normalize: see ``choose_statistics``.
+    size: the side in pixels of the input, where it should be another than the pixels' (or the model's fixed
+        one).
+    seed: of the random parameters; the caller's generator is left alone. None: drawn from the caller's
+        generator.
+    new_classifier: for fine-tuning: weights of another number of classes are taken but for the classifier,
+        whose random tensors ``network.fresh`` names. False: they are an error.
+
+    Errors: ``UsageError`` for a name, option or combination that can't be, ``ModelError`` for weights that
+    can't be
+    had or don't fit, ``MissingExtraError`` where a package isn't installed.
+    """
+    if size is not None and size < 1:
+        raise UsageError(f"a model's input size must be at least 1 pixel, not {size}")
+    recorded = read_folder(spec) if is_folder_spec(spec) else None
+    source, spec = source_of(recorded.spec if recorded else spec)
+    found = source.weights(str(weights)) if weights is not None else recorded.weights if recorded else None
+    if classes is None:
+        classes = found.classes if found else None
+        if classes is None:
+            raise ModelError(f"how many classes {spec} should have is not known: there are no weights that say it")
+    if found is not None and not new_classifier:
+        _refuse_other_classes(found, found.classes, classes)
+    size = size or (recorded.preprocess.size if recorded else None) or (found.size if found else None)
+    with _seeded(seed):
+        model = source.build(classes, size)
+    fresh: tuple[str, ...] = ()
+    if found is not None:
+        state = found.load()
+        if not new_classifier:
+            _refuse_other_classes(found, classes_in(model, state, classes), classes)
+        fresh = fit(model, state, owner=found.title, new_classifier=classes if new_classifier else None)
+    fixed, minimum = source.input_size(size)
+    channels = input_channels(model)
+    known = recorded.weights.statistics if recorded else found.statistics if found else None
+    mean, std = choose_statistics(normalize, dataset=statistics, weights=known, channels=channels)
+    if recorded:
+        preprocess = dataclasses.replace(recorded.preprocess, mean=mean, std=std, size=fixed)
+    else:
+        preprocess = Preprocess(mean, std, fixed, minimum, found.trained_size if found else None)
+    network = Network(model, spec=spec, classes=classes, channels=channels, preprocess=preprocess)
+    network.fresh = fresh
+    network.weights_path = found.path if found else None
+    return network
+
+
+def weights_file(spec: str, weights: str | Path | None = None) -> Path | None:
+    """The file that ``open_network`` would read parameters from, or None where that isn't known.
+
+    For a download it is the place in torch's cache, whether it is there yet or not.
+    """
+    recorded = read_folder(spec) if is_folder_spec(spec) else None
+    if weights is None:
+        return recorded.weights.path if recorded else None
+    return source_of(recorded.spec if recorded else spec)[0].weights(str(weights)).path
+
+
+def published_classes(spec: str) -> int | None:
+    """How many classes the ``DEFAULT`` weights of a spec have; None for folders and where there are none."""
+    if is_folder_spec(spec):
+        return None
+    try:
+        return source_of(spec)[0].weights("DEFAULT").classes
+    except ModelError:
+        return None
+
+
+def _refuse_other_classes(weights: Weights, found: int | None, classes: int) -> None:
+    if found is not None and found != classes:
+        raise ModelError(
+            f"{weights.title} has {found} classes and the data has {classes}: "
+            "fine-tune it first (softcache teach --weights …), or give weights for these classes"
+        )
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

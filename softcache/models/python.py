@@ -1,0 +1,108 @@
+"""``python:package.module:factory`` or ``path/to/file.py:factory``: a user's own network."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from softcache.errors import ModelError, UsageError, nearest
+from softcache.models._source import Weights, only_files
+
+
+@dataclass(frozen=True)
+class Python:
+    """A callable in an importable module or in a file, which returns the network (a ``torch.nn.Module``).
+
+    It is called as ``factory(num_classes=classes)`` where it takes such an argument, else without any, and
+    should then return a network for that many classes. A file is imported under a name of its own;
+    ``sys.path`` stays as it is, so that the file can import installed packages but not its neighbours. Paths
+    are made absolute.
+    """
+
+    factory: str = field(metadata={"rest": True})
+
+    def __post_init__(self) -> None:
+        place, colon, name = self.factory.rpartition(":")
+        if not colon or not place or not name:
+            raise UsageError(f"{self.factory!r} is not package.module:factory or path/to/file.py:factory")
+        if place.endswith(".py"):
+            object.__setattr__(self, "factory", f"{Path(place).expanduser().resolve()}:{name}")
+
+    def build(self, classes: int, size: int | None = None) -> nn.Module:
+        """See ``Source.build``; the size changes nothing.
+
+        Errors: ``ModelError`` where the factory can't be imported, fails, or returns something else.
+        """
+        place, _, name = self.factory.rpartition(":")
+        module = _file(Path(place)) if place.endswith(".py") else _module(place)
+        factory = getattr(module, name, None)
+        if not callable(factory):
+            public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+            raise ModelError(f"{place} has no function {name!r}{nearest(name, public)}")
+        try:
+            network = factory(num_classes=classes) if _takes_classes(factory) else factory()
+        except Exception as error:
+            raise ModelError(f"{self.factory} raised {type(error).__name__}: {_line(error)}") from error
+        if not isinstance(network, nn.Module):
+            raise ModelError(f"{self.factory} returned {type(network).__name__}, not a torch.nn.Module")
+        return network
+
+    def input_size(self, size: int | None = None) -> tuple[int | None, int]:
+        """See ``Source.input_size``."""
+        return size, 1
+
+    def weights(self, weights: str) -> Weights:
+        """See ``Source.weights``; only files."""
+        return only_files(weights, self.factory)
+
+
+def _takes_classes(factory: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # builtins without a signature
+        return False
+    return any(p.name == "num_classes" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise ModelError(
+            f"{name} can't be imported ({type(error).__name__}: {_line(error)}): is it installed here? "
+            "For a file give path/to/file.py:factory"
+        ) from error
+
+
+def _file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ModelError(f"no file {path}")
+    content = path.read_bytes()
+    name = f"softcache_file_{hashlib.sha256(str(path).encode() + content).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ModelError(f"{path} can't be imported: {type(error).__name__}: {_line(error)}") from error
+    return module
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
