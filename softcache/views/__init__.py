@@ -1,0 +1,1 @@
+"""One file an augmentation recipe, and the dataset of keys."""

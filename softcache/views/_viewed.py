@@ -1,0 +1,211 @@
+"""The dataset of keys: row and view in, uint8 pixels out, the same for whoever asks, today and tomorrow."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from softcache.datasets._samples import Samples
+from softcache.errors import DatasetError, UsageError
+from softcache.views._image import Pixels, resize_and_crop
+from softcache.views._keys import Int64, Keys
+from softcache.views._move import Motion, move, move_array, still
+from softcache.views._recipe import parse_recipe
+from softcache.views._stage import MoveStage, PixelsStage, partner_rows
+
+BASE_LIMIT = 1 << 30  # bytes of evaluation pixels that are kept in memory unasked
+
+
+class ViewedDataset:
+    """Samples seen through a recipe.
+
+    recipe: a spec, by default the samples' own. seed: of the views, 0..2**64-1. size: side of a view in pixels, by
+    default the samples'. A method that takes ``indices`` takes any integers of shape (B,). No call changes the state
+    of a random generator. What it computes once (resized images) doesn't travel when it is pickled.
+    """
+
+    def __init__(self, samples: Samples, recipe: str | None = None, *, seed: int = 0, size: int | None = None) -> None:
+        if not 0 <= seed < 1 << 64:
+            raise UsageError(f"the view seed must be in 0..2**64-1, found {seed}")
+        self.samples = samples
+        self.recipe = parse_recipe(samples.recipe if recipe is None else recipe)
+        self.seed = seed
+        self.size = samples.size if size is None else size
+        if self.size < 1:
+            raise UsageError(f"the size of a view must be at least 1 pixel, found {self.size}")
+        self.resize = round(self.size * samples.resize / samples.size)
+        self._bases: Pixels | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_bases": None}
+
+    @property
+    def resident(self) -> bool:
+        """Whether samples are in memory and only their bytes are moved: ``move`` makes views of ``base_images``."""
+        return self.recipe.moves and self.samples.images is not None
+
+    def identity(self) -> dict[str, Any]:
+        """What the pixels depend on beside the samples, ready for JSON."""
+        return {
+            "spec": self.recipe.spec,
+            "revisions": self.recipe.revisions,
+            "size": self.size,
+            "resize": self.resize,
+            "seed": self.seed,
+        }
+
+    def pixels(self, index: int, view: int) -> Pixels:
+        """One key's pixels: uint8 (size, size, C), C-contiguous."""
+        return np.ascontiguousarray(self._views(_rows([index]), [view])[0][0])
+
+    def batch(self, indices: npt.ArrayLike, view: int) -> torch.Tensor:
+        """Pixels of keys of one view: uint8 (B, size, size, C)."""
+        return self.batch_views(indices, [view])[0]
+
+    def batch_views(self, indices: npt.ArrayLike, views: Sequence[int]) -> list[torch.Tensor]:
+        """``batch`` for several views, with one decode of each row (and one more of each partner it mixes with)."""
+        return [torch.from_numpy(images) for images in self._views(_rows(indices), views)]
+
+    def clean(self, indices: npt.ArrayLike) -> torch.Tensor:
+        """Evaluation pixels, the view of ``none``: uint8 (B, size, size, C)."""
+        return torch.from_numpy(self._base(_rows(indices)))
+
+    def base_images(self) -> Pixels:
+        """Evaluation pixels of all rows: (N, size, size, C) uint8, not to be written to.
+
+        They are the samples' own array where its images have the view size already, and computed once elsewhere.
+        Errors: ``DatasetError`` for samples that are not in memory.
+        """
+        images = self.samples.images
+        if images is None:
+            raise DatasetError(f"{self.samples.spec} is not in memory: its views are decoded from files")
+        if images.shape[1:3] == (self.size, self.size) and self.resize == self.size:
+            return images
+        if self._bases is None:
+            bases = np.empty((len(images), self.size, self.size, images.shape[3]), np.uint8)
+            for row, image in enumerate(images):
+                bases[row] = resize_and_crop(image, self.resize, self.size)
+            self._bases = bases
+        return self._bases
+
+    def parameters(self, indices: npt.ArrayLike, view: int) -> dict[str, npt.NDArray[np.int32]]:
+        """What ``move_by`` needs for keys of a recipe that only moves bytes: name → (B,) int32.
+
+        Cheap for a whole epoch's keys at once; to be indexed and moved to a device as one likes.
+        """
+        motion = self._motion(_rows(indices), view)
+        return {
+            "top": motion.top.astype(np.int32),
+            "left": motion.left.astype(np.int32),
+            "mirror": motion.mirror.astype(np.int32),
+        }
+
+    def move_by(self, base: torch.Tensor, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Views from evaluation pixels, by indexing and without a wait for the device.
+
+        base: (B, size, size, C) uint8; parameters: as ``parameters`` gives, (B,) integers on the same device.
+        Result: the same bytes as ``batch``.
+        """
+        outside = self._motion(_rows([]), 0)
+        return move(base, **parameters, pad=outside.pad, fill=outside.fill)
+
+    def move(self, base: torch.Tensor, indices: npt.ArrayLike, view: int) -> torch.Tensor:
+        """``move_by`` with the parameters of these keys."""
+        parameters = self.parameters(indices, view)
+        on_device = {name: torch.from_numpy(part).to(base.device) for name, part in parameters.items()}
+        return self.move_by(base, on_device)
+
+    def mixing(self, indices: npt.ArrayLike, view: int) -> tuple[Int64, npt.NDArray[np.float32]] | None:
+        """Partner rows (B,) int64 and the weight of the own label (B,) float32; None for recipes that don't mix."""
+        if self.recipe.mix is None:
+            return None
+        keys = self._keys(_rows(indices), view, len(self.recipe.stages) - 1)
+        return partner_rows(keys, len(self)), self.recipe.mix.weights(keys, self.size)
+
+    def _keys(self, rows: Int64, view: int, stage: int) -> Keys:
+        return Keys(self.seed, rows, view, stage)
+
+    def _base(self, rows: Int64) -> Pixels:
+        """Evaluation pixels of some rows, in memory of their own."""
+        images = self.samples.images
+        if images is not None:
+            needed = len(images) * self.size * self.size * images.shape[3]
+            if self._bases is not None or needed <= BASE_LIMIT or images.shape[1:3] == (self.size, self.size):
+                return np.asarray(self.base_images()[rows])
+        bases = self._empty(len(rows))
+        for place, row in enumerate(rows.tolist()):
+            bases[place] = resize_and_crop(self.samples.image(row), self.resize, self.size)
+        return bases
+
+    def _empty(self, count: int) -> Pixels:
+        return np.empty((count, self.size, self.size, self.samples.channels), np.uint8)
+
+    def _views(self, rows: Int64, views: Sequence[int]) -> list[Pixels]:
+        """Finished views, (B, size, size, C) each."""
+        own = self._unmixed(rows, views)
+        mix, last = self.recipe.mix, len(self.recipe.stages) - 1
+        if mix is None:
+            return own
+        mixed = []
+        for images, view in zip(own, views, strict=True):
+            keys = self._keys(rows, view, last)
+            partners = self._unmixed(partner_rows(keys, len(self)), [view])[0]
+            mixed.append(mix.mix(images, partners, keys))
+        return mixed
+
+    def _unmixed(self, rows: Int64, views: Sequence[int]) -> list[Pixels]:
+        """Views through all stages but the one that mixes."""
+        if self.recipe.first is None:
+            base = self._base(rows)
+            starts = [base] * len(views)
+        else:
+            starts = self._first(rows, views)
+        return [self._between(images, rows, view) for images, view in zip(starts, views, strict=True)]
+
+    def _first(self, rows: Int64, views: Sequence[int]) -> list[Pixels]:
+        """Views after the stage that takes the decoded image; at any time one decoded image is in memory."""
+        first = self.recipe.first
+        assert first is not None
+        words = [self._keys(rows, view, 0).words(first.words) for view in views]
+        starts = [self._empty(len(rows)) for _ in views]
+        for place, row in enumerate(rows.tolist()):
+            image = self.samples.image(row)
+            for start, of_view in zip(starts, words, strict=True):
+                start[place] = first.view(image, of_view[place], self.size)
+        return starts
+
+    def _between(self, images: Pixels, rows: Int64, view: int) -> Pixels:
+        """The stages in the middle, with neighbours that only move bytes taken as one."""
+        motion = still(len(rows))
+        for number, stage in self.recipe.between:
+            keys = self._keys(rows, view, number)
+            if stage.kind == "move":
+                motion = motion.then(typing.cast(MoveStage, stage).motion(keys, self.size))
+            else:
+                images = move_array(images, motion)
+                images = typing.cast(PixelsStage, stage).change(images, keys)
+                motion = still(len(rows))
+        return move_array(images, motion)
+
+    def _motion(self, rows: Int64, view: int) -> Motion:
+        """All stages of a recipe that only moves bytes, as one."""
+        assert self.recipe.moves, f"{self.recipe} does more than to move bytes"
+        motion = still(len(rows))
+        for number, stage in self.recipe.between:
+            keys = self._keys(rows, view, number)
+            motion = motion.then(typing.cast(MoveStage, stage).motion(keys, self.size))
+        return motion
+
+
+def _rows(indices: npt.ArrayLike) -> Int64:
+    rows = np.asarray(indices, dtype=np.int64)
+    assert rows.ndim == 1, rows.shape
+    return rows

@@ -1,0 +1,75 @@
+"""Other people's random transforms, made a function of the key: their generators are seeded and put back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from softcache.datasets._hash import UInt64
+from softcache.errors import DatasetError
+from softcache.views._image import Pixels, from_pil, to_pil
+from softcache.views._keys import Keys
+
+WORDS = 4  # drawn from the key for each sample
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Puts torch's default CPU generator, ``random`` and numpy's old global one back, whatever is drawn inside."""
+    states = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
+
+
+def seed_generators(words: UInt64) -> None:
+    """Seeds all three from a key's words. CUDA's generators stay: transforms run on the host."""
+    # not torch.manual_seed, which would also seed every accelerator, at a hundred times the price
+    torch.default_generator.manual_seed(int(words[0]) >> 1)
+    random.seed(int(words[1]))
+    np.random.seed(int(words[2]) >> 32)
+
+
+def change_each(transform: Callable[[Image.Image], Any], images: Pixels, keys: Keys, owner: str) -> Pixels:
+    """Applies a transform of Pillow images to (B, S, S, C) views, seeded with each key. Result: the same shape."""
+    changed = np.empty_like(images)
+    words = keys.words(WORDS)
+    with generators_kept():
+        for place, image in enumerate(images):
+            seed_generators(words[place])
+            result = as_pixels(transform(to_pil(image)), image.shape[2], owner)
+            if result.shape != image.shape:
+                raise DatasetError(f"{owner} gave pixels of shape {result.shape} for {image.shape}")
+            changed[place] = result
+    return changed
+
+
+def as_pixels(result: Any, channels: int, owner: str) -> Pixels:
+    """(H, W, channels) uint8 of what a transform returned: a Pillow image, (C, H, W) tensor or (H, W[, C]) array.
+
+    Errors: ``DatasetError`` for other types, dtypes and numbers of channels.
+    """
+    if isinstance(result, Image.Image):
+        pixels = from_pil(result)
+    elif isinstance(result, torch.Tensor):
+        pixels = result.detach().cpu().numpy()
+        pixels = pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels
+    else:
+        pixels = np.asarray(result)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != channels:
+        raise DatasetError(
+            f"{owner} gave {type(result).__name__} of {pixels.dtype} {pixels.shape}: a view is uint8 with {channels} "
+            "channels (conversion to float and normalization belong to the model)"
+        )
+    return pixels
