@@ -1,0 +1,1 @@
+"""One file a codec: how logits lie on disk."""

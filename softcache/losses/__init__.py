@@ -1,0 +1,1 @@
+"""One file a loss on logits; `hints/` has the losses on activations."""

@@ -1,0 +1,84 @@
+"""A number that may change over the epochs: ``4``, ``8:2:linear``, ``8:2:cosine``, ``0:1:warmup=20``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from softcache.errors import UsageError
+
+FORMS = "a number, START:END:linear, START:END:cosine or START:END:warmup=EPOCHS"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One knob over the epochs of a run.
+
+    ``constant``: ``start`` throughout. ``linear`` and ``cosine``: ``start`` in the first epoch and ``end`` in
+    the last. ``warmup``: the n-th epoch (from 1) has ``start + (end - start) * n / warmup`` and every one
+    from the ``warmup``-th on ``end``, so that the first epoch is not wholly without the term.
+    """
+
+    start: float
+    end: float
+    shape: str = "constant"
+    warmup: int = 0
+
+    @classmethod
+    def constant(cls, value: float) -> Schedule:
+        return cls(float(value), float(value))
+
+    @classmethod
+    def parse(cls, text: str) -> Schedule:
+        """The schedule of a text in one of the four forms.
+
+        Errors: ``UsageError`` that tells the forms.
+        """
+        parts = [part.strip() for part in str(text).split(":")]
+        try:
+            if len(parts) == 1:
+                return cls.constant(_finite(parts[0]))
+            if len(parts) == 3:
+                shape, equals, count = parts[2].partition("=")
+                start, end = _finite(parts[0]), _finite(parts[1])
+                if shape in ("linear", "cosine") and not equals:
+                    return cls(start, end, shape)
+                if shape == "warmup" and int(count) > 0:
+                    return cls(start, end, shape, int(count))
+        except ValueError:
+            pass  # the message below says what was found and which forms there are
+        raise UsageError(f"{text!r} is not {FORMS}")
+
+    def at(self, epoch: float, epochs: int) -> float:
+        """The value in ``epoch`` (the first is 0) of a run of ``epochs``."""
+        if self.shape == "constant":
+            return self.start
+        if self.shape == "warmup":
+            done = min((epoch + 1) / self.warmup, 1.0)
+        else:
+            done = min(max(epoch / (epochs - 1), 0.0), 1.0) if epochs > 1 else 0.0
+        if self.shape == "cosine":
+            done = (1 - math.cos(math.pi * done)) / 2
+        return self.start + (self.end - self.start) * done
+
+    def bounds(self) -> tuple[float, float]:
+        """Least and greatest value that it can take."""
+        return min(self.start, self.end), max(self.start, self.end)
+
+    def __str__(self) -> str:
+        if self.shape == "constant":
+            return _text(self.start)
+        shape = f"warmup={self.warmup}" if self.shape == "warmup" else self.shape
+        return f"{_text(self.start)}:{_text(self.end)}:{shape}"
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _text(value: float) -> str:
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

@@ -1,0 +1,103 @@
+"""Activations come as vectors (D,), tokens (L, D) or maps (C, H, W); here they are turned into one another.
+
+Shapes are without the batch, tensors with it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from softcache.errors import UsageError
+
+Shape = tuple[int, ...]
+FORMS = {1: "a vector", 2: "tokens", 3: "a map"}
+
+
+def check_shape(shape: Shape, owner: str, *, spatial: bool = False) -> None:
+    """Errors: ``UsageError`` for an activation that is neither vector, tokens nor map, or, with ``spatial``,
+    has no more than one position."""
+    if len(shape) not in FORMS:
+        raise UsageError(
+            f"{owner} takes a vector (D), tokens (L, D) or a map (C, H, W), found {_text(shape)}: name another layer"
+        )
+    height, width = map_shape(shape)[1:]
+    if spatial and height * width == 1:
+        raise UsageError(
+            f"{owner} compares places of a map, found {FORMS[len(shape)]} {_text(shape)}: name a layer with a map"
+        )
+
+
+def map_shape(shape: Shape) -> tuple[int, int, int]:
+    """(C, H, W) of what ``as_map`` gives."""
+    if len(shape) == 1:
+        return shape[0], 1, 1
+    if len(shape) == 2:
+        return shape[1], shape[0], 1
+    channels, height, width = shape
+    return channels, height, width
+
+
+def width(shape: Shape) -> int:
+    """D of what ``as_vector`` gives."""
+    return map_shape(shape)[0]
+
+
+def as_map(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) as it is; vectors as (B, D, 1, 1); tokens (B, L, D) as (B, D, L, 1)."""
+    if x.dim() == 2:
+        return x[:, :, None, None]
+    if x.dim() == 3:
+        return x.transpose(1, 2).unsqueeze(3)
+    return x
+
+
+def as_vector(x: torch.Tensor) -> torch.Tensor:
+    """(B, D) as it is; maps (B, C, H, W) and tokens (B, L, D) as the mean over their places."""
+    if x.dim() == 4:
+        return x.mean((2, 3))
+    return x.mean(1) if x.dim() == 3 else x
+
+
+def pool(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Average-pools (B, C, H, W) to a size that is no larger."""
+    h, w = x.shape[2:]
+    if (h, w) == (height, width):
+        return x
+    if h % height == 0 and w % width == 0:  # its backward pass is deterministic on every device
+        return F.avg_pool2d(x, (h // height, w // width))
+    return F.adaptive_avg_pool2d(x, (height, width))
+
+
+def same_size(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two (B, C, H, W) with the larger average-pooled to the smaller, in each direction."""
+    height, width = min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3])
+    return pool(a, height, width), pool(b, height, width)
+
+
+def resize_matrix(size: int, wanted: int) -> torch.Tensor:
+    """(wanted, size): a row of ``size`` numbers resized, linearly to more, by averages to fewer.
+
+    A product with it is deterministic on every device, which the backward passes of interpolation aren't.
+    """
+    rows = torch.eye(size, dtype=torch.float64).unsqueeze(0)
+    if wanted <= size:
+        resized = F.adaptive_avg_pool1d(rows, wanted)
+    else:
+        resized = F.interpolate(rows, wanted, mode="linear", align_corners=False)
+    return resized[0].T.float().contiguous()
+
+
+def grid(tokens: int) -> tuple[int, int, int]:
+    """``(class tokens, H, W)`` of that many tokens: a square, a square after a class token, else a column."""
+    for skipped in (0, 1):
+        side = math.isqrt(tokens - skipped)
+        if side > 1 and side * side == tokens - skipped:
+            return skipped, side, side
+    return 0, tokens, 1
+
+
+def _text(shape: Shape) -> str:
+    return "(" + ", ".join(map(str, shape)) + ")"

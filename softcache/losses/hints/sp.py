@@ -1,0 +1,50 @@
+"""``sp``: which samples of a batch are alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from softcache.losses._precision import full_precision
+from softcache.losses.hints._shapes import Shape, check_shape
+
+
+@dataclass(frozen=True)
+class SP:
+    """``‖G_s - G_t‖²_F / B²``, ``G = F Fᵀ`` of the flattened activations, its rows L2-normalized.
+
+    Shapes may differ; nothing is trained. Source: arXiv 1907.09682.
+    """
+
+    formula: ClassVar[str] = "‖G_s - G_t‖²_F / B², G = F Fᵀ with rows L2-normalized"
+    source: ClassVar[str] = "Similarity preserving, arXiv 1907.09682"
+    needs: ClassVar[str] = "any"
+    default_weight: ClassVar[str] = "3000"
+    zero_for_perfect: ClassVar[bool] = True
+
+    def build(self, student_shape: Shape, teacher_shape: Shape, *, rows: int, classes: int, seed: int) -> nn.Module:
+        for shape in (student_shape, teacher_shape):
+            check_shape(shape, "hint loss 'sp'")
+        return _SP()
+
+
+class _SP(nn.Module):
+    @full_precision
+    def forward(
+        self,
+        student: torch.Tensor,
+        teacher: torch.Tensor,
+        *,
+        indices: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return F.mse_loss(_similarity(student), _similarity(teacher))
+
+
+def _similarity(x: torch.Tensor) -> torch.Tensor:
+    flat = x.flatten(1)
+    return F.normalize(flat @ flat.T, dim=1)  # (B, B)
