@@ -1,0 +1,1 @@
+"""The asset on disk: manifest, shards, reading and writing them."""

@@ -1,0 +1,96 @@
+"""The command line's frame: finds commands by file name, and turns errors into one line and an exit status."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import signal
+import sys
+from typing import Any
+
+import click
+
+import softcache.cli
+from softcache._version import __version__
+from softcache.console import set_quiet
+from softcache.errors import SoftcacheError, nearest
+
+ORDER = ("teach", "layers", "dump", "train", "eval", "info", "verify", "losses")
+
+
+class LazyGroup(click.Group):
+    """Commands are the files of ``softcache/cli``; only the one that runs is imported, so that help is quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        found = {m.name for m in pkgutil.iter_modules(softcache.cli.__path__) if not m.name.startswith("_")}
+        return [name for name in ORDER if name in found] + sorted(found - set(ORDER))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        return importlib.import_module(f"softcache.cli.{cmd_name}").command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            raise click.UsageError(f"no command is called {args[0]!r}{nearest(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="softcache")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--quiet", "-q", is_flag=True, help="Print results and errors only.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads that torch may use.  [default: all cores]")
+@click.pass_context
+def main(ctx: click.Context, debug: bool, quiet: bool, threads: int | None) -> None:
+    """Run an expensive teacher once; train many students from what it said.
+
+    \b
+      softcache teach --model resnet50              train a teacher on the digits that come with softcache
+      softcache dump  --teacher resnet50            keep its logits for 4 augmented views of every image
+      softcache train --student resnet18 --T 4      distil, as often as you like, at any temperature
+    """
+    ctx.obj = {"debug": debug}
+    set_quiet(quiet)
+    if threads and not ctx.resilient_parsing:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # torch isn't imported yet, and its workers inherit it
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 0 done, 1 failed, 2 usage, 130 and 143 after a signal."""
+    debug = "--debug" in (arguments if arguments is not None else sys.argv)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        result = main.main(args=arguments, prog_name="softcache", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except SoftcacheError as error:
+        if debug:
+            raise
+        print(f"softcache: {error}", file=sys.stderr)
+        return error.exit_status
+    except (KeyboardInterrupt, click.Abort):
+        print("softcache: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    except Terminated:
+        print("softcache: terminated; run the same command again to go on", file=sys.stderr)
+        return 143
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"softcache: {type(error).__name__}: {text[:300]} (--debug shows where)", file=sys.stderr)
+        return 1
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception, so that what is half-written is dropped on the way out."""
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise Terminated

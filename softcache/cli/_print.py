@@ -1,0 +1,32 @@
+"""How results are printed: aligned rows, or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+
+def percent(share: float | None) -> str:
+    """``98.61 %``, or a dash where there is nothing to say."""
+    return "–" if share is None else f"{100 * share:.2f} %"
+
+
+def rows(pairs: Sequence[tuple[str, object]]) -> None:
+    """Names and values in two columns."""
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        click.echo(f"{name.ljust(width)}  {value}")
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell; nothing is cut, whatever the terminal's width."""
+    widths = [max(len(str(line[k])) for line in [header, *lines]) for k in range(len(header))]
+    for line in [header, ["─" * width for width in widths], *lines]:
+        click.echo("  ".join(str(cell).ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def as_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False))

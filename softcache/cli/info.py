@@ -1,0 +1,68 @@
+"""``softcache info``"""
+
+from __future__ import annotations
+
+import click
+
+from softcache.cli._print import as_json, percent, rows, table
+from softcache.console import size
+
+
+@click.command("info")
+@click.argument("cache", required=False)
+@click.option("--json", "json_", is_flag=True, help="Print it as JSON.")
+def command(cache: str | None, json_: bool) -> None:
+    """What a cache is; without a name, all caches in caches/."""
+    from softcache.cache.reader import Cache, find_caches
+    from softcache.stages.places import pick_cache
+
+    if cache is None:
+        found = [Cache(path).describe() for path in find_caches()]
+        if json_:
+            as_json(found)
+        elif not found:
+            click.echo("there is no cache in caches/: make one with softcache dump --teacher resnet50")
+        else:
+            table(
+                ["cache", "teacher", "data", "rows", "views", "codec", "hints", "size", "complete"],
+                [
+                    [
+                        f["path"], f["teacher"], f"{f['dataset']}/{f['split']}", f"{f['rows']:,}", str(f["views"]),
+                        f["codec"], ", ".join(f["hints"]) or "–", size(f["bytes"]), "yes" if f["complete"] else "no",
+                    ]
+                    for f in found
+                ],
+            )  # fmt: skip
+        return
+    opened = Cache(pick_cache(cache))
+    found_one = opened.describe()
+    if json_:
+        as_json(found_one)
+        return
+    numerics = opened.manifest.identity.teacher.numerics
+    hints = ", ".join(f"{k} {'×'.join(map(str, v['shape']))} {v['dtype']}" for k, v in found_one["hints"].items())
+    error = found_one["codec_error"]
+    whole = (
+        "complete"
+        if found_one["complete"]
+        else f"{found_one['missing_shards']} of {found_one['shards']} shards missing"
+    )
+    rows(
+        [
+            ("cache", f"{found_one['path']} ({whole})"),
+            ("cache id", found_one["cache_id"]),
+            ("teacher", f"{found_one['teacher']}, weights {opened.manifest.identity.teacher.weights[:16]}"),
+            ("ran in", f"{numerics.dtype}, amp {numerics.amp}, {numerics.device}, batch {numerics.batch}"),
+            ("teacher top-1", percent(found_one["teacher_top1"])),
+            ("dataset", f"{found_one['dataset']}/{found_one['split']}, {found_one['classes']} classes"),
+            (
+                "views",
+                f"{found_one['views']} of {found_one['recipe']} at {found_one['size']}², seed {found_one['view_seed']}",
+            ),
+            ("keys", f"{found_one['keys']:,} ({found_one['rows']:,} rows)"),
+            ("hints", hints or "none"),
+            ("codec", f"{found_one['codec']}" + (f", mean KL {error['kl_mean_T1']:.1e} at T=1" if error else "")),
+            ("size", size(found_one["bytes"])),
+            ("made", f"{found_one['made'].get('date')} by softcache {found_one['made'].get('softcache')}"),
+        ]
+    )

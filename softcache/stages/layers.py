@@ -1,0 +1,33 @@
+"""The layers that can be hints: ``softcache layers``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from softcache.models._hooks import classifier_path
+from softcache.models._layers import list_layers
+from softcache.models._open import open_network
+from softcache.stages.places import TEACHER_FILE, open_viewed, teacher_folder
+
+FLOAT16_BYTES = 2
+
+
+def layers(teacher: str = "resnet50", *, dataset: str = "digits", **options: Any) -> list[dict[str, Any]]:
+    """Path, module, shape of one sample and bytes as float16 of every layer, and of the classifier's input."""
+    viewed = open_viewed(dataset, "train", **options)
+    own = teacher_folder(teacher, viewed.samples.spec)
+    spec = str(own) if (own / TEACHER_FILE).exists() else teacher
+    classes = len(viewed.samples.classes) or 1000
+    network = open_network(spec, classes=classes, statistics=viewed.samples.statistics, seed=0)
+    found = []
+    for layer in list_layers(network, viewed.clean(np.arange(2))):
+        count = int(np.prod(layer.shape)) * FLOAT16_BYTES
+        found.append({"layer": layer.path, "module": layer.kind, "shape": list(layer.shape), "bytes": count})
+    classifier = classifier_path(network.model, network.classes)
+    width = getattr(network.model.get_submodule(classifier), "in_features", None)
+    if width is not None:
+        count = width * FLOAT16_BYTES
+        found.append({"layer": f"{classifier}:in", "module": "input", "shape": [width], "bytes": count})
+    return found

@@ -1,0 +1,74 @@
+"""How good a network is on clean pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from softcache.models._network import Network
+from softcache.training.config import autocast
+from softcache.training.pixels import PixelSource
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of labelled rows in 0..1; ``loss`` is the mean cross-entropy; ``samples`` how many rows counted."""
+
+    top1: float
+    top5: float
+    loss: float
+    samples: int
+
+
+@torch.inference_mode()
+def predict(
+    network: Network,
+    pixels: PixelSource,
+    rows: np.ndarray,
+    device: torch.device,
+    *,
+    batch: int = 256,
+    amp: str = "off",
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Rows (B,) and their logits (B, C) float32 on the device, in evaluation mode and in order."""
+    was_training = network.training
+    network.eval()
+    batches = [rows[k : k + batch] for k in range(0, len(rows), batch)]
+    try:
+        for done, _, images in pixels.epoch(batches, 0):
+            with autocast(device, amp):
+                yield done, network(images).float()
+    finally:
+        network.train(was_training)
+
+
+def evaluate_network(
+    network: Network,
+    pixels: PixelSource,
+    labels: np.ndarray,
+    device: torch.device,
+    *,
+    rows: np.ndarray | None = None,
+    amp: str = "off",
+) -> Accuracy:
+    """Accuracy on the labelled rows (of ``rows``, by default all). ``labels``: (N,) int32, -1 unlabelled."""
+    chosen = np.arange(len(labels)) if rows is None else rows
+    chosen = chosen[labels[chosen] >= 0]
+    totals = torch.zeros(3, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    for done, logits in predict(network, pixels, chosen, device, amp=amp):
+        y = torch.from_numpy(labels[done].astype(np.int64)).to(device)
+        totals += torch.stack(counts(logits, y)).to(totals)
+    top1, top5, loss = (totals / max(len(chosen), 1)).tolist()
+    return Accuracy(top1, top5, loss, len(chosen))
+
+
+def counts(logits_bc: torch.Tensor, labels_b: torch.Tensor) -> list[torch.Tensor]:
+    """Hits at 1, hits at 5, and summed cross-entropy of a batch, as scalars."""
+    best = logits_bc.topk(min(5, logits_bc.shape[1]), dim=1).indices  # (B, 5)
+    hit = best == labels_b[:, None]
+    loss = F.cross_entropy(logits_bc, labels_b, reduction="sum")
+    return [hit[:, 0].sum().double(), hit.any(1).sum().double(), loss.double()]
