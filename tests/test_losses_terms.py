@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -268,3 +269,11 @@ def test_parsing_a_name_imports_no_other_loss():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == ["softcache.losses.kl"]
+
+
+def test_every_loss_is_documented_with_its_defaults():
+    text = (Path(__file__).parents[1] / "docs" / "losses.md").read_text(encoding="utf-8")
+    lines = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `") and "arXiv" in line}
+    for row in describe_losses():
+        for part in (*row.options, row.weight, row.T):
+            assert part in lines[row.name], f"{row.name}: {part}"

@@ -2,6 +2,15 @@
 
 ``weight``, ``T`` and ``standardize`` are options of every loss; the others are the fields of its dataclass.
 ``weight`` and ``T`` may be schedules over the epochs. A ``T`` in a loss's own spec overrides the command's.
+
+A loss is a frozen dataclass, called as ``loss(student, teacher, T, labels)`` with logits (B, C), a float and labels
+(B,) int64 (-1 for none) or None, that returns a scalar, with the class attributes
+
+- ``formula`` (one line), ``source``, ``default_weight`` (text of a schedule), ``default_T`` (None: it has none);
+- ``needs_labels``: then it is a mean over labelled rows, 0 (with a graph) where a batch has none;
+- ``through_softmax``: the teacher's logits enter only through ``softmax(z / T)``;
+- ``zero_for_perfect``: 0 where both sides are equal;
+- ``standardized_weight``, if its default weight is another one with ``standardize=true``.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class _Places(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.dim() == 3:
-            x = x[:, self.skipped :].transpose(1, 2).reshape(len(x), x.shape[2], *self._student_grid(x))
+            x = x[:, self.skipped :].transpose(1, 2).reshape(len(x), x.shape[2], *grid(x.shape[1])[1:])
         x = self.conv(x)
         if self.resize_h is not None and self.resize_w is not None:
             x = self.resize_h @ x @ self.resize_w.T
@@ -111,10 +111,6 @@ class _Places(nn.Module):
             return out
         tokens = out.flatten(2).transpose(1, 2)  # (B, L, D)
         return torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1) if self.added else tokens
-
-    @staticmethod
-    def _student_grid(x: torch.Tensor) -> tuple[int, int]:
-        return grid(x.shape[1])[1:]
 
 
 def _grid_of(shape: Shape) -> tuple[int, list[int]]:

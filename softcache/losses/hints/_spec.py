@@ -7,6 +7,7 @@ have also:
 
 - ``several = True``: ``build`` and the module take lists, one entry a layer (else each pair of layers gets a
   module of its own, and their losses are summed);
+- ``bank_bytes(rows)``: memory that ``build`` will take, to be said before;
 - ``extras = ("row_labels",)``: what more ``build`` needs by name (``row_labels``, ``teacher_classifier``);
 - ``zero_for_perfect = True``: 0 where student and teacher have equal activations;
 - ``replaces_logits = True``: the module's ``student_logits(feature)`` are the student's logits.
