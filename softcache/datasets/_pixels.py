@@ -88,8 +88,9 @@ def checked_images(images: npt.NDArray, where: str) -> Pixels:
 
 
 def map_images(path: Path) -> Pixels:
-    """The images of a .npy file, memory-mapped read-only, as (N, H, W, C)."""
-    images = np.lib.format.open_memmap(path, mode="r")
+    """The images of a .npy file, memory-mapped, as (N, H, W, C); the file can't be changed through them."""
+    # copy-on-write rather than read-only, because torch warns of arrays that aren't writable
+    images = np.lib.format.open_memmap(path, mode="c")
     return images[..., None] if images.ndim == 3 else images
 
 

@@ -95,7 +95,7 @@ def _load(source: Path, name: str) -> npt.NDArray | None:
             if not path.exists():
                 return None
             if name.endswith("_images"):
-                return np.lib.format.open_memmap(path, mode="r")
+                return np.lib.format.open_memmap(path, mode="c")
             with path.open("rb") as stream:
                 return np.lib.format.read_array(stream, allow_pickle=False)
         # opened here, because np.load leaves a file open that is no archive

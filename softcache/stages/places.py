@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def find_teacher(
     if weights is not None:
         return open_network(teacher, weights=weights, **common)
     if Path(teacher).is_dir():
-        return open_network(teacher, **common)
+        return open_network(teacher if os.sep in teacher else f"./{teacher}", **common)
     own = teacher_folder(teacher, samples.spec)
     if (own / TEACHER_FILE).exists():
         return open_network(str(own), **common)

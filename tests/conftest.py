@@ -1,0 +1,59 @@
+"""What all tests share: an empty working folder, one thread, and small teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from softcache.models._folder import describe, save_network
+from softcache.models._open import open_network
+from softcache.stages.places import TEACHER_FILE, open_viewed, write_config
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that commands run in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def small_teacher() -> Callable[..., str]:
+    """Writes a teacher's folder with random parameters; returns its path. Its logits are spread like a trained one's."""
+
+    def make(folder: str | Path, *, dataset: str = "digits", model: str = "cifar:resnet8", seed: int = 7) -> str:
+        samples = open_viewed(dataset, "train").samples
+        network = open_network(model, classes=len(samples.classes), statistics=samples.statistics, seed=seed)
+        with torch.no_grad():
+            for parameter in list(network.model.parameters())[-2:]:
+                parameter.mul_(20)
+        path = Path(folder)
+        path.mkdir(parents=True)
+        save_network(network, path, TEACHER_FILE)
+        write_config(path, {"model": {**describe(network), "weights": TEACHER_FILE}})
+        return str(path)
+
+    return make
+
+
+@pytest.fixture
+def colour_arrays(tmp_path: Path) -> str:
+    """``arrays:`` set of 150 + 40 colour images of 12×12 pixels in 5 classes that can be told apart by their colour."""
+    rng = np.random.default_rng(5)
+    folder = tmp_path / "colours"
+    folder.mkdir()
+    for split, rows in (("train", 150), ("test", 40)):
+        labels = np.arange(rows) % 5
+        images = rng.integers(0, 80, (rows, 12, 12, 3)) + 30 * labels[:, None, None, None]
+        np.save(folder / f"{split}_images.npy", images.astype(np.uint8))
+        np.save(folder / f"{split}_labels.npy", labels)
+    return f"arrays:{folder}"
