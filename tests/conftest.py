@@ -28,7 +28,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def small_teacher() -> Callable[..., str]:
-    """Writes a teacher's folder with random parameters; returns its path. Its logits are spread like a trained one's."""
+    """Writes a folder with a random teacher whose logits are as wide as a trained one's; returns its path."""
 
     def make(folder: str | Path, *, dataset: str = "digits", model: str = "cifar:resnet8", seed: int = 7) -> str:
         samples = open_viewed(dataset, "train").samples

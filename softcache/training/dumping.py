@@ -22,6 +22,7 @@ from softcache.errors import NumericsError
 from softcache.models._hooks import Taps
 from softcache.models._network import Network
 from softcache.training.config import autocast
+from softcache.training.failures import Shielded, raising
 from softcache.training.pixels import pick_workers
 from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
@@ -91,7 +92,7 @@ def run_blocks(
     measure, writer = _CodecError(cache.codec), _WriterThread(cache)
     try:
         with bar("dump", sum(block.rows for block in blocks), "keys") as shown:
-            batches = iter(loader)
+            batches = raising(loader)
             for group in groups:
                 writers = {block.view: BlockWriter(cache, block) for block in group}
                 writer.opened(list(writers.values()))
@@ -287,7 +288,7 @@ def _loader(
     viewed: ViewedDataset, groups: Sequence[Sequence[Block]], batch: int, device: torch.device, workers: int
 ) -> DataLoader:
     return DataLoader(
-        _Grid(viewed, groups, batch),
+        Shielded(_Grid(viewed, groups, batch)),
         batch_size=None,
         shuffle=False,
         num_workers=workers,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from softcache.training.failures import Shielded, raising
 from softcache.views._viewed import ViewedDataset
 
 
@@ -60,7 +61,7 @@ class WorkerPixels:
         self._device = device
         self._queue = _Queue()
         self._loader: DataLoader = DataLoader(
-            _Batches(viewed),
+            Shielded(_Batches(viewed)),
             batch_size=None,
             sampler=self._queue,
             num_workers=workers,
@@ -72,7 +73,7 @@ class WorkerPixels:
 
     def epoch(self, batches: list[np.ndarray], view: int) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
         self._queue.fill([(rows, view) for rows in batches])
-        for rows, pixels in zip(batches, self._loader, strict=True):
+        for rows, pixels in zip(batches, raising(self._loader), strict=True):
             on_device = torch.from_numpy(rows).to(self._device)
             yield rows, on_device, pixels.to(self._device, non_blocking=True)
 

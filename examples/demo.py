@@ -1,0 +1,88 @@
+"""The main job from end to end on the digits that come with softcache: `make demo`.
+
+A ResNet-50 teacher, its logits and one hint layer for four views of every image, and ResNet-18 students with and
+without it, on all labels and on 5 % of them. Everything goes into ``demo-output/``; what is there is reused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import softcache
+from softcache.console import duration, say, size
+
+OUT = Path("demo-output")
+FEW = 0.05
+
+
+def main() -> None:
+    began = time.perf_counter()
+    OUT.mkdir(exist_ok=True)
+    os.chdir(OUT)
+    teacher = softcache.teach("resnet50")
+    if teacher.kept:
+        say(f"reusing {OUT / teacher.folder}")
+    cache = softcache.dump("resnet50", hints=("layer3",))
+    if not cache.keys:
+        say(f"reusing {OUT / cache.folder}")
+    record_dump(cache)
+    distilled, alone = {"T": "4", "cache": (str(cache.folder),)}, {"alpha": "0"}
+    students = {
+        "student distilled, T=4": run("distilled", distilled),
+        "student alone": run("alone", alone),
+        "student distilled, 5 % of the labels": run("distilled-few", {**distilled, "label_fraction": FEW}),
+        "student alone, 5 % of the labels": run("alone-few", {**alone, "label_fraction": FEW}),
+    }
+    show(teacher, cache, students, time.perf_counter() - began)
+
+
+def run(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """A finished run's result, trained now or found."""
+    folder = Path("runs") / name
+    config = folder / "config.json"
+    if config.exists() and "result" in json.loads(config.read_text()):
+        say(f"reusing {OUT / folder}")
+    elif config.exists():
+        softcache.train(resume=folder)
+    else:
+        softcache.train("resnet18", out=folder, **options)
+    return json.loads(config.read_text())
+
+
+def record_dump(cache: Any) -> None:
+    """Keeps what the teacher's pass took, for when the demo is run again."""
+    if cache.keys:
+        Path("dump-seconds.json").write_text(json.dumps({"keys": cache.keys, "seconds": cache.seconds}))
+
+
+def show(teacher: Any, cache: Any, students: dict[str, Any], seconds: float) -> None:
+    taught = json.loads((teacher.folder / "config.json").read_text())
+    asked = json.loads(Path("dump-seconds.json").read_text())
+    lines = [("teacher ResNet-50", taught["test"]["top1"], taught["seconds"])]
+    lines += [(name, run["result"]["test_top1"], run["result"]["seconds"]) for name, run in students.items()]
+    print(f"\n{'':38}  test top-1  training")
+    for name, top1, took in lines:
+        print(f"{name:38}  {100 * top1:8.2f} %  {took:6.1f} s")
+    per_key = asked["seconds"] / asked["keys"]
+    wanted = [run["train"]["epochs"] * cache.info["rows"] for run in students.values() if run["train"]["cache"]]
+    rows = [
+        ("in the teacher, once", f"{asked['seconds']:.1f} s for {asked['keys']:,} keys"),
+        ("the cache", f"{size(cache.info['bytes'])}: {cache.info['views']} views, logits and layer3"),
+        (
+            "with the teacher in the loop",
+            f"{per_key * sum(wanted):.1f} s for the {sum(wanted):,} keys of these {len(wanted)} distilled trainings, "
+            "and as much again for every further student (keys × the measured time per key)",
+        ),
+        ("this call", duration(seconds)),
+    ]
+    print()
+    for name, value in rows:
+        print(f"{name:30}  {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""A user's mistakes: one line that names what was found and what to do, the right exit status, and no traceback."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from softcache.cache.locks import writing
+from softcache.cli._main import run
+from softcache.models._open import open_network
+
+Fails = Callable[..., str]
+
+
+@pytest.fixture
+def fails(capfd: pytest.CaptureFixture[str]) -> Fails:
+    """Runs a command that must fail; returns its message."""
+
+    def check(*arguments: str, status: int) -> str:
+        capfd.readouterr()
+        assert run(list(arguments)) == status
+        lines = [line for line in capfd.readouterr().err.splitlines() if line]
+        assert "Traceback" not in "\n".join(lines)
+        # click puts a usage line and a hint above its own; ours is one line.
+        message = lines[-1]
+        assert message.startswith(("softcache: ", "Error: ")), lines
+        return message
+
+    return check
+
+
+@pytest.fixture
+def photos(here: Path) -> Path:
+    """Two class folders of two images each, in train/ and val/."""
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (here / "photos" / split / name).mkdir(parents=True)
+            for number in range(2):
+                pixels = np.full((40, 50, 3), 60 * number, np.uint8)
+                Image.fromarray(pixels).save(here / "photos" / split / name / f"{number}.png")
+    return here / "photos"
+
+
+TINY = ("--size", "8", "--epochs", "1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["teach", "--model", "resnet5"], 2, "did you mean"),
+        (["teach", "--model", "cifar:resnet21"], 2, "resnet20"),
+        (["dump", "--teacher", "resnet50", "--dataset", "digit"], 2, "digits"),
+        (["teach", "--dataset", "folder:nowhere"], 1, "nowhere"),
+        (["teach", "--dataset", "cifar10"], 1, "--download"),
+        (["teach", "--augment", "corp"], 2, "crop"),
+        (["teach", "--augment", "crop:pat=4"], 2, "pad"),
+        (["teach", "--augment", "crop:pad=much"], 2, "whole number"),
+        (["teach", "--batch-size", "0"], 2, "--batch-size must be above 0, is 0"),
+        (["teach", "--optimizer", "adamv"], 2, "adam"),
+        (["teach", "--normalize", "imagnet"], 2, "imagenet"),
+        (["teach", "--freeze"], 2, "--weights"),
+        (["train", "--loss", "kll"], 2, "kl"),
+        (["train", "--loss", "kl:temperature=3"], 2, "T"),
+        (["train", "--T", "hot"], 2, "hot"),
+        (["train", "--T", "0"], 2, "above 0"),
+        (["train", "--alpha", "-1"], 2, "negative"),
+        (["train", "--online"], 2, "--teacher"),
+        (["train", "--label-fraction", "1.5"], 2, "at most 1"),
+        (["train"], 1, "softcache dump --teacher resnet50"),
+        (["train", "--cache", "nowhere"], 1, "nowhere is no cache"),
+        (["eval", "runs/none"], 1, "runs/none"),
+        (["info", "nowhere"], 1, "nowhere is no cache"),
+        (["dump", "--part", "3"], 2, "1/4"),
+        (["dmp"], 2, "did you mean dump?"),
+        (["train", "--stduent", "resnet18"], 2, "--student"),
+    ],
+)
+def test_one_line(here: Path, fails: Fails, arguments: list[str], status: int, said: str) -> None:
+    assert said in fails(*arguments, status=status)
+    assert not list(here.iterdir()), "a failed command left something behind"
+
+
+def test_a_teacher_without_weights_says_how_to_get_one(here: Path, fails: Fails) -> None:
+    message = fails("dump", "--teacher", "resnet50", status=1)
+    assert "softcache teach --model resnet50" in message
+    assert "--teacher-weights" in message
+
+
+def test_checkpoint_of_another_architecture(here: Path, fails: Fails) -> None:
+    other = open_network("cifar:resnet8", classes=10, statistics=((0.5,), (0.5,)))
+    torch.save(other.model.state_dict(), here / "other.pt")
+    message = fails("dump", "--teacher", "cifar:resnet14", "--teacher-weights", "other.pt", status=1)
+    assert "missing" in message
+    assert "layer1" in message
+
+
+def test_wrong_number_of_classes(here: Path, fails: Fails) -> None:
+    other = open_network("cifar:resnet8", classes=7, statistics=((0.5,), (0.5,)))
+    torch.save(other.model.state_dict(), here / "other.pt")
+    message = fails("dump", "--teacher", "cifar:resnet8", "--teacher-weights", "other.pt", status=1)
+    assert "7 classes" in message
+    assert "10" in message
+
+
+def test_unknown_codec_and_layer(here: Path, fails: Fails, small_teacher: Callable[..., str]) -> None:
+    teacher = small_teacher(here / "teacher")
+    assert "fp16" in fails("dump", "--teacher", teacher, "--size", "8", "--codec", "fp17", status=2)
+    message = fails("dump", "--teacher", teacher, "--size", "8", "--hint", "layr3", "--out", "cache", status=1)
+    assert "layer3" in message
+    assert not (here / "cache").exists()
+
+
+def test_unwritable_output(here: Path, fails: Fails) -> None:
+    (here / "file").write_text("in the way")
+    message = fails("teach", "--model", "cifar:resnet8", *TINY, "--out", "file/teacher", status=1)
+    assert "file/teacher" in message
+
+
+def test_corrupt_image_is_named(photos: Path, fails: Fails) -> None:
+    (photos / "train" / "dog" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    message = fails(
+        "teach", "--model", "cifar:resnet8", "--dataset", f"folder:{photos}", *TINY, "--workers", "0", status=1
+    )
+    assert "dog/1.png" in message
+
+
+def test_corrupt_image_is_named_by_a_worker_too(photos: Path, fails: Fails) -> None:
+    (photos / "train" / "dog" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    message = fails(
+        "teach", "--model", "cifar:resnet8", "--dataset", f"folder:{photos}", *TINY, "--workers", "1", status=1
+    )
+    assert "dog/1.png" in message
+
+
+def test_empty_folder(here: Path, fails: Fails) -> None:
+    (here / "empty").mkdir()
+    assert "empty" in fails("teach", "--dataset", "folder:empty", status=1)
+
+
+def test_several_caches_and_none_named(here: Path, fails: Fails, small_teacher: Callable[..., str]) -> None:
+    teacher = small_teacher(here / "teacher")
+    for out in ("caches/a", "caches/b"):
+        assert run(["-q", "dump", "--teacher", teacher, "--size", "8", "--views", "1", "--out", out]) == 0
+    message = fails("train", status=1)
+    assert "caches/a" in message
+    assert "caches/b" in message
+    assert "--cache" in message
+
+
+def test_teach_over_another_configuration(here: Path, fails: Fails) -> None:
+    common = ["-q", "teach", "--model", "cifar:resnet8", "--size", "8"]
+    assert run([*common, "--epochs", "1"]) == 0
+    before = (here / "teachers" / "cifar-resnet8-digits" / "teacher.safetensors").read_bytes()
+    message = fails(*common, "--epochs", "2", status=1)
+    assert "epochs: 1 there, 2 now" in message
+    assert (here / "teachers" / "cifar-resnet8-digits" / "teacher.safetensors").read_bytes() == before
+    assert run([*common, "--epochs", "1"]) == 0, "the same configuration keeps it"
+
+
+def test_two_processes_on_one_folder(here: Path, fails: Fails, small_teacher: Callable[..., str]) -> None:
+    teacher = small_teacher(here / "teacher")
+    (here / "cache").mkdir()
+    pid = os.fork()
+    if pid == 0:  # the other process: takes the lock and waits to be killed
+        with writing(here / "cache"):
+            (here / "held").touch()
+            time.sleep(60)
+        os._exit(1)
+    try:
+        while not (here / "held").exists():
+            time.sleep(0.02)
+        message = fails("dump", "--teacher", teacher, "--size", "8", "--out", "cache", status=1)
+        assert f"process {pid} " in message
+    finally:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+
+
+def test_a_cache_of_something_else_is_kept(here: Path, fails: Fails, small_teacher: Callable[..., str]) -> None:
+    teacher, other = small_teacher(here / "teacher"), small_teacher(here / "other", seed=8)
+    assert run(["-q", "dump", "--teacher", teacher, "--size", "8", "--views", "1", "--out", "cache"]) == 0
+    message = fails("dump", "--teacher", other, "--size", "8", "--views", "1", "--out", "cache", status=1)
+    assert "teacher.weights" in message
+    message = fails("dump", "--teacher", teacher, "--size", "8", "--view-seed", "3", "--out", "cache", status=1)
+    assert "recipe.seed: 0 there, 3 now" in message
+    message = fails("train", "--cache", "cache", "--dataset", "digits", "--size", "16", status=2)
+    assert "made with 8" in message
+
+
+def test_overflowing_logits_name_the_key(here: Path, fails: Fails, small_teacher: Callable[..., str]) -> None:
+    teacher = small_teacher(here / "teacher")
+    from safetensors.torch import load_file, save_file
+
+    path = Path(teacher) / "teacher.safetensors"
+    state = load_file(path)
+    state["fc.bias"] = torch.full_like(state["fc.bias"], 1e6)
+    save_file(state, path)
+    message = fails("dump", "--teacher", teacher, "--size", "8", "--views", "1", "--out", "cache", status=1)
+    assert "row 0 in view 0" in message
+    assert "--codec fp32" in message
+    assert not list((here / "cache").rglob("*.part")), "nothing half-written stays"
+    assert (
+        run(["-q", "dump", "--teacher", teacher, "--size", "8", "--views", "1", "--codec", "fp32", "--out", "c2"]) == 0
+    )
