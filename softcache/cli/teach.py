@@ -21,7 +21,7 @@ from softcache.cli._print import as_json, percent, rows
     "--normalize", help="imagenet, dataset, none, or MEANS/STDS.  [default: the weights', else the dataset's]"
 )
 @_options.augment
-@_options.fitting(8, 32)
+@_options.fitting(6, 32)
 @_options.compute
 @click.option("--out", type=click.Path(), help="Folder.  [default: teachers/MODEL-DATASET]")
 @click.option("--json", "json_", is_flag=True, help="Print the result as JSON.")
