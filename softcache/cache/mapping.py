@@ -1,7 +1,8 @@
 """Arrays of many files as one: shards mapped back to back into one reserved range of addresses.
 
-One ``numpy.take`` then serves a whole view, however many shards it has. Linux only (``MAP_FIXED``); elsewhere, or
-where a shard's bytes don't end on a page, each file gets a map of its own.
+One ``numpy.take`` then serves a whole view, however many shards it has. Linux only; elsewhere, or where a shard's
+bytes don't end on a page, each file gets a map of its own. Either way a file is closed as soon as it is mapped, so
+the number of shards is not bound by the number of open files (``mmap.mmap`` keeps a descriptor for each).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from softcache.cache.shard import PAGE, Extent
 from softcache.errors import IntegrityError
 
+_PROT_NONE, _PROT_READ = 0x00, 0x01
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x01, 0x02, 0x10, 0x20, 0x4000
 _FAILED = ctypes.c_void_p(-1).value
 
@@ -42,44 +44,76 @@ def can_join(parts: Sequence[tuple[Path, Extent]]) -> bool:
     return sys.platform == "linux" and mmap.PAGESIZE == PAGE and whole and aligned
 
 
+def take_rows(parts: Sequence[np.ndarray], part_rows: int, rows: np.ndarray, out: np.ndarray) -> None:
+    """``out[k] = row rows[k]`` of arrays that follow each other, all but the last of ``part_rows`` rows.
+
+    One ``take`` an array, whatever the number of rows; ``rows`` (B,) int64 must be in range.
+    """
+    if len(parts) == 1:
+        np.take(parts[0], rows, axis=0, out=out, mode="clip")  # the default mode would go through a buffer
+        return
+    part = rows // part_rows
+    order = np.argsort(part, kind="stable")
+    numbers, starts = np.unique(part[order], return_index=True)
+    ends = [*starts[1:].tolist(), len(rows)]
+    for number, first, last in zip(numbers.tolist(), starts.tolist(), ends, strict=True):
+        at = order[first:last]
+        out[at] = np.take(parts[number], rows[at] - number * part_rows, axis=0, mode="clip")
+
+
 def _map_one(path: Path, extent: Extent) -> np.ndarray:
     if extent.nbytes == 0:
         return np.empty(extent.shape, extent.dtype)
     start = extent.offset - extent.offset % mmap.ALLOCATIONGRANULARITY
-    with open(path, "rb") as file:
-        try:
-            mapped = mmap.mmap(
-                file.fileno(), extent.offset + extent.nbytes - start, offset=start, access=mmap.ACCESS_READ
-            )
-        except (OSError, ValueError) as error:
-            raise IntegrityError(f"{path} can't be mapped: {error}") from None
-    return np.frombuffer(mapped, extent.dtype, math.prod(extent.shape), extent.offset - start).reshape(extent.shape)
+    length = extent.offset + extent.nbytes - start
+    base = _map_file(path, extent, None, length, start)
+    return _array(base, length, extent.offset - start, extent.dtype, extent.shape)
 
 
 def _map_joined(parts: Sequence[tuple[Path, Extent]]) -> np.ndarray:
-    libc = _libc()
     total = sum(extent.nbytes for _, extent in parts)
     reserved = -(-total // PAGE) * PAGE
-    base = libc.mmap(None, reserved, mmap.PROT_NONE if hasattr(mmap, "PROT_NONE") else 0,
-                     _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE, -1, 0)  # fmt: skip
+    base = _libc().mmap(None, reserved, _PROT_NONE, _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE, -1, 0)
     if base == _FAILED:
         raise MemoryError(f"no {reserved} bytes of address space for {parts[0][0].parent}")
-    buffer = (ctypes.c_ubyte * total).from_address(base)
-    # The address range lives as long as the buffer that numpy holds on to.
-    weakref.finalize(buffer, libc.munmap, base, reserved)
+    rows = sum(extent.shape[0] for _, extent in parts)
+    # Made before the files are mapped over it, so that the range is given back whatever happens.
+    joined = _array(base, reserved, 0, parts[0][1].dtype, (rows, *parts[0][1].shape[1:]))
     at = base
     for path, extent in parts:
+        if extent.nbytes:
+            _map_file(path, extent, at, extent.nbytes, extent.offset)
+        at += extent.nbytes
+    return joined
+
+
+def _map_file(path: Path, extent: Extent, address: int | None, length: int, offset: int) -> int:
+    """Maps a part of a file, at ``address`` if that is given, and closes it.
+
+    Errors: ``IntegrityError`` where the file is missing or ends before the extent does: reading beyond the end of a
+    map would kill the process.
+    """
+    flags = _MAP_SHARED | (_MAP_FIXED if address is not None else 0)
+    try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size < extent.offset + extent.nbytes:
                 raise IntegrityError(f"{path} has been truncated")
-            flags = _MAP_SHARED | _MAP_FIXED
-            if libc.mmap(at, extent.nbytes, mmap.PROT_READ, flags, file.fileno(), extent.offset) == _FAILED:
+            found = _libc().mmap(address, length, _PROT_READ, flags, file.fileno(), offset)
+            if found == _FAILED:
                 raise IntegrityError(f"{path} can't be mapped: {os.strerror(ctypes.get_errno())}")
-        at += extent.nbytes
-    rows = sum(extent.shape[0] for _, extent in parts)
-    joined = np.frombuffer(memoryview(buffer), parts[0][1].dtype).reshape(rows, *parts[0][1].shape[1:])
-    joined.flags.writeable = False
-    return joined
+    except OSError as error:
+        raise IntegrityError(f"{path} can't be mapped: {error.strerror or error}") from None
+    return int(found)
+
+
+def _array(base: int, length: int, skip: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """A read-only array over mapped memory, which is unmapped when nothing looks at it any more."""
+    buffer = (ctypes.c_ubyte * length).from_address(base)
+    # At the interpreter's end the system takes the memory back, and arrays may still be looked at.
+    weakref.finalize(buffer, _libc().munmap, base, length).atexit = False
+    array = np.frombuffer(memoryview(buffer), dtype, math.prod(shape), skip).reshape(shape)
+    array.flags.writeable = False
+    return array
 
 
 @functools.cache

@@ -39,7 +39,7 @@ def predict(
     network.eval()
     batches = [rows[k : k + batch] for k in range(0, len(rows), batch)]
     try:
-        for done, _, images in pixels.epoch(batches, 0):
+        for done, _, images in pixels.epoch(batches, [0]):
             with autocast(device, amp):
                 yield done, network(images).float()
     finally:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,15 +12,31 @@ import torch
 from softcache.errors import PixelsError
 from softcache.training.pixels import PixelSource
 from softcache.training.plan import Plan
-from softcache.training.teacher import CachedTeacher, LiveTeacher, Said
+from softcache.training.teacher import Said
 from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
 
 
+class Teacher(Protocol):
+    """What the teacher says of keys, wherever it comes from; ``seconds`` that were spent on asking it."""
+
+    seconds: float
+
+    def begin(self, views: Sequence[int], batches: Sequence[np.ndarray]) -> None:
+        """Makes ready for an epoch on these views, and batches of the images in these rows."""
+        ...
+
+    def say(self, rows: np.ndarray, on_device: torch.Tensor, pixels: torch.Tensor) -> Said:
+        """``rows`` (B,) int64, the same on the device; ``pixels`` (B, H, W, C) uint8."""
+        ...
+
+
 @dataclass
 class Batch:
-    """``pixels`` (B, H, W, C) uint8; ``labels`` and ``visible`` (B,) int64, -1 where there is none, or none that the
-    hard term may use; ``mixed``: the partners' visible labels and the own label's weight, both (B,)."""
+    """``pixels`` (B, H, W, C) uint8; ``visible`` (B,) int64: the rows' labels, -1 where there is none that may be used;
+    ``mixed``: the partners' visible labels and the own label's weight, both (B,); ``labels`` (B,) int64: the one label
+    of each sample for losses that take one, of a mixed sample that of the larger share. No label that may not be used
+    is in a batch."""
 
     rows: torch.Tensor
     pixels: torch.Tensor
@@ -40,7 +57,7 @@ class Stream:
         device: torch.device,
         *,
         visible: np.ndarray,
-        teacher: CachedTeacher | LiveTeacher | None,
+        teacher: Teacher | None,
         exact: bool = True,
     ):
         self.plan = plan
@@ -50,7 +67,6 @@ class Stream:
         self._device = device
         self._teacher = teacher
         self._exact = exact
-        self._labels = torch.from_numpy(viewed.samples.labels.astype(np.int64)).to(device)
         self._visible = torch.from_numpy(visible.astype(np.int64)).to(device)
         self._wrong = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -65,41 +81,41 @@ class Stream:
         Errors: ``PixelsError`` naming the first key whose pixels are not those that the teacher saw: at once where
         pixels are made on the host, at the end of the epoch on a GPU (which would have to be waited for).
         """
-        view = self.plan.view(epoch)
+        views, batches = self.plan.views_at(epoch), list(self.plan.batches(epoch))
         if self._teacher is not None:
-            self._teacher.begin(view)
-        for rows, on_device, pixels in self._pixels.epoch(list(self.plan.batches(epoch)), view):
+            self._teacher.begin(views, batches)
+        for rows, on_device, pixels in self._pixels.epoch(batches, views):
             said = self._teacher.say(rows, on_device, pixels) if self._teacher is not None else Said()
             if said.digests and self._exact:
-                self._check(rows, view, pixels, said.digests)
-            yield Batch(
-                on_device,
-                pixels,
-                self._labels.index_select(0, on_device),
-                self._visible.index_select(0, on_device),
-                self._mixed(rows, view),
-                said,
-            )
+                self._check(rows, views, pixels, said.digests)
+            visible, mixed = self._visible.index_select(0, on_device), self._mixed(rows, views)
+            labels = visible if mixed is None else torch.where(mixed[1] >= 0.5, visible, mixed[0])
+            yield Batch(on_device, pixels, labels, visible, mixed, said)
         if self._device.type != "cpu" and int(self._wrong):
-            raise PixelsError(f"{int(self._wrong)} keys of view {view} have other pixels than the teacher saw")
+            shown = ", ".join(map(str, views))
+            raise PixelsError(f"{int(self._wrong)} keys of view {shown} have other pixels than the teacher saw")
 
-    def _mixed(self, rows: np.ndarray, view: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        mixing = self._viewed.mixing(rows, view)
-        if mixing is None:
+    def _mixed(self, rows: np.ndarray, views: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        of_views = zip(np.split(rows, len(views)), views, strict=True)
+        mixing = [mixed for part, view in of_views if (mixed := self._viewed.mixing(part, view)) is not None]
+        if not mixing:
             return None
-        partners, weight = mixing
+        partners, weight = (np.concatenate(parts) for parts in zip(*mixing, strict=True))
         at = torch.from_numpy(partners).to(self._device)
         return self._visible.index_select(0, at), torch.from_numpy(weight).to(self._device)
 
-    def _check(self, rows: np.ndarray, view: int, pixels: torch.Tensor, expected: list[torch.Tensor]) -> None:
+    def _check(
+        self, rows: np.ndarray, views: tuple[int, ...], pixels: torch.Tensor, expected: list[torch.Tensor]
+    ) -> None:
         ours = digest(pixels)
         for theirs in expected:
             differs = ours != theirs
             if self._device.type == "cpu":
                 if bool(differs.any()):
-                    row = int(rows[int(differs.nonzero()[0, 0])])
+                    at = int(differs.nonzero()[0, 0])
+                    view = views[at * len(views) // len(rows)]
                     raise PixelsError(
-                        f"row {row} in view {view} has other pixels than the teacher saw "
+                        f"row {int(rows[at])} in view {view} has other pixels than the teacher saw "
                         f"({int(differs.sum())} of {len(rows)} keys of this batch differ)"
                     )
             else:

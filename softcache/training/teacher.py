@@ -1,6 +1,6 @@
 """What the teacher says about a batch of keys: read from caches, held on the device, or asked live.
 
-All three have the same face: ``begin(view)`` before an epoch, then ``say(rows, on_device, pixels)`` per batch.
+They have the same face: ``begin(views, batches)`` before an epoch, then ``say(rows, on_device, pixels)`` per batch.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from softcache.cache.blocks import BlockReader
 from softcache.cache.reader import Cache, ColumnReader
 from softcache.cache.schema import LOGITS, hint_column
 from softcache.models._hooks import Taps
 from softcache.models._network import Network
 from softcache.training.config import autocast
+from softcache.training.landing import Landing, host_tensor, unsigned
+from softcache.training.windows import Windows
 
 
 @dataclass
@@ -31,7 +34,7 @@ class Said:
 
 class CachedTeacher:
     """One or several caches. With ``hold`` the coded arrays of a view lie on the device; otherwise each batch is
-    gathered from the memory maps in this process and copied."""
+    gathered in this process, from memory maps or, with ``blocks``, from blocks of rows that are read ahead."""
 
     def __init__(
         self,
@@ -41,68 +44,101 @@ class CachedTeacher:
         *,
         hold: bool,
         keep_views: int = 1,
+        blocks: Windows | None = None,
     ):
         self.seconds = 0.0  # nobody is asked: the teacher costs nothing here
         self._device = device
         self._hold = hold
         self._keep = keep_views
+        self._windows = blocks
         self._codecs = [cache.codec for cache in caches]
         self._logits = [cache.column(LOGITS) for cache in caches]
         self._hints = {layer: cache.column(hint_column(layer)) for layer, cache in hints.items()}
         self._held: dict[int, list[dict[str, torch.Tensor]]] = {}
-        self._view = -1
+        self._reading: dict[int, list[BlockReader]] = {}
+        self._landings = [Landing(device) for _ in self._readers()] if device.type == "cuda" else []
+        self._views: tuple[int, ...] = ()
 
     @staticmethod
     def bytes_per_view(caches: Sequence[Cache], hints: dict[str, Cache]) -> int:
         """What ``hold`` takes for each view that is kept."""
         columns = [(cache, LOGITS) for cache in caches] + [(c, hint_column(layer)) for layer, c in hints.items()]
-        total = 0
-        for cache, column in columns:
-            for dtype, shape in cache.arrays(column, cache.rows).values():
-                total += int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return total
+        return sum(cache.row_bytes(column) * cache.rows for cache, column in columns)
 
-    def begin(self, view: int) -> None:
-        """Makes a view's arrays ready; those of other views may be dropped."""
-        if view != self._view and not self._hold:
-            for reader in self._readers():
-                reader.release(self._view)
-        self._view = view
-        if self._hold and view not in self._held:
-            if len(self._held) >= self._keep:
-                self._held.pop(next(iter(self._held)))
-            everything = np.arange(self._logits[0].cache.rows if self._logits else self._readers()[0].cache.rows)
-            self._held[view] = [self._ready(reader.gather(view, everything)) for reader in self._readers()]
+    def begin(self, views: Sequence[int], batches: Sequence[np.ndarray]) -> None:
+        """Makes the arrays of an epoch's views ready; those of others may be dropped. ``batches``: the rows of each
+        batch's images in the order in which they will be asked for (blocks are read ahead by it)."""
+        for view in set(self._views) - set(views):
             for reader in self._readers():
                 reader.release(view)
+        self._views = tuple(views)
+        if self._hold:
+            for view in views:
+                self._keep_view(view, also=views)
+        elif self._windows is not None:
+            self._reading = {}  # the last views' blocks go before the next ones' come
+            order, rows, window = np.concatenate(batches), self._windows.block_rows, self._windows.window
+            for view in dict.fromkeys(views):
+                self._reading[view] = [BlockReader(r.cache, r.name, view, order, rows, window) for r in self._readers()]
+
+    def _keep_view(self, view: int, also: Sequence[int]) -> None:
+        """Puts a view's arrays on the device, if need be in the place of those that were put there first."""
+        if view in self._held:
+            return
+        for old in list(self._held):
+            if len(self._held) >= max(self._keep, len(also)) and old not in also:
+                del self._held[old]
+        everything = np.arange(self._readers()[0].cache.rows)
+        self._held[view] = [self._ready(reader.gather(view, everything)) for reader in self._readers()]
+        for reader in self._readers():
+            reader.release(view)
 
     def say(self, rows: np.ndarray, on_device: torch.Tensor, pixels: torch.Tensor) -> Said:
-        """``rows`` (B,) int64, the same on the device; ``pixels`` are not looked at."""
-        if self._hold:
-            found = [{k: v.index_select(0, on_device) for k, v in held.items()} for held in self._held[self._view]]
-        else:
-            found = [self._ready(reader.gather(self._view, rows)) for reader in self._readers()]
+        """``rows`` (B,) int64, the same on the device, the first of B / views keys in the first view and so on;
+        ``pixels`` are not looked at."""
+        found = self._select(on_device) if self._hold else [self._gather(k, rows) for k in range(len(self._readers()))]
         said = Said()
         for codec, arrays in zip(self._codecs, found, strict=False):
-            said.digests.append(arrays.pop("digest"))
+            said.digests.append(unsigned(arrays.pop("digest")))
             said.logits.append(codec.decode({name.removeprefix("logits/"): a for name, a in arrays.items()}))
         for layer, arrays in zip(self._hints, found[len(self._codecs) :], strict=True):
-            said.digests.append(arrays["digest"])
+            said.digests.append(unsigned(arrays["digest"]))
             said.hints[layer] = arrays["hint/values"].float()
         return said
 
     def _readers(self) -> list[ColumnReader]:
         return [*self._logits, *self._hints.values()]
 
+    def _select(self, on_device: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        """A batch of each column, from what lies on the device."""
+        parts = on_device.chunk(len(self._views)) if len(self._views) > 1 else (on_device,)
+        found: list[dict[str, torch.Tensor]] = []
+        for number in range(len(self._readers())):
+            held = [self._held[view][number] for view in self._views]
+            selected = {
+                name: [h[name].index_select(0, p) for h, p in zip(held, parts, strict=True)] for name in held[0]
+            }
+            found.append({name: s[0] if len(s) == 1 else torch.cat(s) for name, s in selected.items()})
+        return found
+
+    def _gather(self, number: int, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """A batch of one column, on the device. On a CPU each batch has memory of its own: reusing it measured no
+        faster. For a GPU rows are gathered into memory that is pinned already."""
+        reader = self._readers()[number]
+        landing = self._landings[number] if self._landings else None
+        arrays = landing.arrays(reader.cache.arrays(reader.name, len(rows))) if landing else reader.empty(len(rows))
+        images = len(rows) // len(self._views)
+        for at, view in enumerate(self._views):
+            part = slice(at * images, (at + 1) * images)
+            out = {name: array[part] for name, array in arrays.items()}
+            if self._reading:
+                self._reading[view][number].gather(rows[part], out)
+            else:
+                reader.gather(view, rows[part], out)
+        return landing.send(arrays) if landing else self._ready(arrays)
+
     def _ready(self, arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-        """Arrays on the device; digests as int64, since torch has no arithmetic on uint32."""
-        ready = {}
-        for name, array in arrays.items():
-            tensor = torch.from_numpy(array.astype(np.int64) if name == "digest" else array)
-            if self._device.type == "cuda":
-                tensor = tensor.pin_memory().to(self._device, non_blocking=True)
-            ready[name] = tensor.to(self._device)
-        return ready
+        return {name: host_tensor(array).to(self._device) for name, array in arrays.items()}
 
 
 class LiveTeacher:
@@ -116,7 +152,7 @@ class LiveTeacher:
         self._device = device
         self._amp = amp
 
-    def begin(self, view: int) -> None:
+    def begin(self, views: Sequence[int], batches: Sequence[np.ndarray]) -> None:
         """Nothing to prepare: any view will do."""
 
     def say(self, rows: np.ndarray, on_device: torch.Tensor, pixels: torch.Tensor) -> Said:

@@ -96,6 +96,20 @@ class ViewedDataset:
             self._bases = bases
         return self._bases
 
+    @property
+    def keeps_bases(self) -> bool:
+        """Whether views are made of ``base_images`` rather than of images that are resized one by one."""
+        images = self.samples.images
+        if images is None or self.recipe.first is not None:
+            return False
+        needed = len(images) * self.size * self.size * images.shape[3]
+        return self._bases is not None or needed <= BASE_LIMIT or images.shape[1:3] == (self.size, self.size)
+
+    def keep_bases(self, bases: Pixels) -> None:
+        """Takes ``base_images`` that another process computed, (N, size, size, C) uint8, instead of computing them."""
+        assert bases.shape == (len(self), self.size, self.size, self.samples.channels), bases.shape
+        self._bases = bases
+
     def parameters(self, indices: npt.ArrayLike, view: int) -> dict[str, npt.NDArray[np.int32]]:
         """What ``move_by`` needs for keys of a recipe that only moves bytes: name → (B,) int32.
 

@@ -1,0 +1,58 @@
+"""An order of keys that is kind to disks, for caches that don't fit into memory, and when to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from softcache.cache.reader import Cache
+from softcache.console import size
+from softcache.errors import UsageError
+
+SHUFFLES = ("auto", "full", "block")
+BLOCK_BYTES = 2**20  # read in one piece: long enough for a disk to be fast at it
+WINDOW_BYTES = 48 * 2**20  # of all columns; two windows are in memory at any time
+LEAST_BLOCK_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Blocks of ``block_rows`` neighbouring rows in random order, ``window`` of them at a time, and within a window
+    all their rows shuffled."""
+
+    block_rows: int
+    window: int
+
+    def permutation(self, rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
+        """``rows`` (N,) in such an order."""
+        blocks, place = np.unique(rows // self.block_rows, return_inverse=True)
+        turn = rng.permutation(len(blocks))[place] // self.window  # (N,) the window that each row comes in
+        return rows[np.lexsort((rng.random(len(rows)), turn))]
+
+
+def pick_windows(
+    columns: Sequence[tuple[Cache, str]], shuffle: str, available: int, *, per_image: int = 1
+) -> tuple[Windows | None, str]:
+    """How rows are shuffled, and why, in words: ``None`` for a full shuffle of all rows.
+
+    ``auto`` looks at what an epoch reads, one view (or ``per_image``) of each column: where that is more than half of
+    ``available`` bytes of memory, a full shuffle would wait for the disk at every row.
+    """
+    if shuffle not in SHUFFLES:
+        raise UsageError(f"--shuffle {shuffle!r} is unknown: {', '.join(SHUFFLES)}")
+    row_bytes = sum(cache.row_bytes(column) for cache, column in columns) * per_image
+    epoch = row_bytes * (columns[0][0].rows if columns else 0)
+    fits = epoch <= available // 2
+    compared = f"an epoch reads {size(epoch)}, {size(available)} of memory are available"
+    if not columns or shuffle == "full" or (shuffle == "auto" and fits):
+        return None, "full shuffle" + (
+            "" if not columns else ", as asked for" if shuffle == "full" else f": {compared}"
+        )
+    block = LEAST_BLOCK_ROWS
+    while 2 * block * row_bytes <= BLOCK_BYTES * max(1, len(columns)):
+        block *= 2
+    window = max(2, WINDOW_BYTES // (block * row_bytes))
+    why = "as asked for" if shuffle == "block" else compared
+    return Windows(block, window), f"shuffle of blocks of {block:,} rows, {window} at a time: {why}"

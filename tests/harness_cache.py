@@ -1,0 +1,78 @@
+"""Caches that are written directly, without a teacher: random logits, and the digests of real views."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from softcache import registry
+from softcache.cache.reader import Cache
+from softcache.cache.schema import LOGITS, Dataset, HintColumn, Identity, Numerics, Teacher, hint_column
+from softcache.cache.shard import write_arrays
+from softcache.cache.writer import create_or_extend
+from softcache.models._preprocess import Preprocess
+from softcache.views._digest import digest
+from softcache.views._viewed import ViewedDataset
+
+RECIPE: dict[str, object] = {"spec": "none", "revisions": {"none": 1}, "size": 8, "resize": 8, "seed": 0}
+
+
+def identity(rows: int, classes: int, shard_rows: int, codec: str, recipe: dict[str, object]) -> Identity:
+    numerics = Numerics("float32", "off", False, "contiguous", False, "cpu", 64)
+    teacher = Teacher("made", "0" * 64, Preprocess((0.0,), (1.0,)).to_dict(), "fc", numerics)
+    dataset = Dataset("made", "train", rows, [str(k) for k in range(classes)], "0" * 64)
+    return Identity(1, teacher, dataset, recipe, classes, codec, shard_rows)
+
+
+def make_cache(
+    folder: Path,
+    *,
+    rows: int,
+    classes: int = 10,
+    shard_rows: int = 256,
+    views: int = 2,
+    codec: str = "fp16",
+    hints: dict[str, HintColumn] | None = None,
+    viewed: ViewedDataset | None = None,
+    values: bool = True,
+) -> tuple[Cache, list[np.ndarray]]:
+    """The cache, and each view's logits (N, C) float32 as the codec gives them back.
+
+    Without ``viewed`` digests are 0; without ``values`` logits are zeros, which is quicker for large ones.
+    """
+    hints = hints or {}
+    labels = viewed.samples.labels if viewed is not None else np.zeros(rows, np.int32)
+    recipe = viewed.identity() if viewed is not None else RECIPE
+    made = create_or_extend(
+        folder,
+        identity(rows, classes, shard_rows, codec, recipe),
+        views=views,
+        hints=hints,
+        made={},
+        labels=labels,
+        names=None,
+        samples=(np.zeros(1, np.int64), np.zeros((1, 8, 8, 1), np.uint8)),
+    )
+    cache = made if isinstance(made, Cache) else Cache(folder)
+    coder, rng, expected = registry.create("codecs", codec), np.random.default_rng(3), []
+    for view in range(views):
+        logits = rng.standard_normal((rows, classes)) if values else np.zeros((rows, classes))
+        coded = coder.encode(torch.from_numpy(logits.astype(np.float32)))
+        expected.append(coder.decode(coded).numpy())
+        digests = np.zeros(rows, np.uint32)
+        if viewed is not None:
+            digests = digest(viewed.batch(np.arange(rows), view).numpy())
+        columns = {LOGITS: {f"logits/{name}": array.numpy() for name, array in coded.items()}}
+        for layer, hint in hints.items():
+            made_hint = rng.standard_normal((rows, *hint.shape)).astype(hint.dtype)
+            columns[hint_column(layer)] = {"hint/values": made_hint}
+        for column, arrays in columns.items():
+            for number in range(cache.manifest.shards(column)):
+                path = cache.shard_path(view, column, number)
+                path.parent.mkdir(exist_ok=True)
+                first, count = cache.shard_range(column, number)
+                part = {name: array[first : first + count] for name, array in {"digest": digests, **arrays}.items()}
+                write_arrays(path, cache.shard_attributes(view, column, number), part)
+    return cache, expected
