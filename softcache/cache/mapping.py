@@ -55,9 +55,7 @@ def take_rows(parts: Sequence[np.ndarray], part_rows: int, rows: np.ndarray, out
     part = rows // part_rows
     order = np.argsort(part, kind="stable")
     numbers, starts = np.unique(part[order], return_index=True)
-    ends = [*starts[1:].tolist(), len(rows)]
-    for number, first, last in zip(numbers.tolist(), starts.tolist(), ends, strict=True):
-        at = order[first:last]
+    for number, at in zip(numbers.tolist(), np.split(order, starts[1:]), strict=len(rows) > 0):
         out[at] = np.take(parts[number], rows[at] - number * part_rows, axis=0, mode="clip")
 
 
