@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from softcache import registry
-from softcache.cache.mapping import map_rows
+from softcache.cache.checksum import checksum
+from softcache.cache.mapping import map_rows, take_rows
 from softcache.cache.schema import LOGITS, ROWS, SAMPLES, Manifest, shard_name
-from softcache.cache.shard import Attributes, Extent, open_shard, read_extent
-from softcache.errors import CacheError, IntegrityError
+from softcache.cache.shard import Arrays, Attributes, Extent, open_shard, read_extent
+from softcache.errors import CacheError, IntegrityError, UsageError
 
 
 class Cache:
@@ -27,7 +28,11 @@ class Cache:
         self.folder = Path(folder)
         self.verify_reads = verify_reads
         self.manifest = Manifest.load(self.folder)
-        self.codec = registry.create("codecs", self.manifest.identity.codec)
+        try:
+            self.codec = registry.create("codecs", self.manifest.identity.codec)
+            self.codec.arrays(self.manifest.identity.classes)
+        except UsageError as error:  # what the manifest says is no usage
+            raise CacheError(f"{self.folder}: its codec can't be had: {error}") from None
 
     @property
     def rows(self) -> int:
@@ -40,23 +45,29 @@ class Cache:
     @functools.cached_property
     def labels(self) -> np.ndarray:
         """(N,) int32, -1 where a row has no label."""
-        arrays: dict[str, tuple[str, tuple[int, ...]]] = {"label": ("<i4", (self.rows,))}
-        if self.manifest.state.name_bytes:
-            arrays["name"] = (f"S{self.manifest.state.name_bytes}", (self.rows,))
         path = self.folder / ROWS
-        return read_extent(path, open_shard(path, self.file_attributes("rows"), arrays)["label"])
+        return read_extent(path, open_shard(path, self.file_attributes("rows"), self.rows_arrays())["label"])
 
     @functools.cached_property
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows (K,) int64 and their pixels (K, H, W, C) uint8 in view 0, as the teacher saw them."""
         path = self.folder / SAMPLES
-        shape = self.manifest.state.samples_shape
-        arrays: dict[str, tuple[str, tuple[int, ...]]] = {
-            "index": ("<i8", (shape[0],)),
-            "pixels": ("|u1", tuple(shape)),
-        }
-        extents = open_shard(path, self.file_attributes("samples"), arrays)
-        return read_extent(path, extents["index"]), read_extent(path, extents["pixels"])
+        extents = open_shard(path, self.file_attributes("samples"), self.samples_arrays())
+        index = read_extent(path, extents["index"])
+        if index.min() < 0 or index.max() >= self.rows:
+            raise IntegrityError(f"{path} keeps samples of rows that the cache doesn't have")
+        return index, read_extent(path, extents["pixels"])
+
+    def rows_arrays(self) -> Arrays:
+        """What ``rows.h5`` holds."""
+        held: Arrays = {"label": ("<i4", (self.rows,))}
+        width = self.manifest.state.name_bytes
+        return held | ({"name": (f"S{width}", (self.rows,))} if width else {})
+
+    def samples_arrays(self) -> Arrays:
+        """What ``samples.h5`` holds."""
+        shape = tuple(self.manifest.state.samples_shape)
+        return {"index": ("<i8", shape[:1]), "pixels": ("|u1", shape)}
 
     def file_attributes(self, column: str) -> Attributes:
         return {"format": "softcache", "version": 1, "cache_id": self.manifest.cache_id, "column": column}
@@ -73,14 +84,18 @@ class Cache:
     def shard_path(self, view: int, column: str, number: int) -> Path:
         return self.folder / shard_name(view, column, number)
 
-    def arrays(self, column: str, rows: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def arrays(self, column: str, rows: int) -> Arrays:
         """What a shard of a column holds: dataset name → dtype and shape."""
-        held: dict[str, tuple[str, tuple[int, ...]]] = {"digest": ("<u4", (rows,))}
+        held: Arrays = {"digest": ("<u4", (rows,))}
         if column == LOGITS:
             coded = self.codec.arrays(self.manifest.identity.classes)
             return held | {f"logits/{name}": (dtype, (rows, *tail)) for name, (dtype, tail) in coded.items()}
         hint = self.manifest.hint(column)
         return held | {"hint/values": (np.dtype(hint.dtype).newbyteorder("<").str, (rows, *hint.shape))}
+
+    def row_bytes(self, column: str) -> int:
+        """Bytes of one row of a column, its digest included."""
+        return sum(math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in self.arrays(column, 1).values())
 
     def missing(self, columns: list[str], views: int) -> list[tuple[int, str, int]]:
         """(view, column, shard number) of every shard that isn't there, by the folders' listings alone."""
@@ -165,12 +180,22 @@ class ColumnReader:
         self.cache = cache
         self.name = column
         self._shard_rows = cache.manifest.shard_rows(column)
+        self._tails = {n: (np.dtype(dtype), shape[1:]) for n, (dtype, shape) in cache.arrays(column, 1).items()}
         self._maps: dict[int, dict[str, list[np.ndarray]]] = {}
 
-    def gather(self, view: int, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """``rows`` (B,) int64 → each array's rows, (B, ...), in that order; ``digest`` among them."""
+    def gather(self, view: int, rows: np.ndarray, out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+        """``rows`` (B,) int64 → each array's rows, (B, ...), in that order; ``digest`` among them.
+
+        ``out``: where they are to go, as ``empty`` makes it; by default arrays of their own."""
         assert len(rows) == 0 or 0 <= rows.min() <= rows.max() < self.cache.rows, "rows out of range"
-        return {name: self._take(parts, rows) for name, parts in self.map(view).items()}
+        out = self.empty(len(rows)) if out is None else out
+        for name, parts in self.map(view).items():
+            take_rows(parts, self._shard_rows, rows, out[name])
+        return out
+
+    def empty(self, rows: int) -> dict[str, np.ndarray]:
+        """Arrays for so many rows, not filled."""
+        return {name: np.empty((rows, *tail), dtype) for name, (dtype, tail) in self._tails.items()}
 
     def map(self, view: int) -> dict[str, list[np.ndarray]]:
         """The view's arrays: each one whole, or a list of one a shard where they can't be joined."""
@@ -187,29 +212,6 @@ class ColumnReader:
     def release(self, view: int) -> None:
         """Forgets a view's maps, so that memory and address space don't grow with the number of views."""
         self._maps.pop(view, None)
-
-    def _take(self, parts: list[np.ndarray], rows: np.ndarray) -> np.ndarray:
-        out = np.empty((len(rows), *parts[0].shape[1:]), parts[0].dtype)
-        if len(parts) == 1:
-            return np.take(parts[0], rows, axis=0, out=out, mode="clip")
-        shard = rows // self._shard_rows
-        for number in np.unique(shard):
-            at = np.nonzero(shard == number)[0]
-            out[at] = parts[number][rows[at] - number * self._shard_rows]
-        return out
-
-
-def checksum(path: Path, extent: Extent, block: int = 8 * 2**20) -> int:
-    """crc32 of an array's bytes on disk, read in blocks."""
-    crc, left = 0, extent.nbytes
-    with open(path, "rb") as file:
-        file.seek(extent.offset)
-        while left:
-            data = file.read(min(block, left))
-            if not data:
-                raise IntegrityError(f"{path} has been truncated")
-            crc, left = zlib.crc32(data, crc), left - len(data)
-    return crc
 
 
 def find_caches(root: str | Path = "caches") -> list[Path]:

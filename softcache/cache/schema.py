@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import types
 import typing
 from dataclasses import dataclass, field
@@ -27,7 +28,8 @@ ROWS, SAMPLES, VIRTUAL = "rows.h5", "samples.h5", "cache.h5"
 LOGITS = "logits"
 KEPT_SAMPLES = 64
 MAX_SHARD_BYTES = 512 * 2**20
-MAX_MANIFEST_BYTES = 64 * 2**20
+MAX_MANIFEST_BYTES = 16 * 2**20  # parsed, that is at most some 400 MiB
+MAX_SHARDS = 2**20  # of all views and columns
 _LAYER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(:in)?")
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -130,6 +132,9 @@ class Manifest:
     def shards(self, column: str) -> int:
         return -(-self.identity.dataset.rows // self.shard_rows(column))
 
+    def all_shards(self) -> int:
+        return self.state.views * sum(map(self.shards, self.columns))
+
     def save(self, folder: Path) -> None:
         """Replaces ``cache.json`` at once or not at all."""
         state = dataclasses.asdict(self.state)
@@ -140,8 +145,13 @@ class Manifest:
             "identity": dataclasses.asdict(self.identity),
             "state": state,
         }
-        text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        replace_file(folder / MANIFEST, text.encode())
+        text = render(document)
+        if len(text) > MAX_MANIFEST_BYTES or self.all_shards() > MAX_SHARDS:
+            raise CacheError(
+                f"{folder}: a cache has at most {MAX_SHARDS:,} shards and {MAX_MANIFEST_BYTES >> 20} MiB of manifest, "
+                f"this one would have {self.all_shards():,} and {len(text) >> 20} MiB: raise --shard-rows, or split it"
+            )
+        replace_file(folder / MANIFEST, text)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -150,29 +160,55 @@ class Manifest:
         Errors: ``CacheError`` where there is none or of another version, ``IntegrityError`` where it is damaged.
         """
         path = folder / MANIFEST
-        try:
-            if os.path.getsize(path) > MAX_MANIFEST_BYTES:
-                raise IntegrityError(f"{path} is too large for a manifest")
-            document = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise CacheError(f"{folder} is no cache: it has no {MANIFEST}") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise IntegrityError(f"{path} can't be read: {_one_line(error)}") from None
-        if not isinstance(document, dict) or "softcache" not in document:
-            raise IntegrityError(f"{path} is not a softcache manifest")
+        document = parse(read_manifest(folder), path)
         if document["softcache"] != VERSION:
-            raise CacheError(f"{path} has format {document['softcache']!r}, this softcache reads format {VERSION}")
+            raise CacheError(
+                f"{path} has format {_short(document['softcache'])}, this softcache reads format {VERSION}"
+            )
         known = {"softcache", "cache_id", "state_sha256", "identity", "state"}
         if set(document) != known:
-            raise IntegrityError(f"{path} has the wrong fields: {sorted(set(document) ^ known)}")
+            raise IntegrityError(f"{path} has the wrong fields: {_short(sorted(set(document) ^ known))}")
         identity = from_json(Identity, document["identity"], f"{path}: identity")
         state = from_json(State, document["state"], f"{path}: state")
-        if identity.cache_id() != document["cache_id"]:
-            raise IntegrityError(f"{path}: the identity doesn't match its cache id: the manifest is damaged or edited")
-        if hashlib.sha256(canonical_json(document["state"])).hexdigest() != document["state_sha256"]:
-            raise IntegrityError(f"{path}: the state doesn't match its checksum: the manifest is damaged or edited")
+        for part, key in (("identity", "cache_id"), ("state", "state_sha256")):
+            if _sha256(document[part], path) != document[key]:
+                raise IntegrityError(f"{path}: the {part} doesn't match its {key}: the manifest is damaged or edited")
         _check(identity, state, path)
         return cls(identity, state)
+
+
+def read_manifest(folder: Path) -> bytes:
+    """The bytes of ``cache.json``.
+
+    Errors: ``CacheError`` where there is none, ``IntegrityError`` where it can't be one.
+    """
+    path = folder / MANIFEST
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_MANIFEST_BYTES:
+            raise IntegrityError(f"{path} is no file, or too large for a manifest")
+        with open(path, "rb") as file:
+            return file.read(MAX_MANIFEST_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CacheError(f"{folder} is no cache: it has no {MANIFEST}") from None
+    except OSError as error:
+        raise IntegrityError(f"{path} can't be read: {error.strerror}") from None
+
+
+def parse(text: bytes, path: Path) -> dict[str, Any]:
+    """A manifest's JSON, without what JSON leaves open: no NaN, no infinity, no name twice in an object."""
+    try:
+        document = json.loads(text.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise IntegrityError(f"{path} is damaged: {_short(_one_line(error))}") from None
+    if not isinstance(document, dict) or "softcache" not in document:
+        raise IntegrityError(f"{path} is not a softcache manifest")
+    return document
+
+
+def render(document: dict[str, Any]) -> bytes:
+    """The one way in which a manifest is written."""
+    return (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def canonical_json(value: Any) -> bytes:
@@ -187,7 +223,7 @@ def from_json(cls: type[T], data: Any, where: str) -> T:
     hints = typing.get_type_hints(cls)
     extra, missing = set(data) - set(hints), set(hints) - set(data)
     if extra or missing:
-        raise IntegrityError(f"{where} has the wrong fields: {sorted(extra | missing)}")
+        raise IntegrityError(f"{where} has the wrong fields: {_short(sorted(extra | missing))}")
     return cls(**{key: _typed(hints[key], value, f"{where}.{key}") for key, value in data.items()})
 
 
@@ -206,22 +242,50 @@ def shard_name(view: int, column: str, number: int) -> str:
     return f"view-{view:04d}/{column.replace(':', '@')}-{number:05d}.h5"
 
 
+@dataclass(frozen=True)
+class _Recipe:
+    """What ``identity.recipe`` must be: how ``views`` makes pixels."""
+
+    spec: str
+    revisions: dict[str, int]
+    size: int
+    resize: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Preprocess:
+    """What ``identity.teacher.preprocess`` must be: how ``models`` makes a network's input."""
+
+    mean: list[float]
+    std: list[float]
+    size: int | None
+    minimum: int
+    trained_size: int | None
+
+
 def _check(identity: Identity, state: State, path: Path) -> None:
-    rows, classes = identity.dataset.rows, identity.classes
+    recipe = from_json(_Recipe, identity.recipe, f"{path}: identity.recipe")
+    from_json(_Preprocess, identity.teacher.preprocess, f"{path}: identity.teacher.preprocess")
     sizes = [identity.shard_rows, *(hint.shard_rows for hint in state.hints.values())]
     good = (
-        0 < rows < 2**40
-        and 0 < classes < 2**24
+        identity.format == VERSION
+        and 0 < identity.dataset.rows < 2**40
+        and 0 < identity.classes < 2**24
         and all(0 < size <= 2**30 and size & (size - 1) == 0 for size in sizes)
         and 0 <= state.views < 10_000
         and 0 <= state.name_bytes < 2**16
         and len(state.samples_shape) >= 1
         and all(0 < n < 2**20 for n in state.samples_shape)
-        and identity.teacher.numerics.batch > 0
+        and 0 < identity.teacher.numerics.batch < 2**31
         and _HEX.fullmatch(identity.teacher.weights)
+        and 0 <= recipe.seed < 2**64
+        and 0 < recipe.size < 2**16
+        and 0 < recipe.resize < 2**16
         and all(0 < n < 2**31 for hint in state.hints.values() for n in hint.shape)
         and all(len(hint.shape) <= 8 and hint.dtype in ("float16", "float32") for hint in state.hints.values())
-        and all(_LAYER.fullmatch(layer) for layer in state.hints)
+        and all(_LAYER.fullmatch(layer) and len(layer) < 200 for layer in state.hints)
+        and Manifest(identity, state).all_shards() <= MAX_SHARDS
     )
     if not good:
         raise IntegrityError(f"{path} has values that no cache can have")
@@ -245,6 +309,29 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(hint, type) or not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise IntegrityError(f"{where} has the wrong type")
     return value
+
+
+def _sha256(value: Any, path: Path) -> str:
+    try:
+        return hashlib.sha256(canonical_json(value)).hexdigest()
+    except (ValueError, RecursionError) as error:  # a lone surrogate, "\\ud800", is no UTF-8
+        raise IntegrityError(f"{path} is damaged: {_one_line(error)}") from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 120 else f"{text[:119]}…"
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,14 +1,17 @@
 """One HDF5 file of a cache: made so that its arrays can be written and memory-mapped by position.
 
-HDF5 describes the file and h5py opens and checks it; the numbers themselves never pass through either. Every
+h5py makes the structure, ``hdf5.py`` reads and checks it; the numbers themselves never pass through either. Every
 dataset is contiguous, allocated when it is created, never filled, aligned to a page, and has a ``crc32``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import stat
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,12 @@ import h5py
 import numpy as np
 
 from softcache.cache.atomic import commit, part_path
+from softcache.cache.hdf5 import Node, read_structure
 from softcache.errors import IntegrityError
 
 PAGE = 4096
 Attributes = dict[str, "int | str"]
+Arrays = dict[str, tuple[str, tuple[int, ...]]]  # name → dtype and full shape
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Extent:
 class ShardWriter:
     """Writes one file row block by row block; ``commit`` gives it its name, ``abort`` leaves nothing."""
 
-    def __init__(self, path: Path, attributes: Attributes, arrays: dict[str, tuple[str, tuple[int, ...]]]):
+    def __init__(self, path: Path, attributes: Attributes, arrays: Arrays):
         """``arrays``: name → dtype and full shape. A name may have one ``/``."""
         self.path = path
         self._part = part_path(path)
@@ -101,37 +106,78 @@ def write_arrays(path: Path, attributes: Attributes, arrays: dict[str, np.ndarra
     writer.commit()
 
 
-def open_shard(path: Path, attributes: Attributes, arrays: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Extent]:
+def open_shard(path: Path, attributes: Attributes, arrays: Arrays) -> dict[str, Extent]:
     """Checks a file against what it must be and says where its arrays lie. The file is not trusted.
 
-    Errors: ``IntegrityError`` naming the file for anything that differs: other attributes, datasets, dtypes or
-    shapes; storage that is external, virtual or filtered; bytes beyond the file's end or shared by two arrays.
+    Errors: ``IntegrityError`` naming the file for anything that differs: other attributes, arrays, dtypes or shapes;
+    storage that is external, virtual, chunked or filtered; bytes beyond the file's end or shared by two objects.
+    """
+    with opened(path) as (fd, size):
+        return check_structure(path, fd, size, attributes, arrays)[0]
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[int, int]]:
+    """A file's descriptor and size. Links are followed, as some stores of files are made of them; pipes and devices
+    are refused.
+
+    Errors: ``IntegrityError`` naming the file.
     """
     try:
-        size = os.path.getsize(path)
-        with h5py.File(path, "r", locking=False) as file:
-            _check_tree(file, arrays, path)
-            for key, expected in attributes.items():
-                found = _attribute(file, key, path)
-                if found != expected:
-                    raise IntegrityError(f"{path}: {key} is {found!r}, expected {expected!r}")
-            extents = {name: _extent(file, name, *spec, path) for name, spec in arrays.items()}
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise IntegrityError(f"{path} is missing") from None
-        raise IntegrityError(f"{path} is damaged: {' '.join(str(error).split())[:160]}") from None
-    _check_places(extents, size, path)
-    return extents
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"can't be opened: {error.strerror}"
+        raise IntegrityError(f"{path} {what}") from None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise IntegrityError(f"{path} is no regular file")
+        yield fd, status.st_size
+    finally:
+        os.close(fd)
+
+
+def check_structure(
+    path: Path, fd: int, size: int, attributes: Attributes, arrays: Arrays
+) -> tuple[dict[str, Extent], list[tuple[int, int]]]:
+    """``open_shard`` on an open file; also the (offset, length) of all bytes that describe it."""
+    try:
+        structure = read_structure(fd, size)
+    except (IntegrityError, OSError) as error:
+        raise IntegrityError(f"{path} {error}") from None
+    nodes = structure.nodes
+    if nodes[""].attributes != attributes:
+        raise IntegrityError(f"{path} {_difference(nodes[''].attributes, attributes)}")
+    groups = {name.rpartition("/")[0] for name in arrays} - {""}
+    expected = {"", *groups, *arrays}
+    if set(nodes) != expected or not all(nodes[name].is_group for name in ["", *groups]):
+        found = ", ".join(sorted(set(nodes) - {""})) or "nothing"
+        raise IntegrityError(f"{path} holds {found[:200]}, expected {', '.join(sorted(expected - {''}))}")
+    if any(nodes[group].attributes for group in groups):
+        raise IntegrityError(f"{path} has attributes where shards have none")
+    extents = {name: _extent(nodes[name], name, *spec, path) for name, spec in arrays.items()}
+    _check_places([(e.offset, e.nbytes) for e in extents.values()] + structure.described, size, path)
+    return extents, structure.described
 
 
 def read_extent(path: Path, extent: Extent) -> np.ndarray:
     """The array itself, read and checked against its checksum."""
-    with open(path, "rb") as file:
-        file.seek(extent.offset)
-        data = file.read(extent.nbytes)
+    with opened(path) as (fd, _):
+        # In pieces, because one read gives at most 2 GiB.
+        data = b"".join(read_blocks(fd, extent.offset, extent.nbytes))
     if len(data) != extent.nbytes or zlib.crc32(data) != extent.crc32:
         raise IntegrityError(f"{path} is damaged: its bytes don't match their checksum")
     return np.frombuffer(data, extent.dtype).reshape(extent.shape)
+
+
+def read_blocks(fd: int, offset: int, nbytes: int, block: int = 8 * 2**20) -> Iterator[bytes]:
+    """Bytes of a file in order; fewer than asked for where it ends."""
+    while nbytes:
+        data = os.pread(fd, min(block, nbytes), offset)
+        if not data:
+            return
+        yield data
+        offset, nbytes = offset + len(data), nbytes - len(data)
 
 
 def _create(path: Path) -> h5py.File:
@@ -170,56 +216,33 @@ def _fixed(value: int | str) -> Any:
     return np.bytes_(value.encode()) if isinstance(value, str) else np.int64(value)
 
 
-def _attribute(owner: Any, key: str, path: Path) -> int | str:
-    if key not in owner.attrs:
-        raise IntegrityError(f"{path}: attribute {key!r} is missing")
-    kind = owner.attrs.get_id(key).get_type()
-    if isinstance(kind, h5py.h5t.TypeStringID):
-        if kind.is_variable_str():
-            raise IntegrityError(f"{path}: attribute {key!r} is variable-length")
-        return bytes(owner.attrs[key]).decode("utf-8", "replace")
-    if not isinstance(kind, h5py.h5t.TypeIntegerID) or owner.attrs.get_id(key).shape != ():
-        raise IntegrityError(f"{path}: attribute {key!r} is not one number")
-    return int(owner.attrs[key])
+def _difference(found: Attributes, expected: Attributes) -> str:
+    for key, value in expected.items():
+        if key not in found:
+            return f"lacks its attribute {key!r}"
+        if found[key] != value:
+            return f"has {key} {str(found[key])[:80]!r}, expected {value!r}"
+    return f"has attributes that shards don't have: {', '.join(sorted(set(found) - set(expected)))[:80]}"
 
 
-def _check_tree(file: h5py.File, arrays: dict[str, Any], path: Path) -> None:
-    """Exactly the expected names, reached by hard links only."""
-    groups = {name.rpartition("/")[0] for name in arrays} - {""}
-    for group in ["", *groups]:
-        owner = file[group] if group else file
-        expected = {n.split("/")[-1] for n in arrays if n.rpartition("/")[0] == group} | (
-            groups if not group else set()
-        )
-        if set(owner) != expected:
-            raise IntegrityError(f"{path} holds {sorted(owner)} in /{group}, expected {sorted(expected)}")
-        for name in expected:
-            if not isinstance(owner.get(name, getlink=True), h5py.HardLink):
-                raise IntegrityError(f"{path}: {name} is a link to somewhere else")
-
-
-def _extent(file: h5py.File, name: str, dtype: str, shape: tuple[int, ...], path: Path) -> Extent:
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset):
-        raise IntegrityError(f"{path}: {name} is no dataset")
-    plist = dataset.id.get_create_plist()
-    if plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.get_external_count() or plist.get_nfilters():
-        raise IntegrityError(f"{path}: {name} is not stored contiguously in this file")
+def _extent(node: Node, name: str, dtype: str, shape: tuple[int, ...], path: Path) -> Extent:
     wanted = np.dtype(dtype).newbyteorder("<")
-    if not isinstance(dataset.id.get_type(), (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID, h5py.h5t.TypeStringID)):
-        raise IntegrityError(f"{path}: {name} has a type that shards don't have")
-    if dataset.dtype != wanted or dataset.shape != tuple(shape):
-        raise IntegrityError(f"{path}: {name} is {dataset.dtype} {dataset.shape}, expected {wanted} {tuple(shape)}")
-    crc = _attribute(dataset, "crc32", path)
-    offset = dataset.id.get_offset()
-    if offset is None or not isinstance(crc, int):
-        raise IntegrityError(f"{path}: {name} has no bytes or no checksum")
-    return Extent(int(offset), wanted, tuple(shape), crc)
+    if node.dtype is None or node.shape is None or node.place is None:
+        raise IntegrityError(f"{path}: {name} is no array")
+    if node.dtype != wanted or node.shape != tuple(shape):
+        raise IntegrityError(f"{path}: {name} is {node.dtype} {node.shape}, expected {wanted} {tuple(shape)}")
+    crc = node.attributes.get("crc32")
+    if set(node.attributes) != {"crc32"} or not isinstance(crc, int):
+        raise IntegrityError(f"{path}: {name} has no checksum, or other attributes than that")
+    extent = Extent(node.place[0], wanted, tuple(shape), crc)
+    if node.place[1] != extent.nbytes or extent.offset % PAGE:
+        raise IntegrityError(f"{path}: {name} has another number of bytes than its shape, or lies off a page's start")
+    return extent
 
 
-def _check_places(extents: dict[str, Extent], size: int, path: Path) -> None:
+def _check_places(places: list[tuple[int, int]], size: int, path: Path) -> None:
     end = 0
-    for name, extent in sorted(extents.items(), key=lambda item: item[1].offset):
-        if extent.offset < end or extent.offset + extent.nbytes > size:
-            raise IntegrityError(f"{path}: {name} lies outside its file or over another array")
-        end = extent.offset + extent.nbytes
+    for offset, nbytes in sorted(places):
+        if offset < end or offset + nbytes > size:
+            raise IntegrityError(f"{path} has an array that lies outside of it or over something else")
+        end = offset + nbytes

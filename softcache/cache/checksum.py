@@ -1,0 +1,88 @@
+"""Every byte of a file of a cache, accounted for.
+
+The superblock and the object headers carry HDF5's own checksums, each array has its ``crc32``, and what lies
+between them (an array begins on a page) is zero. So there is no byte whose change could go unnoticed.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from softcache.cache.shard import Arrays, Attributes, Extent, check_structure, opened, read_blocks
+from softcache.errors import IntegrityError
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """What is wrong with a file: with one of its arrays, or (``None``) with the file as such."""
+
+    array: str | None
+    what: str
+
+
+def check_file(
+    path: Path, attributes: Attributes, arrays: Arrays, progress: Callable[[int], None] | None = None
+) -> list[Flaw]:
+    """All flaws of a file; none where each byte is what was written. Reads it once, from front to back.
+
+    ``progress`` is told of bytes as they are checked, from the thread that calls this.
+    """
+    report = progress or (lambda count: None)
+    flaws: list[Flaw] = []
+    try:
+        with opened(path) as (fd, size):
+            extents, described = check_structure(path, fd, size, attributes, arrays)
+            report(sum(length for _, length in described))
+            named = {extent.offset: (name, extent) for name, extent in extents.items()}
+            for offset, length in _between(described, size):
+                at = offset
+                for start in sorted(place for place in named if offset <= place < offset + length):
+                    name, extent = named[start]
+                    _check_zeros(fd, at, start - at, flaws, report)
+                    if _crc(fd, extent, report) != extent.crc32:
+                        flaws.append(Flaw(name, "doesn't match its checksum"))
+                    at = start + extent.nbytes
+                _check_zeros(fd, at, offset + length - at, flaws, report)
+    except IntegrityError as error:
+        flaws.append(Flaw(None, str(error).removeprefix(str(path)).lstrip(": ")))
+    except OSError as error:  # a disk that can't give what it has
+        flaws.append(Flaw(None, f"can't be read: {error.strerror}"))
+    return flaws
+
+
+def checksum(path: Path, extent: Extent) -> int:
+    """crc32 of an array's bytes on disk."""
+    with opened(path) as (fd, _):
+        return _crc(fd, extent, lambda count: None)
+
+
+def _crc(fd: int, extent: Extent, report: Callable[[int], None]) -> int:
+    crc, left = 0, extent.nbytes
+    for block in read_blocks(fd, extent.offset, extent.nbytes):
+        crc, left = zlib.crc32(block, crc), left - len(block)  # zlib lets other threads run meanwhile
+        report(len(block))
+    if left:
+        raise IntegrityError("has been truncated")
+    return crc
+
+
+def _check_zeros(fd: int, offset: int, length: int, flaws: list[Flaw], report: Callable[[int], None]) -> None:
+    for block in read_blocks(fd, offset, length):
+        if block.strip(b"\0"):
+            flaws.append(Flaw(None, f"has bytes near {offset} that belong to nothing and are not zero"))
+            return
+        report(len(block))
+
+
+def _between(described: list[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what the description leaves out."""
+    end = 0
+    for offset, length in sorted(described):
+        if offset > end:
+            yield end, offset - end
+        end = offset + length
+    if size > end:
+        yield end, size - end
