@@ -7,18 +7,45 @@ of this host left behind can be told from what a live one, or another host's, is
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import secrets
 import socket
 from pathlib import Path
 
-_PART = re.compile(r"\.(?P<name>.+)~(?P<host>[^~]*)~(?P<boot>[^~]*)~(?P<pid>\d+)~[0-9a-f]+\.part")
+_PART = re.compile(r"\.(?P<name>.+)~(?P<writer>[^~]*~[^~]*~\d+~[0-9a-f]+)\.part")
 
 
 def part_path(final: Path) -> Path:
     """A temporary name in the same folder, unique to this process and call."""
-    return final.with_name(f".{final.name}~{_host()}~{_boot()}~{os.getpid()}~{secrets.token_hex(4)}.part")
+    return final.with_name(f".{final.name}~{writer_name()}{secrets.token_hex(4)}.part")
+
+
+def writer_name() -> str:
+    """Who this process is, among all that may write to a shared folder: ``host~boot~pid~random``."""
+    return f"{_host()}~{_boot()}~{os.getpid()}~{_token(os.getpid())}"
+
+
+def is_dead(writer: str) -> bool:
+    """Whether the process of a ``writer_name`` is certainly gone: of this host, and ended or of an earlier boot.
+
+    Whatever can't be known counts as alive: another host, another namespace of process ids on this one (a container
+    beside this one), a process id that somebody else has by now.
+    """
+    try:
+        host, boot, pid, token = writer.split("~")
+    except ValueError:
+        return False
+    if host != _host():
+        return False
+    if boot.partition(".")[0] != _boot().partition(".")[0]:
+        return True
+    if boot != _boot():
+        return False
+    if int(pid) == os.getpid():
+        return not token.startswith(_token(os.getpid()))  # of an earlier process with our number
+    return not _alive(int(pid))
 
 
 def commit(part: Path, final: Path) -> None:
@@ -50,12 +77,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def dead_parts(folder: Path) -> list[Path]:
-    """Temporary files below ``folder`` whose writer is certainly gone: this host's, of a process that has ended
-    or of an earlier boot. Those of other hosts are never listed."""
+    """Temporary files below ``folder`` whose writer is certainly gone."""
     found = []
     for path in sorted(folder.rglob(".*.part")):
         match = _PART.fullmatch(path.name)
-        if match and match["host"] == _host() and (match["boot"] != _boot() or not _alive(int(match["pid"]))):
+        if match and is_dead(match["writer"]):
             found.append(path)
     return found
 
@@ -83,13 +109,28 @@ def _alive(pid: int) -> bool:
     return True
 
 
+@functools.cache
 def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9.\-]", "-", socket.gethostname()) or "host"
-
-
-def _boot() -> str:
-    """Changes with every start of the machine, so that a pid of before can't be mistaken for one of now."""
+    """The host's name, and its machine id where it has one: names such as ``localhost`` are not unique."""
+    name = re.sub(r"[^A-Za-z0-9.\-]", "-", socket.gethostname())[:32] or "host"
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+        return f"{name}.{Path('/etc/machine-id').read_text().strip()[:8]}"
+    except OSError:  # not Linux, or a container
+        return name
+
+
+@functools.cache
+def _boot() -> str:
+    """Changes with every start of the machine, so that a pid of before can't be mistaken for one of now; after the
+    dot the namespace that pids are counted in, for containers that share a host's name and disk."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+        return f"{boot}.{re.sub('[^0-9]', '', os.readlink('/proc/self/ns/pid'))}"
     except OSError:  # not Linux
-        return "0"
+        return "0.0"
+
+
+@functools.cache
+def _token(pid: int) -> str:
+    """Random for each process; a forked child has another pid and so another token."""
+    return secrets.token_hex(4)

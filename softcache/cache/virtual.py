@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import h5py
+import numpy as np
 
-from softcache.cache.atomic import commit, part_path, sync_folder
+from softcache.cache.atomic import commit, part_path
 from softcache.cache.reader import Cache
 from softcache.cache.schema import VIRTUAL
 
@@ -17,6 +19,8 @@ def write_virtual(cache: Cache) -> Path:
     part = part_path(final)
     try:
         with h5py.File(part, "w", libver="latest") as file:
+            for key, value in _attributes(cache).items():
+                file.attrs.create(key, value)
             for column in cache.manifest.columns:
                 for name, (dtype, shape) in cache.arrays(column, cache.rows).items():
                     layout = h5py.VirtualLayout((cache.views, *shape), dtype=dtype)
@@ -28,9 +32,28 @@ def write_virtual(cache: Cache) -> Path:
                             layout[view, first : first + rows] = source
                     place = name if column == "logits" else f"{column}/{name}"
                     file.create_virtual_dataset(place, layout)
+        with open(part, "rb") as written:
+            os.fsync(written.fileno())
         commit(part, final)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    sync_folder(cache.folder)
     return final
+
+
+def is_current(cache: Cache) -> bool:
+    """Whether ``cache.h5`` is there and over the views and columns that the cache now has."""
+    try:
+        with h5py.File(cache.folder / VIRTUAL, "r", locking=False) as file:
+            return all(bytes(file.attrs.get(key, b"")) == bytes(value) for key, value in _attributes(cache).items())
+    except (OSError, TypeError, RuntimeError):  # none, or damaged
+        return False
+
+
+def _attributes(cache: Cache) -> dict[str, np.bytes_]:
+    columns = " ".join(cache.manifest.columns)
+    return {
+        "cache_id": np.bytes_(cache.manifest.cache_id.encode()),
+        "views": np.bytes_(str(cache.views).encode()),
+        "columns": np.bytes_(columns.encode()),
+    }

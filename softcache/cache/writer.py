@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
+from softcache.cache.locks import changing
+from softcache.cache.mismatch import refuse_other
 from softcache.cache.reader import Cache
+from softcache.cache.recorded import Recorded
 from softcache.cache.schema import (
     LOGITS,
     MANIFEST,
@@ -20,10 +26,11 @@ from softcache.cache.schema import (
     Identity,
     Manifest,
     State,
-    hint_column,
 )
 from softcache.cache.shard import Attributes, ShardWriter, write_arrays
 from softcache.errors import CacheError
+
+MAX_NOTES = 50  # on later changes of machine or libraries
 
 
 @dataclass(frozen=True)
@@ -53,60 +60,84 @@ def create_or_extend(
 ) -> Cache:
     """The cache in ``folder``, made if it isn't there and asked to hold at least these views and hints.
 
+    Several processes may call it at once: one makes the manifest, the others find it.
+
     Errors: ``CacheError`` that names the differing fields where the folder holds a cache of another identity.
     """
-    if (folder / MANIFEST).exists():
-        manifest = Manifest.load(folder)
-        refuse_other(manifest.identity, identity, folder)
-        wanted = dict(manifest.state.hints)
-        for layer, hint in hints.items():
-            if layer in wanted and wanted[layer] != hint:
-                raise CacheError(f"{folder} holds hint {layer} as {wanted[layer]}, asked for as {hint}")
-            wanted[layer] = hint
-        if views > manifest.state.views or wanted != manifest.state.hints:
-            manifest.state = dataclasses.replace(
-                manifest.state, views=max(views, manifest.state.views), hints=dict(sorted(wanted.items()))
-            )
-            manifest.save(folder)
-        return Cache(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     rows: dict[str, np.ndarray] = {"label": labels.astype("<i4")}
     if names is not None:
         rows["name"] = np.array([os.fsencode(name) for name in names])
     index, pixels = samples
-    state = State(
-        views=views,
-        samples_shape=list(pixels.shape),
-        name_bytes=rows["name"].dtype.itemsize if "name" in rows else 0,
-        hints=dict(sorted(hints.items())),
-        made=made,
-    )
-    manifest = Manifest(identity, state)
-    common: Attributes = {"format": "softcache", "version": 1, "cache_id": manifest.cache_id}
-    write_arrays(folder / ROWS, {**common, "column": "rows"}, rows)
-    write_arrays(folder / SAMPLES, {**common, "column": "samples"}, {"index": index.astype("<i8"), "pixels": pixels})
-    # The manifest comes last: a folder without one holds nothing that could be taken for a cache.
-    manifest.save(folder)
+    files = {ROWS: rows, SAMPLES: {"index": index.astype("<i8"), "pixels": pixels}}
+    folder.mkdir(parents=True, exist_ok=True)
+    with changing(folder):
+        if (folder / MANIFEST).exists():
+            manifest = Manifest.load(folder)
+            refuse_other(manifest.identity, identity, folder)
+            state = _extended(manifest.state, views, hints, made, folder)
+            _write_missing(folder, identity, files)
+            if state != manifest.state:
+                Manifest(identity, state).save(folder)
+        else:
+            _refuse_foreign_shards(folder, identity)
+            name_bytes = rows["name"].dtype.itemsize if "name" in rows else 0
+            state = State(views, list(pixels.shape), name_bytes, dict(sorted(hints.items())), made=made)
+            for name in files:
+                (folder / name).unlink(missing_ok=True)  # of a start that was killed, maybe of another cache
+            _write_missing(folder, identity, files)
+            # The manifest comes last: a folder without one holds nothing that could be taken for a cache.
+            Manifest(identity, state).save(folder)
     return Cache(folder)
 
 
-def update_state(folder: Path, **changes: Any) -> None:
-    """Replaces fields of the manifest's state."""
-    manifest = Manifest.load(folder)
-    manifest.state = dataclasses.replace(manifest.state, **changes)
-    manifest.save(folder)
+def _write_missing(folder: Path, identity: Identity, files: dict[str, dict[str, np.ndarray]]) -> None:
+    """The files that are once per cache, those of them that aren't there."""
+    common: Attributes = {"format": "softcache", "version": 1, "cache_id": identity.cache_id()}
+    for name, arrays in files.items():
+        if not (folder / name).exists():
+            write_arrays(folder / name, {**common, "column": name.removesuffix(".h5")}, arrays)
 
 
-def refuse_other(found: Identity, wanted: Identity, folder: Path) -> None:
-    """Nothing where both are the same.
+def _extended(state: State, views: int, hints: dict[str, HintColumn], made: dict[str, Any], folder: Path) -> State:
+    """A state with these views and hints too, and a note of it where libraries or machine are others by now."""
+    wanted = dict(state.hints)
+    for layer, hint in hints.items():
+        if layer in wanted and wanted[layer] != hint:
+            raise CacheError(
+                f"{folder} holds hint {layer} as {wanted[layer].dtype} {wanted[layer].shape}, "
+                f"asked for as {hint.dtype} {hint.shape}: match --hint-dtype or use another --out"
+            )
+        wanted[layer] = hint
+    later = state.made.get("later", [])
+    last = {**state.made, **(later[-1] if later else {})}
+    changed = {k: v for k, v in made.items() if last.get(k) != v and k not in ("date", "command")}
+    if changed:
+        note = {**changed, "command": made.get("command"), "date": made.get("date")}
+        state = dataclasses.replace(state, made={**state.made, "later": [*later, note][-MAX_NOTES:]})
+    return dataclasses.replace(state, views=max(views, state.views), hints=dict(sorted(wanted.items())))
 
-    Errors: ``CacheError`` with every differing field, what the folder has and what was asked for.
-    """
-    ours, theirs = _flat(dataclasses.asdict(wanted)), _flat(dataclasses.asdict(found))
-    keys = [key for key in sorted(ours | theirs) if ours.get(key) != theirs.get(key)]
-    if keys:
-        shown = "; ".join(f"{key}: {_short(theirs.get(key))} there, {_short(ours.get(key))} now" for key in keys)
-        raise CacheError(f"{folder} is a cache of something else ({shown}): match it or use another --out")
+
+def _refuse_foreign_shards(folder: Path, identity: Identity) -> None:
+    """What exists counts as done, so a folder that has lost its manifest may only hold this very cache's shards."""
+    wanted = identity.cache_id()
+    for path in sorted(folder.glob("view-*/[!.]*.h5")):
+        found = None
+        with contextlib.suppress(OSError, RuntimeError, KeyError), h5py.File(path, "r", locking=False) as file:
+            found = bytes(file.attrs["cache_id"]).decode("ascii", "replace")
+        if found != wanted:
+            raise CacheError(
+                f"{folder} has no {MANIFEST}, but shards of another cache ({path.relative_to(folder)}): "
+                "remove them or use another --out"
+            )
+
+
+def update_state(folder: Path, change: Callable[[State], State]) -> None:
+    """Reads, changes and writes the manifest's state, one process at a time."""
+    with changing(folder):
+        manifest = Manifest.load(folder)
+        state = change(manifest.state)
+        if state != manifest.state:
+            Manifest(manifest.identity, state).save(folder)
 
 
 def plan(cache: Cache, views: int, columns: list[str], part: tuple[int, int] = (1, 1)) -> list[Block]:
@@ -128,17 +159,27 @@ def plan(cache: Cache, views: int, columns: list[str], part: tuple[int, int] = (
 
 
 class BlockWriter:
-    """Takes a block's rows in order, column by column, and commits each shard when its last row is there."""
+    """Takes a block's rows in order, column by column, and commits each shard when its last row is there.
+
+    Columns whose shards are there already are not written again: they must agree with what is given.
+    """
 
     def __init__(self, cache: Cache, block: Block):
         self._cache = cache
         self._block = block
+        missing = set(block.columns)
+        self._there = [column for column in cache.manifest.columns if column not in missing]
+        self._recorded = Recorded(cache)
         self._open: dict[str, tuple[int, ShardWriter]] = {}
         self.committed: list[Path] = []
         cache.shard_path(block.view, LOGITS, 0).parent.mkdir(exist_ok=True)
 
     def write(self, first: int, columns: dict[str, dict[str, np.ndarray]]) -> None:
-        """``columns``: column → array name → rows ``first ...`` of it."""
+        """``columns``: column → array name → rows ``first ...`` of it.
+
+        Errors: ``PixelsError`` and ``CacheError`` where a column that is there says something else.
+        """
+        self._recorded.check(self._block.view, first, columns, self._there)
         for column, arrays in columns.items():
             count, at = len(next(iter(arrays.values()))), 0
             while at < count:
@@ -170,18 +211,3 @@ class BlockWriter:
             del self._open[column]
             writer.commit()
             self.committed.append(writer.path)
-
-
-def hint_columns(hints: dict[str, HintColumn]) -> list[str]:
-    return [hint_column(layer) for layer in hints]
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()}
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:12]}…"

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from softcache.errors import ModelError
 from softcache.models._checkpoint import load_state
 
-__all__ = ["classes_in", "fingerprint", "fingerprint_file_cached", "fit", "load_state"]
+__all__ = ["classes_in", "fingerprint", "fingerprint_file_cached", "fit", "known_fingerprint", "load_state"]
+
+
+KEPT = ".fingerprint"
 
 
 def fit(
@@ -81,7 +84,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def fingerprint_file_cached(path: str | Path, compute: Callable[[], str] | None = None) -> str:
-    """The fingerprint of a file's parameters, kept in ``<path>.fingerprint`` until size or time change.
+    """The fingerprint of a file's parameters, kept in ``<path>.fingerprint`` until size or times change.
 
     compute: gives the fingerprint where it isn't known yet; by default that of ``load_state(path)``, which
         for the files that softcache writes is that of the network's own state dict.
@@ -91,24 +94,39 @@ def fingerprint_file_cached(path: str | Path, compute: Callable[[], str] | None 
     path = Path(path).expanduser()
     if not path.is_file():
         raise ModelError(f"no file of weights at {path}")
-    status = path.stat()
-    kept = path.with_name(path.name + ".fingerprint")
-    known = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    try:
-        record = json.loads(kept.read_text())
-        if isinstance(record, dict) and {k: record.get(k) for k in known} == known:
-            return str(record["sha256"])
-    except (OSError, ValueError, KeyError):
-        pass  # none yet, or half of one: it is made again below
+    before = _stamp(path)
+    sha256 = known_fingerprint(path)
+    if sha256 is not None:
+        return sha256
     sha256 = compute() if compute is not None else fingerprint(load_state(path))
+    kept = path.with_name(path.name + KEPT)
     temporary = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps({**known, "sha256": sha256}) + "\n")
+        temporary.write_text(json.dumps({**before, "sha256": sha256}) + "\n")
         os.replace(temporary, kept)
     except OSError:
         with contextlib.suppress(OSError):  # a read-only folder: only speed is lost
             temporary.unlink()
     return sha256
+
+
+def known_fingerprint(path: str | Path) -> str | None:
+    """The fingerprint that is kept beside a file, where the file has still the size and times it had then."""
+    path = Path(path).expanduser()
+    try:
+        record = json.loads(path.with_name(path.name + KEPT).read_text())
+        if isinstance(record, dict) and {**record, **_stamp(path)} == record:
+            return str(record["sha256"])
+    except (OSError, ValueError, KeyError):
+        pass  # no file, or none kept yet, or half of one
+    return None
+
+
+def _stamp(path: Path) -> dict[str, int]:
+    """Changes with the content: unlike the time of modification, which tools that copy or unpack files set as they
+    like, that of the inode's change can't be chosen."""
+    status = path.stat()
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
 
 
 def _without_prefix(state: Mapping[str, Tensor], names: Iterable[str], prefix: str) -> Mapping[str, Tensor]:

@@ -2,99 +2,63 @@
 
 from __future__ import annotations
 
-import platform
-import sys
+import contextlib
+import dataclasses
+import errno
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 
-import softcache
-from softcache import registry
 from softcache.cache.atomic import remove_dead_parts
 from softcache.cache.locks import writing
+from softcache.cache.mismatch import refuse_other
 from softcache.cache.reader import Cache
+from softcache.cache.recorded import Recorded, first_recorded
 from softcache.cache.schema import (
     KEPT_SAMPLES,
     LOGITS,
     MANIFEST,
     MAX_SHARD_BYTES,
-    VERSION,
-    Dataset,
+    ROWS,
+    SAMPLES,
     HintColumn,
     Identity,
     Manifest,
-    Numerics,
-    Teacher,
+    State,
     hint_column,
 )
-from softcache.cache.virtual import write_virtual
-from softcache.cache.writer import create_or_extend, plan, refuse_other, update_state
+from softcache.cache.virtual import is_current, write_virtual
+from softcache.cache.writer import create_or_extend, plan, update_state
 from softcache.console import say, warn
-from softcache.distributed import rank, world
-from softcache.errors import UsageError
-from softcache.models._hooks import Taps, classifier_path
-from softcache.models._network import Network
-from softcache.models._weights import fingerprint, fingerprint_file_cached
-from softcache.stages.estimate import Estimate, estimate, refuse_too_large
-from softcache.stages.places import cache_folder, find_teacher, make_folder, open_viewed
+from softcache.datasets._open import open_samples
+from softcache.distributed import local_rank, rank, world
+from softcache.errors import CacheError, UsageError
+from softcache.models._hooks import Taps
+from softcache.stages.agreement import check_pixels
+from softcache.stages.estimate import Estimate, estimate, refuse_too_large, timed
+from softcache.stages.identity import (
+    DTYPES,
+    DumpConfig,
+    default_shard_rows,
+    identify,
+    known_identity,
+    provenance,
+    same_kind,
+    weights_fingerprint,
+)
+from softcache.stages.places import cache_folder, find_teacher, make_folder
 from softcache.training.config import pick_device
 from softcache.training.dumping import Forward, run_blocks
+from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
 
 DEFAULT_VIEWS = 4
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-
-@dataclass(frozen=True)
-class DumpConfig:
-    """What ``dump`` was asked for.
-
-    ``batch_size`` is part of what the numbers are (another batch gives other last bits), so it is recorded and a
-    resumed dump takes the recorded one. ``part``: (k, n) does the k-th of n shares of the work.
-    """
-
-    teacher: str = "resnet50"
-    dataset: str = "digits"
-    split: str = "train"
-    data_dir: str | None = None
-    download: bool = False
-    teacher_weights: str | None = None
-    normalize: str | None = None
-    augment: str | None = None
-    views: int | None = None
-    view_seed: int = 0
-    size: int | None = None
-    hints: tuple[str, ...] = ()
-    hint_dtype: str = "float16"
-    codec: str = "fp16"
-    batch_size: int | None = None
-    shard_rows: int | None = None
-    dtype: str = "float32"
-    amp: str = "off"
-    tf32: bool = False
-    channels_last: bool = False
-    compile: bool = False
-    device: str = "auto"
-    workers: int = -1
-    part: tuple[int, int] | None = None
-    fingerprint: str = "quick"
-
-    def __post_init__(self) -> None:
-        if self.views is not None and self.views < 1:
-            raise UsageError(f"--views must be at least 1, is {self.views}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(f"--batch-size must be at least 1, is {self.batch_size}")
-        if self.shard_rows is not None and (self.shard_rows < 1 or self.shard_rows & (self.shard_rows - 1)):
-            raise UsageError(f"--shard-rows must be a power of two, is {self.shard_rows}")
-        if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
-            raise UsageError(f"--part {self.part[0]}/{self.part[1]}: the first number must be 1 … {self.part[1]}")
-        if self.dtype not in DTYPES:
-            raise UsageError(f"--dtype {self.dtype!r} is unknown: float32, float64")
+_FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "quota exceeded", errno.EFBIG: "file size limit"}
 
 
 @dataclass
@@ -113,164 +77,141 @@ def dump(teacher: str = "resnet50", *, out: str | Path | None = None, dry_run: b
     """Computes what is missing of a cache and says what it then is.
 
     ``options``: the fields of ``DumpConfig``. Errors: ``CacheError`` where ``out`` holds a cache of another
-    identity or the disk is too small, ``LockedError`` where another process writes the same part,
-    ``NumericsError`` with the key for logits that are not finite or don't fit the codec.
+    identity, its teacher now says something else, or the disk is too small; ``LockedError`` where another process
+    writes the same part; ``NumericsError`` with the key for logits that are not finite or don't fit the codec.
     """
-    config = DumpConfig(teacher=teacher, **options)
     began = time.perf_counter()
-    viewed = open_viewed(
-        config.dataset,
-        config.split,
-        data_dir=config.data_dir,
-        download=config.download,
-        augment=config.augment,
-        view_seed=config.view_seed,
-        size=config.size,
-    )
-    folder = Path(out) if out is not None else cache_folder(config.teacher, viewed.samples.spec, config.split)
-    existing = Manifest.load(folder) if (folder / MANIFEST).exists() else None
-    views = config.views or (existing.state.views if existing else DEFAULT_VIEWS)
-    network = find_teacher(config.teacher, viewed.samples, weights=config.teacher_weights, normalize=config.normalize)
-    device = pick_device(config.device)
-    identity = identify(network, viewed, config, device, existing.identity if existing else None)
+    asked = DumpConfig(teacher=teacher, **options)
+    samples = open_samples(asked.dataset, asked.split, data_dir=asked.data_dir, download=bool(asked.download))
+    folder = Path(out) if out is not None else cache_folder(asked.teacher, samples.spec, asked.split)
+    existing = Cache(folder) if (folder / MANIFEST).exists() else None
+    config = asked.settled(existing)
+    viewed = ViewedDataset(samples, config.augment, seed=config.view_seed or 0, size=config.size)
+    device = _device(config.device)
+    same_kind(existing.manifest if existing else None, device)
     if existing:
-        refuse_other(existing.identity, identity, folder)
-        absent = Cache(folder).missing(existing.columns, views)
-        if (
-            not absent
-            and all(layer in existing.state.hints for layer in config.hints)
-            and views <= existing.state.views
-        ):
-            return Dumped(folder, 0, time.perf_counter() - began, existing.state.teacher_top1, Cache(folder).describe())
-    network = network.to(device, DTYPES[config.dtype]).eval()
+        known = known_identity(viewed, config, device.type)
+        if known:
+            refuse_other(existing.manifest.identity, known, folder)
+            if not dry_run and _is_whole(existing, config):
+                return _done(folder, config, began)
+    network = find_teacher(config.teacher, samples, weights=config.teacher_weights, normalize=config.normalize)
+    identity = identify(network, weights_fingerprint(network, keep=not dry_run), viewed, config, device.type)
+    if existing:
+        refuse_other(existing.manifest.identity, identity, folder)
+        if not dry_run and _is_whole(existing, config):
+            return _done(folder, config, began)
+        check_pixels(existing, viewed)
+    views = config.views or (existing.views if existing else DEFAULT_VIEWS)
+    network = network.to(device, DTYPES[identity.teacher.numerics.dtype]).eval()
     if config.channels_last:
         network.to(memory_format=torch.channels_last)
-    set_tf32(config.tf32)
-    layers = sorted({*config.hints, *(existing.state.hints if existing else ())})
-    forward = Forward(network, layers, device, amp=config.amp, compiled=config.compile, hint_dtype=config.hint_dtype)
-    hints = hint_shapes(forward, viewed, config, existing)
-    guess = estimate(forward, viewed, identity, hints, views, folder)
-    if dry_run:
-        return Dumped(folder, 0, time.perf_counter() - began, estimate=guess)
-    refuse_too_large(guess, folder)
-    make_folder(folder)
-    part = config.part or (rank() + 1, world())
-    with writing(folder, part):
-        for leftover in remove_dead_parts(folder):
-            say(f"removed {leftover.name}: its writer is gone")
-        cache = create_or_extend(
-            folder,
-            identity,
-            views=views,
-            hints=hints,
-            made=provenance(config, viewed),
-            labels=viewed.samples.labels,
-            names=viewed.samples.names,
-            samples=kept_samples(viewed),
-        )
-        blocks = plan(cache, views, cache.manifest.columns, part)
-        keys = sum(block.rows for block in blocks)
-        say(
-            f"dump {network.spec} on {config.dataset}/{config.split}: {cache.rows:,} rows × {views} views, "
-            f"recipe {viewed.recipe}, codec {identity.codec}, hints {', '.join(layers) or 'none'}, on {device}; "
-            f"{keys:,} of {cache.rows * views:,} keys to compute"
-        )
-        measured = run_blocks(cache, viewed, forward, blocks, workers=config.workers)
-        if measured and not cache.manifest.state.codec_error:
-            update_state(folder, codec_error=measured)
-        finish(folder)
-    cache = Cache(folder)
-    return Dumped(folder, keys, time.perf_counter() - began, cache.manifest.state.teacher_top1, cache.describe())
+    layers = sorted({*config.hints, *(existing.manifest.state.hints if existing else ())})
+    forward = Forward(
+        network,
+        layers,
+        device,
+        amp=identity.teacher.numerics.amp,
+        compiled=identity.teacher.numerics.compile,
+        hint_dtype=config.hint_dtype or "float16",
+    )
+    with _tf32(identity.teacher.numerics.tf32):
+        hints = hint_shapes(forward, viewed, config, identity, existing.manifest if existing else None)
+        guess = estimate(identity, hints, views, folder, existing)
+        if dry_run:
+            guess = timed(guess, forward, viewed, identity.teacher.numerics.batch, config.workers)
+            return Dumped(folder, 0, time.perf_counter() - began, estimate=guess)
+        refuse_too_large(guess, folder)
+        make_folder(folder)
+        with _told(folder, config), writing(folder, _part(config)):
+            keys = _compute(folder, identity, viewed, forward, hints, views, config)
+            finish(folder)
+    return _done(folder, config, began, keys)
 
 
-def identify(
-    network: Network,
+def _compute(
+    folder: Path,
+    identity: Identity,
     viewed: ViewedDataset,
+    forward: Forward,
+    hints: dict[str, HintColumn],
+    views: int,
     config: DumpConfig,
-    device: torch.device,
-    recorded: Identity | None,
-) -> Identity:
-    """All that the numbers depend on. Batch and shard sizes that weren't asked for are those recorded."""
-    samples = viewed.samples
-    weights = (
-        fingerprint_file_cached(network.weights_path, lambda: fingerprint(network.model.state_dict()))
-        if network.weights_path is not None
-        else fingerprint(network.model.state_dict())
+) -> int:
+    """Computes this part's missing shards; returns how many keys that were."""
+    for leftover in remove_dead_parts(folder):
+        say(f"removed {leftover.name}: its writer is gone")
+    cache = create_or_extend(
+        folder,
+        identity,
+        views=views,
+        hints=hints,
+        made=provenance(config, viewed, forward.device),
+        labels=viewed.samples.labels,
+        names=viewed.samples.names,
+        samples=kept_samples(viewed),
     )
-    codec = registry.canonical(registry.split_spec(config.codec)[0], registry.create("codecs", config.codec))
-    batch = config.batch_size or (recorded.teacher.numerics.batch if recorded else default_batch(viewed, device))
-    rows = config.shard_rows or (
-        recorded.shard_rows if recorded else default_shard_rows(viewed, network.classes, device)
+    blocks = plan(cache, views, cache.manifest.columns, _part(config))
+    wanted = {column for block in blocks for column in block.columns}
+    forward.layers = [layer for layer in cache.manifest.state.hints if hint_column(layer) in wanted]
+    for layer, hint in cache.manifest.state.hints.items():
+        forward.hint_dtypes[layer] = getattr(torch, hint.dtype)
+    keys = sum(block.rows for block in blocks)
+    say(
+        f"dump {forward.network.spec} on {config.dataset}/{config.split}: {cache.rows:,} rows × {views} views, "
+        f"recipe {viewed.recipe}, codec {identity.codec}, hints {', '.join(cache.manifest.state.hints) or 'none'}, "
+        f"on {forward.device}; {keys:,} of {cache.rows * views:,} keys to compute"
     )
-    numerics = Numerics(
-        dtype=config.dtype,
-        amp=config.amp,
-        tf32=config.tf32,
-        memory_format="channels_last" if config.channels_last else "contiguous",
-        compile=config.compile,
-        device=device.type,
-        batch=batch,
-    )
-    teacher = Teacher(
-        portable(network.spec),
-        weights,
-        network.preprocess.to_dict(),
-        classifier_path(network.model, network.classes),
-        numerics,
-    )
-    dataset = Dataset(
-        portable(samples.spec),
-        samples.split,
-        len(samples),
-        list(samples.classes),
-        samples.fingerprint(full=config.fingerprint == "full"),
-    )
-    return Identity(VERSION, teacher, dataset, viewed.identity(), network.classes, codec, rows)
+    if keys:
+        check_teacher(cache, viewed, forward)
+        measured = run_blocks(cache, viewed, forward, blocks, workers=config.workers)
+        update_state(folder, lambda state: _with_error(state, measured, keys))
+    return keys
 
 
-def portable(spec: str) -> str:
-    """A spec without where things lie on this machine: a cache may be copied to another."""
-    source, colon, rest = spec.partition(":")
-    if colon and "/" in rest:
-        return f"{source}:{Path(rest).name}"
-    return Path(spec).name if "/" in spec else spec
+def check_teacher(cache: Cache, viewed: ViewedDataset, forward: Forward) -> None:
+    """Whether the teacher still says what it has said: one batch of a shard that is there, computed again.
 
-
-def default_batch(viewed: ViewedDataset, device: torch.device) -> int:
-    """Rows that a forward pass takes at once: enough to keep a device busy, few enough to fit."""
-    if device.type == "cpu":
-        return 64 if viewed.size <= 64 else 16
-    return 512 if viewed.size <= 64 else 128
-
-
-def default_shard_rows(viewed: ViewedDataset, classes: int, device: torch.device) -> int:
-    """Rows of a shard: at most 512 MiB of float32 logits, and no more than some minutes of a teacher's work."""
-    rows = 32768 if device.type != "cpu" else 16384 if viewed.size <= 64 else 4096
-    while rows > 1 and rows * classes * 4 > MAX_SHARD_BYTES:
-        rows //= 2
-    return rows
+    Errors: ``CacheError`` and ``PixelsError`` where not.
+    """
+    found = first_recorded(cache, cache.manifest.identity.teacher.numerics.batch)
+    if found is None:
+        return
+    view, first, count = found
+    pixels = viewed.batch(np.arange(first, first + count), view).to(forward.device)
+    logits, _ = forward(pixels)
+    arrays = {f"logits/{name}": values.cpu().numpy() for name, values in cache.codec.encode(logits).items()}
+    arrays["digest"] = digest(pixels).cpu().numpy().astype(np.uint32)
+    Recorded(cache).check(view, first, {LOGITS: arrays}, [LOGITS])
 
 
 def hint_shapes(
-    forward: Forward, viewed: ViewedDataset, config: DumpConfig, existing: Manifest | None
+    forward: Forward, viewed: ViewedDataset, config: DumpConfig, identity: Identity, existing: Manifest | None
 ) -> dict[str, HintColumn]:
-    """Shape, dtype and shard size of each layer asked for, from one run of the teacher on one row."""
+    """Shape, dtype and shard size of each layer asked for, from one run of the teacher on one row.
+
+    Errors: ``CacheError`` where a layer is there in another dtype than is asked for.
+    """
     found = dict(existing.state.hints) if existing else {}
-    new = [layer for layer in config.hints if layer not in found]
-    for layer in new:
+    for layer in config.hints:
         hint_column(layer)  # refuses what can't be a path
+        if layer in found and config.hint_dtype not in (None, found[layer].dtype):
+            raise CacheError(
+                f"hint {layer} is there as {found[layer].dtype}, asked for as {config.hint_dtype}: "
+                "match --hint-dtype or use another --out"
+            )
+    new = [layer for layer in config.hints if layer not in found]
     if not new:
         return found
     with torch.inference_mode(), Taps(forward.network.model, new) as taps:
         forward.network(viewed.batch(np.arange(1), 0).to(forward.device))
         shapes = {layer: list(taps[layer].shape[1:]) for layer in new}
-    item = 2 if config.hint_dtype == "float16" else 4
+    dtype = config.hint_dtype or "float16"
     for layer, shape in shapes.items():
-        rows = default_shard_rows(viewed, forward.network.classes, forward.device)
-        rows = min(rows, config.shard_rows or (existing.identity.shard_rows if existing else rows))
-        while rows > 1 and rows * int(np.prod(shape)) * item > MAX_SHARD_BYTES:
+        rows = min(identity.shard_rows, default_shard_rows(viewed, identity.classes, forward.device.type))
+        while rows > 1 and rows * int(np.prod(shape)) * np.dtype(dtype).itemsize > MAX_SHARD_BYTES:
             rows //= 2
-        found[layer] = HintColumn(shape, config.hint_dtype, rows)
+        found[layer] = HintColumn(shape, dtype, rows)
     return dict(sorted(found.items()))
 
 
@@ -278,24 +219,6 @@ def kept_samples(viewed: ViewedDataset) -> tuple[np.ndarray, np.ndarray]:
     """Rows spread over the dataset and their pixels in view 0, so that a mismatch can be looked at later."""
     rows = np.unique(np.linspace(0, len(viewed) - 1, KEPT_SAMPLES).astype(np.int64))
     return rows, viewed.batch(rows, 0).numpy()
-
-
-def provenance(config: DumpConfig, viewed: ViewedDataset) -> dict[str, Any]:
-    """How the cache was made: recorded, and no part of its identity."""
-    return {
-        "softcache": softcache.__version__,
-        "torch": str(torch.__version__),
-        "torchvision": _version("torchvision"),
-        "pillow": _version("pillow"),
-        "numpy": np.__version__,
-        "h5py": h5py.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "command": " ".join(Path(sys.argv[0]).name if i == 0 else a for i, a in enumerate(sys.argv)),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "teacher": config.teacher,
-        "dataset": viewed.samples.spec,
-    }
 
 
 def finish(folder: Path) -> None:
@@ -306,14 +229,15 @@ def finish(folder: Path) -> None:
     if cache.manifest.state.teacher_top1 is None:
         top1 = teacher_accuracy(cache)
         if top1 is not None:
-            update_state(folder, teacher_top1=top1)
+            update_state(folder, lambda state: dataclasses.replace(state, teacher_top1=top1))
             classes = cache.manifest.identity.classes
             if classes > 1 and top1 < 2.0 / classes:
                 warn(
                     f"the teacher's top-1 on the labels is {100 * top1:.2f} %, chance is {100 / classes:.2f} %: "
                     "look for another class order, other channels or normalization, or weights that weren't loaded"
                 )
-    write_virtual(Cache(folder))
+    if not is_current(cache):
+        write_virtual(cache)
 
 
 def teacher_accuracy(cache: Cache) -> float | None:
@@ -331,15 +255,93 @@ def teacher_accuracy(cache: Cache) -> float | None:
     return hits / len(rows)
 
 
+def _is_whole(cache: Cache, config: DumpConfig) -> bool:
+    """Whether all that is asked for is there, by the folders' listings alone."""
+    state, views = cache.manifest.state, config.views or cache.views
+    return (
+        views <= state.views
+        and all(
+            layer in state.hints and config.hint_dtype in (None, state.hints[layer].dtype) for layer in config.hints
+        )
+        and all((cache.folder / name).exists() for name in (ROWS, SAMPLES))
+        and not cache.missing(cache.manifest.columns, views)
+    )
+
+
+def _done(folder: Path, config: DumpConfig, began: float, keys: int = 0) -> Dumped:
+    cache = Cache(folder)
+    if not keys and not cache.missing(cache.manifest.columns, cache.views) and not is_current(cache):
+        # a dump that was killed between its last shard and its end
+        with _told(folder, config), writing(folder, _part(config)):
+            finish(folder)
+        cache = Cache(folder)
+    return Dumped(folder, keys, time.perf_counter() - began, cache.manifest.state.teacher_top1, cache.describe())
+
+
+def _with_error(state: State, measured: dict[str, float], keys: int) -> State:
+    """The codec's error on as many keys as any dump into this cache has measured it on."""
+    if not measured or keys <= state.codec_error.get("keys", 0):
+        return state
+    return dataclasses.replace(state, codec_error={**measured, "keys": float(keys)})
+
+
+def _part(config: DumpConfig) -> tuple[int, int]:
+    """The share of the work that was asked for; under torchrun each process has its own."""
+    if config.part is not None and world() > 1:
+        raise UsageError("--part and torchrun both divide the work: use one of them")
+    return config.part or (rank() + 1, world())
+
+
+def _device(name: str) -> torch.device:
+    """Under torchrun each process has a GPU of its own."""
+    device = pick_device(name)
+    if device.type == "cuda" and device.index is None and world() > 1:
+        return torch.device("cuda", local_rank() % torch.cuda.device_count())
+    return device
+
+
+@contextlib.contextmanager
+def _told(folder: Path, config: DumpConfig) -> Iterator[None]:
+    """Says where the dump stands when it ends before its time; a full disk is one clear error.
+
+    Errors: ``CacheError`` where the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise CacheError(
+            f"disk full at {folder} ({errno.errorcode[error.errno]}, {_FULL[error.errno]}); {_standing(folder)}: "
+            "free space and run the same command again"
+        ) from error
+    except BaseException as error:
+        if not isinstance(error, Exception):  # Ctrl-C, SIGTERM
+            say(f"stopped; {_standing(folder)}")
+        raise
+
+
+def _standing(folder: Path) -> str:
+    try:
+        cache = Cache(folder)
+        left = sum(block.rows for block in plan(cache, cache.views, cache.manifest.columns))
+    except (CacheError, OSError):
+        return "nothing had been computed yet"
+    total = cache.rows * cache.views
+    return f"{total - left:,} of {total:,} keys are in {folder} and stay valid"
+
+
+@contextlib.contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """TF32 as the cache has it, and then as it was."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    set_tf32(allowed)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
 def set_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

@@ -97,29 +97,37 @@ def open_viewed(
     return ViewedDataset(samples, augment, seed=view_seed, size=size)
 
 
-def find_teacher(
-    teacher: str, samples: Samples, *, weights: str | None = None, normalize: str | None = None
-) -> Network:
-    """The teacher by its folder, by its name in ``teachers/``, from a file of weights, or pretrained by torchvision.
+def teacher_source(teacher: str, samples: Samples, weights: str | None = None) -> tuple[str, str | None]:
+    """What ``open_network`` is asked for: the teacher by its folder, by its name in ``teachers/``, with the weights
+    that are given, or pretrained by torchvision; the spec, and the name or file of weights.
 
     Errors: ``ModelError`` that says how to get one where none of these has parameters for it.
     """
     classes = len(samples.classes) or None
-    common: dict[str, Any] = {"classes": classes, "statistics": samples.statistics, "normalize": normalize}
     if weights is not None:
-        return open_network(teacher, weights=weights, **common)
+        return teacher, weights
     if Path(teacher).is_dir():
-        return open_network(teacher if os.sep in teacher else f"./{teacher}", **common)
+        return (teacher if os.sep in teacher else f"./{teacher}"), None
     own = teacher_folder(teacher, samples.spec)
     if (own / TEACHER_FILE).exists():
-        return open_network(str(own), **common)
+        return str(own), None
     if classes in (1000, None) and ":" not in teacher:
-        return open_network(teacher, weights="DEFAULT", **common)
-    open_network(teacher, **common)  # an unknown name is the first thing to say
+        return teacher, "DEFAULT"
+    # an unknown name is the first thing to say
+    open_network(teacher, classes=classes, statistics=samples.statistics)
     raise ModelError(
         f"no weights for {teacher} on {slug(samples.spec)} ({classes} classes): train them with "
         f"`softcache teach --model {teacher} --dataset {samples.spec}`, or pass --teacher-weights FILE"
     )
+
+
+def find_teacher(
+    teacher: str, samples: Samples, *, weights: str | None = None, normalize: str | None = None
+) -> Network:
+    """The teacher with its parameters, wherever ``teacher_source`` finds it."""
+    spec, chosen = teacher_source(teacher, samples, weights)
+    classes = len(samples.classes) or None
+    return open_network(spec, classes=classes, statistics=samples.statistics, weights=chosen, normalize=normalize)
 
 
 def pick_cache(cache: str | None, root: str = "caches") -> Path:

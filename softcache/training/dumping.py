@@ -24,6 +24,7 @@ from softcache.models._network import Network
 from softcache.training.config import autocast
 from softcache.training.failures import Shielded, raising
 from softcache.training.pixels import pick_workers
+from softcache.training.workers import follow_parent, starting
 from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
 
@@ -89,10 +90,11 @@ def run_blocks(
         forward.hint_dtypes[layer] = getattr(torch, hint.dtype)
     groups = list(_groups(blocks, one_decode=viewed.samples.images is None))
     loader = _loader(viewed, groups, batch, forward.device, pick_workers(viewed, workers))
+    with starting():
+        batches = raising(iter(loader))  # before there are threads, which a forked worker would lack
     measure, writer = _CodecError(cache.codec), _WriterThread(cache)
     try:
         with bar("dump", sum(block.rows for block in blocks), "keys") as shown:
-            batches = raising(loader)
             for group in groups:
                 writers = {block.view: BlockWriter(cache, block) for block in group}
                 writer.opened(list(writers.values()))
@@ -128,9 +130,8 @@ def _compute(
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor], Any]:
     """What goes to the writer, on its way to the host without a wait."""
     seen = digest(pixels)
-    columns: dict[str, dict[str, torch.Tensor]] = {}
-    if LOGITS in block.columns:
-        columns[LOGITS] = {f"logits/{name}": values for name, values in cache.codec.encode(logits).items()}
+    # also logits that are on disk already: the writer compares them
+    columns = {LOGITS: {f"logits/{name}": values for name, values in cache.codec.encode(logits).items()}}
     for layer, values in hints.items():
         if hint_column(layer) in block.columns:
             columns[hint_column(layer)] = {"hint/values": values}
@@ -294,4 +295,6 @@ def _loader(
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=device.type == "cuda",
+        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=follow_parent,
     )

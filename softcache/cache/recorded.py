@@ -1,0 +1,110 @@
+"""What a cache already holds of a key, to which a teacher that runs again must agree."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from softcache.cache.reader import Cache
+from softcache.cache.schema import LOGITS
+from softcache.console import warn
+from softcache.errors import CacheError, PixelsError
+
+# KL(recorded‖recomputed) at T = 1, mean of a batch. Another machine, library or number of threads changes float32's
+# last bits, which is below 1e-9, and half precision's, below 1e-4; a teacher whose code or input has changed is
+# beyond 1e-2. What the codec itself adds has been measured and comes on top.
+TOLERANCE = 1e-3
+CODEC_TIMES = 4.0
+
+
+class Recorded:
+    """The shards of logits or hints that are there, compared with the same keys computed anew."""
+
+    def __init__(self, cache: Cache):
+        self._cache = cache
+        self._open: tuple[tuple[int, str, int], dict[str, np.ndarray]] | None = None
+        self._differing = 0
+
+    def check(self, view: int, first: int, columns: dict[str, dict[str, np.ndarray]], there: list[str]) -> None:
+        """``columns``: column → array name → rows ``first ...``; ``there``: columns whose shards exist for them.
+
+        Errors: ``PixelsError`` where the pixels are not those of the recorded column, ``CacheError`` where the
+        teacher's logits are not.
+        """
+        seen = next(iter(columns.values()))["digest"]
+        for column in there[:1]:
+            wrong = np.flatnonzero(self._rows(view, column, first, len(seen), "digest") != seen)
+            if len(wrong):
+                raise PixelsError(
+                    f"row {first + int(wrong[0])} in view {view} has other pixels than {column} was computed from: "
+                    "another version of the data, or of a library that decodes it; use another --out"
+                )
+        if LOGITS in columns and LOGITS in there:
+            self._check_logits(view, first, columns[LOGITS])
+
+    def _check_logits(self, view: int, first: int, ours: dict[str, np.ndarray]) -> None:
+        names = [name for name in ours if name != "digest"]
+        theirs = {name: self._rows(view, LOGITS, first, len(ours[name]), name) for name in names}
+        if all(theirs[name].tobytes() == ours[name].astype(theirs[name].dtype).tobytes() for name in names):
+            return
+        divergence = self._divergence(theirs, {name: ours[name] for name in names})
+        allowed = TOLERANCE + CODEC_TIMES * self._cache.manifest.state.codec_error.get("kl_mean_T1", 0.0)
+        if not divergence <= allowed:  # also where it is not a number
+            raise CacheError(
+                f"the teacher now says something else than {self._cache.folder} has recorded (rows {first} … of view "
+                f"{view}: KL {divergence:.2g}, at most {allowed:.2g}): its code or a library has changed, or the "
+                f"shard is damaged (softcache verify {self._cache.folder}); use another --out"
+            )
+        if not self._differing:
+            warn(
+                f"the teacher's logits differ from the recorded ones in their last bits (KL {divergence:.1g}): another "
+                "machine, library or number of threads than the cache was begun with"
+            )
+        self._differing += 1
+
+    def _divergence(self, theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> float:
+        said = []
+        for arrays in (theirs, ours):
+            coded = {name.removeprefix("logits/"): torch.from_numpy(np.array(a)) for name, a in arrays.items()}
+            said.append(F.log_softmax(self._cache.codec.decode(coded).double(), 1))
+        return float((said[0].exp() * (said[0] - said[1])).sum(1).mean())
+
+    def _rows(self, view: int, column: str, first: int, count: int, name: str) -> np.ndarray:
+        """Rows of one shard or, for a column with smaller shards, of several."""
+        size, found = self._cache.manifest.shard_rows(column), []
+        while count:
+            number, at = first // size, first % size
+            take = min(count, size - at)
+            found.append(self._shard(view, column, number)[name][at : at + take])
+            first, count = first + take, count - take
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _shard(self, view: int, column: str, number: int) -> dict[str, np.ndarray]:
+        key = (view, column, number)
+        if self._open is None or self._open[0] != key:
+            path = self._cache.shard_path(view, column, number)
+            extents = self._cache.extents(view, column, number)
+            maps: dict[str, np.ndarray] = {
+                name: np.memmap(path, extent.dtype, "r", extent.offset, extent.shape)
+                for name, extent in extents.items()
+            }
+            self._open = key, maps
+            return maps
+        return self._open[1]
+
+
+def first_recorded(cache: Cache, batch: int) -> tuple[int, int, int] | None:
+    """View, first row and number of rows of one batch whose logits are there; None where no shard is."""
+    for view in range(cache.views):
+        try:
+            there = set(os.listdir(cache.folder / f"view-{view:04d}"))
+        except FileNotFoundError:
+            continue
+        for number in range(cache.manifest.shards(LOGITS)):
+            if cache.shard_path(view, LOGITS, number).name in there:
+                first, rows = cache.shard_range(LOGITS, number)
+                return view, first, min(batch, rows)
+    return None
