@@ -17,6 +17,7 @@ from softcache.errors import UsageError
 from softcache.training.landing import Landing, host_tensor
 from softcache.training.memory import memory_budget
 from softcache.training.sharing import SharedViews, for_workers, pick_start
+from softcache.training.workers import follow_parent
 from softcache.views._viewed import ViewedDataset
 
 Keys = Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]
@@ -90,6 +91,7 @@ class WorkerPixels:
             prefetch_factor=4 if workers > 0 else None,
             pin_memory=device.type == "cuda",
             multiprocessing_context=method if workers > 0 else None,
+            worker_init_fn=follow_parent,
         )
 
     def epoch(self, batches: list[np.ndarray], views: Sequence[int]) -> Keys:
