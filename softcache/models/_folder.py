@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
+from torch import Tensor, nn
 
 from softcache.errors import ModelError
 from softcache.models._checkpoint import METADATA_KEY, load_state
 from softcache.models._network import Network
 from softcache.models._preprocess import Preprocess
 from softcache.models._source import Weights, source_of
+from softcache.models._through import Through, build_through
 from softcache.models._weights import fit
 
 CONFIG = "config.json"
@@ -23,7 +26,8 @@ CONFIG = "config.json"
 
 def describe(network: Network) -> dict[str, Any]:
     """What is needed to build the network again, but for its parameters, as JSON values."""
-    return {"spec": network.spec, "classes": network.classes, "preprocess": network.preprocess.to_dict()}
+    found = {"spec": network.spec, "classes": network.classes, "preprocess": network.preprocess.to_dict()}
+    return found | ({"through": network.model.describe()} if isinstance(network.model, Through) else {})
 
 
 def save_network(network: Network, folder: str | Path, filename: str) -> Path:
@@ -33,11 +37,22 @@ def save_network(network: Network, folder: str | Path, filename: str) -> Path:
 
     Errors: ``ModelError`` where the folder can't be written to.
     """
+    metadata = {METADATA_KEY: json.dumps(describe(network), sort_keys=True)}
+    return save_tensors(network.model.state_dict(), folder, filename, metadata)
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], folder: str | Path, filename: str, metadata: dict[str, str] | None = None
+) -> Path:
+    """Writes tensors as safetensors into a folder: the whole file or, when interrupted, nothing.
+
+    Errors: ``ModelError`` where the folder can't be written to.
+    """
     path = Path(folder) / filename
     # cloned, because safetensors refuses tensors that share memory, contiguous, because it knows no strides
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.model.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     # not safetensors' save_file, whose files only their owner may read
-    content = save(state, metadata={METADATA_KEY: json.dumps(describe(network), sort_keys=True)})
+    content = save(state, metadata=metadata)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -56,11 +71,19 @@ def save_network(network: Network, folder: str | Path, filename: str) -> Path:
 
 @dataclass(frozen=True)
 class Described:
-    """A network as a folder has it: the spec of its architecture, its preprocessing and its parameters."""
+    """A network as a folder has it: the spec of its architecture, its preprocessing and its parameters.
+
+    ``through``: what the architecture is wrapped in, where it answers through its teacher's classifier.
+    """
 
     spec: str
     preprocess: Preprocess
     weights: Weights
+    through: dict[str, Any] | None = None
+
+    def wrap(self, model: nn.Module, classes: int) -> nn.Module:
+        """The architecture as it was trained."""
+        return model if self.through is None else build_through(model, self.through, classes)
 
 
 def network_from(description: dict[str, Any], weights_path: str | Path, *, owner: str | None = None) -> Network:
@@ -72,7 +95,7 @@ def network_from(description: dict[str, Any], weights_path: str | Path, *, owner
     source, spec = source_of(recorded.spec)
     classes, preprocess = recorded.weights.classes, recorded.preprocess
     assert classes is not None
-    model = source.build(classes, preprocess.size)
+    model = recorded.wrap(source.build(classes, preprocess.size), classes)
     fit(model, recorded.weights.load(), owner=recorded.weights.title)
     channels = len(preprocess.mean)
     network = Network(model, spec=spec, classes=classes, channels=channels, preprocess=preprocess)
@@ -96,7 +119,7 @@ def described(description: dict[str, Any], weights_path: Path, *, owner: str | N
         trained_size=preprocess.trained_size,
         size=preprocess.size,
     )
-    return Described(spec, preprocess, weights)
+    return Described(spec, preprocess, weights, description.get("through"))
 
 
 def read_folder(folder: str | Path) -> Described:

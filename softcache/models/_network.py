@@ -29,6 +29,7 @@ class Network(nn.Module):
     weights_path: the file that the parameters were read from, if any.
     trained_part: path of the only module that is trained, or None for all of them; the rest then stays in
         evaluation mode, so that running means of frozen layers don't move.
+    still: paths of modules that stay in evaluation mode, for the same reason.
     """
 
     def __init__(self, model: nn.Module, *, spec: str, classes: int, channels: int, preprocess: Preprocess):
@@ -43,6 +44,7 @@ class Network(nn.Module):
         self.fresh: tuple[str, ...] = ()
         self.weights_path: Path | None = None
         self.trained_part: str | None = None
+        self.still: tuple[str, ...] = ()
         self._set_constants()
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -80,11 +82,13 @@ class Network(nn.Module):
         return x.to(like.dtype).contiguous(memory_format=layout)
 
     def train(self, mode: bool = True) -> Network:
-        """As ``nn.Module.train``; all but ``trained_part`` stays in evaluation mode where that is set."""
+        """As ``nn.Module.train``; ``still`` and, where it is set, all but ``trained_part`` stay in evaluation mode."""
         super().train(mode)
         if mode and self.trained_part is not None:
             self.model.eval()
             self.model.get_submodule(self.trained_part).train()
+        for path in self.still:
+            self.model.get_submodule(path).eval()
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Network:

@@ -27,6 +27,7 @@ def open_network(
     size: int | None = None,
     seed: int | None = None,
     new_classifier: bool = False,
+    skeleton: bool = False,
 ) -> Network:
     """The network that a spec names, in training mode, on the CPU, in float32.
 
@@ -43,6 +44,8 @@ def open_network(
         generator.
     new_classifier: for fine-tuning: weights of another number of classes are taken but for the classifier,
         whose random tensors ``network.fresh`` names. False: they are an error.
+    skeleton: only layers and shapes, without memory for parameters (on torch's ``meta`` device) and without
+        reading any: to know what a network is, not to run it.
 
     Errors: ``UsageError`` for a name, option or combination that can't be, ``ModelError`` for weights that
     can't be
@@ -60,10 +63,12 @@ def open_network(
     if found is not None and not new_classifier:
         _refuse_other_classes(found, found.classes, classes)
     size = size or (recorded.preprocess.size if recorded else None) or (found.size if found else None)
-    with _seeded(seed):
+    with _seeded(seed), torch.device("meta") if skeleton else contextlib.nullcontext():
         model = source.build(classes, size)
+        if recorded is not None:
+            model = recorded.wrap(model, classes)
     fresh: tuple[str, ...] = ()
-    if found is not None:
+    if found is not None and not skeleton:
         state = found.load()
         if not new_classifier:
             _refuse_other_classes(found, classes_in(model, state, classes), classes)

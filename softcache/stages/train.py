@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,100 +13,82 @@ import torch
 from filelock import FileLock, Timeout
 
 import softcache
-from softcache.cache.reader import Cache
 from softcache.console import say, size
-from softcache.datasets._subset import labelled_rows
+from softcache.datasets._subset import holdout_rows, labelled_rows
 from softcache.errors import CacheError, LockedError, PixelsError, SoftcacheError, UsageError
-from softcache.losses._schedule import Schedule
-from softcache.losses._terms import parse_terms
-from softcache.models._folder import describe, save_network
+from softcache.models._folder import describe, save_network, save_tensors
+from softcache.models._network import Network
 from softcache.models._open import open_network
-from softcache.stages.agreement import check_dataset, check_pixels, refuse_pixels
-from softcache.stages.dump import DEFAULT_VIEWS, DTYPES, set_tf32
-from softcache.stages.places import (
-    CONFIG,
-    STUDENT_FILE,
-    find_teacher,
-    make_folder,
-    new_run_folder,
-    open_viewed,
-    pick_cache,
-    read_config,
-    write_config,
-)
+from softcache.models._weights import fit as load_parameters
+from softcache.models._weights import load_state
+from softcache.stages.agreement import refuse_pixels
+from softcache.stages.dump import set_tf32
+from softcache.stages.hints import REGRESSORS_FILE, build_guide
+from softcache.stages.options import TrainConfig, check_options, knob
+from softcache.stages.places import CONFIG, STUDENT_FILE, make_folder, new_run_folder, read_config, write_config
+from softcache.stages.sources import Source, open_source
+from softcache.stages.start import keep_frozen_still, open_teacher, prepare_student
 from softcache.stages.teach import evaluator
-from softcache.training.config import FitConfig, pick_device
-from softcache.training.evaluation import Accuracy
-from softcache.training.loop import fit
+from softcache.training.config import pick_device
+from softcache.training.evaluation import Accuracy, evaluate_network
+from softcache.training.guide import Guide
+from softcache.training.loop import BEST_FILE, Stage, fit
 from softcache.training.objective import Objective
-from softcache.training.pixels import ResidentPixels, memory_budget, pick_pixels
+from softcache.training.pixels import ResidentPixels, pick_pixels
 from softcache.training.plan import Plan
 from softcache.training.stream import Stream
-from softcache.training.teacher import CachedTeacher, LiveTeacher
 from softcache.views._viewed import ViewedDataset
 
+__all__ = ["TrainConfig", "Trained", "train"]
 
-@dataclass(frozen=True)
-class TrainConfig(FitConfig):
-    """What ``train`` was asked for. The defaults are for digits (benchmarks/defaults.py shows what they reach).
-
-    ``views``: how many recorded views are visited in turn; by default all that the cache has. ``label_fraction``:
-    the share of the labels that the hard term may use.
-    """
-
-    epochs: int = 8
-    batch_size: int = 64
-    optimizer: str = "adamw"
-    lr: float = 2e-3
-    weight_decay: float = 1e-2
-    warmup: float = 1.0
-    student: str = "resnet18"
-    dataset: str | None = None
-    data_dir: str | None = None
-    download: bool = False
-    cache: tuple[str, ...] = ()
-    T: str = "4"
-    alpha: str = "0.9"
-    beta: str | None = None
-    losses: tuple[str, ...] = ()
-    views: int | None = None
-    view_seed: int = 0
-    augment: str | None = None
-    size: int | None = None
-    label_fraction: float = 1.0
-    normalize: str | None = None
-    weights: str | None = None
-    online: bool = False
-    teacher: str | None = None
-    teacher_weights: str | None = None
-    dtype: str = "float32"
-    pixels: str = "exact"
-    verify_reads: bool = False
-    log_every: int = 0
-
-    def alpha_is_zero(self) -> bool:
-        return Schedule.parse(self.alpha).bounds() == (0.0, 0.0)
+VALIDATION_SEED = 0  # the same rows are held out in every run, whatever its seed
 
 
 @dataclass
 class Trained:
-    """The run's folder, its last accuracy on the test split, seconds of training, and of the teacher within them."""
+    """The run's folder, the saved student's accuracy on the test split and on the held-out rows (with the epoch that
+    they chose), seconds of training, and of the teacher within them."""
 
     folder: Path
     test: Accuracy | None
     seconds: float
     teacher_s: float
     lines: list[dict[str, Any]] = field(default_factory=list)
+    val_top1: float | None = None
+    best_epoch: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """One object for scripts."""
+        return {
+            "run": str(self.folder),
+            "test_top1": self.test.top1 if self.test else None,
+            "val_top1": self.val_top1,
+            "best_epoch": self.best_epoch,
+            "seconds": self.seconds,
+            "teacher_s": self.teacher_s,
+        }
 
 
-@dataclass
-class _Source:
-    """Where soft targets come from, and the keys that go with them."""
+@dataclass(frozen=True)
+class _Rows:
+    """``train``: rows that are trained on; ``held``: those that choose the epoch; ``visible`` (N,): labels that may be
+    used in training, else -1."""
 
-    viewed: ViewedDataset
-    caches: list[Cache]
-    views: int | None
-    dataset: str
+    train: np.ndarray
+    held: np.ndarray
+    visible: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """All that is opened and checked before anything is written."""
+
+    config: TrainConfig
+    source: Source
+    rows: _Rows
+    network: Network
+    guide: Guide | None
+    start: dict[str, Any]
 
 
 def train(
@@ -118,195 +100,233 @@ def train(
     that was interrupted, whose own options are taken. Errors: ``CacheError`` where the cache doesn't fit the data,
     ``PixelsError`` where pixels are not those that the teacher saw.
     """
+    recorded: dict[str, Any] = {}
     if resume is not None:
-        folder = Path(resume)
-        recorded = read_config(folder).get("train")
-        if not isinstance(recorded, dict):
-            raise SoftcacheError(f"{folder} is not a run of softcache train")
-        fields = {f.name for f in dataclasses.fields(TrainConfig)}
-        tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recorded.items() if k in fields}
-        config = TrainConfig(**tuples)
+        recorded = read_config(Path(resume))
+        config = _recorded_config(Path(resume), recorded)
     else:
         config = TrainConfig(student=student, **options)
     check_options(config)
-    alone = config.alpha_is_zero() and not config.online
-    source = _source(config, alone)
-    samples = source.viewed.samples
-    device = pick_device(config.device)
-    network = open_network(
-        config.student,
-        classes=source.caches[0].manifest.identity.classes if source.caches else len(samples.classes),
-        statistics=samples.statistics,
-        weights=config.weights,
-        normalize=config.normalize,
-        seed=config.seed,
-    )
-    if resume is None:
+    prepared = _prepare(config)
+    if resume is not None:
+        folder = Path(resume)
+        _check_resumed(folder, recorded, prepared.source)
+    else:
         folder = Path(out) if out is not None else new_run_folder(config.student)
         if (folder / CONFIG).exists():
             raise SoftcacheError(f"{folder} holds a run already: use another --out, or --resume {folder}")
         make_folder(folder)
     try:
         with FileLock(folder / ".lock", timeout=0):
-            return _train(network, source, config, device, folder, alone, resume is not None)
+            return _train(prepared, folder, resume is not None)
     except Timeout:
         raise LockedError(f"another process is training into {folder}") from None
 
 
-def check_options(config: TrainConfig) -> None:
-    """Errors: ``UsageError`` for combinations that can't be, before anything is opened."""
-    alpha = Schedule.parse(config.alpha)
-    if alpha.bounds()[0] < 0:
-        raise UsageError(f"--alpha can't be negative, is {config.alpha}")
-    if Schedule.parse(config.T).bounds()[0] <= 0:
-        raise UsageError(f"--T must be above 0, is {config.T}")
-    if config.online and config.teacher is None:
-        raise UsageError("--online runs a teacher live: name it with --teacher")
-    if config.online and config.cache:
-        raise UsageError("--online and --cache exclude each other: targets come live or from a cache")
-    if config.teacher is not None and not config.online:
-        raise UsageError("--teacher goes with --online; a cache knows its teacher")
-    if config.alpha_is_zero() and config.cache:
-        raise UsageError("--alpha 0 trains on labels alone: leave out --cache, or raise --alpha")
-    if not 0 < config.label_fraction <= 1:
-        raise UsageError(f"--label-fraction must be above 0 and at most 1, is {config.label_fraction:g}")
-    if config.pixels not in ("exact", "close"):
-        raise UsageError(f"--pixels {config.pixels!r} is unknown: exact, close")
-    if config.views is not None and config.views < 1:
-        raise UsageError(f"--views must be at least 1, is {config.views}")
-    parse_terms(config.losses)
-
-
-def _source(config: TrainConfig, alone: bool) -> _Source:
-    data: dict[str, Any] = {"data_dir": config.data_dir, "download": config.download}
-    if alone or config.online:
-        dataset = config.dataset or "digits"
-        viewed = open_viewed(
-            dataset, "train", augment=config.augment, view_seed=config.view_seed, size=config.size, **data
-        )
-        # A labels-only run sees a fresh view every epoch, so that the baseline isn't handicapped.
-        views = config.views or (None if alone else DEFAULT_VIEWS)
-        return _Source(viewed, [], views, dataset)
-    names: tuple[str | None, ...] = config.cache or (None,)
-    caches = [Cache(pick_cache(name), verify_reads=config.verify_reads) for name in names]
-    manifest = caches[0].manifest
-    recipe, made = manifest.identity.recipe, manifest.state.made
-    dataset = config.dataset or str(made.get("dataset", manifest.identity.dataset.spec))
-    wanted = {"augment": config.augment, "size": config.size}
-    recorded = {"augment": recipe["spec"], "size": recipe["size"]}
-    for key, value in wanted.items():
-        if value is not None and value != recorded[key]:
-            raise UsageError(
-                f"--{key} {value}: the cache was made with {recorded[key]}; its views can't be changed now"
-            )
-    viewed = open_viewed(
-        dataset,
-        manifest.identity.dataset.split,
-        augment=recipe["spec"],
-        view_seed=recipe["seed"],
-        size=recipe["size"],
-        **data,
-    )
-    for cache in caches:
-        check_dataset(cache, viewed)
-        check_pixels(cache, viewed, accept_close=config.pixels == "close")
-    complete = set.intersection(*(set(cache.complete_views()) for cache in caches))
-    count = next((view for view in range(len(complete) + 1) if view not in complete), 0)
-    if count == 0 or (config.views or 0) > count:
-        raise CacheError(
-            f"{caches[0].folder} has {count} complete views, {config.views or 1} are asked for: "
-            "run softcache dump again to complete it"
-        )
-    return _Source(viewed, caches, config.views or count, dataset)
-
-
-def _train(
-    network: Any, source: _Source, config: TrainConfig, device: torch.device, folder: Path, alone: bool, resume: bool
-) -> Trained:
+def _prepare(config: TrainConfig) -> _Prepared:
+    source = open_source(config)
     samples = source.viewed.samples
-    visible = samples.labels.copy()
-    rows = np.arange(len(samples))
-    if config.label_fraction < 1:
-        may = labelled_rows(samples.labels, config.label_fraction, config.seed)
-        visible[~may] = -1
-    if alone:
-        rows = np.flatnonzero(visible >= 0)
-        if not len(rows):
-            raise UsageError("a training on labels alone needs labels, and this dataset has none")
-    # On few labels alone: as many steps as on all rows, from the labelled ones.
-    plan = Plan(rows, config.batch_size, config.seed, source.views, length=len(samples) if alone else None)
-    set_tf32(False)
-    pixels = pick_pixels(source.viewed, device, resident=config.resident, workers=config.workers)
-    teacher = _teacher(config, source, device, resident=isinstance(pixels, ResidentPixels))
-    stream = Stream(
-        source.viewed, pixels, plan, device, visible=visible, teacher=teacher, exact=config.pixels == "exact"
+    rows = _choose_rows(config, samples.labels)
+    network = open_network(
+        config.student,
+        classes=source.classes(),
+        statistics=samples.statistics,
+        weights=config.weights,
+        normalize=config.normalize,
+        seed=config.seed,
     )
-    objective = Objective(
-        [] if alone else parse_terms(config.losses),
-        Schedule.parse("0" if alone else config.alpha),
-        Schedule.parse(config.beta) if config.beta is not None else None,
-        Schedule.parse(config.T),
+    teacher = open_teacher(config, source)
+    start = prepare_student(network, config, teacher)
+    guide = build_guide(network, config, source, rows.train, rows.visible, teacher)
+    keep_frozen_still(network)
+    return _Prepared(config, source, rows, network, guide, start)
+
+
+def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
+    config, source, rows, network = prepared.config, prepared.source, prepared.rows, prepared.network
+    device = pick_device(config.device)
+    set_tf32(False)
+    plan = Plan(
+        rows.train,
+        config.batch_size,
+        config.seed,
+        source.views,
+        length=_length(config, source.viewed, rows),
+        fits=_without_held(source.viewed, rows.held),
+    )
+    pixels = pick_pixels(source.viewed, device, resident=config.resident, workers=config.workers)
+
+    def stream(*, logits: bool, hints: bool) -> Stream:
+        resident = isinstance(pixels, ResidentPixels)
+        teacher = source.teacher(config, device, resident=resident, logits=logits, hints=hints)
+        exact = config.pixels == "exact"
+        return Stream(source.viewed, pixels, plan, device, visible=rows.visible, teacher=teacher, exact=exact)
+
+    joint = bool(config.hints) and not config.hint_epochs
+    main, objective = stream(logits=True, hints=joint), _objective(config, joint=joint)
+    before = None
+    if config.hint_epochs:
+        hint_objective = _objective(dataclasses.replace(config, epochs=config.hint_epochs), joint=True)
+        first = stream(logits=False, hints=True)
+        before = Stage(first, hint_objective, config.hint_epochs, prepared.guide, hints_alone=True)
+    evaluate = evaluator(source.dataset, source.viewed.size, config, device)
+    document = _document(prepared, objective)
+    write_config(folder, document)
+    say(_announcement(config, source, plan, main.name, device))
+    try:
+        fitted = fit(
+            network,
+            main,
+            objective,
+            config,
+            device,
+            folder,
+            evaluate,
+            validate=_validator(prepared, device) if len(rows.held) else None,
+            guide=prepared.guide if joint else None,
+            before=before,
+            log_every=config.log_every,
+            resume=resume,
+        )
+    except PixelsError as error:
+        refuse_pixels(error, source.all_caches, source.viewed)
+    best = fitted.best()
+    if best is not None:
+        load_parameters(network.model, load_state(folder / BEST_FILE), owner=str(folder / BEST_FILE))
+    save_network(network, folder, STUDENT_FILE)
+    if prepared.guide is not None:
+        save_tensors(prepared.guide.state_dict(), folder, REGRESSORS_FILE)
+    # With held-out rows this is the one time that the test split is looked at.
+    test = fitted.test if fitted.test is not None else evaluate(network)
+    trained = Trained(
+        folder,
+        test,
+        fitted.seconds,
+        sum(line["teacher_s"] for line in fitted.lines),
+        fitted.lines,
+        best["val_top1"] if best else None,
+        best["epoch"] if best else None,
+    )
+    result = {key: value for key, value in trained.to_json().items() if key != "run"}
+    student = size((folder / STUDENT_FILE).stat().st_size)
+    write_config(folder, {**document, "result": {**result, "student": student}})
+    (folder / BEST_FILE).unlink(missing_ok=True)
+    return trained
+
+
+def _choose_rows(config: TrainConfig, labels: np.ndarray) -> _Rows:
+    """Errors: ``UsageError`` where labels are needed and there are none."""
+    visible = labels.copy()
+    held = np.zeros(len(labels), dtype=bool)
+    if config.val_fraction:
+        if not (labels >= 0).any():
+            raise UsageError("--val-fraction chooses by the labels of held-out rows, and this dataset has none")
+        held = holdout_rows(labels, config.val_fraction, VALIDATION_SEED)
+        visible[held] = -1
+    if config.label_fraction < 1:
+        visible[~labelled_rows(visible, config.label_fraction, config.seed)] = -1
+    train = np.flatnonzero(~held & (visible >= 0)) if config.alone else np.flatnonzero(~held)
+    if not len(train):
+        raise UsageError("a training on labels alone needs labels, and this dataset has none")
+    return _Rows(train, np.flatnonzero(held), visible)
+
+
+def _length(config: TrainConfig, viewed: ViewedDataset, rows: _Rows) -> int:
+    """Keys an epoch. On few labels alone: as many steps as on all rows, from the labelled ones."""
+    return len(viewed) - len(rows.held) if config.alone else len(rows.train)
+
+
+def _without_held(viewed: ViewedDataset, held: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray] | None:
+    """Views that mix rows may show a held-out one: such keys are left out."""
+    if viewed.recipe.mix is None or not len(held):
+        return None
+
+    def fits(rows: np.ndarray, view: int) -> np.ndarray:
+        mixing = viewed.mixing(rows, view)
+        assert mixing is not None
+        return ~np.isin(mixing[0], held)
+
+    return fits
+
+
+def _objective(config: TrainConfig, *, joint: bool) -> Objective:
+    return Objective(
+        config.terms(),
+        knob("alpha", config.alpha),
+        knob("beta", config.beta) if config.beta is not None else None,
+        knob("T", config.T) if config.T is not None else None,
         config.epochs,
         config.label_smoothing,
+        config.hint_terms() if joint else (),
+        config.teacher_weight,
+        config.combine,
     )
-    evaluate = evaluator(source.dataset, source.viewed.size, config, device)
-    document = {
-        "train": {**config.to_json(), "dataset": source.dataset, "views": source.views},
-        "model": {**describe(network), "weights": STUDENT_FILE},
-        "caches": [{"path": str(c.folder.resolve()), "cache_id": c.manifest.cache_id} for c in source.caches],
+
+
+def _validator(prepared: _Prepared, device: torch.device) -> Callable[[Network], Accuracy]:
+    """Accuracy on the clean pixels of the held-out rows."""
+    config, seen = prepared.config, prepared.source.viewed
+    clean = ViewedDataset(seen.samples, "none", size=seen.size)
+    pixels = pick_pixels(clean, device, resident=config.resident, workers=config.workers)
+    labels, held = seen.samples.labels, prepared.rows.held
+    return lambda network: evaluate_network(network, pixels, labels, device, rows=held, amp=config.amp)
+
+
+def _document(prepared: _Prepared, objective: Objective) -> dict[str, Any]:
+    """What a run's ``config.json`` says: enough to do it again, and to resume it from anywhere."""
+    config, source = prepared.config, prepared.source
+    asked = {**config.to_json(), "dataset": source.dataset}
+    for key, caches in (("cache", source.named), ("hint_cache", source.lent)):
+        asked[key] = [str(cache.folder.resolve()) for cache in caches]
+    if config.targets == "matched" and source.views is not None:
+        asked["views"] = len(source.views)
+    return {
+        "train": asked,
+        "model": {**describe(prepared.network), "weights": STUDENT_FILE},
+        "start": prepared.start,
+        "losses": [
+            {"loss": str(term), "weight": str(term.weight_schedule()), "T": str(term.T_schedule(objective.T))}
+            for term in objective.terms
+        ],
+        "hints": [{"hint": str(term), "weight": str(term.weight_schedule())} for term in config.hint_terms()],
+        "caches": [
+            {"path": str(cache.folder.resolve()), "cache_id": cache.manifest.cache_id} for cache in source.all_caches
+        ],
+        "view_numbers": None if source.views is None else list(source.views),
+        "held_out_rows": len(prepared.rows.held),
         "softcache": softcache.__version__,
         "torch": str(torch.__version__),
     }
-    write_config(folder, document)
-    targets = "labels alone" if alone else "live teacher" if config.online else f"cache {source.caches[0].folder}"
-    shown_views = "fresh views" if source.views is None else f"{source.views} views"
-    say(
-        f"train {config.student} on {source.dataset}: {plan.keys:,} keys an epoch, {shown_views}, {targets}, "
-        f"stream {stream.name}, {config.epochs} epochs on {device}"
-    )
-    try:
-        fitted = fit(
-            network, stream, objective, config, device, folder, evaluate, log_every=config.log_every, resume=resume
-        )
-    except PixelsError as error:
-        refuse_pixels(error, source.caches, source.viewed)
-    save_network(network, folder, STUDENT_FILE)
-    test = evaluate(network) if fitted.lines else None
-    teacher_s = sum(line["teacher_s"] for line in fitted.lines)
-    result = {
-        "test_top1": test.top1 if test else None,
-        "seconds": round(fitted.seconds, 3),
-        "teacher_s": round(teacher_s, 3),
-        "student": size((folder / STUDENT_FILE).stat().st_size),
-    }
-    write_config(folder, {**document, "result": result})
-    return Trained(folder, test, fitted.seconds, teacher_s, fitted.lines)
 
 
-def _teacher(
-    config: TrainConfig, source: _Source, device: torch.device, *, resident: bool
-) -> CachedTeacher | LiveTeacher | None:
-    if config.online:
-        assert config.teacher is not None
-        network = find_teacher(config.teacher, source.viewed.samples, weights=config.teacher_weights)
-        return LiveTeacher(network.to(DTYPES[config.dtype]), [], device, config.amp)
-    if not source.caches:
-        return None
-    per_view = CachedTeacher.bytes_per_view(source.caches, {})
-    views = source.views or 1
-    room = memory_budget(device)
-    hold = resident and per_view <= room
-    keep = max(1, min(views, room // max(per_view, 1)))
-    return CachedTeacher(source.caches, {}, device, hold=hold, keep_views=keep)
+def _recorded_config(folder: Path, document: dict[str, Any]) -> TrainConfig:
+    recorded = document.get("train")
+    if not isinstance(recorded, dict):
+        raise SoftcacheError(f"{folder} is not a run of softcache train")
+    fields = {f.name for f in dataclasses.fields(TrainConfig)}
+    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recorded.items() if k in fields}
+    return TrainConfig(**options)
 
 
-def result_json(trained: Trained) -> str:
-    """One object for scripts."""
-    return json.dumps(
-        {
-            "run": str(trained.folder),
-            "test_top1": trained.test.top1 if trained.test else None,
-            "seconds": trained.seconds,
-            "teacher_s": trained.teacher_s,
-        }
+def _check_resumed(folder: Path, document: dict[str, Any], source: Source) -> None:
+    """Errors: ``CacheError`` where the caches or their views are not those that the run began with."""
+    began = {str(entry["path"]): entry["cache_id"] for entry in document.get("caches", [])}
+    for cache in source.all_caches:
+        if cache.manifest.cache_id not in began.values():
+            raise CacheError(f"{cache.folder} is not the cache that {folder} began with: they are {', '.join(began)}")
+    views = None if source.views is None else list(source.views)
+    if document.get("view_numbers", views) != views:
+        raise CacheError(f"{folder} began with views {document['view_numbers']}, now there are {views}")
+
+
+def _announcement(config: TrainConfig, source: Source, plan: Plan, stream: str, device: torch.device) -> str:
+    folders = ", ".join(str(cache.folder) for cache in source.all_caches)
+    targets = "labels alone" if config.alone else "live teacher" if config.online else f"cache {folders}"
+    if config.targets == "mean":
+        targets = f"mean over the views of {targets}"
+    views = "fresh views" if source.views is None else f"{len(source.views)} views"
+    first = f"{config.hint_epochs} epochs on hints, then " if config.hint_epochs else ""
+    return (
+        f"train {config.student} on {source.dataset}: {plan.keys:,} keys an epoch, {views}, {targets}, "
+        f"stream {stream}, {first}{config.epochs} epochs on {device}"
     )

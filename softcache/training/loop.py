@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,25 +13,50 @@ from typing import Any
 import torch
 from torch import nn
 
-from softcache.console import bar, say
+from softcache.console import Bar, bar, say
 from softcache.errors import NumericsError
+from softcache.models._folder import save_network
 from softcache.models._network import Network
 from softcache.training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from softcache.training.config import FitConfig, autocast
 from softcache.training.evaluation import Accuracy
-from softcache.training.objective import Objective, Parts
+from softcache.training.guide import Guide, run_up_to
+from softcache.training.metrics import METRICS, Lines, Meter, StepLines, describe_epoch
+from softcache.training.objective import Objective
 from softcache.training.schedule import build_optimizer, learning_rate, set_learning_rate
-from softcache.training.stream import Batch, Stream
+from softcache.training.stream import Stream
 
-METRICS, STEPS = "metrics.jsonl", "steps.jsonl"
+BEST_FILE = "best.safetensors"
+Evaluate = Callable[[Network], Accuracy | None]
 
 
 @dataclass
 class Fitted:
-    """What a training came to. ``lines`` are those of ``metrics.jsonl``, one an epoch; ``seconds`` all of it."""
+    """What a training came to. ``lines`` are those of ``metrics.jsonl``, one an epoch; ``seconds`` all of it in this
+    process; ``test`` the last epoch's accuracy, if this process trained it and it was looked at."""
 
     lines: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
+    test: Accuracy | None = None
+
+    def best(self) -> dict[str, Any] | None:
+        """The line of the epoch with the highest accuracy on the validation rows, the first of equals."""
+        validated = [line for line in self.lines if line.get("val_top1") is not None]
+        return max(validated, key=lambda line: line["val_top1"]) if validated else None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some epochs that share keys, loss and a course of the learning rate.
+
+    ``guide``: hint losses of this stage. ``hints_alone``: nothing after the guided layers is run or trained.
+    """
+
+    stream: Stream
+    objective: Objective
+    epochs: int
+    guide: Guide | None = None
+    hints_alone: bool = False
 
 
 def fit(
@@ -41,180 +66,168 @@ def fit(
     config: FitConfig,
     device: torch.device,
     folder: Path,
-    evaluate: Callable[[Network], Accuracy | None],
+    evaluate: Evaluate,
     *,
+    validate: Evaluate | None = None,
+    guide: Guide | None = None,
+    before: Stage | None = None,
     log_every: int = 0,
     resume: bool = False,
 ) -> Fitted:
     """Trains ``student`` in place and writes ``metrics.jsonl``, ``steps.jsonl`` and a checkpoint into ``folder``.
 
+    ``before``: a stage that comes first, with an optimizer of its own. ``validate``: accuracy on held-out rows, which
+    is then looked at after each epoch in place of ``evaluate``; the best epoch's parameters are kept in ``BEST_FILE``.
     The same arguments give the same bits on the same machine; a resumed training the same as an undisturbed one.
     Errors: ``NumericsError`` where the loss is no number at the end of an epoch.
     """
     student.to(device)
     if config.channels_last:
         student.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(config, [student], device)
+    last = Stage(stream, objective, config.epochs, guide)
+    stages = [last] if before is None else [before, last]
+    guides = [stage.guide.to(device) for stage in stages if stage.guide is not None]
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
     model: nn.Module = torch.compile(student) if config.compile else student  # type: ignore[assignment]
-    began, fitted, start = time.perf_counter(), Fitted(), 0
-    if resume:
-        start = _restore(folder, student, optimizer, scaler, fitted, device)
-    steps = stream.plan.steps
-    with (
-        _appending(folder / METRICS, fitted.lines) as write_line,
-        bar("train", config.epochs * steps, "steps") as shown,
-    ):
+    began, fitted, start, kept = time.perf_counter(), Fitted(), 0, None
+    if resume and (folder / CHECKPOINT).exists():
+        kept = load_checkpoint(folder, device)
+        student.load_state_dict(kept["student"])
+        for own, state in zip(guides, kept["guides"], strict=True):
+            own.load_state_dict(state)
+        scaler.load_state_dict(kept["scaler"])
+        start, fitted.lines = int(kept["epoch"]), kept["lines"]
+        say(f"resuming after epoch {start}")
+    total, steps, first = sum(stage.epochs for stage in stages), stream.plan.steps, 0
+    step_lines = StepLines(folder, log_every, start * steps)
+    with Lines(folder / METRICS, fitted.lines) as write_line, bar("train", total * steps, "steps") as shown:
         shown.advance(start * steps)
-        for epoch in range(start, config.epochs):
-            # Dropout and the like draw from a generator that depends on the epoch alone, so that it needs no saving.
-            torch.manual_seed(_mix(config.seed, epoch))
-            student.train()
-            meter, epoch_began, teacher_before = _Meter(device), time.perf_counter(), stream.teacher_seconds
-            step_lines: list[tuple[int, Parts]] = []
-            for number, batch in enumerate(meter.timed(stream.epoch(epoch))):
-                step = epoch * steps + number
-                set_learning_rate(optimizer, learning_rate(config, step, steps))
-                with autocast(device, config.amp):
-                    logits = model(batch.pixels)  # (B, C)
-                parts = objective(logits, batch.said.logits, batch.labels, batch.visible, batch.mixed, epoch)
-                scaler.scale(parts.total / config.accumulate).backward()
-                if (number + 1) % config.accumulate == 0 or number + 1 == steps:
-                    if config.clip_grad:
-                        scaler.unscale_(optimizer)
-                        nn.utils.clip_grad_norm_(student.parameters(), config.clip_grad)
-                    scaler.step(optimizer)
-                    scaler.update()
-                    optimizer.zero_grad(set_to_none=True)
-                meter.add(parts, batch)
-                if log_every and step % log_every == 0:
-                    step_lines.append((step, parts))
-                shown.advance(1, f"epoch {epoch + 1}/{config.epochs}")
-            line = {"epoch": epoch + 1, **meter.means(), "lr": learning_rate(config, epoch * steps, steps)}
-            if not line["loss"] == line["loss"] or line["loss"] in (float("inf"), float("-inf")):
-                raise NumericsError(
-                    f"the loss of epoch {epoch + 1} is {line['loss']}: lower --lr, raise --warmup, or try --clip-grad 1"
+        for number, stage in enumerate(stages, 3 - len(stages)):
+            # Milestones are those of the last stage; the other has them at the usual shares of its own length.
+            course = config if stage is last else dataclasses.replace(config, epochs=stage.epochs, milestones=())
+            modules = [student] if stage.guide is None else [student, stage.guide]
+            optimizer = build_optimizer(course, modules, device)
+            if kept is not None and first < start < first + stage.epochs:
+                optimizer.load_state_dict(kept["optimizer"])
+            for epoch in range(max(start, first), first + stage.epochs):
+                line: dict[str, Any] = {"epoch": epoch + 1}
+                if len(stages) > 1:
+                    line["stage"] = number
+                # Dropout and the like draw from a generator that depends on the epoch alone, so that it needs no
+                # saving.
+                torch.manual_seed(_mix(config.seed, epoch))
+                line |= _epoch(
+                    model, student, stage, course, device, optimizer, scaler, epoch, epoch - first, step_lines, shown
                 )
-            line["epoch_s"] = time.perf_counter() - epoch_began
-            line["data_s"] = meter.data_s
-            line["teacher_s"] = stream.teacher_seconds - teacher_before
-            accuracy = evaluate(student)
-            line["test_top1"] = accuracy.top1 if accuracy is not None else None
-            line["eval_s"] = time.perf_counter() - epoch_began - line["epoch_s"]
-            fitted.lines.append(line)
-            write_line(line)
-            _write_steps(folder / STEPS, step_lines, config.epochs)
-            save_checkpoint(folder, _state(student, optimizer, scaler, epoch + 1, fitted))
-            say(describe_epoch(line, config.epochs))
+                if not line["loss"] == line["loss"] or line["loss"] in (float("inf"), float("-inf")):
+                    raise NumericsError(
+                        f"the loss of epoch {epoch + 1} is {line['loss']}: lower --lr, raise --warmup, or try "
+                        "--clip-grad 1"
+                    )
+                looked_at = time.perf_counter()
+                line |= _accuracy(student, stage, fitted, evaluate, validate, folder)
+                line["eval_s"] = time.perf_counter() - looked_at
+                fitted.lines.append(line)
+                write_line(line)
+                step_lines.write()
+                save_checkpoint(
+                    folder,
+                    {
+                        "epoch": epoch + 1,
+                        "student": student.state_dict(),
+                        "guides": [own.state_dict() for own in guides],
+                        "optimizer": optimizer.state_dict(),
+                        "scaler": scaler.state_dict(),
+                        "lines": fitted.lines,
+                    },
+                )
+                say(describe_epoch(line, total))
+            first += stage.epochs
     fitted.seconds = time.perf_counter() - began
     return fitted
 
 
-def describe_epoch(line: dict[str, Any], epochs: int) -> str:
-    """One line for people."""
-    test = f"  test {100 * line['test_top1']:.2f} %" if line["test_top1"] is not None else ""
-    return (
-        f"epoch {line['epoch']:>3}/{epochs}  loss {line['loss']:.4f}  soft {line['soft_loss']:.4f}  "
-        f"hard {line['hard_loss']:.4f}{test}  {line['epoch_s']:.1f} s (data {line['data_s']:.1f} s)"
-    )
-
-
-class _Meter:
-    """Sums on the device, read once an epoch, so that no step waits for another; and the time spent on waiting."""
-
-    def __init__(self, device: torch.device):
-        self._sums = torch.zeros(4, dtype=torch.float32, device=device)
-        self._steps = 0
-        self._samples = 0
-        self.data_s = 0.0
-
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The clock starts before a batch is asked for."""
-        while True:
-            began = time.perf_counter()
-            batch = next(batches, None)
-            self.data_s += time.perf_counter() - began
-            if batch is None:
-                return
-            yield batch
-
-    def add(self, parts: Parts, batch: Batch) -> None:
-        values = [parts.total, parts.soft, parts.hard, parts.hint]
-        self._sums += torch.stack([value.detach().float() for value in values])
-        self._steps += 1
-        self._samples += len(batch.rows)
-
-    def means(self) -> dict[str, Any]:
-        total, soft, hard, hint = (self._sums / max(self._steps, 1)).tolist()
-        return {
-            "loss": total,
-            "soft_loss": soft,
-            "hard_loss": hard,
-            "hint_loss": hint,
-            "samples": self._samples,
-        }
-
-
-def _state(
-    student: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, epoch: int, fitted: Fitted
+def _epoch(
+    model: nn.Module,
+    student: Network,
+    stage: Stage,
+    config: FitConfig,
+    device: torch.device,
+    optimizer: torch.optim.Optimizer,
+    scaler: Any,
+    epoch: int,
+    local: int,
+    step_lines: StepLines,
+    shown: Bar,
 ) -> dict[str, Any]:
+    """One pass over an epoch's batches: means of the losses, and where the time went.
+
+    ``epoch`` counts from the start of the training, and says which keys; ``local`` from that of the stage, and says
+    where its knobs are.
+    """
+    stream, objective, guide = stage.stream, stage.objective, stage.guide
+    began, asked, steps = time.perf_counter(), stream.teacher_seconds, stream.plan.steps
+    meter = Meter(device, [str(term) for term in guide.terms] if guide is not None else [])
+    student.train()
+    if guide is not None:
+        guide.train()
+    with _watching(guide, student, stop=stage.hints_alone) as taps:
+        for number, batch in enumerate(meter.timed(stream.epoch(epoch))):
+            set_learning_rate(optimizer, learning_rate(config, local * steps + number, steps))
+            with autocast(device, config.amp):
+                if stage.hints_alone:
+                    run_up_to(student, batch.pixels)
+                else:
+                    logits = model(batch.pixels)  # (B, C)
+                hints = guide(taps, batch.said.hints, batch.rows, batch.labels) if guide is not None else ()
+            if stage.hints_alone:
+                parts = objective.hint_only(hints, local)
+            else:
+                parts = objective(logits, batch.said.logits, batch.labels, batch.visible, batch.mixed, local, hints)
+            scaler.scale(parts.total / config.accumulate).backward()
+            if (number + 1) % config.accumulate == 0 or number + 1 == steps:
+                if config.clip_grad:
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.clip_grad)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+            meter.add(parts, batch)
+            step_lines.add(epoch * steps + number, parts)
+            shown.advance(1, f"epoch {epoch + 1}")
     return {
-        "epoch": epoch,
-        "student": student.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-        "lines": fitted.lines,
+        **meter.means(),
+        "lr": learning_rate(config, local * steps, steps),
+        "epoch_s": time.perf_counter() - began,
+        "data_s": meter.data_s,
+        "teacher_s": stream.teacher_seconds - asked,
     }
 
 
-def _restore(
-    folder: Path,
-    student: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: Any,
-    fitted: Fitted,
-    device: torch.device,
-) -> int:
-    if not (folder / CHECKPOINT).exists():
-        return 0
-    state = load_checkpoint(folder, device)
-    student.load_state_dict(state["student"])
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-    fitted.lines = state["lines"]
-    say(f"resuming after epoch {state['epoch']}")
-    return int(state["epoch"])
-
-
-class _appending:  # reads as a verb where it is used
-    """A file of JSON lines that begins with those given and is flushed after each."""
-
-    def __init__(self, path: Path, lines: list[dict[str, Any]]):
-        self._path, self._lines = path, list(lines)
-
-    def __enter__(self) -> Callable[[dict[str, Any]], None]:
-        self._file = open(self._path, "w", encoding="utf-8")
-        for line in self._lines:
-            self._write(line)
-        return self._write
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-    def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-
-def _write_steps(path: Path, lines: list[tuple[int, Parts]], epochs: int) -> None:
-    if not lines:
+@contextlib.contextmanager
+def _watching(guide: Guide | None, student: Network, *, stop: bool) -> Iterator[Any]:
+    if guide is None:
+        yield {}
         return
-    # One copy from the device for all steps of an epoch.
-    values = torch.stack([torch.stack([p.total, p.soft, p.hard, p.hint]).detach().float() for _, p in lines]).tolist()
-    with open(path, "a", encoding="utf-8") as file:
-        for (step, _), (total, soft, hard, hint) in zip(lines, values, strict=True):
-            line = {"step": step, "loss": total, "soft_loss": soft, "hard_loss": hard, "hint_loss": hint}
-            file.write(json.dumps(line) + os.linesep)
+    with guide.watching(student, stop=stop) as taps:
+        yield taps
+
+
+def _accuracy(
+    student: Network, stage: Stage, fitted: Fitted, evaluate: Evaluate, validate: Evaluate | None, folder: Path
+) -> dict[str, float | None]:
+    """On the validation rows where there are some, else on the test split; in a stage on hints alone on neither."""
+    if stage.hints_alone:
+        return {"test_top1": None} if validate is None else {"test_top1": None, "val_top1": None}
+    if validate is None:
+        fitted.test = evaluate(student)
+        return {"test_top1": fitted.test.top1 if fitted.test is not None else None}
+    found = validate(student)
+    assert found is not None
+    best = fitted.best()
+    if best is None or found.top1 > best["val_top1"]:
+        save_network(student, folder, BEST_FILE)
+    return {"test_top1": None, "val_top1": found.top1}
 
 
 def _mix(seed: int, epoch: int) -> int:

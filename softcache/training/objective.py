@@ -8,18 +8,25 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from softcache.losses._ensemble import average_probabilities
 from softcache.losses._schedule import Schedule
 from softcache.losses._terms import Term
+from softcache.losses.hints._spec import HintTerm
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Scalars on the device: ``total`` is what is minimized; ``soft`` and ``hard`` are unweighted by alpha, beta."""
+    """Scalars on the device: ``total`` is what is minimized; ``soft`` and ``hard`` are unweighted by alpha, beta.
+
+    ``hint`` is the weighted sum of the hint losses, ``hints`` each of them unweighted. In a stage on hints alone there
+    is no ``soft`` and no ``hard``.
+    """
 
     total: torch.Tensor
-    soft: torch.Tensor
-    hard: torch.Tensor
+    soft: torch.Tensor | None
+    hard: torch.Tensor | None
     hint: torch.Tensor
+    hints: tuple[torch.Tensor, ...] = ()
 
 
 def hard_loss(
@@ -54,7 +61,8 @@ class Objective:
     """All terms of the training loss, with the knobs that may change over the epochs.
 
     ``terms``: losses on logits, empty for labels alone. ``beta`` is 1 - alpha where it isn't given. A ``T`` in a
-    term's own spec overrides ``T``.
+    term's own spec overrides ``T``, and where neither is given a loss has its own. ``shares``: one a teacher, equal by
+    default; ``combine``: whether their logits or, at each term's T, their probabilities are averaged.
     """
 
     terms: Sequence[Term]
@@ -63,6 +71,9 @@ class Objective:
     T: Schedule | None
     epochs: int
     label_smoothing: float = 0.0
+    hints: Sequence[HintTerm] = ()
+    shares: Sequence[float] = ()
+    combine: str = "logits"
 
     def weights(self, epoch: int) -> tuple[float, float]:
         """(alpha, beta) of an epoch."""
@@ -76,12 +87,35 @@ class Objective:
     def soft(
         self, student_bc: torch.Tensor, teachers: Sequence[torch.Tensor], labels_b: torch.Tensor, epoch: int
     ) -> torch.Tensor:
-        """``Σ wₖ·lossₖ`` at the teacher's logits (B, C)."""
+        """``Σ wₖ·lossₖ`` at the teachers' logits, (B, C) each. ``labels_b``: those that may be used."""
         total = student_bc.new_zeros((), dtype=torch.float32)
+        combined = self._combined(teachers) if self.combine == "logits" or len(teachers) == 1 else None
         for term, T in zip(self.terms, self.temperatures(epoch), strict=True):
             weight = term.weight_schedule().at(epoch, self.epochs)
-            total = total + weight * term(student_bc, teachers[0], T, labels_b)
+            # A loss without a temperature has the probabilities themselves averaged.
+            at = T if term.loss.default_T is not None else 1.0
+            teacher = combined if combined is not None else average_probabilities(teachers, self._shares(teachers), at)
+            total = total + weight * term(student_bc, teacher, T, labels_b)
         return total
+
+    def hint(self, values: Sequence[torch.Tensor], epoch: int) -> torch.Tensor:
+        """The weighted sum of the hint losses."""
+        weights = [term.weight_schedule().at(epoch, self.epochs) for term in self.hints]
+        return torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum()
+
+    def hint_only(self, values: Sequence[torch.Tensor], epoch: int) -> Parts:
+        """The loss of a stage on hints alone."""
+        total = self.hint(values, epoch)
+        return Parts(total, None, None, total, tuple(values))
+
+    def _shares(self, teachers: Sequence[torch.Tensor]) -> Sequence[float]:
+        return self.shares or [1.0] * len(teachers)
+
+    def _combined(self, teachers: Sequence[torch.Tensor]) -> torch.Tensor:
+        if len(teachers) == 1:
+            return teachers[0]
+        shares = self._shares(teachers)
+        return torch.stack([z * (share / sum(shares)) for z, share in zip(teachers, shares, strict=True)]).sum(0)
 
     def __call__(
         self,
@@ -91,11 +125,14 @@ class Objective:
         visible_b: torch.Tensor,
         mixed: tuple[torch.Tensor, torch.Tensor] | None,
         epoch: int,
+        hints: Sequence[torch.Tensor] = (),
     ) -> Parts:
-        """``labels_b`` what the soft losses may know of the labels, ``visible_b`` what the hard term may (B,) int64."""
+        """``labels_b`` what the soft losses may know of the labels, ``visible_b`` what the hard term may (B,) int64;
+        ``hints`` the hint losses' values."""
         alpha, beta = self.weights(epoch)
         zero = student_bc.new_zeros((), dtype=torch.float32)
         soft = self.soft(student_bc, teachers, labels_b, epoch) if self.terms else zero
         # Also where beta is 0, so that the curve can be looked at; its gradient is then multiplied away.
         hard = hard_loss(student_bc, visible_b, self.label_smoothing, mixed)
-        return Parts(alpha * soft + beta * hard, soft, hard, zero)
+        hint = self.hint(hints, epoch) if self.hints else zero
+        return Parts(alpha * soft + beta * hard + hint, soft, hard, hint, tuple(hints))

@@ -12,8 +12,8 @@ from softcache.training.config import FitConfig
 
 
 def build_optimizer(config: FitConfig, modules: Iterable[nn.Module], device: torch.device) -> torch.optim.Optimizer:
-    """Over all parameters that want gradients; fused kernels where the device has them."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    """Over all parameters that want gradients, each once; fused kernels where the device has them."""
+    parameters = list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
     fused = device.type in ("cuda", "cpu")
     if config.optimizer == "sgd":
         return torch.optim.SGD(

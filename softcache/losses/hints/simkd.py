@@ -14,6 +14,7 @@ from softcache.losses._precision import full_precision
 from softcache.losses.hints._regressor import BatchNorm
 from softcache.losses.hints._seeded import seeded
 from softcache.losses.hints._shapes import Shape, as_map, as_vector, check_shape, map_shape, same_size
+from softcache.models._through import projector
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,7 @@ class SimKD:
 class _SimKD(nn.Module):
     def __init__(self, student: int, teacher: int, middle: int, classifier: nn.Linear) -> None:
         super().__init__()
-        self.projector = nn.Sequential(
-            nn.Conv2d(student, middle, 1, bias=False),
-            BatchNorm(middle),
-            nn.ReLU(),
-            nn.Conv2d(middle, middle, 3, padding=1, bias=False),
-            BatchNorm(middle),
-            nn.ReLU(),
-            nn.Conv2d(middle, teacher, 1, bias=False),
-            BatchNorm(teacher),
-            nn.ReLU(),
-        )
+        self.projector = projector(student, middle, teacher, BatchNorm)
         self.weight: torch.Tensor
         self.bias: torch.Tensor | None
         bias = classifier.bias

@@ -1,0 +1,59 @@
+"""Targets that don't go with a view: the mean logits over a row's recorded views (``--targets mean``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from softcache.cache.reader import Cache
+from softcache.cache.schema import LOGITS
+from softcache.training.memory import memory_budget
+from softcache.training.teacher import Said
+
+CHUNK_BYTES = 64 * 2**20
+
+
+class MeanTeacher:
+    """Says the same of a row whatever its pixels are, and claims no digests: they are other pixels by intent.
+
+    The means (N, C) float32, one a cache, are computed once; they lie on the device where they fit, else in memory.
+    """
+
+    def __init__(self, caches: Sequence[Cache], views: Sequence[int], device: torch.device):
+        self.seconds = 0.0
+        self._device = device
+        means = [mean_logits(cache, views) for cache in caches]
+        needed = sum(mean.numel() * mean.element_size() for mean in means)
+        self._on_device = needed <= memory_budget(device)
+        self._means = [mean.to(device) if self._on_device else mean for mean in means]
+
+    def begin(self, views: Sequence[int], batches: Sequence[np.ndarray]) -> None:
+        """Nothing to prepare: any view will do."""
+
+    def say(self, rows: np.ndarray, on_device: torch.Tensor, pixels: torch.Tensor) -> Said:
+        """``rows`` (B,) int64, the same on the device; ``pixels`` are not looked at."""
+        if self._on_device:
+            return Said([mean.index_select(0, on_device) for mean in self._means])
+        where = torch.from_numpy(rows)
+        return Said([mean.index_select(0, where).to(self._device) for mean in self._means])
+
+
+def mean_logits(cache: Cache, views: Sequence[int]) -> torch.Tensor:
+    """(N, C) float32: each row's logits averaged over views, some rows at a time, summed in float64."""
+    reader, classes = cache.column(LOGITS), cache.manifest.identity.classes
+    out = torch.empty(cache.rows, classes)
+    step = max(1, CHUNK_BYTES // (8 * classes))
+    for first in range(0, cache.rows, step):
+        rows = np.arange(first, min(first + step, cache.rows))
+        total = torch.zeros(len(rows), classes, dtype=torch.float64)
+        for view in views:
+            arrays = reader.gather(view, rows)
+            arrays.pop("digest")
+            coded = {name.removeprefix("logits/"): torch.from_numpy(values) for name, values in arrays.items()}
+            total += cache.codec.decode(coded)
+        out[first : first + len(rows)] = (total / len(views)).float()
+    for view in views:
+        reader.release(view)
+    return out

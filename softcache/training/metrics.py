@@ -1,0 +1,141 @@
+"""What a training writes while it runs: a line an epoch, a line every so many steps."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from softcache.cache.atomic import replace_file
+from softcache.training.objective import Parts
+from softcache.training.stream import Batch
+
+METRICS, STEPS = "metrics.jsonl", "steps.jsonl"
+NAMES = ("loss", "soft_loss", "hard_loss", "hint_loss")
+
+
+class Meter:
+    """Sums on the device, read once an epoch, so that no step waits for another; and the time spent on waiting.
+
+    ``hints``: names of the hint losses, whose own values are summed too.
+    """
+
+    def __init__(self, device: torch.device, hints: Sequence[str] = ()):
+        self._sums = torch.zeros(4 + len(hints), dtype=torch.float32, device=device)
+        self._hints = list(hints)
+        self._absent: set[str] = set()
+        self._steps = 0
+        self._samples = 0
+        self.data_s = 0.0
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The clock starts before a batch is asked for."""
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.data_s += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, parts: Parts, batch: Batch) -> None:
+        self._sums += scalars(parts)
+        self._absent = absent(parts)
+        self._steps += 1
+        self._samples += len(batch.rows)
+
+    def means(self) -> dict[str, Any]:
+        """By name; None for a loss that this stage doesn't have."""
+        values = (self._sums / max(self._steps, 1)).tolist()
+        line: dict[str, Any] = named(values, self._absent)
+        if self._hints:
+            line["hint_losses"] = dict(zip(self._hints, values[4:], strict=True))
+        return {**line, "samples": self._samples}
+
+
+class Lines:
+    """A file of JSON lines that begins with those given and is flushed after each."""
+
+    def __init__(self, path: Path, lines: Sequence[dict[str, Any]]):
+        self._path, self._lines = path, list(lines)
+
+    def __enter__(self) -> Callable[[dict[str, Any]], None]:
+        self._file = open(self._path, "w", encoding="utf-8")
+        for line in self._lines:
+            self._write(line)
+        return self._write
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+class StepLines:
+    """``steps.jsonl``: lines of steps that a resumed training does again are dropped, so that none is there twice."""
+
+    def __init__(self, folder: Path, every: int, done: int):
+        """``every``: n-th steps that are written, 0 for none; ``done``: steps that stand."""
+        self._path, self._every = folder / STEPS, every
+        self._held: list[tuple[int, torch.Tensor, set[str]]] = []
+        if self._path.exists():
+            kept = [line for line in self._path.read_text().splitlines() if _step(line) < done]
+            replace_file(self._path, "".join(line + "\n" for line in kept).encode())
+
+    def add(self, step: int, parts: Parts) -> None:
+        if self._every and step % self._every == 0:
+            self._held.append((step, scalars(parts)[:4], absent(parts)))
+
+    def write(self) -> None:
+        """One copy from the device for all steps since the last time."""
+        if not self._held:
+            return
+        values = torch.stack([some for _, some, _ in self._held]).tolist()
+        with open(self._path, "a", encoding="utf-8") as file:
+            for (step, _, missing), some in zip(self._held, values, strict=True):
+                file.write(json.dumps({"step": step, **named(some, missing)}) + "\n")
+        self._held.clear()
+
+
+def scalars(parts: Parts) -> torch.Tensor:
+    """(4 + hints,) float32: total, soft, hard, hint and each hint's own, 0 where there is none."""
+    zero = torch.zeros_like(parts.total)
+    values = [zero if value is None else value for value in (parts.total, parts.soft, parts.hard, parts.hint)]
+    return torch.stack([value.detach().float() for value in (*values, *parts.hints)])
+
+
+def absent(parts: Parts) -> set[str]:
+    found = {"soft_loss": parts.soft, "hard_loss": parts.hard}
+    return {name for name, value in found.items() if value is None}
+
+
+def named(values: Sequence[float], missing: set[str]) -> dict[str, Any]:
+    return {name: None if name in missing else value for name, value in zip(NAMES, values[:4], strict=True)}
+
+
+def describe_epoch(line: dict[str, Any], epochs: int) -> str:
+    """One line for people."""
+    parts = [f"{name} {line[f'{name}_loss']:.4f}" for name in ("soft", "hard") if line[f"{name}_loss"] is not None]
+    if line.get("hint_losses"):
+        parts.append(f"hint {line['hint_loss']:.4f}")
+    for name in ("val", "test"):
+        if line.get(f"{name}_top1") is not None:
+            parts.append(f"{name} {100 * line[f'{name}_top1']:.2f} %")
+    return (
+        f"epoch {line['epoch']:>3}/{epochs}  loss {line['loss']:.4f}  {'  '.join(parts)}  "
+        f"{line['epoch_s']:.1f} s (data {line['data_s']:.1f} s)"
+    )
+
+
+def _step(line: str) -> float:
+    """A line's step; infinity for half a line, as an interruption leaves it."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

@@ -1,0 +1,115 @@
+"""What the tests of training share: networks of about a thousand parameters, and caches of what they say of digits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from softcache.cli._main import run
+from softcache.models._folder import describe, save_network
+from softcache.models._open import open_network
+from softcache.stages.dump import dump
+from softcache.stages.places import TEACHER_FILE, open_viewed, write_config
+from softcache.stages.train import train
+
+STUDENT, TEACHER = f"{Path(__file__)}:student", f"{Path(__file__)}:teacher"
+HINTS = ("layer1", "layer2", "fc:in")
+SIZE = 8
+
+
+class Net(nn.Module):
+    """Grey images → ``layer1`` (width, 4, 4) → ``layer2`` (2·width, 2, 2) → ``fc``, for images of 8 pixels."""
+
+    def __init__(self, classes: int, width: int):
+        super().__init__()
+        self.layer1 = _block(1, width)
+        self.layer2 = _block(width, 2 * width)
+        self.fc = nn.Linear(2 * width, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.layer2(self.layer1(x)).mean((2, 3)))
+
+
+class Pair(nn.Module):
+    """The weighted mean of two networks' logits."""
+
+    def __init__(self, classes: int):
+        super().__init__()
+        self.a, self.b = Net(classes, 6), Net(classes, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 0.7 * self.a(x) + 0.3 * self.b(x)
+
+
+def _block(channels: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+    )
+
+
+def student(num_classes: int) -> nn.Module:
+    return Net(num_classes, 4)
+
+
+def teacher(num_classes: int) -> nn.Module:
+    return Net(num_classes, 6)
+
+
+def pair(num_classes: int) -> nn.Module:
+    return Pair(num_classes)
+
+
+def make_teacher(folder: Path, *, seed: int = 1, spec: str = TEACHER) -> Any:
+    """A teacher's folder with random parameters, whose logits are spread like a trained one's."""
+    samples = open_viewed("digits", "train").samples
+    network = open_network(spec, classes=10, statistics=samples.statistics, seed=seed)
+    with torch.no_grad():
+        for name, parameter in network.model.named_parameters():
+            if name.split(".")[-2] == "fc":
+                parameter.mul_(10)
+    return write_teacher(network, folder)
+
+
+def write_teacher(network: Any, folder: Path) -> Any:
+    folder.mkdir(parents=True)
+    save_network(network, folder, TEACHER_FILE)
+    write_config(folder, {"model": {**describe(network), "weights": TEACHER_FILE}})
+    return network
+
+
+def make_cache(folder: Path, teacher_folder: Path, **options: Any) -> Path:
+    settings: dict[str, Any] = {"views": 2, "size": SIZE, "codec": "fp32", "hint_dtype": "float32", **options}
+    assert dump(str(teacher_folder), out=folder, **settings).info["complete"]
+    return folder
+
+
+def fit(out: Path, **options: Any) -> Any:
+    """A quick training of the small student."""
+    settings = {"epochs": 2, "batch_size": 128, "seed": 3, "workers": 0, **options}
+    return train(STUDENT, out=out, **settings)
+
+
+def command(*arguments: str | Path) -> int:
+    """``softcache ARGUMENTS`` in this process."""
+    return run([str(argument) for argument in arguments])
+
+
+def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def weights(folder: Path, name: str = "student.safetensors") -> dict[str, torch.Tensor]:
+    return load_file(folder / name)
+
+
+def config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
