@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from softcache.cache.atomic import remove_dead_parts
+from softcache.cache.atomic import dead_parts, remove_dead_parts
 from softcache.cache.locks import writing
 from softcache.cache.mismatch import refuse_other
 from softcache.cache.reader import Cache
@@ -101,7 +102,8 @@ def dump(teacher: str = "resnet50", *, out: str | Path | None = None, dry_run: b
         refuse_other(existing.manifest.identity, identity, folder)
         if not dry_run and _is_whole(existing, config):
             return _done(folder, config, began)
-        check_pixels(existing, viewed)
+        if (folder / SAMPLES).exists():  # verify --repair takes it away where it is damaged
+            check_pixels(existing, viewed)
     views = config.views or (existing.views if existing else DEFAULT_VIEWS)
     network = network.to(device, DTYPES[identity.teacher.numerics.dtype]).eval()
     if config.channels_last:
@@ -139,8 +141,7 @@ def _compute(
     config: DumpConfig,
 ) -> int:
     """Computes this part's missing shards; returns how many keys that were."""
-    for leftover in remove_dead_parts(folder):
-        say(f"removed {leftover.name}: its writer is gone")
+    _remove_leftovers(folder)
     cache = create_or_extend(
         folder,
         identity,
@@ -164,8 +165,14 @@ def _compute(
     )
     if keys:
         check_teacher(cache, viewed, forward)
-        measured = run_blocks(cache, viewed, forward, blocks, workers=config.workers)
-        update_state(folder, lambda state: _with_error(state, measured, keys))
+        run_blocks(
+            cache,
+            viewed,
+            forward,
+            blocks,
+            workers=config.workers,
+            measured=lambda error, count: update_state(folder, lambda state: _with_error(state, error, count)),
+        )
     return keys
 
 
@@ -270,19 +277,25 @@ def _is_whole(cache: Cache, config: DumpConfig) -> bool:
 
 def _done(folder: Path, config: DumpConfig, began: float, keys: int = 0) -> Dumped:
     cache = Cache(folder)
-    if not keys and not cache.missing(cache.manifest.columns, cache.views) and not is_current(cache):
-        # a dump that was killed between its last shard and its end
+    if not keys and os.access(folder, os.W_OK) and (dead_parts(folder) or not is_current(cache)):
+        # a dump was killed between its last shard and its end
         with _told(folder, config), writing(folder, _part(config)):
+            _remove_leftovers(folder)
             finish(folder)
         cache = Cache(folder)
     return Dumped(folder, keys, time.perf_counter() - began, cache.manifest.state.teacher_top1, cache.describe())
 
 
-def _with_error(state: State, measured: dict[str, float], keys: int) -> State:
+def _remove_leftovers(folder: Path) -> None:
+    for leftover in remove_dead_parts(folder):
+        say(f"removed {leftover.name}: its writer is gone")
+
+
+def _with_error(state: State, error: dict[str, float], keys: int) -> State:
     """The codec's error on as many keys as any dump into this cache has measured it on."""
-    if not measured or keys <= state.codec_error.get("keys", 0):
+    if keys <= state.codec_error.get("keys", 0):
         return state
-    return dataclasses.replace(state, codec_error={**measured, "keys": float(keys)})
+    return dataclasses.replace(state, codec_error={**error, "keys": float(keys)})
 
 
 def _part(config: DumpConfig) -> tuple[int, int]:

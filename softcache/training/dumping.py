@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -79,9 +79,16 @@ class _Computed:
 
 
 def run_blocks(
-    cache: Cache, viewed: ViewedDataset, forward: Forward, blocks: Sequence[Block], *, workers: int = -1
-) -> dict[str, float]:
-    """Computes and commits all blocks; returns the codec's error measured on the first keys.
+    cache: Cache,
+    viewed: ViewedDataset,
+    forward: Forward,
+    blocks: Sequence[Block],
+    *,
+    workers: int = -1,
+    measured: Callable[[dict[str, float], int], None] = lambda error, keys: None,
+) -> None:
+    """Computes and commits all blocks. ``measured`` is told the codec's error on the first keys and how many those
+    were: as soon as they are enough, for a dump may be stopped at any time, else before the last shard is finished.
 
     Errors: ``NumericsError`` with the key, after all shards that were finished before it.
     """
@@ -102,15 +109,17 @@ def run_blocks(
                     for block, pixels in zip(group, next(batches), strict=True):
                         pixels = pixels.to(forward.device, non_blocking=True)
                         logits, hints = forward(pixels)
-                        measure(logits)
+                        if measure(logits):
+                            measured(*measure.result())
                         item = _compute(cache, block, pixels, logits, hints)
                         writer.put(_Computed(writers[block.view], block.view, first, *item))
                         shown.advance(len(pixels))
+        if measure.unfinished:
+            measured(*measure.result())
         writer.close()
     except BaseException:
         writer.abort()
         raise
-    return measure.result()
 
 
 def _groups(blocks: Sequence[Block], *, one_decode: bool) -> Iterator[list[Block]]:
@@ -242,28 +251,33 @@ class _CodecError:
         self._agree: list[torch.Tensor] = []
         self._seen = 0
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether fewer keys than wanted were seen, but some."""
+        return 0 < self._seen < MEASURED_KEYS
+
     @torch.inference_mode()
-    def __call__(self, logits: torch.Tensor) -> None:
+    def __call__(self, logits: torch.Tensor) -> bool:
+        """Whether these were the last that are measured."""
         if self._seen >= MEASURED_KEYS:
-            return
+            return False
         self._seen += len(logits)
         decoded = self._codec.decode(self._codec.encode(logits))
         for T, found in self._found.items():
             p, q = F.log_softmax(logits.double() / T, 1), F.log_softmax(decoded.double() / T, 1)
             found.append((p.exp() * (p - q)).sum(1))
         self._agree.append((logits.argmax(1) == decoded.argmax(1)).double())
+        return self._seen >= MEASURED_KEYS
 
-    def result(self) -> dict[str, float]:
-        """Mean and 99th percentile of KL(teacher‖decoded) at T = 1, 2, 4, 8, and the share of equal top-1."""
-        if not self._seen:
-            return {}
+    def result(self) -> tuple[dict[str, float], int]:
+        """Mean and 99th percentile of KL(teacher‖decoded) at T = 1, 2, 4, 8, the share of equal top-1; of so many."""
         report = {}
         for T, found in self._found.items():
             values = torch.cat(found).clamp_min(0).cpu()
             report[f"kl_mean_T{T}"] = float(values.mean())
             report[f"kl_p99_T{T}"] = float(torch.quantile(values, 0.99))
         report["top1_agreement"] = float(torch.cat(self._agree).mean())
-        return report
+        return report, self._seen
 
 
 class _Grid(Dataset):

@@ -1,0 +1,174 @@
+"""A dump that is killed at any moment loses at most the shard in flight, and its bytes come out the same."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from harness_dump import (
+    BATCH,
+    CLASSES,
+    DIE_AT_STEP,
+    HINTS,
+    SHARD_ROWS,
+    Ended,
+    Setting,
+    Warm,
+    make_setting,
+    shards,
+    temporaries,
+    times,
+)
+
+from softcache.cache.reader import Cache
+from softcache.training.dumping import QUEUE_LIMIT
+
+KILLS = pytest.param(100, id="100", marks=pytest.mark.torture)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return make_setting(tmp_path_factory.mktemp("setting"))
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory):
+    with Warm(tmp_path_factory.mktemp("warm")) as warm:
+        yield warm
+
+
+@pytest.fixture(scope="module")
+def undisturbed(setting: Setting, warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, float, int]:
+    """Shards of a dump that nobody disturbed, its seconds, and how often it ran the teacher."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    began = time.perf_counter()
+    assert warm.run(setting.command(root / "cache"), env={"FORWARDS": str(root / "forwards")}).status == 0
+    seconds = time.perf_counter() - began
+    found = shards(root / "cache")
+    assert len(found) == 3 * 3 * 5 + 2  # views × columns × shards, rows and samples
+    return found, seconds, (root / "forwards").stat().st_size
+
+
+def resume(warm: Warm, command: list[str]) -> Ended:
+    ended = warm.run(command)
+    assert ended.status == 0, ended.output
+    return ended
+
+
+def check(folder: Path, expected: dict[str, str]) -> None:
+    assert shards(folder) == expected
+    assert temporaries(folder) == []
+    cache = Cache(folder)
+    assert not cache.missing(cache.manifest.columns, cache.views)
+    assert sorted(p.name for p in folder.iterdir()) == [
+        *("cache.h5", "cache.json", "rows.h5", "samples.h5"),
+        *(f"view-{view:04d}" for view in range(cache.views)),
+    ]
+
+
+@pytest.mark.parametrize("kills", [8, KILLS])
+def test_bytes_are_the_same_however_often_a_dump_is_killed(setting, warm, undisturbed, tmp_path, kills):
+    expected, seconds, forwards = undisturbed
+    rng, log, died, number = random.Random(17), tmp_path / "forwards", 0, 0
+    while died < kills:
+        folder = tmp_path / f"cache-{number}"
+        number += 1
+        before: dict = {}
+        log.unlink(missing_ok=True)
+        deaths = 0
+        while True:
+            ended = warm.run(
+                setting.command(folder), kill_after=rng.uniform(0, 1.1 * seconds), env={"FORWARDS": str(log)}
+            )
+            assert ended.status in (0, -9), ended.output
+            after = times(folder)
+            # a finished shard is never written again, and never lost
+            assert {name: after[name] for name in before} == before
+            assert all(expected[name] == sha for name, sha in shards(folder).items() if name.startswith("view"))
+            before = after
+            if ended.status == 0:
+                break
+            deaths += 1
+        died += deaths
+        check(folder, expected)
+        # Each start costs one batch for the hints' shapes and one that is compared; each kill the shard in flight,
+        # and the batches that were on their way to the writer.
+        lost = log.stat().st_size - forwards
+        assert lost <= deaths * (2 + SHARD_ROWS // BATCH + QUEUE_LIMIT + 2)
+
+
+@pytest.mark.parametrize("step", [*range(1, 12), *(pytest.param(k, marks=pytest.mark.torture) for k in range(12, 180))])
+def test_killed_before_any_step_that_others_can_see(setting, warm, undisturbed, tmp_path, step):
+    """The first steps make the folder, its rows, samples and manifest; then come shards, the state, cache.h5."""
+    folder = tmp_path / "cache"
+    first = warm.run(setting.command(folder), prepare=DIE_AT_STEP.format(step=step))
+    assert first.status in (-9, 0), first.output
+    began = time.perf_counter()
+    resume(warm, setting.command(folder))
+    assert time.perf_counter() - began < 20, "waited for a lock that a dead process left"
+    check(folder, undisturbed[0])
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.torture)])
+def test_killed_while_a_cache_is_extended(setting, warm, undisturbed, tmp_path, kills):
+    expected, seconds, _ = undisturbed
+    rng, died, number = random.Random(23), 0, 0
+    while died < kills:
+        folder = tmp_path / f"cache-{number}"
+        number += 1
+        resume(warm, setting.command(folder, "--views", "1", base=True))
+        whole = times(folder)
+        assert len(whole) == 5
+        for more in (["--views", "2"], ["--hint", HINTS[0]], ["--views", "3", "--hint", HINTS[1]]):
+            while True:
+                command = setting.command(folder, *more, base=True)
+                ended = warm.run(command, kill_after=rng.uniform(0, 0.9 * seconds))
+                assert ended.status in (0, -9), ended.output
+                after = times(folder)
+                assert {name: after[name] for name in whole} == whole
+                whole = after
+                if ended.status == 0:
+                    break
+                died += 1
+        assert {k: v for k, v in shards(folder).items() if k.startswith("view")} == {
+            k: v for k, v in expected.items() if k.startswith("view")
+        }
+        check(folder, expected)
+
+
+def test_leftovers_of_the_dead_are_removed_and_reported_and_those_of_others_left(setting, warm, tmp_path):
+    folder = tmp_path / "cache"
+    killed = warm.run(setting.command(folder), prepare=DIE_AT_STEP.format(step=30))
+    assert killed.status == -9
+    own = temporaries(folder)
+    assert own
+    name, host, boot, pid, token = own[0].removesuffix(".part").split("~")
+    others = {
+        "another host": f"{name}~elsewhere~{boot}~{pid}~{token}.part",
+        "a living process": f"{name}~{host}~{boot}~1~{token}.part",
+        "another namespace of pids": f"{name}~{host}~{boot.partition('.')[0]}.1~{pid}~{token}.part",
+        "not ours at all": ".something.part",
+    }
+    for other in others.values():
+        (folder / other).write_bytes(b"x")
+    rebooted = f"{name}~{host}~00000000.1~1~{token}.part"
+    (folder / rebooted).write_bytes(b"x")
+    ended = resume(warm, setting.command(folder))
+    assert temporaries(folder) == sorted(others.values())
+    for gone in [*own, rebooted]:
+        assert f"removed {gone}: its writer is gone" in ended.output
+
+
+def test_killed_between_the_last_shard_and_the_end(setting, warm, undisturbed, tmp_path):
+    folder = tmp_path / "cache"
+    resume(warm, setting.command(folder))
+    cache = Cache(folder)
+    assert cache.manifest.state.teacher_top1 is not None
+    (folder / "cache.h5").unlink()
+    ended = warm.run(setting.command(folder), env={"FORWARDS": str(tmp_path / "log")})
+    assert ended.status == 0
+    assert not (tmp_path / "log").exists(), "the teacher ran for nothing"
+    check(folder, undisturbed[0])
+    assert cache.manifest.identity.classes == CLASSES
