@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from harness_cache import make_cache
 
+from softcache.cache import mapping
 from softcache.cache.blocks import BlockReader
-from softcache.cache.mapping import can_join, map_rows, take_rows
+from softcache.cache.mapping import map_rows
 from softcache.cache.reader import Cache
 from softcache.cache.shard import Extent
 from softcache.errors import IntegrityError
@@ -37,62 +38,74 @@ def write_parts(folder: Path, rows: list[int], width: int, offset: int) -> tuple
     ("rows", "width", "offset", "joined"),
     [
         ([2048, 2048, 100], 2, 4096, True),  # 8192 bytes a part: whole pages
-        ([1024, 1024, 1024], 3, 4096, False),  # 6144 bytes a part: one and a half
-        ([2048, 100], 2, 24, False),  # doesn't begin on a page
-        ([100], 3, 40, False),
+        ([1024, 1024, 1024], 3, 8192, True),  # 6144 bytes a part: one and a half
+        ([600_000, 600_000, 7], 3, 4096, True),  # 3.4 MiB a part: more than a huge page, and no multiple of it
         ([2048, 2048, 0], 2, 4096, True),
+        ([100], 3, 40, True),
+        ([2048, 100], 2, 24, False),  # doesn't begin on a page
     ],
 )
-def test_mapped_rows_are_the_files_rows(tmp_path: Path, rows: list[int], width: int, offset: int, joined: bool) -> None:
-    parts, whole = write_parts(tmp_path, rows, width, offset)
-    maps = map_rows(parts)
-    assert can_join(parts) == (joined and LINUX) or len(parts) == 1
-    assert len(maps) == (1 if joined and LINUX else len(parts))
-    assert np.array_equal(np.concatenate(maps), whole)
-    wanted = np.random.default_rng(0).integers(0, len(whole), 500)
-    out = np.empty((500, width), "<i2")
-    take_rows(maps, rows[0], wanted, out)
+@pytest.mark.parametrize("join", [True, False])
+def test_mapped_rows_are_the_files_rows(
+    tmp_path: Path, rows: list[int], width: int, offset: int, joined: bool, join: bool
+) -> None:
+    files, whole = write_parts(tmp_path, rows, width, offset)
+    mapped = map_rows(files, join=join)
+    assert mapped.is_joined == ((joined and join and LINUX) or len(rows) == 1)
+    assert np.array_equal(np.concatenate(mapped.parts), whole)
+    wanted = np.r_[len(whole) - 1, 0, 0, np.random.default_rng(0).integers(0, len(whole), 500)]
+    out = np.empty((len(wanted), width), "<i2")
+    mapped.take(wanted, out)
     assert np.array_equal(out, whole[wanted])
+    mapped.take(np.array([], np.int64), np.empty((0, width), "<i2"))
     with pytest.raises(ValueError, match="read-only"):
-        maps[0][0] = 1
+        mapped.parts[0][0] = 1
 
 
-def test_taking_nothing_and_taking_one_row_twice(tmp_path: Path) -> None:
-    parts, whole = write_parts(tmp_path, [64, 64], 3, 8)
-    maps = map_rows(parts)
-    out = np.empty((4, 3), "<i2")
-    take_rows(maps, 64, np.array([127, 0, 127, 64]), out)
-    assert np.array_equal(out, whole[[127, 0, 127, 64]])
-    take_rows(maps, 64, np.array([], np.int64), np.empty((0, 3), "<i2"))
-
-
-@pytest.mark.parametrize(("width", "offset"), [(2, 4096), (3, 24)])
-def test_a_file_that_ends_early_is_refused_before_it_is_read(tmp_path: Path, width: int, offset: int) -> None:
-    parts, _ = write_parts(tmp_path, [2048, 2048], width, offset)
-    os.truncate(parts[1][0], offset + 2048)
+@pytest.mark.parametrize("offset", [4096, 24])
+def test_a_file_that_ends_early_is_refused_before_it_is_read(tmp_path: Path, offset: int) -> None:
+    files, _ = write_parts(tmp_path, [2048, 2048], 2, offset)
+    os.truncate(files[1][0], offset + 2048)
     with pytest.raises(IntegrityError, match="has been truncated"):
-        map_rows(parts)
-    parts[1][0].unlink()
+        map_rows(files)
+    files[1][0].unlink()
     with pytest.raises(IntegrityError, match="can't be mapped"):
-        map_rows(parts)
+        map_rows(files)
 
 
 @pytest.mark.skipif(not LINUX, reason="reads /proc")
-@pytest.mark.parametrize(("width", "offset"), [(2, 4096), (3, 24)])
-def test_files_are_closed_at_once_and_memory_is_given_back(tmp_path: Path, width: int, offset: int) -> None:
-    parts, whole = write_parts(tmp_path, [2048] * 8, width, offset)
-    descriptors = len(os.listdir("/proc/self/fd"))
-    maps = map_rows(parts)
+@pytest.mark.parametrize("join", [True, False])
+def test_files_are_closed_at_once_and_memory_is_given_back(tmp_path: Path, join: bool) -> None:
+    files, whole = write_parts(tmp_path, [2048] * 8, 2, 4096)
+    descriptors, before = len(os.listdir("/proc/self/fd")), reserved()
+    mapped = map_rows(files, join=join)
     assert len(os.listdir("/proc/self/fd")) == descriptors
     assert mapped_files(tmp_path) == 8
-    rows = maps[0][:10]  # a view keeps what it looks at
-    del maps
+    rows = mapped.parts[0][:10]  # a part keeps what it looks at
+    del mapped
     gc.collect()
     assert mapped_files(tmp_path) >= 1
     assert np.array_equal(rows, whole[:10])
     del rows
     gc.collect()
     assert mapped_files(tmp_path) == 0
+    assert reserved() < before + 2**20
+
+
+@pytest.mark.skipif(not LINUX, reason="setrlimit of addresses")
+def test_where_addresses_are_scarce_each_file_gets_a_map_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, whole = write_parts(tmp_path, [2048, 2048], 2, 4096)
+    monkeypatch.setattr(mapping, "_reserve", lambda length: None)
+    mapped = map_rows(files)
+    assert not mapped.is_joined
+    assert np.array_equal(np.concatenate(mapped.parts), whole)
+
+
+def reserved() -> int:
+    """Bytes of addresses that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * 4096
 
 
 def mapped_files(folder: Path) -> int:

@@ -31,7 +31,7 @@ def digits() -> ViewedDataset:
 
 @pytest.fixture(scope="module")
 def caches(digits: ViewedDataset, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The same logits in shards that can lie back to back in memory (1024 rows of 20 bytes) and that can't (64)."""
+    """The same logits in few shards and in many."""
     made = {}
     for name, shard_rows in (("joined", 1024), ("apart", 64)):
         folder = tmp_path_factory.mktemp(name) / "cache"

@@ -12,7 +12,7 @@ import numpy as np
 
 from softcache import registry
 from softcache.cache.checksum import checksum
-from softcache.cache.mapping import map_rows, take_rows
+from softcache.cache.mapping import Rows, map_rows
 from softcache.cache.schema import LOGITS, ROWS, SAMPLES, Manifest, shard_name
 from softcache.cache.shard import Arrays, Attributes, Extent, open_shard, read_extent
 from softcache.errors import CacheError, IntegrityError, UsageError
@@ -181,7 +181,7 @@ class ColumnReader:
         self.name = column
         self._shard_rows = cache.manifest.shard_rows(column)
         self._tails = {n: (np.dtype(dtype), shape[1:]) for n, (dtype, shape) in cache.arrays(column, 1).items()}
-        self._maps: dict[int, dict[str, list[np.ndarray]]] = {}
+        self._maps: dict[int, dict[str, Rows]] = {}
 
     def gather(self, view: int, rows: np.ndarray, out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """``rows`` (B,) int64 → each array's rows, (B, ...), in that order; ``digest`` among them.
@@ -189,16 +189,16 @@ class ColumnReader:
         ``out``: where they are to go, as ``empty`` makes it; by default arrays of their own."""
         assert len(rows) == 0 or 0 <= rows.min() <= rows.max() < self.cache.rows, "rows out of range"
         out = self.empty(len(rows)) if out is None else out
-        for name, parts in self.map(view).items():
-            take_rows(parts, self._shard_rows, rows, out[name])
+        for name, mapped in self.map(view).items():
+            mapped.take(rows, out[name])
         return out
 
     def empty(self, rows: int) -> dict[str, np.ndarray]:
         """Arrays for so many rows, not filled."""
         return {name: np.empty((rows, *tail), dtype) for name, (dtype, tail) in self._tails.items()}
 
-    def map(self, view: int) -> dict[str, list[np.ndarray]]:
-        """The view's arrays: each one whole, or a list of one a shard where they can't be joined."""
+    def map(self, view: int) -> dict[str, Rows]:
+        """The view's arrays."""
         if view not in self._maps:
             cache, shards = self.cache, range(self.cache.manifest.shards(self.name))
             found = [cache.extents(view, self.name, number) for number in shards]

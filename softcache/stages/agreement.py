@@ -85,7 +85,7 @@ def digests(cache: Cache, view: int) -> np.ndarray:
     """(N,) uint32: what identifies the pixels of a view's keys, from any column that is there."""
     for column in cache.manifest.columns:
         if view in cache.complete_views(column):
-            return np.concatenate(cache.column(column).map(view)["digest"])
+            return np.concatenate(cache.column(column).map(view)["digest"].parts)
     raise CacheError(f"{cache.folder} has no complete column of view {view}: run softcache dump again to complete it")
 
 

@@ -1,0 +1,102 @@
+"""Caches, images and networks that are made for measuring: random numbers, written as ``dump`` would write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from softcache.cache.reader import Cache
+from softcache.cache.schema import LOGITS, VERSION, Dataset, Identity, Numerics, Teacher
+from softcache.cache.shard import ShardWriter
+from softcache.cache.writer import create_or_extend
+from softcache.models._preprocess import Preprocess
+from softcache.views._digest import digest
+from softcache.views._viewed import ViewedDataset
+
+
+def make_cache(
+    folder: Path,
+    *,
+    rows: int,
+    classes: int,
+    shard_rows: int,
+    views: int = 1,
+    codec: str = "fp16",
+    viewed: ViewedDataset | None = None,
+) -> Cache:
+    """A complete cache of random logits (fp16); digests are those of ``viewed``, or 0."""
+    recipe = {"spec": "none", "revisions": {"none": 1}, "size": 32, "resize": 32, "seed": 0}
+    numerics = Numerics("float32", "off", False, "contiguous", False, "cpu", 64)
+    identity = Identity(
+        VERSION,
+        Teacher("made", "0" * 64, Preprocess((0.0,), (1.0,)).to_dict(), "fc", numerics),
+        Dataset("made", "train", rows, [], "0" * 64),
+        viewed.identity() if viewed is not None else recipe,
+        classes,
+        codec,
+        shard_rows,
+    )
+    labels = viewed.samples.labels if viewed is not None else np.zeros(rows, np.int32)
+    samples = (np.zeros(1, np.int64), np.zeros((1, 8, 8, 1), np.uint8))
+    create_or_extend(folder, identity, views=views, hints={}, made={}, labels=labels, names=None, samples=samples)
+    cache, rng = Cache(folder), np.random.default_rng(0)
+    block = rng.standard_normal((min(shard_rows, 8192), classes), dtype=np.float32).astype(np.float16)
+    for view in range(views):
+        for number in range(cache.manifest.shards(LOGITS)):
+            first, count = cache.shard_range(LOGITS, number)
+            path = cache.shard_path(view, LOGITS, number)
+            path.parent.mkdir(exist_ok=True)
+            writer = ShardWriter(path, cache.shard_attributes(view, LOGITS, number), cache.arrays(LOGITS, count))
+            for at in range(0, count, len(block)):
+                part = block[: count - at]
+                seen = np.zeros(len(part), np.uint32)
+                if viewed is not None:
+                    seen = digest(viewed.batch(np.arange(first + at, first + at + len(part)), view).numpy())
+                writer.write(at, {"digest": seen, "logits/values": part})
+            writer.commit()
+    return cache
+
+
+def make_arrays(folder: Path, rows: int, size: int, classes: int) -> str:
+    """An ``arrays:`` dataset of random colour images."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    for split, count in (("train", rows), ("test", max(rows // 10, classes))):
+        np.save(folder / f"{split}_images.npy", rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8))
+        np.save(folder / f"{split}_labels.npy", np.arange(count) % classes)
+    return f"arrays:{folder}"
+
+
+def make_jpegs(folder: Path, count: int, classes: int = 10) -> str:
+    """A ``folder:`` dataset of JPEG files of 400 × 500 pixels, as photographs compress: the digits that softcache
+    carries, enlarged, tinted, and with some noise."""
+    from softcache.datasets._open import open_samples
+
+    digits = open_samples("digits", "train")
+    assert digits.images is not None
+    rng = np.random.default_rng(2)
+    for number in range(count):
+        row = number % len(digits)
+        label = int(digits.labels[row]) % classes
+        place = folder / "train" / f"{label}"
+        place.mkdir(parents=True, exist_ok=True)
+        grey = Image.fromarray(digits.images[row, :, :, 0]).resize((500, 400), Image.Resampling.BICUBIC)
+        tint = rng.uniform(0.3, 1.0, 3)
+        pixels = np.asarray(grey, np.float32)[..., None] * tint + rng.normal(0, 8, (400, 500, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place / f"{number:06d}.jpg", quality=90)
+    return f"folder:{folder}"
+
+
+def pick_device(name: str) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

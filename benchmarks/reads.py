@@ -1,0 +1,185 @@
+"""Shuffled reads of fp16 logits against one array in memory, and against what others store targets in.
+
+1000 classes, batches of 256 rows, everything in the page cache. The schemes of others, each rebuilt from its
+documentation: *file a sample* is torchdistill's former cache (one ``.pt`` a sample, ``torch.save``); *record file* is
+TinyViT's (one binary file of fixed-size records, read by seeking to each); *LMDB* has one value a key; *webdataset*
+is a tar of ``.npy`` members that can only be read in its order, with the shuffle buffer that it offers; *h5py* is fancy
+indexing of one contiguous dataset, rows sorted as h5py demands.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+
+from benchmarks.made import make_cache
+from benchmarks.measure import Result, arguments, paired, ratio, timed
+from softcache.cache.schema import LOGITS
+
+BATCH, CLASSES = 256, 1000
+
+
+def main() -> Result:
+    options = arguments(__doc__)
+    rows = 4096 if options.tiny else 200_000
+    few = 512 if options.tiny else 8192  # the slow schemes hold, and read, so many rows; rates are per row
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(prefix="softcache-reads-"))
+    try:
+        return _measured(folder, rows, few, options.repetitions)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _measured(folder: Path, rows: int, few: int, repetitions: int) -> Result:
+    whole = 1 << (rows - 1).bit_length()
+    one = make_cache(folder / "one", rows=rows, classes=CLASSES, shard_rows=whole).column(LOGITS)
+    many = make_cache(folder / "many", rows=rows, classes=CLASSES, shard_rows=whole // 16).column(LOGITS)
+    array = np.concatenate([np.array(part) for part in one.map(0)["logits/values"].parts])
+    rng = np.random.default_rng(0)
+    batches = np.array_split(rng.permutation(rows), max(1, rows // BATCH))
+    small = np.array_split(rng.permutation(few), few // BATCH)
+    out = [np.empty((BATCH + 8, CLASSES), np.float16) for _ in range(2)]
+
+    def memory() -> None:
+        for k, batch in enumerate(batches):
+            np.take(array, batch, axis=0, out=out[k % 2][: len(batch)], mode="clip")
+
+    def softcache(reader) -> Callable[[], None]:  # type: ignore[no-untyped-def]
+        def run() -> None:
+            for batch in batches:
+                reader.gather(0, batch)
+
+        return run
+
+    per_row = {"memory": rows, "one shard": rows, "16 shards": rows}
+    sides = {"memory": timed(memory), "one shard": timed(softcache(one)), "16 shards": timed(softcache(many))}
+    for name, make in PEERS.items():
+        read = make(folder, array, few, small)
+        if read is not None:
+            sides[name], per_row[name] = timed(read), few
+    taken = paired(sides, repetitions)
+    rate = {name: [per_row[name] / seconds for seconds in times] for name, times in taken.items()}
+    lines = [
+        ratio("one shard / numpy.take(out=) from memory", rate["one shard"], rate["memory"], "≥ 0.9"),
+        ratio("16 shards / numpy.take(out=) from memory", rate["16 shards"], rate["memory"], "≥ 0.85"),
+    ]
+    targets = {"LMDB": "≥ 6", "h5py": "≥ 12", "file a sample": "≥ 100", "webdataset tar": "≥ 100", "record file": ""}
+    for name in PEERS:
+        if name in rate:
+            lines.append(ratio(f"16 shards / {name}", rate["16 shards"], rate[name], targets[name]))
+    million = np.median(rate["16 shards"]) / 1e6
+    notes = [f"{rows:,} rows of {CLASSES} classes; 16 shards: {million:.2f} million rows a second, one thread. "
+             f"Slow schemes are measured over {few:,} rows."]  # fmt: skip
+    return Result("reads", "Shuffled reads, warm", lines, notes=notes)
+
+
+def _file_a_sample(folder: Path, array: np.ndarray, few: int, batches: list[np.ndarray]) -> Callable[[], None]:
+    place = folder / "pt"
+    place.mkdir()
+    for row in range(few):
+        torch.save({"logits": torch.from_numpy(array[row].copy())}, place / f"{row}.pt")
+
+    def run() -> None:
+        for batch in batches:
+            torch.stack([torch.load(place / f"{row}.pt")["logits"] for row in batch])
+
+    return run
+
+
+def _record_file(folder: Path, array: np.ndarray, few: int, batches: list[np.ndarray]) -> Callable[[], None]:
+    path, size = folder / "records.bin", array[0].nbytes
+    path.write_bytes(array[:few].tobytes())
+
+    def run() -> None:
+        with open(path, "rb") as file:
+            for batch in batches:
+                found = []
+                for row in batch.tolist():
+                    file.seek(row * size)
+                    found.append(np.frombuffer(file.read(size), np.float16))
+                np.stack(found)
+
+    return run
+
+
+def _lmdb(folder: Path, array: np.ndarray, few: int, batches: list[np.ndarray]) -> Callable[[], None] | None:
+    try:
+        import lmdb
+    except ImportError:
+        return None
+    store = lmdb.open(str(folder / "lmdb"), map_size=4 * few * array[0].nbytes + 2**24)
+    with store.begin(write=True) as transaction:
+        for row in range(few):
+            transaction.put(f"{row:08d}".encode(), array[row].tobytes())
+
+    def run() -> None:
+        with store.begin(buffers=True) as transaction:
+            for batch in batches:
+                np.stack([np.frombuffer(transaction.get(f"{row:08d}".encode()), np.float16) for row in batch.tolist()])
+
+    return run
+
+
+def _webdataset(folder: Path, array: np.ndarray, few: int, batches: list[np.ndarray]) -> Callable[[], None] | None:
+    try:
+        import webdataset
+    except ImportError:
+        return None
+    path = folder / "targets.tar"
+    with tarfile.open(path, "w") as tar:
+        for row in range(few):
+            buffer = io.BytesIO()
+            np.save(buffer, array[row])
+            member = tarfile.TarInfo(f"{row:08d}.npy")
+            member.size = buffer.tell()
+            buffer.seek(0)
+            tar.addfile(member, buffer)
+
+    def run() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False).shuffle(1000).decode()
+            read = 0
+            for batch in data.to_tuple("npy").batched(BATCH):
+                read += len(batch[0])
+        assert read == few, read
+
+    return run
+
+
+def _h5py(folder: Path, array: np.ndarray, few: int, batches: list[np.ndarray]) -> Callable[[], None]:
+    path = folder / "peer.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("logits", data=array[:few])
+
+    def run() -> None:
+        with h5py.File(path, "r") as file:
+            logits = file["logits"]
+            for batch in batches:
+                order = np.argsort(batch)
+                found = np.empty((len(batch), CLASSES), np.float16)
+                found[order] = logits[batch[order]]
+
+    return run
+
+
+PEERS: dict[str, Callable[..., Callable[[], None] | None]] = {
+    "LMDB": _lmdb,
+    "h5py": _h5py,
+    "file a sample": _file_a_sample,
+    "record file": _record_file,
+    "webdataset tar": _webdataset,
+}
+
+if __name__ == "__main__":
+    main().show()
