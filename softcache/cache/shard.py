@@ -221,7 +221,7 @@ def _difference(found: Attributes, expected: Attributes) -> str:
         if key not in found:
             return f"lacks its attribute {key!r}"
         if found[key] != value:
-            return f"has {key} {str(found[key])[:80]!r}, expected {value!r}"
+            return f"has {key} {repr(found[key])[:80]}, expected {value!r}"
     return f"has attributes that shards don't have: {', '.join(sorted(set(found) - set(expected)))[:80]}"
 
 

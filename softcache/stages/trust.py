@@ -9,8 +9,8 @@ from softcache.cache.reader import Cache
 from softcache.errors import CacheError, UsageError
 from softcache.views._recipe import parse_recipe
 
-_BY_NAME = re.compile(r"(torchvision:)?[A-Za-z0-9_.\-]+")
-_NETWORK = re.compile(r"((cifar|timm|torchvision):)?[A-Za-z0-9_.\-]+")
+_BY_NAME = re.compile(r"(torchvision:)?[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+_NETWORK = re.compile(r"((cifar|timm|torchvision):)?[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 
 def recorded_recipe(cache: Cache, asked: str | None = None) -> str:

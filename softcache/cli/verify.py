@@ -1,0 +1,71 @@
+"""``softcache verify``"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from softcache.cli import _options
+from softcache.cli._print import as_json, percent
+from softcache.console import duration, size
+
+
+@click.command("verify")
+@click.argument("cache", required=False)
+@click.option("--repair", is_flag=True, help="Remove what is damaged; the same dump then computes just that again.")
+@click.option("--teacher", help="Also run this teacher on a sample of keys and compare its logits.")
+@click.option("--teacher-weights", help="Its weights, where they are not in its folder.")
+@click.option("--normalize", help="What its pixels are normalized with, as in dump.")
+@click.option("--sample", type=int, help="Keys that the teacher is run on.  [default: 256]")
+@click.option("--seed", type=int, help="Which keys.  [default: 0]")
+@click.option("--dataset", help="Where the data are, if the cache was made from a path or code of your own.")
+@click.option("--data-dir", help="Where torchvision's datasets are.  [default: $SOFTCACHE_DATA or datasets/]")
+@click.option("--augment", help="The view recipe, if it is code of your own.")
+@click.option("--device", help="Of the teacher: auto, cpu, cuda, mps.  [default: auto]")
+@click.option("--threads", type=click.IntRange(1), help="Files read at once.  [default: one a core, at most 8]")
+@click.option("--json", "json_", is_flag=True, help="Print the result as JSON.")
+def command(cache: str | None, repair: bool, json_: bool, **options: Any) -> int:
+    """Check every byte of a cache; exit status 0 if all is there and sound, 1 if not."""
+    from softcache.stages.verify import SET_ASIDE, verify
+
+    found = verify(cache, repair=repair, **_options.given(options))
+    if json_:
+        as_json(found.to_json())
+        return 0 if found.ok else 1
+    for damage in found.damaged:
+        click.echo(f"damaged  {damage}")
+    for name in found.missing:
+        click.echo(f"missing  {name}")
+    for name in found.parts:
+        click.echo(f"leftover {name} (a writer's temporary file)")
+    for name in found.foreign:
+        click.echo(f"foreign  {name} (belongs to nothing)")
+    for name in found.removed:
+        click.echo(f"removed  {name}" + (f" (set aside as {SET_ASIDE})" if name == "cache.json" else ""))
+    if found.teacher is not None:
+        t = found.teacher
+        click.echo(
+            f"teacher  {t.keys} keys run again: largest difference {t.largest:.3g} (allowed {t.allowed:.3g}) at row "
+            f"{t.row} in view {t.view}, same top-1 {percent(t.same_top1)}"
+            + (f"; {t.beyond} keys beyond what is allowed" if t.beyond else "")
+            + (f"; {t.other_pixels} keys have other pixels" if t.other_pixels else "")
+            + ("" if t.same_weights else "; its weights are not those of the dump")
+        )
+    speed = f", {size(found.bytes / found.seconds)}/s" if found.seconds else ""
+    click.echo(
+        f"{found.folder}: {found.files} files, {size(found.bytes)} in {duration(found.seconds)}{speed}: "
+        + _verdict(len({d.file for d in found.damaged}), len(found.missing), found.ok)
+    )
+    if found.damaged and not repair:
+        click.echo("softcache verify --repair removes what is damaged; softcache dump then computes it again")
+    elif found.missing or found.removed:
+        click.echo("run the softcache dump of this cache again: it computes what is missing")
+    return 0 if found.ok else 1
+
+
+def _verdict(damaged: int, missing: int, ok: bool) -> str:
+    if ok:
+        return "every byte is as it was written"
+    parts = [f"{damaged} damaged"] * bool(damaged) + [f"{missing} missing"] * bool(missing)
+    return ", ".join(parts) if parts else "every byte is as it was written, but the teacher says otherwise"

@@ -1,0 +1,219 @@
+"""Is every byte of a cache what was written, and is all of it there: ``softcache verify``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from softcache.cache.atomic import is_part, remove_dead_parts
+from softcache.cache.checksum import check_file
+from softcache.cache.locks import is_lock, writing
+from softcache.cache.reader import Cache
+from softcache.cache.schema import MANIFEST, ROWS, SAMPLES, VIRTUAL, parse, read_manifest, render
+from softcache.cache.shard import Arrays, Attributes
+from softcache.console import Bar, bar, say
+from softcache.errors import CacheError, IntegrityError
+from softcache.stages.places import pick_cache
+
+if TYPE_CHECKING:
+    from softcache.stages.rerun import Rerun
+
+SET_ASIDE = "cache.json.damaged"
+MAX_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file of a cache that is not what was written: as a whole, or one ``array`` of it; whose rows it holds."""
+
+    file: str
+    array: str | None
+    view: int | None
+    first_row: int | None
+    rows: int | None
+    what: str
+
+    def __str__(self) -> str:
+        place = f" {self.array}" if self.array else ""
+        keys = "" if self.rows is None else f" (view {self.view}, rows {self.first_row} to {_last(self)})"
+        return f"{self.file}{place}{keys} {self.what}"
+
+
+@dataclass
+class Verified:
+    """What was found. ``foreign`` files belong to nothing, ``parts`` are left of writers or being written; neither
+    makes a cache worse. ``removed``: what ``repair`` took away."""
+
+    folder: Path
+    bytes: int = 0
+    files: int = 0
+    seconds: float = 0.0
+    damaged: list[Damage] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    teacher: Rerun | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Complete, undamaged, and the teacher agrees if it was asked."""
+        return not self.damaged and not self.missing and (self.teacher is None or self.teacher.ok)
+
+    def to_json(self) -> dict[str, Any]:
+        found = dataclasses.asdict(self) | {"folder": str(self.folder), "ok": self.ok}
+        return found | {"teacher": None if self.teacher is None else self.teacher.to_json()}
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    attributes: Attributes
+    arrays: Arrays
+    view: int | None = None
+    first_row: int | None = None
+    rows: int | None = None
+
+
+def verify(
+    cache: str | Path | None = None,
+    *,
+    repair: bool = False,
+    teacher: str | None = None,
+    sample: int = 256,
+    seed: int = 0,
+    threads: int | None = None,
+    **options: Any,
+) -> Verified:
+    """Reads every byte of the manifest, ``rows.h5``, ``samples.h5`` and all shards, and compares checksums.
+
+    ``repair`` removes what is damaged, so that the same ``dump`` computes just that again. ``teacher``: a spec; it
+    is run on a random ``sample`` of keys and compared (``options``: those of ``rerun``). Errors: ``CacheError``
+    where the folder is no cache, ``LockedError`` where ``repair`` finds it being written.
+    """
+    folder = pick_cache(None if cache is None else str(cache))
+    if not folder.is_dir():
+        raise CacheError(f"{folder} is no cache: there is no such folder")
+    if repair:
+        with writing(folder):
+            found = _examine(folder, threads)
+            _repair(found)
+    else:
+        found = _examine(folder, threads)
+    if teacher is not None and found.damaged and not (repair and MANIFEST not in found.removed):
+        say("the teacher is not asked, as the cache is damaged: repair it first")
+    elif teacher is not None:
+        from softcache.stages.rerun import rerun  # only a check with a teacher needs all that runs one
+
+        found.teacher = rerun(Cache(folder, verify_reads=True), teacher, sample=sample, seed=seed, **options)
+    return found
+
+
+def _examine(folder: Path, threads: int | None) -> Verified:
+    began = time.perf_counter()
+    found = Verified(folder)
+    try:
+        cache = _check_manifest(folder)
+    except IntegrityError as error:
+        what = str(error).removeprefix(f"{folder / MANIFEST}").lstrip(": ")
+        found.damaged.append(Damage(MANIFEST, None, None, None, None, what))
+        found.parts = [name for name in _names(folder) if is_part(os.path.basename(name))]
+        return found
+    files = list(_files(cache))
+    known = {str(file.path.relative_to(folder)) for file in files} | {MANIFEST, VIRTUAL}
+    for name in _names(folder):
+        if is_part(os.path.basename(name)):
+            found.parts.append(name)
+        elif name not in known and not is_lock(name):
+            found.foreign.append(name)
+    there = []
+    for file in files:
+        if os.path.lexists(file.path):
+            there.append(file)
+        else:
+            found.missing.append(str(file.path.relative_to(folder)))
+    sizes = {file.path: os.path.getsize(file.path) for file in there if file.path.is_file()}
+    workers = threads or min(MAX_THREADS, os.cpu_count() or 1)
+    with bar("verify", sum(sizes.values()), "bytes") as shown:
+        for file, flaws in zip(there, _check_all(there, workers, shown), strict=True):
+            name = str(file.path.relative_to(folder))
+            found.damaged += [Damage(name, f.array, file.view, file.first_row, file.rows, f.what) for f in flaws]
+    found.files, found.bytes = len(there) + 1, sum(sizes.values()) + os.path.getsize(folder / MANIFEST)
+    found.seconds = time.perf_counter() - began
+    return found
+
+
+def _check_manifest(folder: Path) -> Cache:
+    """The cache, if its manifest is byte for byte what softcache writes."""
+    cache, text = Cache(folder), read_manifest(folder)
+    if render(parse(text, folder / MANIFEST)) != text:
+        raise IntegrityError(f"{folder / MANIFEST} is not as softcache writes it, though it says the same")
+    return cache
+
+
+def _files(cache: Cache) -> Iterator[_File]:
+    yield _File(cache.folder / ROWS, cache.file_attributes("rows"), cache.rows_arrays())
+    yield _File(cache.folder / SAMPLES, cache.file_attributes("samples"), cache.samples_arrays())
+    for view in range(cache.views):
+        for column in cache.manifest.columns:
+            for number in range(cache.manifest.shards(column)):
+                first, rows = cache.shard_range(column, number)
+                attributes = cache.shard_attributes(view, column, number)
+                path = cache.shard_path(view, column, number)
+                yield _File(path, attributes, cache.arrays(column, rows), view, first, rows)
+
+
+def _check_all(files: list[_File], workers: int, shown: Bar) -> Iterator[Any]:
+    lock = threading.Lock()
+
+    def advance(count: int) -> None:
+        with lock:
+            shown.advance(count)
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="softcache-verify") as pool:
+        try:
+            yield from pool.map(lambda file: check_file(file.path, file.attributes, file.arrays, advance), files)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _names(folder: Path) -> list[str]:
+    """All files below a folder, relative to it; linked folders are not entered."""
+    return sorted(
+        os.path.relpath(os.path.join(root, name), folder) for root, _, names in os.walk(folder) for name in names
+    )
+
+
+def _repair(found: Verified) -> None:
+    """Removes damaged files. A link goes, never what it points to. The manifest is set aside, not removed: it may
+    still tell a person how the cache was made."""
+    folder = found.folder
+    for name in dict.fromkeys(damage.file for damage in found.damaged):
+        if name == MANIFEST:
+            os.replace(folder / MANIFEST, folder / SET_ASIDE)
+        else:
+            (folder / name).unlink(missing_ok=True)
+        found.removed.append(name)
+    if found.removed and (folder / VIRTUAL).exists():
+        # It would show zeros where a shard is gone; dump writes it again.
+        (folder / VIRTUAL).unlink()
+        found.removed.append(VIRTUAL)
+    for leftover in remove_dead_parts(folder):
+        name = str(leftover.relative_to(folder))
+        found.removed.append(name)
+        found.parts = [part for part in found.parts if part != name]
+        say(f"removed {name}: its writer is gone")
+
+
+def _last(damage: Damage) -> int:
+    assert damage.first_row is not None
+    assert damage.rows is not None
+    return damage.first_row + damage.rows - 1
