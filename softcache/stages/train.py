@@ -192,7 +192,9 @@ def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
         refuse_pixels(error, source.all_caches, source.viewed)
     best = fitted.best()
     if best is not None:
-        load_parameters(network.model, load_state(folder / BEST_FILE), owner=str(folder / BEST_FILE))
+        # A finished run that is resumed has no file of the best any more: it is the student's.
+        kept = folder / (BEST_FILE if (folder / BEST_FILE).exists() else STUDENT_FILE)
+        load_parameters(network.model, load_state(kept), owner=str(kept))
     save_network(network, folder, STUDENT_FILE)
     if prepared.guide is not None:
         save_tensors(prepared.guide.state_dict(), folder, REGRESSORS_FILE)
