@@ -277,7 +277,8 @@ def _validator(prepared: _Prepared, device: torch.device) -> Callable[[Network],
 def _document(prepared: _Prepared, objective: Objective) -> dict[str, Any]:
     """What a run's ``config.json`` says: enough to do it again, and to resume it from anywhere."""
     config, source = prepared.config, prepared.source
-    asked = {**config.to_json(), "dataset": source.dataset}
+    # The size is written down, so that a run is evaluated on pixels like those that it was trained on.
+    asked = {**config.to_json(), "dataset": source.dataset, "size": source.viewed.size}
     for key, caches in (("cache", source.named), ("hint_cache", source.lent)):
         asked[key] = [str(cache.folder.resolve()) for cache in caches]
     if config.targets == "matched" and source.views is not None:
