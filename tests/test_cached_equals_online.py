@@ -53,8 +53,8 @@ def online(made: dict[str, Any]) -> dict[str, torch.Tensor]:
     return run("online", online=True, dtype="float64", views=VIEWS, **made)
 
 
-def cached() -> dict[str, torch.Tensor]:
-    return run("cached", cache=("cache",))
+def cached(made: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return run("cached", cache=("cache",), dataset=made["dataset"])
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -62,7 +62,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def test_weights_after_three_epochs_are_bit_equal(made: dict[str, Any]) -> None:
-    assert equal(cached(), online(made))
+    assert equal(cached(made), online(made))
     lines = [json.loads(line) for line in Path("cached/metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert all(line["teacher_s"] == 0 for line in lines)
@@ -75,9 +75,9 @@ def test_unmatched_views_are_another_training(made: dict[str, Any], monkeypatch:
     begin = CachedTeacher.begin
     monkeypatch.setattr(CachedTeacher, "begin", lambda self, view: begin(self, 0))
     with pytest.raises(PixelsError, match=r"row \d+ in view 1 has other pixels than the teacher saw"):
-        run("refused", cache=("cache",))
+        run("refused", cache=("cache",), dataset=made["dataset"])
     monkeypatch.setattr(Stream, "_check", lambda *arguments: None)
-    assert not equal(cached(), online(made))
+    assert not equal(cached(made), online(made))
 
 
 def test_float32_teacher_agrees_within_rounding(here: Path, small_teacher: Callable[..., str]) -> None:
