@@ -74,6 +74,17 @@ def is_lock(name: str) -> bool:
     return name.startswith(MANIFEST_LOCK) or _LOCK.fullmatch(name) is not None
 
 
+def remove_stale_locks(folder: Path) -> None:
+    """Removes the locks of processes that were killed while they held them."""
+    for path in folder.glob(".writing-*.lock"):
+        if _LOCK.fullmatch(path.name):
+            _is_held(path)
+    for path in folder.glob(f"{MANIFEST_LOCK}*"):
+        found = _content(path)
+        if is_dead(found):
+            _remove_stale(path, found)
+
+
 def _take(path: Path) -> int | None:
     """A descriptor of the lock's file, or None where another process holds it."""
     while True:

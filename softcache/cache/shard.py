@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 
 from softcache.cache.atomic import commit, part_path
+from softcache.cache.described import Described
 from softcache.cache.hdf5 import Node, read_structure
 from softcache.errors import IntegrityError
 
@@ -49,17 +50,12 @@ class ShardWriter:
         """``arrays``: name → dtype and full shape. A name may have one ``/``."""
         self.path = path
         self._part = part_path(path)
-        self._file = _create(self._part)
-        try:
-            for key, value in attributes.items():
-                self._file.attrs.create(key, _fixed(value))
-            self._datasets = {name: _dataset(self._file, name, *spec) for name, spec in arrays.items()}
-            self._file.flush()
-            self._fd = os.open(self._part, os.O_RDWR)
-        except BaseException:
-            self._file.close()
-            self._part.unlink(missing_ok=True)
-            raise
+        self._described = Described()
+        self._file = _create(self._described)
+        for key, value in attributes.items():
+            self._file.attrs.create(key, _fixed(value))
+        self._datasets = {name: _dataset(self._file, name, *spec) for name, spec in arrays.items()}
+        self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._crc = dict.fromkeys(arrays, 0)
         self._next = dict.fromkeys(arrays, 0)
 
@@ -82,12 +78,14 @@ class ShardWriter:
                 assert self._next[name] == len(dataset), (name, self._next[name], len(dataset))
                 dataset.attrs.create("crc32", np.uint32(self._crc[name]))
             self._file.close()
+            self._described.save(self._fd)
             os.fsync(self._fd)
-            os.close(self._fd)
             commit(self._part, self.path)
         except BaseException:
             self._part.unlink(missing_ok=True)
             raise
+        finally:
+            os.close(self._fd)
 
     def abort(self) -> None:
         self._file.close()
@@ -180,14 +178,15 @@ def read_blocks(fd: int, offset: int, nbytes: int, block: int = 8 * 2**20) -> It
         offset, nbytes = offset + len(data), nbytes - len(data)
 
 
-def _create(path: Path) -> h5py.File:
+def _create(described: Described) -> h5py.File:
     fcpl = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     fcpl.set_obj_track_times(False)  # times would make two dumps of the same numbers differ
     fapl = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     fapl.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)  # metadata with checksums
     fapl.set_alignment(1, PAGE)
     fapl.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
-    return h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_EXCL, fcpl=fcpl, fapl=fapl))
+    fapl.set_fileobj_driver(h5py.h5fd.fileobj_driver, described)
+    return h5py.File(h5py.h5f.create(b"described", h5py.h5f.ACC_TRUNC, fcpl=fcpl, fapl=fapl))
 
 
 def _dataset(file: h5py.File, name: str, dtype: str, shape: tuple[int, ...]) -> h5py.Dataset:

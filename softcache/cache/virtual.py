@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from softcache.cache.atomic import commit, part_path
+from softcache.cache.atomic import replace_file
 from softcache.cache.reader import Cache
 from softcache.cache.schema import VIRTUAL
 
 
 def write_virtual(cache: Cache) -> Path:
     """Virtual datasets ``(views, rows, ...)`` over the shards, by relative path, so that the folder can be moved."""
-    final = cache.folder / VIRTUAL
-    part = part_path(final)
-    try:
-        with h5py.File(part, "w", libver="latest") as file:
-            for key, value in _attributes(cache).items():
-                file.attrs.create(key, value)
-            for column in cache.manifest.columns:
-                for name, (dtype, shape) in cache.arrays(column, cache.rows).items():
-                    layout = h5py.VirtualLayout((cache.views, *shape), dtype=dtype)
-                    for view in range(cache.views):
-                        for number in range(cache.manifest.shards(column)):
-                            first, rows = cache.shard_range(column, number)
-                            path = cache.shard_path(view, column, number).relative_to(cache.folder)
-                            source = h5py.VirtualSource(f"./{path}", name, shape=(rows, *shape[1:]), dtype=dtype)
-                            layout[view, first : first + rows] = source
-                    place = name if column == "logits" else f"{column}/{name}"
-                    file.create_virtual_dataset(place, layout)
-        with open(part, "rb") as written:
-            os.fsync(written.fileno())
-        commit(part, final)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return final
+    # made in memory, because the HDF5 library can't recover from a full disk
+    content = io.BytesIO()
+    with h5py.File(content, "w", libver="latest") as file:
+        for key, value in _attributes(cache).items():
+            file.attrs.create(key, value)
+        for column in cache.manifest.columns:
+            for name, (dtype, shape) in cache.arrays(column, cache.rows).items():
+                layout = h5py.VirtualLayout((cache.views, *shape), dtype=dtype)
+                for view in range(cache.views):
+                    for number in range(cache.manifest.shards(column)):
+                        first, rows = cache.shard_range(column, number)
+                        path = cache.shard_path(view, column, number).relative_to(cache.folder)
+                        source = h5py.VirtualSource(f"./{path}", name, shape=(rows, *shape[1:]), dtype=dtype)
+                        layout[view, first : first + rows] = source
+                place = name if column == "logits" else f"{column}/{name}"
+                file.create_virtual_dataset(place, layout)
+    replace_file(cache.folder / VIRTUAL, content.getvalue())
+    return cache.folder / VIRTUAL
 
 
 def is_current(cache: Cache) -> bool:

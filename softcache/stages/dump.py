@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from softcache.cache.atomic import dead_parts, remove_dead_parts
-from softcache.cache.locks import writing
+from softcache.cache.locks import remove_stale_locks, writing
 from softcache.cache.mismatch import refuse_other
 from softcache.cache.reader import Cache
 from softcache.cache.recorded import Recorded, first_recorded
@@ -38,7 +38,7 @@ from softcache.cache.writer import create_or_extend, plan, update_state
 from softcache.console import say, warn
 from softcache.datasets._open import open_samples
 from softcache.distributed import local_rank, rank, world
-from softcache.errors import CacheError, UsageError
+from softcache.errors import CacheError, LockedError, UsageError
 from softcache.models._hooks import Taps
 from softcache.stages.agreement import check_pixels
 from softcache.stages.estimate import Estimate, estimate, refuse_too_large, timed
@@ -125,7 +125,7 @@ def dump(teacher: str = "resnet50", *, out: str | Path | None = None, dry_run: b
             return Dumped(folder, 0, time.perf_counter() - began, estimate=guess)
         refuse_too_large(guess, folder)
         make_folder(folder)
-        with _told(folder, config), writing(folder, _part(config)):
+        with _told(folder), writing(folder, _part(config)):
             keys = _compute(folder, identity, viewed, forward, hints, views, config)
             finish(folder)
     return _done(folder, config, began, keys)
@@ -277,12 +277,14 @@ def _is_whole(cache: Cache, config: DumpConfig) -> bool:
 
 def _done(folder: Path, config: DumpConfig, began: float, keys: int = 0) -> Dumped:
     cache = Cache(folder)
-    if not keys and os.access(folder, os.W_OK) and (dead_parts(folder) or not is_current(cache)):
-        # a dump was killed between its last shard and its end
-        with _told(folder, config), writing(folder, _part(config)):
-            _remove_leftovers(folder)
-            finish(folder)
-        cache = Cache(folder)
+    if not keys and os.access(folder, os.W_OK):
+        remove_stale_locks(folder)
+        if dead_parts(folder) or not is_current(cache):
+            # a dump was killed between its last shard and its end; or another is at work, which does this then
+            with contextlib.suppress(LockedError), _told(folder), writing(folder, _part(config)):
+                _remove_leftovers(folder)
+                finish(folder)
+            cache = Cache(folder)
     return Dumped(folder, keys, time.perf_counter() - began, cache.manifest.state.teacher_top1, cache.describe())
 
 
@@ -314,7 +316,7 @@ def _device(name: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def _told(folder: Path, config: DumpConfig) -> Iterator[None]:
+def _told(folder: Path) -> Iterator[None]:
     """Says where the dump stands when it ends before its time; a full disk is one clear error.
 
     Errors: ``CacheError`` where the disk is full.

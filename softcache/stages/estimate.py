@@ -22,7 +22,6 @@ from softcache.training.pixels import pick_workers
 from softcache.views._viewed import ViewedDataset
 
 TIMED_BATCHES = 3
-SHARD_OVERHEAD = 4 * PAGE  # of a file: what describes it, and the rounding of its arrays to whole pages
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,14 @@ def estimate(
     codec = registry.create("codecs", identity.codec)
     coded = codec.arrays(identity.classes).values()
     per_key = {LOGITS: 4 + sum(math.prod(tail) * np.dtype(dtype).itemsize for dtype, tail in coded)}
+    overhead = {LOGITS: _overhead(1 + len(coded))}
     shard_rows = {LOGITS: identity.shard_rows}
     for layer, hint in hints.items():
         per_key[f"hint.{layer}"] = 4 + math.prod(hint.shape) * np.dtype(hint.dtype).itemsize
+        overhead[f"hint.{layer}"] = _overhead(2)
         shard_rows[f"hint.{layer}"] = hint.shard_rows
     rows = identity.dataset.rows
-    total = sum(views * (rows * per_key[c] + -(-rows // shard_rows[c]) * SHARD_OVERHEAD) for c in per_key)
+    total = sum(views * (rows * per_key[c] + -(-rows // shard_rows[c]) * overhead[c]) for c in per_key)
     known = [column for column in per_key if existing and column in existing.manifest.columns]
     absent = set(existing.missing(known, views)) if existing else set()
     needed, missing = 0, set()
@@ -99,7 +100,7 @@ def estimate(
                     continue
                 first = number * shard_rows[column]
                 held = min(shard_rows[column], rows - first)
-                needed += held * each + SHARD_OVERHEAD
+                needed += held * each + overhead[column]
                 missing.add((view, first // identity.shard_rows))
     keys = sum(min(identity.shard_rows, rows - block * identity.shard_rows) for _, block in missing)
     place = folder.absolute()
@@ -130,6 +131,11 @@ def timed(guess: Estimate, forward: Forward, viewed: ViewedDataset, batch: int, 
     return dataclasses.replace(
         guess, pixels_per_second=making, teacher_per_second=running, keys_per_second=both, workers=count
     )
+
+
+def _overhead(arrays: int) -> int:
+    """Bytes of a shard beside its numbers, at most: what describes the file, and arrays rounded to whole pages."""
+    return (4 + 2 * arrays) * PAGE
 
 
 def refuse_too_large(guess: Estimate, folder: Path) -> None:

@@ -1,0 +1,153 @@
+"""A disk that fills up leaves every finished shard valid, one clear error, and a dump that can be resumed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from harness_dump import Setting, Warm, make_setting, shards, temporaries
+
+from softcache.cache.reader import Cache
+from softcache.cache.schema import HintColumn, Identity
+from softcache.errors import CacheError
+from softcache.stages.estimate import Estimate, estimate, refuse_too_large
+
+KIB = 1024
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return make_setting(tmp_path_factory.mktemp("setting"))
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory):
+    with Warm(tmp_path_factory.mktemp("warm")) as warm:
+        yield warm
+
+
+@pytest.fixture(scope="module")
+def undisturbed(setting: Setting, warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("undisturbed") / "cache"
+    assert warm.run(setting.command(folder)).status == 0
+    return shards(folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A tmpfs of its own; ``resize(bytes)`` gives it another size."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("mounting needs Linux and its administrator")
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def resize(count: int, flags: int = 32) -> None:  # MS_REMOUNT
+        done = libc.mount(b"tmpfs", os.fsencode(place), b"tmpfs", flags, f"size={count}".encode())
+        if done != 0:
+            pytest.skip(f"mounting isn't allowed here: {os.strerror(ctypes.get_errno())}")
+
+    resize(64 * 2**20, flags=0)
+    yield place, resize
+    libc.umount2(os.fsencode(place), 2)
+
+
+# As where the estimate can't know it: quotas, other writers, a file system that compresses or counts otherwise.
+NOT_FORESEEN = """
+import softcache.stages.dump
+softcache.stages.dump.refuse_too_large = lambda *_: None
+"""
+
+# Writes beyond the limit fail with EFBIG; Python ignores the signal that comes with it.
+SMALL_FILES = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+"""
+
+
+@pytest.mark.parametrize("room", [16, 40, 80, 120, 200, 400, 700, 1000, 1300])
+def test_a_full_disk(setting, warm, undisturbed, small_disk, room):
+    """Full while the rows are written, the samples, the manifest, an early shard, a late one."""
+    disk, resize = small_disk
+    resize(room * KIB)
+    folder = disk / "cache"
+    ended = warm.run(setting.command(folder), prepare=NOT_FORESEEN)
+    assert ended.status == 1, ended.output
+    errors = [line for line in ended.output.splitlines() if line.startswith("softcache:")]
+    assert len(errors) == 1
+    assert f"disk full at {folder} (ENOSPC, no space left)" in errors[0]
+    assert "free space and run the same command again" in errors[0]
+    assert "Traceback" not in ended.output
+    assert temporaries(disk) == []
+    finished = {name: sha for name, sha in shards(folder).items() if name.startswith("view")}
+    assert all(undisturbed[name] == sha for name, sha in finished.items())
+    if room >= 400:
+        assert finished
+        assert "keys are in" in errors[0]
+    resize(64 * 2**20)
+    again = warm.run(setting.command(folder))
+    assert again.status == 0, again.output
+    assert shards(folder) == undisturbed
+    assert temporaries(folder) == []
+
+
+@pytest.mark.parametrize("limit", [2 * KIB, 6 * KIB, 20 * KIB, 30 * KIB])
+def test_a_limit_on_the_size_of_files(setting, warm, undisturbed, tmp_path, limit):
+    folder = tmp_path / "cache"
+    ended = warm.run(setting.command(folder), prepare=SMALL_FILES.format(limit=limit))
+    assert ended.status == 1, ended.output
+    assert f"disk full at {folder} (EFBIG, file size limit)" in ended.output
+    assert "Traceback" not in ended.output
+    assert temporaries(folder) == []
+    again = warm.run(setting.command(folder))
+    assert again.status == 0, again.output
+    assert shards(folder) == undisturbed
+
+
+def test_a_dump_that_can_not_fit_stops_before_it_starts(setting, warm, small_disk):
+    disk, resize = small_disk
+    resize(400 * KIB)
+    ended = warm.run(setting.command(disk / "cache"))
+    assert ended.status == 1
+    assert "needs 1." in ended.output
+    assert "free: fewer --views or hints, a smaller --codec, or another --out" in ended.output
+    assert list(disk.iterdir()) == []
+
+
+def test_the_estimate_is_what_a_dump_then_takes(setting, warm, undisturbed, tmp_path):
+    """Within a page or two a shard, and never below: what is refused would really not fit."""
+    folder = tmp_path / "cache"
+    assert warm.run(setting.command(folder)).status == 0
+    cache = Cache(folder)
+    written = sum(path.stat().st_size for path in folder.glob("view-*/*.h5"))
+    identity, hints = cache.manifest.identity, cache.manifest.state.hints
+    fresh = estimate(identity, hints, 3, tmp_path / "none" / "yet", None)
+    shard_count = 3 * 3 * 5
+    assert written <= fresh.needed <= written + shard_count * 3 * 4096
+    assert fresh.needed == fresh.total
+    assert (fresh.keys, fresh.missing, fresh.existing) == (900, 900, 0)
+    whole = estimate(identity, hints, 3, folder, cache)
+    assert (whole.needed, whole.missing) == (0, 0)
+    more = estimate(identity, hints, 4, folder, cache)
+    assert more.missing == 300
+    assert more.needed == fresh.needed // 3
+
+
+def test_the_estimate_counts_the_whole_blocks_of_a_new_hint(tmp_path):
+    """A new hint needs the teacher for every key, but only the hint's own bytes."""
+    from harness_cache import make_cache
+
+    cache, _ = make_cache(tmp_path / "cache", rows=100, shard_rows=64, views=2)
+    hints = {"layer": HintColumn([5, 3], "float16", 64)}
+    identity: Identity = cache.manifest.identity
+    found = estimate(identity, hints, 2, cache.folder, cache)
+    assert found.missing == 200
+    assert found.bytes_per_key["hint.layer"] == 5 * 3 * 2 + 4
+    assert found.needed == 200 * 34 + 4 * 8 * 4096
+    with pytest.raises(CacheError, match=r"needs .* more and there are 9 bytes free"):
+        refuse_too_large(Estimate(1, 1, {}, 10, 0, 10, 9), tmp_path)
+    assert shutil.disk_usage(tmp_path).free == pytest.approx(found.free, rel=0.2)
