@@ -20,6 +20,15 @@ def _part(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
         raise click.BadParameter(f"{value!r} is not of the form 1/4") from None
 
 
+def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    if value is None or value == "auto":  # found on a GPU, by size on a CPU, and what a cache has recorded
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither auto nor a number of rows") from None
+
+
 @click.command("dump")
 @click.option("--teacher", default="resnet50", show_default=True, help="A model, a teacher's or a run's folder.")
 @_options.data
@@ -34,7 +43,7 @@ def _part(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
 @click.option("--hint", "hints", multiple=True, metavar="LAYER", help="Keep a layer's activations too; repeatable.")
 @click.option("--hint-dtype", type=click.Choice(["float16", "float32"]), help="[default: float16]")
 @click.option("--codec", help="How logits lie on disk: fp16, fp32.  [default: fp16]")
-@click.option("--batch-size", type=int, help="Rows per forward pass.  [default: by device and size]")
+@click.option("--batch-size", callback=_batch, metavar="N", help="Rows per forward pass.  [default: auto]")
 @click.option("--shard-rows", type=int, help="Rows per shard, a power of two.  [default: by device and size]")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Of the teacher.  [default: float32]")
 @click.option("--tf32", is_flag=True, default=None, help="Let a GPU use TF32.")

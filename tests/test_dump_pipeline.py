@@ -1,0 +1,158 @@
+"""The dump's pipeline: what waits for what, and how much of it waits at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from harness_cache import identity
+
+from softcache.cache.reader import Cache
+from softcache.cache.schema import LOGITS
+from softcache.cache.writer import BlockWriter, create_or_extend, plan
+from softcache.cli.dump import command
+from softcache.models._open import open_network
+from softcache.stages.batch import with_batch
+from softcache.stages.dump import dump
+from softcache.stages.identity import DumpConfig
+from softcache.stages.places import open_viewed
+from softcache.training import dumping
+from softcache.training.dumping import Forward, run_blocks
+from softcache.training.fitting import find_batch
+from softcache.views._viewed import ViewedDataset
+
+CPU = torch.device("cpu")
+BATCH = 64
+
+
+@pytest.fixture(scope="module")
+def digits() -> ViewedDataset:
+    return open_viewed("digits", "train", size=8, augment="crop:pad=1")
+
+
+def empty_cache(folder: Path, viewed: ViewedDataset, views: int = 2) -> Cache:
+    samples = (np.zeros(1, np.int64), np.zeros((1, 8, 8, 1), np.uint8))
+    wanted = identity(len(viewed), 10, 512, "fp32", viewed.identity())
+    labels = viewed.samples.labels
+    return create_or_extend(folder, wanted, views=views, hints={}, made={}, labels=labels, names=None, samples=samples)
+
+
+class Counting(Forward):
+    """Counts batches that were computed."""
+
+    computed = 0
+
+    def __call__(self, pixels):
+        self.computed += 1
+        return super().__call__(pixels)
+
+
+def forward_of(viewed: ViewedDataset) -> Counting:
+    network = open_network("cifar:resnet8", classes=10, statistics=viewed.samples.statistics, seed=0).eval()
+    return Counting(network, [], CPU)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_slow_disk_holds_the_teacher_back(
+    tmp_path: Path, digits: ViewedDataset, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    cache, forward = empty_cache(tmp_path / "cache", digits), forward_of(digits)
+    monkeypatch.setattr(dumping, "QUEUE_LIMIT", 3)
+    waiting, written, write = [], [0], BlockWriter.write
+
+    def slowly(self: BlockWriter, first: int, columns: dict) -> None:
+        time.sleep(0.03)
+        write(self, first, columns)
+        written[0] += 1
+        waiting.append(forward.computed - written[0])
+
+    monkeypatch.setattr(BlockWriter, "write", slowly)
+    run_blocks(cache, digits, forward, plan(cache, 2, [LOGITS]), workers=workers)
+    assert forward.computed == written[0] == 2 * -(-len(digits) // BATCH)
+    # three in the queue, and one more that the teacher has computed and can't put there
+    assert max(waiting) == 4
+    assert not Cache(cache.folder).missing([LOGITS], 2)
+
+
+def test_the_teacher_does_not_wait_for_a_disk_that_keeps_up(
+    tmp_path: Path, digits: ViewedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, forward = empty_cache(tmp_path / "cache", digits), forward_of(digits)
+    writers = set()
+    write = BlockWriter.write
+
+    def elsewhere(self: BlockWriter, first: int, columns: dict) -> None:
+        writers.add(threading.current_thread().name)
+        write(self, first, columns)
+
+    monkeypatch.setattr(BlockWriter, "write", elsewhere)
+    run_blocks(cache, digits, forward, plan(cache, 2, [LOGITS]))
+    assert writers == {"softcache-writer"}
+    expected = forward(digits.batch(np.arange(BATCH), 1))[0]
+    found = Cache(cache.folder).column(LOGITS).gather(1, np.arange(BATCH))["logits/values"]
+    assert np.array_equal(found, expected.numpy())
+
+
+def test_workers_give_the_dump_the_same_bytes(tmp_path: Path, digits: ViewedDataset) -> None:
+    found = []
+    for workers in (0, 2):
+        cache = empty_cache(tmp_path / f"cache-{workers}", digits)
+        run_blocks(cache, digits, forward_of(digits), plan(cache, 2, [LOGITS]), workers=workers)
+        found.append([path.read_bytes() for path in sorted(cache.folder.rglob("logits-*.h5"))])
+    assert found[0] == found[1]
+    assert len(found[0]) == 6
+
+
+class Limited:
+    """Stands for a device of which a forward pass of more than ``most`` rows would need too much memory."""
+
+    def __init__(self, most: int, *, slower_from: int = 2**30):
+        self.most, self.slower_from, self.asked = most, slower_from, []
+
+    def __call__(self, rows: int) -> float:
+        self.asked.append(rows)
+        if rows > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rows / (1.0 if rows < self.slower_from else 2.0)
+
+
+@pytest.mark.parametrize(
+    ("most", "slower_from", "found"),
+    [
+        (1000, 2**30, 512),  # doubled until it doesn't fit
+        (2**30, 256, 128),  # or until twice the rows are no faster
+        (40, 2**30, 32),  # halved where the first guess doesn't fit
+        (2**30, 2**30, 4096),  # never beyond what the data or good sense allow
+    ],
+)
+def test_the_batch_is_found_and_memory_that_runs_out_is_survived(most: int, slower_from: int, found: int) -> None:
+    device = Limited(most, slower_from=slower_from)
+    assert find_batch(device, start=64, limit=4096) == found
+    assert max(device.asked) <= 4096
+
+
+def test_a_device_too_small_for_one_row_says_so() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        find_batch(Limited(0), start=64, limit=4096)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_batch_that_was_found_on_a_gpu_is_recorded(here: Path, small_teacher) -> None:
+    teacher = small_teacher("teacher")
+    dump(teacher, out="cache", views=1)
+    batch = Cache("cache").manifest.identity.teacher.numerics.batch
+    assert batch in [2**k for k in range(13)]
+    dump(teacher, out="cache", views=2)  # the same identity: with the recorded size
+    assert Cache("cache").manifest.identity.teacher.numerics.batch == batch
+
+
+def test_on_a_cpu_the_batch_is_the_same_everywhere(digits: ViewedDataset) -> None:
+    config = DumpConfig()
+    network = open_network("cifar:resnet8", classes=10, statistics=digits.samples.statistics, seed=0)
+    assert with_batch(config, network, digits, CPU, (1, 1)) is config
+    assert CliRunner().invoke(command, ["--batch-size", "lots"]).exit_code == 2
