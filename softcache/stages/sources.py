@@ -139,8 +139,9 @@ def open_source(config: TrainConfig) -> Source:
     check_dataset(leading, viewed)
     for cache in source.all_caches:
         check_dataset(cache, viewed, recipe=False)
-        check_pixels(cache, viewed, accept_close=config.pixels == "close")
     check_together([leading, *source.all_caches], visited)
+    for cache in source.all_caches:
+        check_pixels(cache, viewed, accept_close=config.pixels == "close")
     source.views = visited if config.targets == "matched" else None
     return source
 
