@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import os
 
+from softcache.errors import UsageError
+
 
 def rank() -> int:
     """This process's number, 0 when it is alone."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
 
 
 def world() -> int:
     """How many processes there are, 1 when it is alone."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
 
 
 def local_rank() -> int:
     """This process's number on its machine: which GPU is its own."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("LOCAL_RANK", 0)
+
+
+def _number(name: str, alone: int) -> int:
+    text = os.environ.get(name, str(alone))
+    if not text.isdecimal() or int(text) < alone:
+        raise UsageError(f"the environment's {name} is {text!r}, not a number of torchrun's: unset it or use torchrun")
+    return int(text)

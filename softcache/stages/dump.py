@@ -41,6 +41,7 @@ from softcache.distributed import local_rank, rank, world
 from softcache.errors import CacheError, LockedError, UsageError
 from softcache.models._hooks import Taps
 from softcache.stages.agreement import check_pixels
+from softcache.stages.batch import with_batch
 from softcache.stages.estimate import Estimate, estimate, refuse_too_large, timed
 from softcache.stages.identity import (
     DTYPES,
@@ -83,6 +84,7 @@ def dump(teacher: str = "resnet50", *, out: str | Path | None = None, dry_run: b
     """
     began = time.perf_counter()
     asked = DumpConfig(teacher=teacher, **options)
+    part = _part(asked)
     samples = open_samples(asked.dataset, asked.split, data_dir=asked.data_dir, download=bool(asked.download))
     folder = Path(out) if out is not None else cache_folder(asked.teacher, samples.spec, asked.split)
     existing = Cache(folder) if (folder / MANIFEST).exists() else None
@@ -97,7 +99,9 @@ def dump(teacher: str = "resnet50", *, out: str | Path | None = None, dry_run: b
             if not dry_run and _is_whole(existing, config):
                 return _done(folder, config, began)
     network = find_teacher(config.teacher, samples, weights=config.teacher_weights, normalize=config.normalize)
-    identity = identify(network, weights_fingerprint(network, keep=not dry_run), viewed, config, device.type)
+    weights = weights_fingerprint(network, keep=not dry_run)  # before its dtype changes
+    config = with_batch(config, network, viewed, device, _part(config))
+    identity = identify(network, weights, viewed, config, device.type)
     if existing:
         refuse_other(existing.manifest.identity, identity, folder)
         if not dry_run and _is_whole(existing, config):
@@ -125,7 +129,7 @@ def dump(teacher: str = "resnet50", *, out: str | Path | None = None, dry_run: b
             return Dumped(folder, 0, time.perf_counter() - began, estimate=guess)
         refuse_too_large(guess, folder)
         make_folder(folder)
-        with _told(folder), writing(folder, _part(config)):
+        with _told(folder), writing(folder, part):
             keys = _compute(folder, identity, viewed, forward, hints, views, config)
             finish(folder)
     return _done(folder, config, began, keys)

@@ -1,0 +1,204 @@
+"""Several processes at one cache: parts of a dump, with and without working locks, and readers while it grows."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness_cache import make_cache
+from harness_dump import LOCKS_FOR_ALL, NO_LOCKS, Setting, Warm, make_setting, shards, temporaries
+
+import softcache.cache.locks
+from softcache.cache.locks import MANIFEST_LOCK, changing, is_lock, remove_stale_locks, writing
+from softcache.cache.reader import Cache
+from softcache.cache.writer import update_state
+from softcache.errors import LockedError
+
+PARTS = 4
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return make_setting(tmp_path_factory.mktemp("setting"))
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory):
+    with Warm(tmp_path_factory.mktemp("warm")) as warm:
+        yield warm
+
+
+@pytest.fixture(scope="module")
+def undisturbed(setting: Setting, warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("undisturbed") / "cache"
+    assert warm.run(setting.command(folder)).status == 0
+    return shards(folder)
+
+
+def check(folder: Path, expected: dict[str, str]) -> None:
+    assert shards(folder) == expected
+    assert temporaries(folder) == []
+    assert not [path.name for path in folder.iterdir() if is_lock(path.name)]
+    cache = Cache(folder)
+    assert not cache.missing(cache.manifest.columns, cache.views)
+    assert cache.manifest.state.teacher_top1 is not None
+    assert cache.manifest.state.codec_error
+
+
+# slows every commit down, so that parts are at work at the same time
+SLOW = "import os, time\nreplace = os.replace\nos.replace = lambda *a, **k: (time.sleep(0.01), replace(*a, **k))[1]\n"
+
+
+@pytest.mark.parametrize("locks", ["locks", "no locks", "locks for all"])
+def test_four_parts_at_once_make_one_cache(setting, warm, undisturbed, tmp_path, locks):
+    folder = tmp_path / "cache"  # empty: all four want to make the manifest
+    prepare = SLOW + {"locks": "", "no locks": NO_LOCKS, "locks for all": LOCKS_FOR_ALL}[locks]
+    log = tmp_path / "forwards"
+    pids = [
+        warm.start(setting.command(folder, "--part", f"{k}/{PARTS}"), prepare=prepare, env={"FORWARDS": str(log)})
+        for k in range(1, PARTS + 1)
+    ]
+    ended = [warm.wait(pid) for pid in pids]
+    assert [end.status for end in ended] == [0] * PARTS, "\n".join(end.output for end in ended)
+    check(folder, undisturbed)
+    # nothing twice: 38 batches a view, and for each part one of a row for the hints' shapes and one to compare
+    assert log.stat().st_size <= 3 * 38 + 2 * PARTS
+    assert all(("no locks" in end.output) == (locks == "no locks") for end in ended)
+
+
+@pytest.mark.parametrize("locks", [NO_LOCKS, LOCKS_FOR_ALL], ids=["no locks", "locks for all"])
+def test_the_same_part_twice_without_locks_is_only_done_twice(setting, warm, undisturbed, tmp_path, locks):
+    folder = tmp_path / "cache"
+    ended = [warm.wait(pid) for pid in [warm.start(setting.command(folder), prepare=SLOW + locks) for _ in range(4)]]
+    assert [end.status for end in ended] == [0] * 4, "\n".join(end.output for end in ended)
+    check(folder, undisturbed)
+
+
+def test_parts_that_are_killed_and_started_again(setting, warm, undisturbed, tmp_path):
+    folder = tmp_path / "cache"
+    for seconds in (0.1, 0.25, 0.4):
+        pids = [
+            warm.start(setting.command(folder, "--part", f"{k}/{PARTS}"), prepare=SLOW) for k in range(1, PARTS + 1)
+        ]
+        time.sleep(seconds)
+        for pid in pids:
+            os.kill(pid, 9)
+        for pid in pids:
+            warm.wait(pid)
+    assert warm.run(setting.command(folder)).status == 0  # alone: another division of the work
+    check(folder, undisturbed)
+
+
+def test_each_process_of_torchrun_does_its_share(setting, warm, undisturbed, tmp_path):
+    folder = tmp_path / "cache"
+    for rank in range(3):
+        ended = warm.run(setting.command(folder), env={"RANK": str(rank), "WORLD_SIZE": "3", "LOCAL_RANK": str(rank)})
+        assert ended.status == 0, ended.output
+        held = sum(name.startswith("view") for name in shards(folder))
+        assert held == 15 * (rank + 1)  # a third of 3 views × 5 row ranges × 3 columns
+    check(folder, undisturbed)
+    both = warm.run(setting.command(folder, "--part", "1/2"), env={"RANK": "0", "WORLD_SIZE": "3"})
+    wrong = warm.run(setting.command(tmp_path / "other"), env={"RANK": "x", "WORLD_SIZE": "3"})
+    assert (both.status, wrong.status) == (2, 2)
+    assert "--part and torchrun both divide the work" in both.output
+    assert "RANK is 'x'" in wrong.output
+
+
+def test_a_second_writer_is_told_who_holds_it(setting, warm, tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    with writing(folder, (2, 4)):
+        same = warm.run(setting.command(folder, "--part", "2/4"))
+        other = warm.run(setting.command(folder))
+        beside = warm.run(setting.command(folder, "--part", "1/4"))
+    assert same.status == other.status == 1
+    assert f"is being written by process {os.getpid()} on " in same.output
+    assert "(part 2/4, since " in same.output
+    assert f"process {os.getpid()} on " in other.output
+    assert "--part K/4" in other.output
+    assert beside.status == 0, beside.output
+
+
+def test_locks_are_free_again_when_their_holder_is_gone(tmp_path):
+    for part in ((1, 1), (2, 4), (1, 1)):
+        with writing(tmp_path, part):
+            pass
+    with pytest.raises(ZeroDivisionError), writing(tmp_path):
+        raise ZeroDivisionError
+    with writing(tmp_path), pytest.raises(LockedError), writing(tmp_path):
+        pytest.fail("a share was given out twice")
+    (tmp_path / ".writing-3of9.lock").write_text("{")  # of a process that was killed
+    with writing(tmp_path):
+        pass
+    (tmp_path / ".writing-1of1.lock").write_text("{")
+    (tmp_path / MANIFEST_LOCK).symlink_to("elsewhere~0.0~1~00")
+    remove_stale_locks(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST_LOCK], "another host's is left alone"
+
+
+@pytest.mark.parametrize("locks", ["locks", "no locks"])
+def test_no_change_of_the_manifest_is_lost(tmp_path, monkeypatch, locks):
+    if locks == "no locks":
+        monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    cache, _ = make_cache(tmp_path / "cache", rows=10)
+    count, each = 8, 12
+
+    def add(thread: int) -> None:
+        for turn in range(each):
+            note = {f"{thread}.{turn}": 1}
+            update_state(cache.folder, lambda s, note=note: dataclasses.replace(s, made={**s.made, **note}))
+
+    threads = [threading.Thread(target=add, args=(k,)) for k in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    made = Cache(cache.folder).manifest.state.made
+    assert set(made) == {f"{k}.{turn}" for k in range(count) for turn in range(each)}
+
+
+def test_a_lock_of_another_host_is_waited_for_and_then_taken_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(softcache.cache.locks, "PATIENCE_S", 0.2)
+    (tmp_path / MANIFEST_LOCK).symlink_to("elsewhere~12345678.1~77~abcd")
+    with changing(tmp_path):
+        assert (tmp_path / MANIFEST_LOCK).is_symlink()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_four_trainers_read_while_a_fifth_process_extends(setting, warm, undisturbed, tmp_path):
+    folder = tmp_path / "cache"
+    assert warm.run(setting.command(folder, "--views", "1", base=True)).status == 0
+    train = [
+        *("train", "--student", "cifar:resnet8", "--cache", str(folder), "--epochs", "2", "--device", "cpu"),
+        *("--dataset", f"arrays:{setting.root / 'data.npz'}", "--batch-size", "100", "--workers", "0"),
+    ]
+    alone = warm.run([*train, "--out", str(tmp_path / "alone")])
+    assert alone.status == 0, alone.output
+    trainers = [warm.start([*train, "--out", str(tmp_path / f"run-{k}")], prepare=SLOW) for k in range(4)]
+    extending = warm.start(setting.command(folder), prepare=SLOW)
+    read = 0
+    before = Cache(folder)
+    expected = before.column("logits").gather(0, np.arange(before.rows))
+    while read < 30:  # a reader of its own beside the trainers: whatever it finds is whole and does not change
+        cache = Cache(folder, verify_reads=True)
+        for column in cache.manifest.columns:
+            for view in cache.complete_views(column):
+                cache.column(column).gather(view, np.arange(cache.rows))
+        found = cache.column("logits").gather(0, np.arange(cache.rows))
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+        read += 1
+    ended = [warm.wait(pid) for pid in [*trainers, extending]]
+    assert [end.status for end in ended] == [0] * 5, "\n".join(end.output for end in ended)
+    check(folder, undisturbed)
+    weights = [
+        (tmp_path / name / "student.safetensors").read_bytes() for name in ["alone", *(f"run-{k}" for k in range(4))]
+    ]
+    assert len({*weights}) == 1, "a run's result depends on what another process did"
+    assert json.loads((folder / "cache.json").read_text())["state"]["views"] == 3
