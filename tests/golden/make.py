@@ -1,0 +1,115 @@
+"""Makes the golden caches of the current format: ``python tests/golden/make.py tests/golden/format-1``.
+
+They are made once for a format and then only read. What has to be found in them is written beside them, from the
+teacher's own output, in ``expected.json``: arrays as their bytes in hexadecimal.
+
+- ``fp16``: 20 grey images given as arrays, 2 views, a hint, one shard a column.
+- ``fp32``: 20 colour images in a folder (so rows have names), 1 view, two shards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from softcache.models._folder import describe, save_network
+from softcache.models._hooks import Taps
+from softcache.models._network import Network
+from softcache.models._open import open_network
+from softcache.stages.dump import dump
+from softcache.stages.places import TEACHER_FILE, open_viewed, write_config
+from softcache.views._viewed import ViewedDataset
+
+ROWS, CLASSES, BATCH = 20, 3, 8
+RECIPE = "crop:pad=2+flip"
+
+
+def grey(row: int, y: int, x: int) -> int:
+    """The images of ``fp16``, for anybody to compute."""
+    return (37 * row + 11 * y + 5 * x + row * y * x) % 256
+
+
+def main(target: str) -> None:
+    torch.set_num_threads(1)
+    folder = Path(target).absolute()
+    folder.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as name:
+        data = Path(name)
+        os.chdir(data)
+        expected = {
+            "fp16": _fp16(folder / "fp16", data),
+            "fp32": _fp32(folder / "fp32", data),
+        }
+    (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+def _fp16(out: Path, data: Path) -> dict[str, Any]:
+    pixels = np.fromfunction(np.vectorize(grey), (ROWS, 8, 8), dtype=int).astype(np.uint8)
+    for split in ("train", "test"):
+        np.save(data / f"{split}_images.npy", pixels[..., None])
+        np.save(data / f"{split}_labels.npy", np.arange(ROWS) % CLASSES)
+    dataset = f"arrays:{data}"
+    viewed = open_viewed(dataset, "train", augment=RECIPE, view_seed=5, size=8)
+    teacher, network = _teacher(Path("golden-grey"), viewed)
+    options = {"views": 2, "view_seed": 5, "size": 8, "hints": ("fc:in",), "shard_rows": 32, "codec": "fp16"}
+    dump(teacher, dataset=dataset, out=out, augment=RECIPE, batch_size=BATCH, device="cpu", **options)
+    return _expected(network, viewed, 2, "<f2", "fc:in")
+
+
+def _fp32(out: Path, data: Path) -> dict[str, Any]:
+    rng = np.random.default_rng(1)
+    pets = data / "pets"
+    for split in ("train", "test"):
+        for row in range(ROWS):
+            place = pets / split / ("ant", "bee", "cät")[row % CLASSES]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (12, 9 + row, 3), dtype=np.uint8)).save(place / f"{row}.png")
+    dataset = f"folder:{pets}"
+    viewed = open_viewed(dataset, "train", augment="rrc+flip", size=8)
+    teacher, network = _teacher(Path("golden-colour"), viewed)
+    options = {"views": 1, "shard_rows": 16, "codec": "fp32", "size": 8, "augment": "rrc+flip"}
+    dump(teacher, dataset=dataset, out=out, batch_size=BATCH, device="cpu", **options)
+    return _expected(network, viewed, 1, "<f4", None) | {"names": viewed.samples.names}
+
+
+def _teacher(folder: Path, viewed: ViewedDataset) -> tuple[str, Network]:
+    samples = viewed.samples
+    network = open_network("cifar:resnet8", classes=CLASSES, statistics=samples.statistics, seed=3).eval()
+    with torch.no_grad():
+        for parameter in list(network.model.parameters())[-2:]:
+            parameter.mul_(20)
+    folder.mkdir()
+    save_network(network, folder, TEACHER_FILE)
+    write_config(folder, {"model": {**describe(network), "weights": TEACHER_FILE}})
+    return str(folder), network
+
+
+@torch.inference_mode()
+def _expected(network: Network, viewed: ViewedDataset, views: int, dtype: str, layer: str | None) -> dict[str, Any]:
+    """Labels, and each view's logits and hints, computed in the dump's batches without any cache."""
+    found: dict[str, Any] = {"labels": viewed.samples.labels.tolist(), "views": []}
+    for view in range(views):
+        logits, hints = [], []
+        for first in range(0, ROWS, BATCH):
+            pixels = viewed.batch(np.arange(first, min(first + BATCH, ROWS)), view)
+            with Taps(network.model, [layer] if layer else []) as taps:
+                logits.append(network(pixels).numpy())
+                if layer:
+                    hints.append(taps[layer].numpy())
+        held = {"logits": np.concatenate(logits).astype(dtype).tobytes().hex()}
+        if layer:
+            held["hint"] = np.concatenate(hints).astype("<f2").tobytes().hex()
+        found["views"].append(held)
+    return found
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

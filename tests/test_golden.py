@@ -1,0 +1,198 @@
+"""Format 1 is frozen: the golden caches are read bit-exactly, by softcache and by a reader made from docs/format.md."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import zlib
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from softcache.cache.reader import Cache
+from softcache.stages.verify import verify
+
+GOLDEN = Path(__file__).parent / "golden" / "format-1"
+EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
+CACHE_IDS = {
+    "fp16": "0555da1e167a5ac55b1edbaec87858f5686de0acea491d4a5a814cc60e900cf6",
+    "fp32": "fa3b9387d938df2f15ccb457dbd3cefe29e4f52e45f62cd575bf09890b22050a",
+}
+ROWS, CLASSES, MASK = 20, 3, 2**64 - 1
+caches = pytest.mark.parametrize("name", CACHE_IDS)
+
+
+def stored(name: str, view: int, what: str) -> np.ndarray:
+    """What the teacher said, (20, ...) as the codec keeps it."""
+    dtype = "<f2" if what == "hint" or name == "fp16" else "<f4"
+    data = bytes.fromhex(EXPECTED[name]["views"][view][what])
+    return np.frombuffer(data, dtype).reshape(ROWS, -1)
+
+
+@caches
+def test_softcache_reads_it_bit_exactly(name: str) -> None:
+    cache = Cache(GOLDEN / name, verify_reads=True)
+    assert cache.manifest.cache_id == CACHE_IDS[name]
+    assert cache.labels.tolist() == EXPECTED[name]["labels"]
+    order = np.random.default_rng(0).permutation(ROWS)
+    for view in range(cache.views):
+        arrays = cache.column("logits").gather(view, order)
+        coded = {key.removeprefix("logits/"): torch.from_numpy(a) for key, a in arrays.items() if key != "digest"}
+        wanted = stored(name, view, "logits")[order].astype(np.float32)
+        assert cache.codec.decode(coded).numpy().tobytes() == wanted.tobytes()
+        if name == "fp16":
+            hints = cache.column("hint.fc:in").gather(view, order)
+            assert hints["hint/values"].tobytes() == stored(name, view, "hint")[order].tobytes()
+            assert np.array_equal(hints["digest"], arrays["digest"])
+    found = verify(GOLDEN / name)
+    assert found.ok
+    assert found.foreign == []
+
+
+# ---- A reader made from docs/format.md alone: json, hashlib and zlib for the checks, h5py for the structure. ----
+
+
+def canonical(value: Any) -> bytes:
+    if isinstance(value, dict):
+        return b"{" + b",".join(canonical(k) + b":" + canonical(v) for k, v in sorted(value.items())) + b"}"
+    if isinstance(value, list):
+        return b"[" + b",".join(map(canonical, value)) + b"]"
+    return repr(value).encode() if isinstance(value, float) else json.dumps(value, ensure_ascii=False).encode()
+
+
+class Plain:
+    """What docs/format.md says of a cache, and nothing of softcache."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        manifest = json.loads((folder / "cache.json").read_text(encoding="utf-8"))
+        assert manifest["softcache"] == 1
+        assert hashlib.sha256(canonical(manifest["identity"])).hexdigest() == manifest["cache_id"]
+        assert hashlib.sha256(canonical(manifest["state"])).hexdigest() == manifest["state_sha256"]
+        self.id, self.identity, self.state = manifest["cache_id"], manifest["identity"], manifest["state"]
+
+    def file(self, name: str, column: str, **attributes: int) -> dict[str, np.ndarray]:
+        """All arrays of a file, mapped from where they lie, each with its checksum right."""
+        found: dict[str, np.ndarray] = {}
+        path = self.folder / name
+
+        def visit(key: str, node: Any) -> None:
+            if isinstance(node, h5py.Dataset):
+                offset = node.id.get_offset()
+                assert offset % 4096 == 0
+                array = np.memmap(path, node.dtype, "r", offset, node.shape)
+                assert zlib.crc32(array.tobytes()) == node.attrs["crc32"]
+                found[key] = array
+            else:
+                assert len(node.attrs) == 0
+
+        with h5py.File(path, "r") as file:
+            texts = {"format": b"softcache", "cache_id": self.id.encode(), "column": column.encode()}
+            assert dict(file.attrs) == {**texts, "version": 1, **attributes}
+            file.visititems(visit)
+        return found
+
+    def column(self, view: int, column: str) -> dict[str, np.ndarray]:
+        """All rows of a column of a view."""
+        layer = column.removeprefix("hint.")
+        held = self.identity if column == "logits" else self.state["hints"][layer]
+        rows, size = self.identity["dataset"]["rows"], held["shard_rows"]
+        shards = []
+        for number in range(-(-rows // size)):
+            count = min(size, rows - number * size)
+            name = f"view-{view:04d}/{column.replace(':', '@')}-{number:05d}.h5"
+            shards.append(self.file(name, column, view=view, first_row=number * size, rows=count))
+            assert {len(array) for array in shards[-1].values()} == {count}
+        return {key: np.concatenate([shard[key] for shard in shards]) for key in shards[0]}
+
+
+def finalize(z: int) -> int:
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & MASK
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & MASK
+    return z ^ z >> 31
+
+
+def splitmix(z: int) -> int:
+    return finalize((z + 0x9E3779B97F4A7C15) & MASK)
+
+
+def digest(pixels: bytes) -> int:
+    words = np.frombuffer(pixels + bytes(-len(pixels) % 4), "<i4").tolist()
+    return finalize(sum((splitmix(j) | 1) * x for j, x in enumerate(words)) & MASK) >> 32
+
+
+def word(seed: int, view: int, stage: int, index: int, k: int) -> int:
+    chain = splitmix(splitmix(splitmix(seed) ^ view) ^ stage)
+    return splitmix((splitmix(chain ^ index) + k * 0x9E3779B97F4A7C15) & MASK)
+
+
+def crop_and_flip(image: np.ndarray, seed: int, view: int, index: int, pad: int) -> np.ndarray:
+    top, left = (((word(seed, view, 0, index, k) >> 32) * (2 * pad + 1)) >> 32 for k in range(2))
+    size = len(image)
+    cut = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))[top : top + size, left : left + size]
+    return cut[:, ::-1] if word(seed, view, 1, index, 0) >> 32 < round(0.5 * 2**32) else cut
+
+
+def test_the_digests_that_the_specification_gives() -> None:
+    assert [hex(digest(bytes(b))) for b in ([0] * 4, [1, 0, 0, 0], [255] * 4)] == ["0x0", "0x48218226", "0x78d7d986"]
+
+
+@caches
+def test_a_reader_made_from_the_specification_reads_it_bit_exactly(name: str) -> None:
+    plain = Plain(GOLDEN / name)
+    assert plain.id == CACHE_IDS[name]
+    rows = plain.file("rows.h5", "rows")
+    assert rows["label"].tolist() == EXPECTED[name]["labels"]
+    if name == "fp32":
+        assert [n.decode() for n in rows["name"].tolist()] == EXPECTED[name]["names"]
+    samples = plain.file("samples.h5", "samples")
+    for view in range(plain.state["views"]):
+        logits = plain.column(view, "logits")
+        assert logits["logits/values"].tobytes() == stored(name, view, "logits").tobytes()
+        if view == 0:
+            kept = [digest(pixels.tobytes()) for pixels in samples["pixels"]]
+            assert logits["digest"][samples["index"]].tolist() == kept
+        for layer in plain.state["hints"]:
+            hint = plain.column(view, f"hint.{layer}")
+            assert hint["hint/values"].tobytes() == stored(name, view, "hint").tobytes()
+            assert np.array_equal(hint["digest"], logits["digest"])
+
+
+def test_views_can_be_made_again_from_the_specification() -> None:
+    plain = Plain(GOLDEN / "fp16")
+    recipe = plain.identity["recipe"]
+    assert recipe["spec"] == "crop:pad=2,fill=0+flip:p=0.5"
+    y, x = np.mgrid[:8, :8]
+    samples = plain.file("samples.h5", "samples")
+    assert samples["index"].tolist() == list(range(ROWS))
+    for view in range(2):
+        digests = plain.column(view, "logits")["digest"].tolist()
+        for row in range(ROWS):
+            image = ((37 * row + 11 * y + 5 * x + row * y * x) % 256).astype(np.uint8)[..., None]
+            pixels = crop_and_flip(image, recipe["seed"], view, row, pad=2)
+            assert digest(pixels.tobytes()) == digests[row], (row, view)
+            assert view or np.array_equal(pixels, samples["pixels"][row])
+
+
+@caches
+def test_cache_h5_shows_the_same_numbers(name: str, tmp_path: Path) -> None:
+    moved = shutil.copytree(GOLDEN / name, tmp_path / "moved")
+    with h5py.File(moved / "cache.h5") as file:
+        assert bytes(file.attrs["cache_id"]).decode() == CACHE_IDS[name]
+        for view in range(len(file["digest"])):
+            assert file["logits/values"][view].tobytes() == stored(name, view, "logits").tobytes()
+            if name == "fp16":
+                assert file["hint.fc:in/hint/values"][view].tobytes() == stored(name, view, "hint").tobytes()
+
+
+@pytest.mark.skipif(shutil.which("h5dump") is None, reason="h5dump is not installed")
+def test_h5dump_reads_every_file() -> None:
+    for path in sorted(GOLDEN.rglob("*.h5")):
+        shown = subprocess.run(["h5dump", "-H", str(path)], capture_output=True, text=True, check=True)
+        assert "DATASET" in shown.stdout
