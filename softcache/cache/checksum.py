@@ -71,7 +71,7 @@ def _crc(fd: int, extent: Extent, report: Callable[[int], None]) -> int:
 
 def _check_zeros(fd: int, offset: int, length: int, flaws: list[Flaw], report: Callable[[int], None]) -> None:
     for block in read_blocks(fd, offset, length):
-        if block.strip(b"\0"):
+        if block != bytes(len(block)):
             flaws.append(Flaw(None, f"has bytes near {offset} that belong to nothing and are not zero"))
             return
         report(len(block))
