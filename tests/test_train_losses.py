@@ -159,6 +159,7 @@ def test_hints_may_come_from_another_cache(made: Path, tmp_path: Path) -> None:
         (["--freeze", "layer9.*"], "matches no parameter"),
         (["--freeze", "*"], "nothing is left to train"),
         (["--init-map", "layer1"], "is not STUDENT=TEACHER"),
+        (["--teacher-size", "9"], "--teacher-size goes with --online"),
         (["--targets", "mean", "--hint", "at:teacher=layer1,student=layer1"], "no hints"),
     ],
 )
@@ -169,3 +170,14 @@ def test_a_mistake_is_told_before_anything_is_written(
     error = capsys.readouterr().err.strip().replace("\n", " ")
     assert re.search(says, error), error
     assert not (tmp_path / "run").exists()
+
+
+def test_networks_may_see_the_same_crop_at_other_sizes(made: Path, tmp_path: Path) -> None:
+    sizes = {"student_size": 12, "teacher_size": 16}
+    fit(tmp_path / "run", online=True, teacher=str(made / "teacher"), size=8, views=1, epochs=1, **sizes)
+    recorded = config(tmp_path / "run")
+    assert recorded["model"]["preprocess"]["size"] == 12
+    opened = open_network(str(tmp_path / "run"), classes=10)
+    assert opened.prepare(open_viewed("digits", "test", size=8).clean([0, 1])).shape == (2, 1, 12, 12)
+    fit(tmp_path / "same", online=True, teacher=str(made / "teacher"), size=8, views=1, epochs=1)
+    assert lines(tmp_path / "run")[0]["soft_loss"] != lines(tmp_path / "same")[0]["soft_loss"]

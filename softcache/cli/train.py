@@ -56,6 +56,8 @@ def _pairs(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @click.option("--online", is_flag=True, default=None, help="Run the --teacher live instead of reading a cache.")
 @click.option("--teacher", help="The live teacher, or the one to start from.  [default: the cache's]")
 @click.option("--teacher-weights", help="A file of its weights.")
+@click.option("--teacher-size", type=int, help="Side of its input, with --online.  [default: the views', or its own]")
+@click.option("--student-size", type=int, help="Side of the student's input.  [default: the views', or its own]")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Of the live teacher.  [default: float32]")
 @_options.data
 @_options.augment

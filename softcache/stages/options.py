@@ -20,7 +20,8 @@ class TrainConfig(FitConfig):
     ``views``: how many recorded views are visited in turn; by default all that the caches have. ``T``: None is each
     loss's own default. ``label_fraction``: the share of the labels that may be used. ``teacher_weight``: one share a
     cache, scaled to sum 1. ``hint_epochs``: epochs on the hints alone, before the others. ``val_fraction``: the share
-    of rows that choose the best epoch. ``init_map``: pairs STUDENT=TEACHER of layers.
+    of rows that choose the best epoch. ``student_size``, ``teacher_size`` (with ``online``): sides of the networks'
+    inputs, where they aren't that of the views. ``init_map``: pairs STUDENT=TEACHER of layers.
     """
 
     epochs: int = 6
@@ -51,6 +52,7 @@ class TrainConfig(FitConfig):
     label_fraction: float = 1.0
     val_fraction: float = 0.0
     normalize: str | None = None
+    student_size: int | None = None
     weights: str | None = None
     init: str = "random"
     init_map: tuple[str, ...] = ()
@@ -58,6 +60,7 @@ class TrainConfig(FitConfig):
     online: bool = False
     teacher: str | None = None
     teacher_weights: str | None = None
+    teacher_size: int | None = None
     dtype: str = "float32"
     pixels: str = "exact"
     verify_reads: bool = False
@@ -154,6 +157,8 @@ def _check_teacher(config: TrainConfig) -> None:
         raise UsageError("--online runs a teacher live: name it with --teacher")
     if config.online and (config.cache or config.hint_cache):
         raise UsageError("--online and --cache exclude each other: targets come live or from a cache")
+    if config.teacher_size is not None and not config.online:
+        raise UsageError("--teacher-size goes with --online: what a cache holds was computed at its own size")
     if config.teacher is not None and config.needs_teacher() is None:
         raise UsageError("--teacher goes with --online or --init teacher; a cache knows its teacher")
     if config.alone and config.cache:

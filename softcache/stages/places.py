@@ -122,12 +122,19 @@ def teacher_source(teacher: str, samples: Samples, weights: str | None = None) -
 
 
 def find_teacher(
-    teacher: str, samples: Samples, *, weights: str | None = None, normalize: str | None = None
+    teacher: str,
+    samples: Samples,
+    *,
+    weights: str | None = None,
+    normalize: str | None = None,
+    size: int | None = None,
 ) -> Network:
     """The teacher with its parameters, wherever ``teacher_source`` finds it."""
     spec, chosen = teacher_source(teacher, samples, weights)
     classes = len(samples.classes) or None
-    return open_network(spec, classes=classes, statistics=samples.statistics, weights=chosen, normalize=normalize)
+    return open_network(
+        spec, classes=classes, statistics=samples.statistics, weights=chosen, normalize=normalize, size=size
+    )
 
 
 def pick_cache(cache: str | None, root: str = "caches") -> Path:

@@ -102,7 +102,9 @@ def open_source(config: TrainConfig) -> Source:
         live = None
         if config.online:
             assert config.teacher is not None
-            live = find_teacher(config.teacher, viewed.samples, weights=config.teacher_weights)
+            live = find_teacher(
+                config.teacher, viewed.samples, weights=config.teacher_weights, size=config.teacher_size
+            )
         return Source(viewed, dataset, None if views is None else tuple(range(views)), live=live)
     others = [Cache(pick_cache(name), verify_reads=config.verify_reads) for name in config.hint_cache]
     names: tuple[str | None, ...] = config.cache

@@ -133,6 +133,7 @@ def _prepare(config: TrainConfig) -> _Prepared:
         statistics=samples.statistics,
         weights=config.weights,
         normalize=config.normalize,
+        size=config.student_size,
         seed=config.seed,
     )
     teacher = open_teacher(config, source)

@@ -142,6 +142,8 @@ def fit(
                     },
                 )
                 say(describe_epoch(line, total))
+            if stage is not last:
+                stage.stream.release()
             first += stage.epochs
     fitted.seconds = time.perf_counter() - began
     return fitted

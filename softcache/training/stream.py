@@ -75,6 +75,10 @@ class Stream:
         """Seconds that the teacher itself has taken so far in this process."""
         return self._teacher.seconds if self._teacher is not None else 0.0
 
+    def release(self) -> None:
+        """Forgets what the teacher said, so that its memory can be used by others; there is no epoch after that."""
+        self._teacher = None
+
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """All batches of an epoch.
 
