@@ -73,7 +73,7 @@ def test_weights_after_three_epochs_are_bit_equal(made: dict[str, Any]) -> None:
 def test_unmatched_views_are_another_training(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Targets of one crop for the pixels of another: the mistake that this project exists to prevent."""
     begin = CachedTeacher.begin
-    monkeypatch.setattr(CachedTeacher, "begin", lambda self, view: begin(self, 0))
+    monkeypatch.setattr(CachedTeacher, "begin", lambda self, views, batches: begin(self, (0,), batches))
     with pytest.raises(PixelsError, match=r"row \d+ in view 1 has other pixels than the teacher saw"):
         run("refused", cache=("cache",), dataset=made["dataset"])
     monkeypatch.setattr(Stream, "_check", lambda *arguments: None)

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from softcache.errors import UsageError
+from softcache.training.failures import Shielded, raising
 from softcache.training.landing import Landing, host_tensor
 from softcache.training.memory import memory_budget
 from softcache.training.sharing import SharedViews, for_workers, pick_start
@@ -83,7 +84,7 @@ class WorkerPixels:
         self._queue = _Queue()
         method = pick_start(start)
         self._loader: DataLoader = DataLoader(
-            _Batches(for_workers(viewed, method) if workers > 0 else viewed),
+            Shielded(_Batches(for_workers(viewed, method) if workers > 0 else viewed)),
             batch_size=None,
             sampler=self._queue,
             num_workers=workers,
@@ -96,7 +97,7 @@ class WorkerPixels:
 
     def epoch(self, batches: list[np.ndarray], views: Sequence[int]) -> Keys:
         self._queue.fill([(rows, tuple(views)) for rows in batches])
-        for images, pixels in zip(batches, self._loader, strict=True):
+        for images, pixels in zip(batches, raising(self._loader), strict=True):
             rows = repeated(images, views)
             yield rows, host_tensor(rows).to(self._device), pixels.to(self._device, non_blocking=True)
 
