@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -193,7 +195,7 @@ def test_a_damaged_manifest_is_set_aside_and_the_shards_are_kept(dumped: Callabl
     with pytest.raises(IntegrityError):
         Cache(folder)
     found = verify(folder, repair=True)
-    assert found.removed == ["cache.json", "cache.h5"]
+    assert found.removed == ["cache.h5", "cache.json"]
     assert (folder / "cache.json.damaged").exists()
     dumped()
     assert Cache(folder).manifest.cache_id == cache_id
@@ -201,6 +203,78 @@ def test_a_damaged_manifest_is_set_aside_and_the_shards_are_kept(dumped: Callabl
     found = verify(folder)
     assert found.ok
     assert found.foreign == ["cache.json.damaged"]
+
+
+KILLED_REPAIR = """
+import os, pathlib, signal, sys
+from softcache.stages import verify as module
+folder, steps = sys.argv[1], 0
+def last(*arguments, **options):
+    global steps
+    steps -= 1
+    if steps < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return unlink(*arguments, **options)
+unlink, pathlib.Path.unlink = pathlib.Path.unlink, last
+sync, module.sync_folder = module.sync_folder, lambda path: None
+for steps in (0, 1, 1):  # each child begins where the last one was killed
+    child = os.fork()
+    if not child:
+        module.verify(folder, repair=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    print(sorted(str(p.relative_to(folder)) for p in pathlib.Path(folder).rglob("*.h5")))
+"""
+
+
+def test_a_repair_that_is_killed_is_begun_again(dumped: Callable[[], Path]) -> None:
+    folder = dumped()
+    before = {path: path.read_bytes() for path in files_of(folder) if path.suffix == ".h5"}
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.h5"))
+    cache = Cache(folder)
+    hurt = [cache.shard_path(view, "logits", 1) for view in range(2)]
+    for path in hurt:
+        _flip(path, _offset(path, "digest"))
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED_REPAIR, str(folder)], capture_output=True, text=True, check=True
+    )
+    states = [json.loads(line.replace("'", '"')) for line in child.stdout.splitlines()]
+    # cache.h5 goes first: it never shows zeros in place of a shard that is gone
+    gone = [sorted(set(names) - set(state)) for state in states]
+    assert gone == [[], ["cache.h5"], ["cache.h5", "view-0000/logits-00001.h5"]]
+    verify(folder, repair=True)
+    dumped()
+    assert verify(folder).ok
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_who_reads_keeps_what_a_repair_removes(cache: Cache) -> None:
+    reader = cache.column("logits")
+    before = reader.gather(0, np.arange(20))
+    _flip(cache.shard_path(0, "logits", 0), 4200)
+    assert verify(cache.folder, repair=True).removed == ["view-0000/logits-00000.h5"]
+    after = reader.gather(0, np.arange(20))
+    assert all(np.array_equal(after[name], before[name]) for name in before)
+    with pytest.raises(IntegrityError, match="is missing"):
+        Cache(cache.folder).column("logits").gather(0, np.arange(20))
+
+
+def test_a_changed_number_is_refused_only_with_verify_reads(cache: Cache) -> None:
+    rows, path = np.arange(20), cache.shard_path(0, "logits", 0)
+    before = cache.column("logits").gather(0, rows)["logits/values"]
+    _flip(path, _offset(path, "logits/values"))
+    after = Cache(cache.folder).column("logits").gather(0, rows)["logits/values"]
+    assert np.argwhere(before != after).tolist() == [[0, 0]]
+    with pytest.raises(IntegrityError, match=r"logits/values doesn't match its checksum: run softcache verify"):
+        Cache(cache.folder, verify_reads=True).column("logits").gather(0, rows)
+
+
+@pytest.mark.parametrize("name", ["rows.h5", "samples.h5"])
+def test_labels_and_samples_are_always_checked(name: str, cache: Cache) -> None:
+    path = cache.folder / name
+    _flip(path, _offset(path, "label" if name == "rows.h5" else "pixels"))
+    with pytest.raises(IntegrityError, match="checksum"):
+        _ = Cache(cache.folder).labels if name == "rows.h5" else Cache(cache.folder).samples
 
 
 @pytest.mark.parametrize("codec", ["fp16", "fp32"])

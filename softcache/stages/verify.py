@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softcache.cache.atomic import is_part, remove_dead_parts
+from softcache.cache.atomic import is_part, remove_dead_parts, sync_folder
 from softcache.cache.checksum import check_file
 from softcache.cache.locks import is_lock, writing
 from softcache.cache.reader import Cache
@@ -193,19 +193,21 @@ def _names(folder: Path) -> list[str]:
 
 
 def _repair(found: Verified) -> None:
-    """Removes damaged files. A link goes, never what it points to. The manifest is set aside, not removed: it may
-    still tell a person how the cache was made."""
+    """Removes damaged files, each at once, so that a repair that is killed can be begun again. A link goes, never
+    what it points to. The manifest is set aside, not removed: it may still tell a person how the cache was made."""
     folder = found.folder
-    for name in dict.fromkeys(damage.file for damage in found.damaged):
+    damaged = list(dict.fromkeys(damage.file for damage in found.damaged))
+    if damaged and (folder / VIRTUAL).exists():
+        # First, as it shows zeros where a shard is gone; dump writes it again.
+        (folder / VIRTUAL).unlink()
+        found.removed.append(VIRTUAL)
+    for name in damaged:
         if name == MANIFEST:
             os.replace(folder / MANIFEST, folder / SET_ASIDE)
         else:
             (folder / name).unlink(missing_ok=True)
+        sync_folder((folder / name).parent)
         found.removed.append(name)
-    if found.removed and (folder / VIRTUAL).exists():
-        # It would show zeros where a shard is gone; dump writes it again.
-        (folder / VIRTUAL).unlink()
-        found.removed.append(VIRTUAL)
     for leftover in remove_dead_parts(folder):
         name = str(leftover.relative_to(folder))
         found.removed.append(name)
