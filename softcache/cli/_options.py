@@ -69,6 +69,8 @@ def fitting(epochs: int, batch_size: int) -> Decorator:
         option("--clip-grad", "Bound on the gradient's norm, 0 for none.  [default: 0]", type=float),
         option("--accumulate", "Batches per optimizer step.  [default: 1]", type=int),
         option("--seed", "Of weights, order and dropout.  [default: 0]", type=int),
+        option("--start-method", "How workers start: fork, spawn, forkserver.  [default: auto]"),
+        option("--profile", "Trace an epoch and say where its time went.", is_flag=True, default=None),
         option("--resident", "Keep pixels and targets in memory: auto, device, host, off.  [default: auto]"),
     )
 

@@ -51,6 +51,8 @@ def _pairs(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     help="Recorded views with their own targets, or fresh pixels towards the mean over a row's views.",
 )
 @click.option("--views", type=int, help="Recorded views to visit in turn.  [default: all]")
+@click.option("--views-per-image", type=int, help="Views of an image in one batch, from one decode.  [default: 1]")
+@click.option("--shuffle", help="full, or block for a cache larger than memory.  [default: auto]")
 @click.option("--label-fraction", type=float, help="Share of the labels that may be used.  [default: 1]")
 @click.option("--val-fraction", type=float, help="Share of the rows that are held out to choose the best epoch.")
 @click.option("--online", is_flag=True, default=None, help="Run the --teacher live instead of reading a cache.")

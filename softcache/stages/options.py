@@ -9,6 +9,7 @@ from softcache.losses._schedule import Schedule
 from softcache.losses._terms import Term, parse_terms
 from softcache.losses.hints._spec import HintTerm, parse_hints
 from softcache.training.config import FitConfig
+from softcache.training.windows import SHUFFLES
 
 TARGETS, COMBINE, INIT = ("matched", "mean"), ("logits", "probs"), ("random", "teacher")
 
@@ -20,8 +21,10 @@ class TrainConfig(FitConfig):
     ``views``: how many recorded views are visited in turn; by default all that the caches have. ``T``: None is each
     loss's own default. ``label_fraction``: the share of the labels that may be used. ``teacher_weight``: one share a
     cache, scaled to sum 1. ``hint_epochs``: epochs on the hints alone, before the others. ``val_fraction``: the share
-    of rows that choose the best epoch. ``student_size``, ``teacher_size`` (with ``online``): sides of the networks'
-    inputs, where they aren't that of the views. ``init_map``: pairs STUDENT=TEACHER of layers.
+    of rows that choose the best epoch. ``views_per_image``:
+    views of an image that share a batch and a decode. ``shuffle``: of rows (full), or of blocks of them, for caches
+    that don't fit into memory. ``student_size``, ``teacher_size`` (with ``online``): sides of the networks' inputs,
+    where they aren't that of the views. ``init_map``: pairs STUDENT=TEACHER of layers.
     """
 
     epochs: int = 6
@@ -46,6 +49,8 @@ class TrainConfig(FitConfig):
     hint_epochs: int = 0
     targets: str = "matched"
     views: int | None = None
+    views_per_image: int = 1
+    shuffle: str = "auto"
     view_seed: int = 0
     augment: str | None = None
     size: int | None = None
@@ -117,6 +122,12 @@ def check_options(config: TrainConfig) -> None:
         raise UsageError(f"--val-fraction must be at least 0 and below 1, is {config.val_fraction:g}")
     if config.views is not None and config.views < 1:
         raise UsageError(f"--views must be at least 1, is {config.views}")
+    if config.views_per_image < 1 or config.batch_size % config.views_per_image:
+        raise UsageError(
+            f"--views-per-image {config.views_per_image} must be at least 1 and divide --batch-size {config.batch_size}"
+        )
+    if config.shuffle not in SHUFFLES:
+        raise UsageError(f"--shuffle {config.shuffle!r} is unknown{nearest(config.shuffle, SHUFFLES)}")
     if config.targets == "mean":
         if config.alone or config.online:
             raise UsageError("--targets mean averages what a cache recorded: it needs a cache, and --alpha above 0")

@@ -25,6 +25,7 @@ from softcache.training.mean import MeanTeacher
 from softcache.training.memory import memory_budget
 from softcache.training.stream import Teacher
 from softcache.training.teacher import CachedTeacher, LiveTeacher
+from softcache.training.windows import Windows
 from softcache.views._viewed import ViewedDataset
 
 
@@ -64,8 +65,22 @@ class Source:
             self.live.eval()(self.viewed.clean(np.arange(1)))
             return [tuple(taps[layer].shape[1:]) for layer in layers]
 
+    def columns(self) -> list[tuple[Cache, str]]:
+        """What is read batch by batch; nothing where targets come live or don't go with a view."""
+        if self.live is not None or self.views is None:
+            return []
+        hinted = [(cache, hint_column(layer)) for layer, cache in self.hints.items()]
+        return [*((cache, LOGITS) for cache in self.caches), *hinted]
+
     def teacher(
-        self, config: TrainConfig, device: torch.device, *, resident: bool, logits: bool, hints: bool
+        self,
+        config: TrainConfig,
+        device: torch.device,
+        *,
+        resident: bool,
+        logits: bool,
+        hints: bool,
+        windows: Windows | None = None,
     ) -> Teacher | None:
         """Who answers in a stage that needs these; None where labels are all."""
         layers = sorted({layer for term in config.hint_terms() for layer in term.teacher}) if hints else []
@@ -80,9 +95,11 @@ class Source:
             return MeanTeacher(caches, complete_views(caches, {}, config.views), device)
         assert self.views is not None
         per_view = CachedTeacher.bytes_per_view(caches, columns)
-        room = memory_budget(device)
+        room = memory_budget(device)  # of what the pixels left
         keep = max(1, min(len(self.views), room // max(per_view, 1)))
-        return CachedTeacher(caches, columns, device, hold=resident and per_view <= room, keep_views=keep)
+        fits = config.resident == "device" or config.views_per_image * per_view <= room
+        hold = resident and windows is None and fits
+        return CachedTeacher(caches, columns, device, hold=hold, keep_views=keep, blocks=windows)
 
 
 def open_source(config: TrainConfig) -> Source:

@@ -119,7 +119,7 @@ def _teach(network: Network, train: Any, config: TeachConfig, folder: Path, want
     write_config(folder, document)
     labels = train.samples.labels
     plan = Plan(np.flatnonzero(labels >= 0), config.batch_size, config.seed, None)
-    pixels = pick_pixels(train, device, resident=config.resident, workers=config.workers)
+    pixels = pick_pixels(train, device, resident=config.resident, workers=config.workers, start=config.start_method)
     stream = Stream(train, pixels, plan, device, visible=labels, teacher=None)
     alone = Objective((), Schedule.constant(0), Schedule.constant(1), None, config.epochs, config.label_smoothing)
     evaluate = evaluator(config.dataset, train.size, config, device)
@@ -143,14 +143,14 @@ def evaluator(dataset: str, size: int, config: FitConfig, device: Any, data_dir:
     except SoftcacheError as error:
         say(f"no test split to evaluate on: {error}")
         return lambda network: None
-    pixels = pick_pixels(test, device, resident=config.resident, workers=config.workers)
+    pixels = pick_pixels(test, device, resident=config.resident, workers=config.workers, start=config.start_method)
     labels = test.samples.labels
     return lambda network: evaluate_network(network, pixels, labels, device, amp=config.amp)
 
 
 def _comparable(config: TeachConfig) -> dict[str, Any]:
     """What makes a teacher another one: not where or how fast it was trained."""
-    unimportant = {"device", "workers", "resident", "data_dir", "download"}
+    unimportant = {"device", "workers", "resident", "start_method", "profile", "data_dir", "download"}
     wanted = {key: value for key, value in config.to_json().items() if key not in unimportant}
     return {**wanted, "milestones": list(config.milestones)}
 

@@ -33,10 +33,12 @@ from softcache.training.config import pick_device
 from softcache.training.evaluation import Accuracy, evaluate_network
 from softcache.training.guide import Guide
 from softcache.training.loop import BEST_FILE, Stage, fit
+from softcache.training.memory import available_memory
 from softcache.training.objective import Objective
 from softcache.training.pixels import ResidentPixels, pick_pixels
 from softcache.training.plan import Plan
 from softcache.training.stream import Stream
+from softcache.training.windows import pick_windows
 from softcache.views._viewed import ViewedDataset
 
 __all__ = ["TrainConfig", "Trained", "train"]
@@ -147,19 +149,28 @@ def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
     config, source, rows, network = prepared.config, prepared.source, prepared.rows, prepared.network
     device = pick_device(config.device)
     set_tf32(False)
+    if source.views is not None and config.views_per_image > len(source.views):
+        raise UsageError(f"--views-per-image {config.views_per_image}: there are {len(source.views)} recorded views")
+    windows, order = pick_windows(
+        source.columns(), config.shuffle, available_memory(), per_image=config.views_per_image
+    )
     plan = Plan(
         rows.train,
         config.batch_size,
         config.seed,
         source.views,
         length=_length(config, source.viewed, rows),
+        windows=windows,
+        per_image=config.views_per_image,
         fits=_without_held(source.viewed, rows.held),
     )
-    pixels = pick_pixels(source.viewed, device, resident=config.resident, workers=config.workers)
+    pixels = pick_pixels(
+        source.viewed, device, resident=config.resident, workers=config.workers, start=config.start_method
+    )
 
     def stream(*, logits: bool, hints: bool) -> Stream:
-        resident = isinstance(pixels, ResidentPixels)
-        teacher = source.teacher(config, device, resident=resident, logits=logits, hints=hints)
+        resident = isinstance(pixels, ResidentPixels) and pixels.on_device
+        teacher = source.teacher(config, device, resident=resident, logits=logits, hints=hints, windows=windows)
         exact = config.pixels == "exact"
         return Stream(source.viewed, pixels, plan, device, visible=rows.visible, teacher=teacher, exact=exact)
 
@@ -174,6 +185,8 @@ def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
     document = _document(prepared, objective)
     write_config(folder, document)
     say(_announcement(config, source, plan, main.name, device))
+    if source.columns():
+        say(f"targets {main.targets}; {order}")
     try:
         fitted = fit(
             network,
@@ -270,7 +283,7 @@ def _validator(prepared: _Prepared, device: torch.device) -> Callable[[Network],
     """Accuracy on the clean pixels of the held-out rows."""
     config, seen = prepared.config, prepared.source.viewed
     clean = ViewedDataset(seen.samples, "none", size=seen.size)
-    pixels = pick_pixels(clean, device, resident=config.resident, workers=config.workers)
+    pixels = pick_pixels(clean, device, resident=config.resident, workers=config.workers, start=config.start_method)
     labels, held = seen.samples.labels, prepared.rows.held
     return lambda network: evaluate_network(network, pixels, labels, device, rows=held, amp=config.amp)
 

@@ -43,6 +43,8 @@ class FitConfig:
     device: str = "auto"
     workers: int = -1
     resident: str = "auto"
+    start_method: str = "auto"
+    profile: bool = False
 
     def __post_init__(self) -> None:
         positive = ("epochs", "batch_size", "lr", "accumulate")
@@ -59,10 +61,11 @@ class FitConfig:
             ("schedule", SCHEDULES),
             ("amp", ("off", "bf16", "fp16")),
             ("resident", ("auto", "device", "host", "off")),
+            ("start_method", ("auto", "fork", "spawn", "forkserver")),
         ):
             value = getattr(self, name)
             if value not in known:
-                raise UsageError(f"--{name} {value!r} is unknown{nearest(value, known)}")
+                raise UsageError(f"--{name.replace('_', '-')} {value!r} is unknown{nearest(value, known)}")
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -17,12 +17,14 @@ from softcache.console import Bar, bar, say
 from softcache.errors import NumericsError
 from softcache.models._folder import save_network
 from softcache.models._network import Network
+from softcache.training.ahead import beside
 from softcache.training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from softcache.training.config import FitConfig, autocast
 from softcache.training.evaluation import Accuracy
 from softcache.training.guide import Guide, run_up_to
 from softcache.training.metrics import METRICS, Lines, Meter, StepLines, describe_epoch
 from softcache.training.objective import Objective
+from softcache.training.profiling import Profile, Watch, bottleneck
 from softcache.training.schedule import build_optimizer, learning_rate, set_learning_rate
 from softcache.training.stream import Stream
 
@@ -116,9 +118,24 @@ def fit(
                 # Dropout and the like draw from a generator that depends on the epoch alone, so that it needs no
                 # saving.
                 torch.manual_seed(_mix(config.seed, epoch))
+                # The first epoch warms up, so that it says little of the others.
+                watched = config.profile and epoch == max(start, min(1, total - 1))
+                watch = Profile(folder, device) if watched else Watch()
                 line |= _epoch(
-                    model, student, stage, course, device, optimizer, scaler, epoch, epoch - first, step_lines, shown
+                    model,
+                    student,
+                    stage,
+                    course,
+                    device,
+                    optimizer,
+                    scaler,
+                    epoch,
+                    epoch - first,
+                    step_lines,
+                    shown,
+                    watch,
                 )
+                watch.report(line)
                 if not line["loss"] == line["loss"] or line["loss"] in (float("inf"), float("-inf")):
                     raise NumericsError(
                         f"the loss of epoch {epoch + 1} is {line['loss']}: lower --lr, raise --warmup, or try "
@@ -145,6 +162,8 @@ def fit(
             if stage is not last:
                 stage.stream.release()
             first += stage.epochs
+    if total > start:
+        say(bottleneck(fitted.lines[start:]))
     fitted.seconds = time.perf_counter() - began
     return fitted
 
@@ -161,6 +180,7 @@ def _epoch(
     local: int,
     step_lines: StepLines,
     shown: Bar,
+    watch: Watch,
 ) -> dict[str, Any]:
     """One pass over an epoch's batches: means of the losses, and where the time went.
 
@@ -174,33 +194,37 @@ def _epoch(
     if guide is not None:
         guide.train()
     with _watching(guide, student, stop=stage.hints_alone) as taps:
-        for number, batch in enumerate(meter.timed(stream.epoch(epoch))):
+        for number, batch in enumerate(meter.timed(beside(stream.epoch(epoch), device))):
             set_learning_rate(optimizer, learning_rate(config, local * steps + number, steps))
-            with autocast(device, config.amp):
+            with watch.phase("forward"), autocast(device, config.amp):
                 if stage.hints_alone:
                     run_up_to(student, batch.pixels)
                 else:
                     logits = model(batch.pixels)  # (B, C)
                 hints = guide(taps, batch.said.hints, batch.rows, batch.labels) if guide is not None else ()
-            if stage.hints_alone:
-                parts = objective.hint_only(hints, local)
-            else:
-                parts = objective(logits, batch.said.logits, batch.labels, batch.visible, batch.mixed, local, hints)
-            scaler.scale(parts.total / config.accumulate).backward()
+            with watch.phase("loss"):
+                if stage.hints_alone:
+                    parts = objective.hint_only(hints, local)
+                else:
+                    parts = objective(logits, batch.said.logits, batch.labels, batch.visible, batch.mixed, local, hints)
+            with watch.phase("backward"):
+                scaler.scale(parts.total / config.accumulate).backward()
             if (number + 1) % config.accumulate == 0 or number + 1 == steps:
-                if config.clip_grad:
-                    scaler.unscale_(optimizer)
-                    nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.clip_grad)
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad(set_to_none=True)
+                with watch.phase("optimizer"):
+                    if config.clip_grad:
+                        scaler.unscale_(optimizer)
+                        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.clip_grad)
+                    scaler.step(optimizer)
+                    scaler.update()
+                    optimizer.zero_grad(set_to_none=True)
             meter.add(parts, batch)
             step_lines.add(epoch * steps + number, parts)
             shown.advance(1, f"epoch {epoch + 1}")
+            watch.step()
     return {
         **meter.means(),
         "lr": learning_rate(config, local * steps, steps),
-        "epoch_s": time.perf_counter() - began,
+        "epoch_s": time.perf_counter() - began - watch.overhead,
         "data_s": meter.data_s,
         "teacher_s": stream.teacher_seconds - asked,
     }

@@ -22,6 +22,7 @@ class MeanTeacher:
     """
 
     def __init__(self, caches: Sequence[Cache], views: Sequence[int], device: torch.device):
+        self.name = "averaged over views"
         self.seconds = 0.0
         self._device = device
         means = [mean_logits(cache, views) for cache in caches]

@@ -20,6 +20,7 @@ from softcache.views._viewed import ViewedDataset
 class Teacher(Protocol):
     """What the teacher says of keys, wherever it comes from; ``seconds`` that were spent on asking it."""
 
+    name: str
     seconds: float
 
     def begin(self, views: Sequence[int], batches: Sequence[np.ndarray]) -> None:
@@ -62,6 +63,7 @@ class Stream:
     ):
         self.plan = plan
         self.name = pixels.name
+        self.targets = teacher.name if teacher is not None else "from labels"
         self._viewed = viewed
         self._pixels = pixels
         self._device = device

@@ -46,6 +46,7 @@ class CachedTeacher:
         keep_views: int = 1,
         blocks: Windows | None = None,
     ):
+        self.name = f"held on {device}" if hold else "read in blocks, ahead" if blocks else "gathered from memory maps"
         self.seconds = 0.0  # nobody is asked: the teacher costs nothing here
         self._device = device
         self._hold = hold
@@ -146,6 +147,7 @@ class LiveTeacher:
     ``inference_mode``, the same autocast."""
 
     def __init__(self, network: Network, hints: Sequence[str], device: torch.device, amp: str = "off"):
+        self.name = "asked live"
         self.seconds = 0.0
         self._network = network.eval().to(device)
         self._hints = list(hints)

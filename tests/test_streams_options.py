@@ -1,0 +1,134 @@
+"""What ``train`` says and writes about its speed, and that the fast ways reach the same student."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from softcache.errors import UsageError
+from softcache.models._folder import network_from
+from softcache.stages.dump import dump
+from softcache.stages.places import STUDENT_FILE, read_config
+from softcache.stages.train import train
+from softcache.training.ahead import beside
+from softcache.training.config import FitConfig
+from softcache.training.profiling import TRACE, bottleneck
+from softcache.training.schedule import build_optimizer
+
+SMALL = {"student": "cifar:resnet8", "epochs": 2, "warmup": 0.0}
+
+
+@pytest.fixture
+def cache(here: Path, small_teacher) -> Path:
+    return dump(small_teacher("teacher"), size=8, views=2, out="cache").folder
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return network_from(read_config(run)["model"], run / STUDENT_FILE).state_dict()
+
+
+def test_workers_blocks_and_memory_give_the_same_student(here: Path, cache: Path) -> None:
+    common = {**SMALL, "cache": (str(cache),), "shuffle": "block"}
+    first = weights(train(**common, out="a").folder)
+    for name, options in (("b", {"resident": "off", "workers": 1}), ("c", {"resident": "host"})):
+        other = weights(train(**common, **options, out=name).folder)
+        assert all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_it_says_which_path_it_took_and_why(here: Path, cache: Path, capsys: pytest.CaptureFixture) -> None:
+    train(**SMALL, cache=(str(cache),), out="a")
+    said = capsys.readouterr().err
+    assert "stream resident on cpu" in said
+    assert "targets held on cpu; full shuffle: an epoch reads" in said
+    assert "bottleneck: the student (" in said
+    train(**SMALL, cache=(str(cache),), out="b", shuffle="block", resident="off", workers=0, views_per_image=2)
+    said = capsys.readouterr().err
+    assert "stream mapped, 0 workers" in said
+    assert "targets read in blocks, ahead; shuffle of blocks of" in said
+
+
+def test_a_profile_says_where_the_time_went(here: Path, cache: Path, capsys: pytest.CaptureFixture) -> None:
+    done = train(**SMALL, cache=(str(cache),), out="a", profile=True)
+    said = capsys.readouterr().err
+    phases = {line.split()[0]: float(line.split()[-2]) for line in said.splitlines() if line.endswith(" %")}
+    assert phases.keys() >= {"data", "forward", "loss", "backward", "optimizer", "other"}
+    assert sum(phases[name] for name in ("data", "forward", "loss", "backward", "optimizer", "other")) == pytest.approx(
+        100, abs=0.5
+    )
+    assert phases["forward"] > phases["optimizer"] / 10
+    assert "convolution_backward" in said
+    assert json.loads((done.folder / TRACE).read_text())["traceEvents"]
+
+
+@pytest.mark.parametrize(
+    ("data", "teacher", "said"),
+    [(0.1, 0.0, "the student"), (6.0, 0.0, "data"), (9.0, 8.5, "the live teacher")],
+)
+def test_the_bottleneck_is_what_most_time_went_to(data: float, teacher: float, said: str) -> None:
+    lines = [{"epoch_s": 99.0, "data_s": 99.0, "teacher_s": 0.0}]  # the first epoch warms up
+    lines += [{"epoch_s": 10.0, "data_s": data, "teacher_s": teacher}] * 2
+    assert bottleneck(lines).startswith(f"bottleneck: {said} (")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"views_per_image": 3, "batch_size": 64}, {"views_per_image": 4}, {"shuffle": "some"}, {"start_method": "thread"}],
+)
+def test_what_cant_be_is_refused_before_a_run_is_begun(here: Path, cache: Path, options: dict) -> None:
+    with pytest.raises(UsageError, match=f"--{next(iter(options)).replace('_', '-')}"):
+        train(**SMALL, cache=(str(cache),), out="a", **options)
+    assert not Path("a", "config.json").exists()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_optimizers_are_fused(optimizer: str) -> None:
+    config = FitConfig(1, 8, optimizer, 0.1, 0.0)
+    made = build_optimizer(config, [torch.nn.Linear(2, 2)], torch.device("cpu"))
+    assert made.defaults["fused"]
+
+
+LINEAR = """
+from torch import nn
+
+def make(num_classes=10):
+    return nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(3 * 16, num_classes))
+"""
+
+
+def test_two_accumulated_batches_are_one_of_twice_the_size(here: Path, cache: Path) -> None:
+    """Without batch normalization: the mean over 1,438 rows is that of the means over 719 and 719."""
+    Path("linear.py").write_text(LINEAR)
+    common = {"student": "linear.py:make", "epochs": 1, "cache": (str(cache),), "optimizer": "sgd", "lr": 0.1}
+    common |= {"warmup": 0.0, "schedule": "constant", "momentum": 0.0, "weight_decay": 0.0}
+    whole = weights(train(**common, batch_size=1438, out="whole").folder)
+    halves = weights(train(**common, batch_size=719, accumulate=2, out="halves").folder)
+    start = weights(train(**{**common, "lr": 1e-12}, batch_size=1438, out="start").folder)
+    for key in whole:
+        moved = (whole[key] - start[key]).abs().max()
+        assert moved > 1e-4
+        assert (whole[key] - halves[key]).abs().max() < 1e-4 * moved
+
+
+@pytest.mark.parametrize("options", [{"amp": "bf16"}, {"channels_last": True}])
+def test_amp_and_channels_last_learn_as_well(here: Path, cache: Path, options: dict) -> None:
+    plain = train(**SMALL, cache=(str(cache),), out="plain").lines
+    other = train(**SMALL, cache=(str(cache),), out="other", **options).lines
+    assert other[-1]["loss"] < 0.9 * other[0]["loss"]
+    assert other[-1]["loss"] == pytest.approx(plain[-1]["loss"], rel=0.1)
+    assert [line["loss"] for line in other] != [line["loss"] for line in plain]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_side_stream_gives_the_same_student_on_a_gpu(here: Path, cache: Path) -> None:
+    common = {**SMALL, "cache": (str(cache),), "device": "cuda"}
+    first = weights(train(**common, out="a").folder)
+    other = weights(train(**common, resident="off", workers=2, out="b").folder)
+    assert all(torch.allclose(first[key], other[key], rtol=1e-3, atol=1e-4) for key in first)
+
+
+def test_on_a_cpu_batches_are_passed_on_as_they_come() -> None:
+    batches = [object(), object()]
+    assert list(beside(iter(batches), torch.device("cpu"))) == batches  # type: ignore[arg-type]
