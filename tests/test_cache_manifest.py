@@ -16,6 +16,7 @@ from harness_damage import small_cache
 
 from softcache.cache.reader import Cache
 from softcache.cache.schema import MAX_MANIFEST_BYTES, Manifest, canonical_json, parse, render
+from softcache.cli._main import run
 from softcache.errors import CacheError, IntegrityError, SoftcacheError, UsageError
 from softcache.stages.train import train
 from softcache.stages.trust import recorded_dataset, recorded_recipe, recorded_teacher
@@ -79,7 +80,7 @@ BYTES: dict[str, tuple[bytes, str]] = {
     "infinity": (b'{"softcache": -Infinity}', "-Infinity is not a number"),
     "a name twice": (b'{"softcache": 1, "softcache": 1}', "twice"),
     "deep": (b'{"softcache": ' + b"[" * 500_000 + b"]" * 500_000 + b"}", "recursion|nested|Recursion"),
-    "endless number": (b'{"softcache": ' + b"9" * 100_000 + b"}", "digits|format|Exceeds"),
+    "endless number": (b'{"softcache": ' + b"9" * 100_000 + b"}", "a number of 100000 digits"),
     "another version": (b'{"softcache": 2}', "reads format 1"),
     "version as text": (b'{"softcache": "1"}', "reads format 1"),
     "fields missing": (b'{"softcache": 1}', "wrong fields"),
@@ -296,3 +297,20 @@ def test_a_recipe_of_ones_own_is_taken_when_it_is_asked_for(folder: Path) -> Non
 def test_parse_gives_what_was_rendered() -> None:
     document = {"softcache": 1, "x": [1.5, "é", None]}
     assert parse(render(document), Path("cache.json")) == document
+
+
+def test_info_lists_the_sound_beside_the_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("good", "bad"):
+        small_cache(Path("caches") / name)
+    Path("caches/bad/cache.json").write_text("{")
+    assert run(["info"]) == 0
+    shown = capsys.readouterr().out
+    assert "caches/good" in shown
+    assert "can't be read: caches/bad/cache.json is damaged" in shown
+    assert run(["info", "--json"]) == 0
+    bad, good = json.loads(capsys.readouterr().out)
+    assert set(bad) == {"path", "error"}
+    assert good["rows"] == 20

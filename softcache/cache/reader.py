@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -146,7 +147,10 @@ class Cache:
         """What ``softcache info --json`` prints."""
         identity, state = self.manifest.identity, self.manifest.state
         absent = self.missing(self.manifest.columns, self.views)
-        size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        size = 0
+        for path in self.folder.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # a writer's temporary file may be gone by now
+                size += path.stat().st_size if path.is_file() else 0
         shards = self.views * sum(map(self.manifest.shards, self.manifest.columns))
         return {
             "path": str(self.folder),

@@ -198,7 +198,9 @@ def read_manifest(folder: Path) -> bytes:
 def parse(text: bytes, path: Path) -> dict[str, Any]:
     """A manifest's JSON, without what JSON leaves open: no NaN, no infinity, no name twice in an object."""
     try:
-        document = json.loads(text.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_distinct)
+        document = json.loads(
+            text.decode("utf-8"), parse_int=_integer, parse_constant=_refuse_constant, object_pairs_hook=_distinct
+        )
     except (ValueError, RecursionError, MemoryError) as error:
         raise IntegrityError(f"{path} is damaged: {_short(_one_line(error))}") from None
     if not isinstance(document, dict) or "softcache" not in document:
@@ -316,6 +318,12 @@ def _sha256(value: Any, path: Path) -> str:
         return hashlib.sha256(canonical_json(value)).hexdigest()
     except (ValueError, RecursionError) as error:  # a lone surrogate, "\\ud800", is no UTF-8
         raise IntegrityError(f"{path} is damaged: {_one_line(error)}") from None
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 40:  # early Pythons take minutes to parse a million digits
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _refuse_constant(name: str) -> float:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 
 from softcache.cli._print import as_json, percent, rows, table
 from softcache.console import size
+from softcache.errors import CacheError
 
 
 @click.command("info")
@@ -17,7 +21,7 @@ def command(cache: str | None, json_: bool) -> None:
     from softcache.stages.places import pick_cache
 
     if cache is None:
-        found = [Cache(path).describe() for path in find_caches()]
+        found = [_described(path) for path in find_caches()]
         if json_:
             as_json(found)
         elif not found:
@@ -30,9 +34,12 @@ def command(cache: str | None, json_: bool) -> None:
                         f["path"], f["teacher"], f"{f['dataset']}/{f['split']}", f"{f['rows']:,}", str(f["views"]),
                         f["codec"], ", ".join(f["hints"]) or "–", size(f["bytes"]), "yes" if f["complete"] else "no",
                     ]
-                    for f in found
+                    for f in found if "error" not in f
                 ],
             )  # fmt: skip
+            for broken in found:
+                if "error" in broken:
+                    click.echo(f"can't be read: {broken['error']}")
         return
     opened = Cache(pick_cache(cache))
     found_one = opened.describe()
@@ -66,3 +73,13 @@ def command(cache: str | None, json_: bool) -> None:
             ("made", f"{found_one['made'].get('date')} by softcache {found_one['made'].get('softcache')}"),
         ]
     )
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What a cache is, or why it can't be said: one that is damaged doesn't hide the others."""
+    from softcache.cache.reader import Cache
+
+    try:
+        return Cache(path).describe()
+    except CacheError as error:
+        return {"path": str(path), "error": str(error)}
