@@ -6,8 +6,10 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from softcache.errors import ModelError, UsageError
 from softcache.models._folder import is_folder_spec, read_folder
@@ -63,7 +65,7 @@ def open_network(
     if found is not None and not new_classifier:
         _refuse_other_classes(found, found.classes, classes)
     size = size or (recorded.preprocess.size if recorded else None) or (found.size if found else None)
-    with _seeded(seed), torch.device("meta") if skeleton else contextlib.nullcontext():
+    with _seeded(seed), _without_memory() if skeleton else contextlib.nullcontext():
         model = source.build(classes, size)
         if recorded is not None:
             model = recorded.wrap(model, classes)
@@ -114,6 +116,23 @@ def _refuse_other_classes(weights: Weights, found: int | None, classes: int) -> 
             f"{weights.title} has {found} classes and the data has {classes}: "
             "fine-tune it first (softcache teach --weights …), or give weights for these classes"
         )
+
+
+class _NotDrawn(TorchFunctionMode):
+    """Random numbers are not drawn: on the ``meta`` device there is nothing to fill, and torch would import its
+    compiler for it (2 s)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_"):
+            return args[0] if args else given["tensor"]  # torch.nn.init passes it by name
+        return func(*args, **given)
+
+
+@contextlib.contextmanager
+def _without_memory() -> Iterator[None]:
+    with torch.device("meta"), _NotDrawn():
+        yield
 
 
 @contextlib.contextmanager
