@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,20 @@ def test_a_run_resumes_with_the_cache_that_it_began_with(made: Path, tmp_path: P
     write_config(tmp_path / "run", config)
     with pytest.raises(CacheError, match=r"is not the cache that .* began with"):
         train(resume=tmp_path / "run")
+
+
+def test_a_start_from_the_teacher_is_not_made_twice(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    shutil.copytree(made / "teacher", gone)
+    options: dict[str, Any] = {"cache": (str(made / "a"),), "init_map": ("fc=fc",), "teacher": str(gone)}
+    with monkeypatch.context() as patched:
+        interrupted(patched, 1, saved=True)
+        with pytest.raises(Stopped):
+            fit(tmp_path / "run", **options)
+    began = read_config(tmp_path / "run")["start"]
+    shutil.rmtree(gone)
+    train(resume=tmp_path / "run")
+    assert read_config(tmp_path / "run")["start"] == began
+    assert began["copied"] == ["fc.bias"]

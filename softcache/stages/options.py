@@ -90,10 +90,15 @@ class TrainConfig(FitConfig):
         """The option that needs the teacher itself, beside what it said."""
         if self.online:
             return "--online"
-        if self.init == "teacher" or self.init_map:
-            return "--init teacher"
         replacing = [term.name for term in self.hint_terms() if "teacher_classifier" in term.extras]
-        return f"--hint {replacing[0]}" if replacing else None
+        if replacing:
+            return f"--hint {replacing[0]}"
+        return "--init teacher" if self.copies else None
+
+    @property
+    def copies(self) -> bool:
+        """Whether the student starts from the teacher's parameters."""
+        return self.init == "teacher" or bool(self.init_map)
 
 
 def knob(name: str, text: str) -> Schedule:

@@ -31,10 +31,18 @@ class Copied:
     left: dict[str, str]
 
 
-def prepare_student(network: Network, config: TrainConfig, teacher: Network | None) -> dict[str, Any]:
-    """Copies and freezes what was asked for; returns what a run's ``config.json`` records of the start."""
+def prepare_student(
+    network: Network, config: TrainConfig, teacher: Network | None, begun: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Copies and freezes what was asked for; returns what a run's ``config.json`` records of the start.
+
+    ``begun``: that record, of a run that goes on from a checkpoint and has its start behind it.
+    """
+    if begun is not None:
+        freeze(network, config.freeze)
+        return begun
     record: dict[str, Any] = {"seed": config.seed, "weights": config.weights}
-    if config.init == "teacher" or config.init_map:
+    if config.copies:
         assert teacher is not None
         pairs = dict(_pair(text) for text in config.init_map)
         copied = copy_parameters(network.model, teacher.model, pairs)
@@ -117,13 +125,14 @@ def keep_frozen_still(network: Network) -> None:
     network.still = tuple(still)
 
 
-def open_teacher(config: TrainConfig, source: Source) -> Network | None:
+def open_teacher(config: TrainConfig, source: Source, *, begun: bool = False) -> Network | None:
     """The teacher's network, where an option needs it: the live one, the one that is named, or the cache's own.
 
+    ``begun``: whether the student has its start behind it, so that there is nothing to copy.
     Errors: ``ModelError`` where it can't be found any more, or isn't what the cache was made with.
     """
     needed = config.needs_teacher()
-    if needed is None:
+    if needed is None or (begun and needed == "--init teacher"):
         return None
     if source.live is not None:
         return source.live

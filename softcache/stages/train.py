@@ -29,6 +29,7 @@ from softcache.stages.places import CONFIG, STUDENT_FILE, make_folder, new_run_f
 from softcache.stages.sources import Source, open_source
 from softcache.stages.start import keep_frozen_still, open_teacher, prepare_student
 from softcache.stages.teach import evaluator
+from softcache.training.checkpoint import CHECKPOINT
 from softcache.training.config import pick_device
 from softcache.training.evaluation import Accuracy, evaluate_network
 from softcache.training.guide import Guide
@@ -109,7 +110,8 @@ def train(
     else:
         config = TrainConfig(student=student, **options)
     check_options(config)
-    prepared = _prepare(config)
+    begun = resume is not None and (Path(resume) / CHECKPOINT).exists()
+    prepared = _prepare(config, recorded.get("start") if begun else None)
     if resume is not None:
         folder = Path(resume)
         _check_resumed(folder, recorded, prepared.source)
@@ -125,7 +127,8 @@ def train(
         raise LockedError(f"another process is training into {folder}") from None
 
 
-def _prepare(config: TrainConfig) -> _Prepared:
+def _prepare(config: TrainConfig, begun: dict[str, Any] | None) -> _Prepared:
+    """``begun``: how the student of a run started that goes on from a checkpoint."""
     source = open_source(config)
     samples = source.viewed.samples
     rows = _choose_rows(config, samples.labels)
@@ -138,8 +141,8 @@ def _prepare(config: TrainConfig) -> _Prepared:
         size=config.student_size,
         seed=config.seed,
     )
-    teacher = open_teacher(config, source)
-    start = prepare_student(network, config, teacher)
+    teacher = open_teacher(config, source, begun=begun is not None)
+    start = prepare_student(network, config, teacher, begun)
     guide = build_guide(network, config, source, rows.train, rows.visible, teacher)
     keep_frozen_still(network)
     return _Prepared(config, source, rows, network, guide, start)

@@ -104,6 +104,7 @@ def fit(
     step_lines = StepLines(folder, log_every, start * steps)
     with Lines(folder / METRICS, fitted.lines) as write_line, bar("train", total * steps, "steps") as shown:
         shown.advance(start * steps)
+        work = _Work(student, model, device, scaler, step_lines, shown)
         for number, stage in enumerate(stages, 3 - len(stages)):
             # Milestones are those of the last stage; the other has them at the usual shares of its own length.
             course = config if stage is last else dataclasses.replace(config, epochs=stage.epochs, milestones=())
@@ -121,20 +122,7 @@ def fit(
                 # The first epoch warms up, so that it says little of the others.
                 watched = config.profile and epoch == max(start, min(1, total - 1))
                 watch = Profile(folder, device) if watched else Watch()
-                line |= _epoch(
-                    model,
-                    student,
-                    stage,
-                    course,
-                    device,
-                    optimizer,
-                    scaler,
-                    epoch,
-                    epoch - first,
-                    step_lines,
-                    shown,
-                    watch,
-                )
+                line |= _epoch(work, stage, course, optimizer, epoch, epoch - first, watch)
                 watch.report(line)
                 if not line["loss"] == line["loss"] or line["loss"] in (float("inf"), float("-inf")):
                     raise NumericsError(
@@ -168,18 +156,25 @@ def fit(
     return fitted
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What all epochs of a training share. ``model`` is the student, compiled if that was asked for."""
+
+    student: Network
+    model: nn.Module
+    device: torch.device
+    scaler: torch.amp.GradScaler
+    step_lines: StepLines
+    shown: Bar
+
+
 def _epoch(
-    model: nn.Module,
-    student: Network,
+    work: _Work,
     stage: Stage,
     config: FitConfig,
-    device: torch.device,
     optimizer: torch.optim.Optimizer,
-    scaler: Any,
     epoch: int,
     local: int,
-    step_lines: StepLines,
-    shown: Bar,
     watch: Watch,
 ) -> dict[str, Any]:
     """One pass over an epoch's batches: means of the losses, and where the time went.
@@ -187,6 +182,7 @@ def _epoch(
     ``epoch`` counts from the start of the training, and says which keys; ``local`` from that of the stage, and says
     where its knobs are.
     """
+    student, device, scaler = work.student, work.device, work.scaler
     stream, objective, guide = stage.stream, stage.objective, stage.guide
     began, asked, steps = time.perf_counter(), stream.teacher_seconds, stream.plan.steps
     meter = Meter(device, [str(term) for term in guide.terms] if guide is not None else [])
@@ -200,7 +196,7 @@ def _epoch(
                 if stage.hints_alone:
                     run_up_to(student, batch.pixels)
                 else:
-                    logits = model(batch.pixels)  # (B, C)
+                    logits = work.model(batch.pixels)  # (B, C)
                 hints = guide(taps, batch.said.hints, batch.rows, batch.labels) if guide is not None else ()
             with watch.phase("loss"):
                 if stage.hints_alone:
@@ -218,8 +214,8 @@ def _epoch(
                     scaler.update()
                     optimizer.zero_grad(set_to_none=True)
             meter.add(parts, batch)
-            step_lines.add(epoch * steps + number, parts)
-            shown.advance(1, f"epoch {epoch + 1}")
+            work.step_lines.add(epoch * steps + number, parts)
+            work.shown.advance(1, f"epoch {epoch + 1}")
             watch.step()
     return {
         **meter.means(),
