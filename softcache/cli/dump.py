@@ -39,13 +39,15 @@ def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 )
 @_options.augment
 @click.option("--views", type=int, help="Recorded views of every image.  [default: 4, or what the cache has]")
-@click.option("--view-seed", type=int, help="Seed of the views.  [default: 0]")
+@click.option("--view-seed", type=int, help="Seed of the views.  [default: 0, or the cache's]")
 @click.option("--hint", "hints", multiple=True, metavar="LAYER", help="Keep a layer's activations too; repeatable.")
-@click.option("--hint-dtype", type=click.Choice(["float16", "float32"]), help="[default: float16]")
-@click.option("--codec", help="How logits lie on disk: fp16, fp32.  [default: fp16]")
+@click.option("--hint-dtype", type=click.Choice(["float16", "float32"]), help="[default: float16, or the cache's]")
+@click.option("--codec", help="How logits lie on disk: fp16, fp32.  [default: fp16, or the cache's]")
 @click.option("--batch-size", callback=_batch, metavar="N", help="Rows per forward pass.  [default: auto]")
 @click.option("--shard-rows", type=int, help="Rows per shard, a power of two.  [default: by device and size]")
-@click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Of the teacher.  [default: float32]")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float64"]), help="Of the teacher.  [default: float32, or the cache's]"
+)
 @click.option("--tf32", is_flag=True, default=None, help="Let a GPU use TF32.")
 @click.option("--part", callback=_part, metavar="K/N", help="Compute the K-th of N shares, beside other processes.")
 @click.option("--fingerprint", type=click.Choice(["quick", "full"]), help="Of files: names and sizes, or contents.")
@@ -56,7 +58,9 @@ def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 def command(teacher: str, out: str | None, dry_run: bool, json_: bool, **options: Any) -> None:
     """Run the teacher once per key and keep its logits, and hints if asked for.
 
-    Run again it computes what is missing: after an interruption, for more --views, or for another --hint.
+    Run again it computes what is missing: after an interruption, for more --views, or for another --hint; what isn't
+    given again (codec, recipe, batch size, precision) is as the cache has it. On several GPUs or machines run it
+    under torchrun, or once for each --part.
     """
     from softcache.stages.dump import dump
 
