@@ -61,6 +61,20 @@ def test_the_plain_one_opens_whoever_wrote_it(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_extent(ours, open_shard(ours, ATTRIBUTES, ARRAYS)["digest"]), VALUES["digest"])
 
 
+def test_a_description_in_several_pieces_is_read(tmp_path: Path) -> None:
+    """Attributes that came after what lies behind their object's header are continued elsewhere."""
+    path = by_hand(tmp_path / "shard.h5")
+    before = open_shard(path, ATTRIBUTES, ARRAYS)
+    with h5py.File(path, "r+", libver=("v110", "v110")) as file:
+        value = file.attrs["cache_id"]
+        del file.attrs["cache_id"]
+        file.attrs.create("filler", np.bytes_(b"x" * 3000))
+        file.attrs.create("cache_id", value)
+    assert b"OCHK" in path.read_bytes()
+    extents = open_shard(path, {**ATTRIBUTES, "filler": "x" * 3000}, ARRAYS)
+    assert extents == before
+
+
 def _set(name: str, **arguments: Any) -> Callable[[h5py.File, dict[str, Any]], None]:
     return lambda file, plan: plan[name].update(arguments)
 
@@ -218,6 +232,25 @@ def _forge(path: Path, old: bytes, new: bytes) -> None:
         data[start : start + length] = changed + lookup3(changed).to_bytes(4, "little")
     assert bytes(data) != path.read_bytes()
     path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("size", "message"), [(60_000, "at greater length"), (40, "object header of")])
+def test_a_description_that_goes_round_ends(size: int, message: str, tmp_path: Path) -> None:
+    def signed(data: bytes) -> bytes:
+        return data + lookup3(data).to_bytes(4, "little")
+
+    def text(kind: int, body: bytes) -> bytes:
+        return bytes([kind, *len(body).to_bytes(2, "little"), 0]) + body
+
+    again = text(0x10, PAGE.to_bytes(8, "little") + (size + 32).to_bytes(8, "little"))  # in itself
+    chunk = signed(b"OCHK" + again + text(0, bytes(size)))
+    header = signed(b"OHDR\x02\x01" + len(again).to_bytes(2, "little") + again)
+    numbers = [0, 2**64 - 1, PAGE + len(chunk), 1024]
+    start = signed(b"\x89HDF\r\n\x1a\n\x03\x08\x08\0" + b"".join(n.to_bytes(8, "little") for n in numbers))
+    path = tmp_path / "shard.h5"
+    path.write_bytes((start.ljust(1024, b"\0") + header).ljust(PAGE, b"\0") + chunk)
+    with pytest.raises(IntegrityError, match=message):
+        open_shard(path, ATTRIBUTES, ARRAYS)
 
 
 @pytest.mark.parametrize(("keep", "more"), [(0, 0), (7, 0), (100, 0), (5000, 0), (-1, 0), (None, 1), (None, 5000)])

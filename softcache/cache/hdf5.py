@@ -22,6 +22,7 @@ from softcache.errors import IntegrityError
 
 SUPERBLOCK_BYTES = 48
 MAX_HEADER_BYTES = 1 << 16
+MAX_DESCRIBED_BYTES = 1 << 18  # shards have some 2,000; each byte goes through a checksum in Python
 MAX_CHUNKS = 16
 MAX_LINKS = 64
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -128,9 +129,9 @@ def _walk(fd: int, size: int, address: int, path: str, structure: Structure) -> 
     """An object and, for a group, what it links to. Groups within groups are refused, so nothing can go round."""
     node = Node()
     structure.nodes[path] = node
-    for kind, flags, body in _messages(fd, size, address, structure):
+    for kind, body in _messages(fd, size, address, structure):
         try:
-            _take(node, kind, flags, body)
+            _take(node, kind, body)
         except (struct.error, IndexError, ValueError, OverflowError) as error:
             raise IntegrityError(f"has a message in /{path} that can't be read ({error})") from None
     if not node.is_group:
@@ -146,18 +147,20 @@ def _walk(fd: int, size: int, address: int, path: str, structure: Structure) -> 
             raise IntegrityError(f"holds /{below}: groups within groups")
 
 
-def _messages(fd: int, size: int, address: int, structure: Structure) -> list[tuple[int, int, bytes]]:
-    """(type, flags, body) of an object header's messages, through its continuations."""
+def _messages(fd: int, size: int, address: int, structure: Structure) -> list[tuple[int, bytes]]:
+    """(type, body) of an object header's messages, through its continuations."""
     start = _read(fd, size, address, 10)
-    if start[:5] != b"OHDR\x02" or start[5] & ~0x03:
+    # two bytes say the length of all headers that shards have
+    if start[:5] != b"OHDR\x02" or start[5] & ~0x01:
         raise IntegrityError(f"has no object header of a known kind at {address}")
-    width = 1 << (start[5] & 3)
-    length = int.from_bytes(start[6 : 6 + width].ljust(width, b"\0"), "little") if width <= 4 else MAX_HEADER_BYTES + 1
-    chunks = [(address, 6 + width, length + 6 + width + 4)]
-    found: list[tuple[int, int, bytes]] = []
+    width = 1 + start[5]
+    chunks = [(address, 6 + width, int.from_bytes(start[6 : 6 + width], "little") + 6 + width + 4)]
+    found: list[tuple[int, bytes]] = []
     for place, skip, whole in chunks:
         if whole > MAX_HEADER_BYTES or whole < skip + 4 or len(chunks) > MAX_CHUNKS:
             raise IntegrityError(f"has an object header of {whole} bytes at {place}")
+        if whole + sum(length for _, length in structure.described) > MAX_DESCRIBED_BYTES:
+            raise IntegrityError("describes itself at greater length than any shard")
         data = _read(fd, size, place, whole)
         if place != address and data[:4] != b"OCHK":
             raise IntegrityError(f"has no continuation of an object header at {place}")
@@ -175,13 +178,13 @@ def _messages(fd: int, size: int, address: int, structure: Structure) -> list[tu
                 target, bytes_ = struct.unpack("<2Q", body) if count == 16 else (0, 0)
                 chunks.append((target, 4, bytes_))
             elif kind != _NIL:
-                found.append((kind, flags, body))
+                found.append((kind, body))
         if any(data[at:end]):
             raise IntegrityError(f"has bytes in an object header at {place} that belong to nothing")
     return found
 
 
-def _take(node: Node, kind: int, flags: int, body: bytes) -> None:
+def _take(node: Node, kind: int, body: bytes) -> None:
     if kind == _ATTRIBUTE:
         name, value = _attribute(body)
         if name in node.attributes:
