@@ -308,7 +308,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return {key: _typed(typing.get_args(hint)[1], item, where) for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(hint, type) or not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+    # Python 3.10 takes list[int] for a type, so what has an origin is sorted out first.
+    if origin is not None or not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise IntegrityError(f"{where} has the wrong type")
     return value
 
