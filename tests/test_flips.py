@@ -27,6 +27,7 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.torture
+@pytest.mark.timeout(7200)
 def test_every_one_of_2000_flipped_bits_is_found(tmp_path: Path) -> None:
     _flip(tmp_path / "cache", 2000, seed=12)
 

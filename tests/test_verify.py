@@ -140,6 +140,18 @@ def test_exit_status_lines_and_json(cache: Cache, capsys: pytest.CaptureFixture[
     assert "missing  view-0000/logits-00000.h5" in capsys.readouterr().out
 
 
+def test_long_lists_are_cut_on_the_screen_and_whole_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = small_cache(tmp_path / "cache").folder
+    for number in range(25):
+        (folder / f"extra-{number}").touch()
+    assert run(["verify", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("foreign  extra-") == 20
+    assert "foreign  … and 5 more" in shown
+    assert run(["verify", str(folder), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["foreign"]) == 25
+
+
 def test_without_a_name_it_is_the_only_cache_in_caches(here: Path) -> None:
     with pytest.raises(CacheError, match="there is no cache"):
         verify()

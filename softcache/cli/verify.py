@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -9,6 +10,8 @@ import click
 from softcache.cli import _options
 from softcache.cli._print import as_json, percent
 from softcache.console import duration, size
+
+SHOWN = 20
 
 
 @click.command("verify")
@@ -27,22 +30,18 @@ from softcache.console import duration, size
 @click.option("--json", "json_", is_flag=True, help="Print the result as JSON.")
 def command(cache: str | None, repair: bool, json_: bool, **options: Any) -> int:
     """Check every byte of a cache; exit status 0 if all is there and sound, 1 if not."""
+    from softcache.cache.schema import MANIFEST
     from softcache.stages.verify import SET_ASIDE, verify
 
     found = verify(cache, repair=repair, **_options.given(options))
     if json_:
         as_json(found.to_json())
         return 0 if found.ok else 1
-    for damage in found.damaged:
-        click.echo(f"damaged  {damage}")
-    for name in found.missing:
-        click.echo(f"missing  {name}")
-    for name in found.parts:
-        click.echo(f"leftover {name} (a writer's temporary file)")
-    for name in found.foreign:
-        click.echo(f"foreign  {name} (belongs to nothing)")
-    for name in found.removed:
-        click.echo(f"removed  {name}" + (f" (set aside as {SET_ASIDE})" if name == "cache.json" else ""))
+    _list("damaged ", found.damaged)
+    _list("missing ", found.missing)
+    _list("leftover", [f"{name} (a writer's temporary file)" for name in found.parts])
+    _list("foreign ", [f"{name} (belongs to nothing)" for name in found.foreign])
+    _list("removed ", [name + (f" (set aside as {SET_ASIDE})" if name == MANIFEST else "") for name in found.removed])
     if found.teacher is not None:
         t = found.teacher
         click.echo(
@@ -62,6 +61,13 @@ def command(cache: str | None, repair: bool, json_: bool, **options: Any) -> int
     elif found.missing or found.removed:
         click.echo("run the softcache dump of this cache again: it computes what is missing")
     return 0 if found.ok else 1
+
+
+def _list(kind: str, items: Sequence[object]) -> None:
+    for item in items[:SHOWN]:
+        click.echo(f"{kind} {item}")
+    if len(items) > SHOWN:
+        click.echo(f"{kind} … and {len(items) - SHOWN:,} more (--json lists them all)")
 
 
 def _verdict(damaged: int, missing: int, ok: bool) -> str:
