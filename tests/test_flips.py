@@ -1,4 +1,4 @@
-"""Single bits are flipped anywhere in a cache: verify finds each, and no reader takes other numbers for the true ones."""
+"""Bits are flipped one by one anywhere in a cache: verify finds each, and no reader takes other numbers for true."""
 
 from __future__ import annotations
 
