@@ -66,7 +66,9 @@ def main() -> Result:
     return Result("dumping", f"Dump, on {device}", lines)
 
 
-def dumped(folder: Path, viewed: ViewedDataset, teacher: Network, device: torch.device, batch: int, views: int) -> float:
+def dumped(
+    folder: Path, viewed: ViewedDataset, teacher: Network, device: torch.device, batch: int, views: int
+) -> float:
     """Seconds from the first batch that is asked for to the last shard on the disk."""
     place = Path(tempfile.mkdtemp(dir=folder))
     numerics = Numerics("float32", "off", False, "contiguous", False, device.type, batch)
@@ -94,7 +96,9 @@ def _memory_sides(
     folder: Path, viewed: ViewedDataset, teacher: Network, device: torch.device, batch: int
 ) -> dict[str, Callable[[], float]]:
     teacher = teacher.to(device).eval()
-    ready = [viewed.batch(np.arange(k, min(k + batch, len(viewed))), 0).to(device) for k in range(0, len(viewed), batch)]
+    ready = [
+        viewed.batch(np.arange(k, min(k + batch, len(viewed))), 0).to(device) for k in range(0, len(viewed), batch)
+    ]
 
     @torch.inference_mode()
     def forward() -> float:

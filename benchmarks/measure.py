@@ -124,6 +124,16 @@ def machine() -> dict[str, Any]:
     return {"machine": found, "versions": versions, "date": time.strftime("%Y-%m-%d", time.gmtime())}
 
 
+def in_words(record: dict[str, Any]) -> str:
+    """``machine()`` as part of a sentence."""
+    found, versions = record["machine"], record["versions"]
+    device = "" if found.get("device", "cpu") == "cpu" else f" and {found['device']}"
+    return (
+        f"{found['cpu']}, {found['cores']} cores{device}, {found['system']}, torch {versions['torch']}, numpy "
+        f"{versions['numpy']}, Python {versions['python']}, on {record['date']}"
+    )
+
+
 def _cpu() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

@@ -1,0 +1,135 @@
+"""Accuracy over the number of recorded views: matched targets, targets averaged over views, and a live teacher.
+
+    python -m benchmarks.views                                 # digits; writes docs/views.png and docs/views.md
+    python -m benchmarks.views --dataset arrays:PATH --full    # any other set, and longer
+
+A student on few labels learns mostly from the teacher, so that it matters of how many views the teacher was asked.
+With *matched* targets the student sees the recorded views and what the teacher said of each; with *mean* targets it
+sees fresh pixels in each epoch, and the mean of what the teacher said of the recorded ones; the live teacher is asked
+of a fresh view in each epoch, as often as there are epochs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import arguments, in_words, machine
+from softcache.console import set_quiet
+from softcache.stages.dump import dump
+from softcache.stages.teach import teach
+from softcache.stages.train import train
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+VIEWS = (1, 2, 4, 8)
+
+
+def main() -> None:
+    options = arguments(__doc__, repetitions=5)
+    set_quiet(True)
+    dataset = options.dataset or "digits"
+    epochs = 1 if options.tiny else 48 if options.full else 16
+    folder, start = Path(tempfile.mkdtemp(prefix="softcache-views-")), Path.cwd()
+    try:
+        os.chdir(folder)
+        common: dict[str, Any] = {"dataset": dataset, "size": 16 if dataset == "digits" else None}
+        taught = teach("cifar:resnet8" if options.tiny else "cifar:resnet20", epochs=epochs, **common)
+        teacher = str(taught.folder)
+        dump(teacher, views=max(VIEWS), out="cache", **common)
+        learn = {"student": "cifar:resnet8", "epochs": epochs, "label_fraction": 0.05, "dataset": dataset}
+        found: dict[str, list[list[float]]] = {"matched": [], "mean": []}
+        for targets, reached in found.items():
+            for views in VIEWS:
+                asked = {**learn, "cache": ("cache",), "views": views, "targets": targets}
+                reached.append(_accuracies(asked, options.repetitions))
+                print(f"{targets}, {views} views: {_shown(reached[-1])}", flush=True)
+        live = {**learn, **common, "online": True, "teacher": teacher, "views": epochs}
+        online = _accuracies(live, options.repetitions)
+        alone = _accuracies({**learn, **common, "alpha": "0"}, options.repetitions)
+    finally:
+        os.chdir(start)
+        shutil.rmtree(folder)
+    assert taught.test is not None
+    lines = {"live teacher": online, "labels alone": alone}
+    record = {"benchmark": "views", "dataset": dataset, "epochs": epochs, "views": VIEWS, **found, **lines, **machine()}
+    print(json.dumps({**record, "teacher": taught.test.top1}))
+    table = _table(found, lines)
+    print(table)
+    if not options.tiny:
+        draw(found, lines, DOCS / "views.png", dataset)
+        (DOCS / "views.md").write_text(_page(table, record, taught.test.top1, options.repetitions), encoding="utf-8")
+
+
+def _accuracies(options: dict[str, Any], seeds: int) -> list[float]:
+    reached = []
+    for seed in range(seeds):
+        done = train(**options, seed=seed, out="run")
+        shutil.rmtree("run")
+        assert done.test is not None
+        reached.append(done.test.top1)
+    return reached
+
+
+def draw(found: dict[str, list[list[float]]], lines: dict[str, list[float]], path: Path, dataset: str) -> None:
+    """The curves with the spread of their seeds, and the two lines that don't depend on the number of views."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.2), dpi=150)
+    for (name, reached), colour in zip(found.items(), ("#0b6e99", "#c8641b"), strict=True):
+        percent = [[100 * value for value in values] for values in reached]
+        axes.plot(VIEWS, [statistics.mean(values) for values in percent], "o-", color=colour, label=f"{name} targets")
+        low, high = [min(values) for values in percent], [max(values) for values in percent]
+        axes.fill_between(VIEWS, low, high, color=colour, alpha=0.15, linewidth=0)
+    for (name, values), style in zip(lines.items(), ("--", ":"), strict=True):
+        axes.axhline(100 * statistics.mean(values), color="#555555", linestyle=style, label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(VIEWS, [str(views) for views in VIEWS])
+    axes.set_xlabel("recorded views of each image")
+    axes.set_ylabel(f"test top-1 on {dataset.partition(':')[0]} (%)")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def _shown(values: list[float]) -> str:
+    return f"{100 * statistics.mean(values):.2f} % ({100 * min(values):.2f} – {100 * max(values):.2f})"
+
+
+def _table(found: dict[str, list[list[float]]], lines: dict[str, list[float]]) -> str:
+    rows = [f"| {name} | " + " | ".join(_shown(values) for values in reached) + " |" for name, reached in found.items()]
+    rows += [f"| {name} | {_shown(values)} | | | |" for name, values in lines.items()]
+    head = "| targets | " + " | ".join(f"{views} views" for views in VIEWS) + " |"
+    return "\n".join([head, "| --- " * (len(VIEWS) + 1) + "|", *rows])
+
+
+def _page(table: str, record: dict[str, Any], teacher: float, seeds: int) -> str:
+    return f"""# How many views to record
+
+![test accuracy over the number of recorded views](views.png)
+
+Test top-1 of a `cifar:resnet8` student on {record["dataset"].partition(":")[0]} with 5 % of the labels,
+{record["epochs"]} epochs, mean of {seeds} seeds (lowest – highest); its teacher, a `cifar:resnet20`, has {
+        100 * teacher:.2f} %.
+
+{table}
+
+*Matched*: the student sees the recorded views, and what the teacher said of each. *Mean* (`--targets mean`): fresh
+pixels in each epoch, and the mean of what the teacher said of the recorded views. *Live teacher*: asked of a fresh
+view in every epoch (`--online`).
+
+Measured by `python -m benchmarks.views` on {in_words(record)}.
+"""
+
+
+if __name__ == "__main__":
+    main()
