@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from harness_dump import BATCH, HINTS, SHARD_ROWS, Setting, make_setting, shards, times
+from PIL import Image
 
 import softcache.models._open
 import softcache.models._weights
@@ -99,7 +100,7 @@ def test_the_identity_is_the_same_with_and_without_parameters(tmp_path, spec):
     assert known_identity(viewed, config, "cpu") is None, "nothing is known of a file that nobody has read"
     real = open_network(spec, classes=10, statistics=samples.statistics, weights=str(tmp_path / "weights.pt"))
     sha256 = softcache.models._weights.fingerprint_file_cached(tmp_path / "weights.pt")
-    assert known_identity(viewed, config, "cpu") == identify(real, sha256, viewed, config, "cpu")
+    assert known_identity(viewed, config, "cpu") == identify(real, sha256, samples.fingerprint(), viewed, config, "cpu")
 
 
 def test_other_weights_of_the_same_size_and_time_are_noticed(setting, tmp_path):
@@ -126,6 +127,35 @@ def test_the_identity_does_not_depend_on_where_things_lie(setting, tmp_path):
     made = Cache(first.folder).manifest.state.made
     assert made["dataset"] == f"arrays:{setting.root / 'data.npz'}"
     assert made["teacher"] == f"{setting.root / 'teacher.py'}:make"
+
+
+def test_the_fingerprint_of_a_folder_is_kept_until_the_folder_changes(tmp_path, monkeypatch):
+    import softcache.datasets._index as index
+    from softcache.datasets._open import open_samples
+
+    root = tmp_path / "pets"
+    for name in ("cat", "dog"):
+        (root / "train" / name).mkdir(parents=True)
+        for k in range(3):
+            Image.fromarray(np.full((9, 9, 3), 40 * k, np.uint8)).save(root / "train" / name / f"{k}.png")
+
+    def samples():
+        return open_samples(f"folder:{root}", "train")
+
+    index.keep_fingerprint(samples(), "just now")
+    assert index.known_fingerprint(samples()) is None, "what has changed just now may change again unseen"
+    monkeypatch.setattr(index, "SETTLED_S", -3600.0)
+    for change in (
+        lambda: (root / "train" / "cat" / "1.png").write_bytes(b"longer than it was, and among those that are asked"),
+        lambda: (root / "train" / "cat" / "0.png").unlink(),
+        lambda: shutil.copy(root / "train" / "dog" / "1.png", root / "train" / "dog" / "7.png"),
+        lambda: (root / "train" / "dog" / "1.png").rename(root / "train" / "cat" / "8.png"),
+        lambda: os.replace(shutil.copy(root / "train" / "dog" / "2.png", root / "x"), root / "train" / "dog" / "0.png"),
+    ):
+        index.keep_fingerprint(samples(), "kept")
+        assert index.known_fingerprint(samples()) == "kept"
+        change()
+        assert index.known_fingerprint(samples()) is None
 
 
 @pytest.mark.parametrize(

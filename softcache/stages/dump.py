@@ -46,6 +46,7 @@ from softcache.stages.estimate import Estimate, estimate, refuse_too_large, time
 from softcache.stages.identity import (
     DTYPES,
     DumpConfig,
+    data_fingerprint,
     default_shard_rows,
     identify,
     known_identity,
@@ -98,10 +99,17 @@ def dump(teacher: str = "resnet50", *, out: str | Path | None = None, dry_run: b
             refuse_other(existing.manifest.identity, known, folder)
             if not dry_run and _is_whole(existing, config):
                 return _done(folder, config, began)
-    network = find_teacher(config.teacher, samples, weights=config.teacher_weights, normalize=config.normalize)
+    network = find_teacher(
+        config.teacher,
+        samples,
+        weights=config.teacher_weights,
+        normalize=config.normalize,
+        size=config.teacher_size,
+    )
     weights = weights_fingerprint(network, keep=not dry_run)  # before its dtype changes
     config = with_batch(config, network, viewed, device, _part(config))
-    identity = identify(network, weights, viewed, config, device.type)
+    data = data_fingerprint(samples, config, keep=not dry_run)
+    identity = identify(network, weights, data, viewed, config, device.type)
     if existing:
         refuse_other(existing.manifest.identity, identity, folder)
         if not dry_run and _is_whole(existing, config):

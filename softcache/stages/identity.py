@@ -20,6 +20,9 @@ import softcache
 from softcache import registry
 from softcache.cache.reader import Cache
 from softcache.cache.schema import MAX_SHARD_BYTES, VERSION, Dataset, Identity, Manifest, Numerics, Teacher
+from softcache.datasets._index import keep_fingerprint
+from softcache.datasets._index import known_fingerprint as known_data_fingerprint
+from softcache.datasets._samples import Samples
 from softcache.errors import UsageError, nearest
 from softcache.models._hooks import classifier_path
 from softcache.models._network import Network
@@ -47,7 +50,8 @@ class DumpConfig:
     """What ``dump`` was asked for. ``None``: as the cache has it, or a default where there is no cache yet.
 
     ``batch_size`` and the numerics are part of what the numbers are (another batch gives other last bits), so they
-    are recorded, and a resumed dump takes the recorded ones. ``part``: (k, n) does the k-th of n shares of the work.
+    are recorded, and a resumed dump takes the recorded ones. ``teacher_size``: the side of the teacher's input, where
+    it isn't that of the views. ``part``: (k, n) does the k-th of n shares of the work.
     """
 
     teacher: str = "resnet50"
@@ -57,6 +61,7 @@ class DumpConfig:
     download: bool = False
     teacher_weights: str | None = None
     normalize: str | None = None
+    teacher_size: int | None = None
     augment: str | None = None
     views: int | None = None
     view_seed: int | None = None
@@ -116,6 +121,7 @@ def _recorded(cache: Cache, augment: str | None) -> dict[str, Any]:
     numerics, made = identity.teacher.numerics, cache.manifest.state.made
     return {
         "codec": identity.codec,
+        "teacher_size": identity.teacher.preprocess.get("size"),
         "dtype": numerics.dtype,
         "amp": numerics.amp,
         "tf32": numerics.tf32,
@@ -130,8 +136,10 @@ def _recorded(cache: Cache, augment: str | None) -> dict[str, Any]:
     }
 
 
-def identify(network: Network, weights: str, viewed: ViewedDataset, config: DumpConfig, device: str) -> Identity:
-    """All that the numbers depend on; ``weights`` is the fingerprint of the network's parameters."""
+def identify(
+    network: Network, weights: str, data: str, viewed: ViewedDataset, config: DumpConfig, device: str
+) -> Identity:
+    """All that the numbers depend on; ``weights`` and ``data``: fingerprints of the parameters and the samples."""
     samples = viewed.samples
     assert config.codec is not None
     assert config.amp is not None
@@ -157,11 +165,21 @@ def identify(network: Network, weights: str, viewed: ViewedDataset, config: Dump
         samples.split,
         len(samples),
         list(samples.classes),
-        samples.fingerprint(full=config.fingerprint == "full"),
+        data,
     )
     codec = registry.canonical(registry.split_spec(config.codec)[0], registry.create("codecs", config.codec))
     rows = config.shard_rows or default_shard_rows(viewed, network.classes, device)
     return Identity(VERSION, teacher, dataset, viewed.identity(), network.classes, codec, rows)
+
+
+def data_fingerprint(samples: Samples, config: DumpConfig, *, keep: bool = True) -> str:
+    """Of the samples; the quick one is kept beside files of images, unless nothing is to be written."""
+    if config.fingerprint == "full":
+        return samples.fingerprint(full=True)
+    sha256 = samples.fingerprint()
+    if keep:
+        keep_fingerprint(samples, sha256)
+    return sha256
 
 
 def weights_fingerprint(network: Network, *, keep: bool = True) -> str:
@@ -173,8 +191,11 @@ def weights_fingerprint(network: Network, *, keep: bool = True) -> str:
 
 
 def known_identity(viewed: ViewedDataset, config: DumpConfig, device: str) -> Identity | None:
-    """The identity without the teacher's parameters being read or hashed: from the fingerprint that is kept beside
-    their file and an architecture that has shapes but no memory. ``None`` where that isn't possible."""
+    """The identity without the teacher's parameters being read or hashed: from the fingerprints that are kept beside
+    their file and the samples', and an architecture that has shapes but no memory. ``None`` where that can't be.
+
+    It is good enough to know whether anything is left to do; whoever computes something calls ``identify``.
+    """
     spec, weights = teacher_source(config.teacher, viewed.samples, config.teacher_weights)
     path = weights_file(spec, weights)
     sha256 = known_fingerprint(path) if path is not None else None
@@ -190,9 +211,13 @@ def known_identity(viewed: ViewedDataset, config: DumpConfig, device: str) -> Id
                 statistics=samples.statistics,
                 weights=weights,
                 normalize=config.normalize,
+                size=config.teacher_size,
                 skeleton=True,
             )
-            return identify(network, sha256, viewed, config, device)
+            data = known_data_fingerprint(samples) if config.fingerprint != "full" else None
+            return identify(
+                network, sha256, data or data_fingerprint(samples, config, keep=False), viewed, config, device
+            )
     except Exception:  # a network that can't be built without memory: it is built in earnest, which says what is wrong
         return None
 
