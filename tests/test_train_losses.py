@@ -12,6 +12,7 @@ import torch
 from harness_train import HINTS, STUDENT, command, config, fit, lines, make_cache, make_teacher, student, weights
 
 from softcache import registry
+from softcache.cache.reader import Cache
 from softcache.models._open import open_network
 from softcache.stages.places import open_viewed
 
@@ -181,3 +182,14 @@ def test_networks_may_see_the_same_crop_at_other_sizes(made: Path, tmp_path: Pat
     assert opened.prepare(open_viewed("digits", "test", size=8).clean([0, 1])).shape == (2, 1, 12, 12)
     fit(tmp_path / "same", online=True, teacher=str(made / "teacher"), size=8, views=1, epochs=1)
     assert lines(tmp_path / "run")[0]["soft_loss"] != lines(tmp_path / "same")[0]["soft_loss"]
+
+
+def test_a_teacher_of_another_size_is_recorded_and_resumed_with_it(made: Path, tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "cache", made / "teacher", views=1, teacher_size=16)
+    again = make_cache(cache, made / "teacher", views=2)
+    assert Cache(again).manifest.identity.teacher.preprocess["size"] == 16
+    fit(tmp_path / "cached", cache=(str(cache),), epochs=1)
+    fit(tmp_path / "live", online=True, teacher=str(made / "teacher"), teacher_size=16, size=8, views=2, epochs=1)
+    cached, live = lines(tmp_path / "cached")[0], lines(tmp_path / "live")[0]
+    assert cached["soft_loss"] == pytest.approx(live["soft_loss"], rel=1e-4)
+    assert command("verify", cache, "--teacher", made / "teacher") == 0

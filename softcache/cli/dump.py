@@ -37,6 +37,7 @@ def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @click.option(
     "--normalize", help="imagenet, dataset, none, or MEANS/STDS.  [default: the weights', else the dataset's]"
 )
+@click.option("--teacher-size", type=int, help="Side of the teacher's input.  [default: the views', or its own]")
 @_options.augment
 @click.option("--views", type=int, help="Recorded views of every image.  [default: 4, or what the cache has]")
 @click.option("--view-seed", type=int, help="Seed of the views.  [default: 0, or the cache's]")

@@ -85,7 +85,8 @@ def rerun(
         size=recipe["size"],
     )
     check_dataset(cache, viewed)
-    network = find_teacher(teacher, viewed.samples, weights=teacher_weights, normalize=normalize)
+    size = cache.manifest.identity.teacher.preprocess.get("size")
+    network = find_teacher(teacher, viewed.samples, weights=teacher_weights, normalize=normalize, size=size)
     if network.classes != cache.manifest.identity.classes:
         raise CacheError(f"{teacher} has {network.classes} classes, the cache {cache.manifest.identity.classes}")
     same_weights = fingerprint(network.model.state_dict()) == cache.manifest.identity.teacher.weights
