@@ -97,3 +97,25 @@ def test_float32_teacher_agrees_within_rounding(here: Path, small_teacher: Calla
         for T in (1.0, 4.0):
             a, b = (parse_term("kl")(z, teacher_logits, T) for teacher_logits in (kept, live))
             assert abs(a - b) <= 1e-4 * abs(b)
+
+
+def test_a_gpu_names_the_first_key_at_the_end_of_the_epoch(
+    made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that isn't waited for counts on itself; what it then says is what a CPU says at once."""
+    begin = CachedTeacher.begin
+    monkeypatch.setattr(CachedTeacher, "begin", lambda self, views, batches: begin(self, (0,), batches))
+    with pytest.raises(PixelsError) as at_once:
+        run("at-once", cache=("cache",), dataset=made["dataset"])
+    start = Stream.__init__
+
+    def later(self: Stream, *arguments: Any, **options: Any) -> None:
+        start(self, *arguments, **options)
+        self._at_once = False
+
+    monkeypatch.setattr(Stream, "__init__", later)
+    with pytest.raises(PixelsError) as afterwards:
+        run("afterwards", cache=("cache",), dataset=made["dataset"])
+    key = str(at_once.value).split(" has other")[0]
+    assert key in str(afterwards.value)
+    assert "keys of this epoch differ" in str(afterwards.value)

@@ -9,11 +9,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from softcache.errors import PixelsError
+from softcache.training.checking import PixelCheck
 from softcache.training.pixels import PixelSource
 from softcache.training.plan import Plan
 from softcache.training.teacher import Said
-from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
 
 
@@ -70,7 +69,7 @@ class Stream:
         self._teacher = teacher
         self._exact = exact
         self._visible = torch.from_numpy(visible.astype(np.int64)).to(device)
-        self._wrong = torch.zeros((), dtype=torch.int64, device=device)
+        self._at_once = device.type == "cpu"
 
     @property
     def teacher_seconds(self) -> float:
@@ -90,16 +89,15 @@ class Stream:
         views, batches = self.plan.views_at(epoch), list(self.plan.batches(epoch))
         if self._teacher is not None:
             self._teacher.begin(views, batches)
+        check = PixelCheck(at_once=self._at_once)
         for rows, on_device, pixels in self._pixels.epoch(batches, views):
             said = self._teacher.say(rows, on_device, pixels) if self._teacher is not None else Said()
             if said.digests and self._exact:
-                self._check(rows, views, pixels, said.digests)
+                check.add(rows, views, pixels, said.digests)
             visible, mixed = self._visible.index_select(0, on_device), self._mixed(rows, views)
             labels = visible if mixed is None else torch.where(mixed[1] >= 0.5, visible, mixed[0])
             yield Batch(on_device, pixels, labels, visible, mixed, said)
-        if self._device.type != "cpu" and int(self._wrong):
-            shown = ", ".join(map(str, views))
-            raise PixelsError(f"{int(self._wrong)} keys of view {shown} have other pixels than the teacher saw")
+        check.finish(views)
 
     def _mixed(self, rows: np.ndarray, views: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor] | None:
         of_views = zip(np.split(rows, len(views)), views, strict=True)
@@ -109,20 +107,3 @@ class Stream:
         partners, weight = (np.concatenate(parts) for parts in zip(*mixing, strict=True))
         at = torch.from_numpy(partners).to(self._device)
         return self._visible.index_select(0, at), torch.from_numpy(weight).to(self._device)
-
-    def _check(
-        self, rows: np.ndarray, views: tuple[int, ...], pixels: torch.Tensor, expected: list[torch.Tensor]
-    ) -> None:
-        ours = digest(pixels)
-        for theirs in expected:
-            differs = ours != theirs
-            if self._device.type == "cpu":
-                if bool(differs.any()):
-                    at = int(differs.nonzero()[0, 0])
-                    view = views[at * len(views) // len(rows)]
-                    raise PixelsError(
-                        f"row {int(rows[at])} in view {view} has other pixels than the teacher saw "
-                        f"({int(differs.sum())} of {len(rows)} keys of this batch differ)"
-                    )
-            else:
-                self._wrong += differs.sum()
