@@ -1,0 +1,65 @@
+"""The check of pixels, at once and put off to the end of an epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from softcache.errors import PixelsError
+from softcache.training import checking
+from softcache.training.checking import PixelCheck
+from softcache.views._digest import digest, digest_of_sums, digest_sums
+
+
+@pytest.fixture
+def batches() -> list[tuple[np.ndarray, torch.Tensor]]:
+    rng = np.random.default_rng(0)
+    made = []
+    for count in (8, 8, 4):
+        made.append((rng.integers(0, 100, count), torch.from_numpy(rng.integers(0, 256, (count, 5, 5, 3), np.uint8))))
+    return made
+
+
+def test_a_digest_in_two_steps_is_the_digest(batches: list) -> None:
+    for _, pixels in batches:
+        assert torch.equal(digest_of_sums(digest_sums(pixels)), digest(pixels))
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_equal_pixels_pass(batches: list, at_once: bool) -> None:
+    check = PixelCheck(at_once=at_once)
+    for _ in range(2):
+        for rows, pixels in batches:
+            check.add(rows, (3, 5), pixels, [digest(pixels), digest(pixels)])
+        check.finish((3, 5))
+
+
+def all_of(check: PixelCheck, batches: list, expected: list) -> None:
+    for (rows, pixels), digests in zip(batches, expected, strict=True):
+        check.add(rows, (3, 5), pixels, digests)
+    check.finish((3, 5))
+
+
+@pytest.mark.parametrize("cache", [0, 1])
+@pytest.mark.parametrize(("batch", "place", "view"), [(0, 0, 3), (1, 6, 5), (2, 1, 3), (2, 3, 5)])
+def test_one_changed_bit_is_named_by_row_and_view(batches: list, batch: int, place: int, view: int, cache: int) -> None:
+    expected = [[digest(pixels), digest(pixels)] for _, pixels in batches]
+    expected[batch][cache] = expected[batch][cache].clone()
+    expected[batch][cache][place] ^= 1
+    row = batches[batch][0][place]
+    for at_once, count in ((True, len(batches[batch][0])), (False, 20)):
+        check = PixelCheck(at_once=at_once)
+        with pytest.raises(PixelsError, match=rf"row {row} in view {view} has .* \(1 of {count} keys of this"):
+            all_of(check, batches, expected)
+        check.finish((3, 5))  # a failure leaves nothing behind
+
+
+def test_what_is_put_off_does_not_grow_without_bound(batches: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "HELD_BATCHES", 3)
+    check, (rows, pixels) = PixelCheck(at_once=False), batches[0]
+    wrong = [digest(pixels) + 1]
+    check.add(rows, (0,), pixels, wrong)
+    check.add(rows, (0,), pixels, wrong)
+    with pytest.raises(PixelsError, match="24 of 24"):
+        check.add(rows, (0,), pixels, wrong)
