@@ -204,7 +204,9 @@ def _epoch(
                 else:
                     parts = objective(logits, batch.said.logits, batch.labels, batch.visible, batch.mixed, local, hints)
             with watch.phase("backward"):
-                scaler.scale(parts.total / config.accumulate).backward()
+                # The last optimizer step of an epoch may have fewer batches.
+                together = min(config.accumulate, steps - number // config.accumulate * config.accumulate)
+                scaler.scale(parts.total / together).backward()
             if (number + 1) % config.accumulate == 0 or number + 1 == steps:
                 with watch.phase("optimizer"):
                     if config.clip_grad:
