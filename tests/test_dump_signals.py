@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at proces
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    return make_setting(tmp_path_factory.mktemp("setting"), rows=1000)
+    return make_setting(tmp_path_factory.mktemp("setting"), rows=700)
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +87,9 @@ def test_a_signal_stops_a_dump_in_good_order(setting, warm, tmp_path, number, gr
     assert f"softcache: {word}; run the same command again to go on" in ended.output
     stopped = next(line for line in ended.output.splitlines() if line.startswith("stopped; "))
     done = int(stopped.split()[1].replace(",", ""))
-    assert stopped == f"stopped; {done:,} of 3,000 keys are in {folder} and stay valid"
-    whole = [sorted((folder / f"view-{v:04d}").glob(f"*-{n:05d}.h5")) for v in range(3) for n in range(16)]
-    assert done == sum(min(64, 1000 - 64 * (k % 16)) for k, columns in enumerate(whole) if len(columns) == 3)
+    assert stopped == f"stopped; {done:,} of 2,100 keys are in {folder} and stay valid"
+    whole = [sorted((folder / f"view-{v:04d}").glob(f"*-{n:05d}.h5")) for v in range(3) for n in range(11)]
+    assert done == sum(min(64, 700 - 64 * (k % 11)) for k, columns in enumerate(whole) if len(columns) == 3)
     assert wait_until(lambda: not alive(workers), 2)
     assert temporaries(folder) == []
 
