@@ -19,6 +19,7 @@ from softcache.models._open import open_network
 from softcache.stages.dump import dump
 from softcache.stages.places import find_teacher, open_viewed
 from softcache.stages.train import train
+from softcache.training.checking import PixelCheck
 from softcache.training.stream import Stream
 from softcache.training.teacher import CachedTeacher
 
@@ -76,7 +77,7 @@ def test_unmatched_views_are_another_training(made: dict[str, Any], monkeypatch:
     monkeypatch.setattr(CachedTeacher, "begin", lambda self, views, batches: begin(self, (0,), batches))
     with pytest.raises(PixelsError, match=r"row \d+ in view 1 has other pixels than the teacher saw"):
         run("refused", cache=("cache",), dataset=made["dataset"])
-    monkeypatch.setattr(Stream, "_check", lambda *arguments: None)
+    monkeypatch.setattr(PixelCheck, "add", lambda *arguments: None)
     assert not equal(cached(made), online(made))
 
 
