@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from softcache.cache.atomic import replace_file
+from softcache.cache.atomic import part_path, replace_file
 from softcache.cache.reader import find_caches
 from softcache.datasets._open import open_samples
 from softcache.datasets._samples import Samples
@@ -58,7 +58,7 @@ def make_folder(folder: Path) -> None:
     """Errors: ``SoftcacheError`` that names the folder where it can't be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
+        probe = part_path(folder / "writable")  # a name of our own: others may be asking at the same time
         probe.touch()
         probe.unlink()
     except OSError as error:
