@@ -20,7 +20,6 @@ from softcache.stages.dump import dump
 from softcache.stages.places import find_teacher, open_viewed
 from softcache.stages.train import train
 from softcache.training.checking import PixelCheck
-from softcache.training.checking import PixelCheck
 from softcache.training.stream import Stream
 from softcache.training.teacher import CachedTeacher
 
