@@ -69,7 +69,8 @@ class CachedTeacher:
     def begin(self, views: Sequence[int], batches: Sequence[np.ndarray]) -> None:
         """Makes the arrays of an epoch's views ready; those of others may be dropped. ``batches``: the rows of each
         batch's images in the order in which they will be asked for (blocks are read ahead by it)."""
-        for view in set(self._views) - set(views):
+        before = set(self._views)
+        for view in before - set(views):
             for reader in self._readers():
                 reader.release(view)
         self._views = tuple(views)
@@ -81,6 +82,10 @@ class CachedTeacher:
             order, rows, window = np.concatenate(batches), self._windows.block_rows, self._windows.window
             for view in dict.fromkeys(views):
                 self._reading[view] = [BlockReader(r.cache, r.name, view, order, rows, window) for r in self._readers()]
+        else:
+            for view in set(views) - before:
+                for reader in self._readers():
+                    reader.ahead(view)
 
     def _keep_view(self, view: int, also: Sequence[int]) -> None:
         """Puts a view's arrays on the device, if need be in the place of those that were put there first."""
@@ -90,6 +95,8 @@ class CachedTeacher:
             if len(self._held) >= max(self._keep, len(also)) and old not in also:
                 del self._held[old]
         everything = np.arange(self._readers()[0].cache.rows)
+        for reader in self._readers():
+            reader.ahead(view)
         self._held[view] = [self._ready(reader.gather(view, everything)) for reader in self._readers()]
         for reader in self._readers():
             reader.release(view)
