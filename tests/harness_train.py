@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from softcache.cli._main import run
+from softcache.console import set_quiet
 from softcache.models._folder import describe, save_network
 from softcache.models._open import open_network
 from softcache.stages.dump import dump
@@ -102,8 +103,11 @@ def fit(out: Path, **options: Any) -> Any:
 
 
 def command(*arguments: str | Path) -> int:
-    """``softcache ARGUMENTS`` in this process."""
-    return run([str(argument) for argument in arguments])
+    """``softcache ARGUMENTS`` in this process, which is as talkative afterwards as before."""
+    try:
+        return run([str(argument) for argument in arguments])
+    finally:
+        set_quiet(False)
 
 
 def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
