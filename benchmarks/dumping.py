@@ -2,7 +2,8 @@
 
 First where the teacher is the bottleneck: images in memory, so that all that a dump adds (views, digests, the codec and
 its error, finite checks, checksums, files flushed to the disk) stands against batches that are ready. Then where
-decoding is: JPEG files, against a DataLoader with as many workers that makes the same views and throws them away.
+decoding is: JPEG files, against a DataLoader with as many workers that makes the same views and throws them away
+(on a CPU with torch on one thread, for the teacher and the workers share the cores).
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ def main() -> Result:
     set_quiet(True)
     gpu = device.type == "cuda"
     folder = Path(tempfile.mkdtemp(prefix="softcache-dumping-"))
-    rows = 256 if options.tiny else 50_000 if gpu else 2048
+    rows = 256 if options.tiny else 50_000 if gpu else 1024
     spec = "cifar:resnet8" if options.tiny else "cifar:resnet56"
-    files = 64 if options.tiny else 20_000 if options.full else 600
+    files = 64 if options.tiny else 20_000 if options.full else 1000
     lines = []
     try:
         viewed = open_viewed(make_arrays(folder / "arrays", rows, 32, 100), "train", augment="crop+flip")
@@ -55,6 +56,8 @@ def main() -> Result:
             images = open_viewed(make_arrays(folder / "big", 128 * 20, 224, 1000), "train", augment="flip", size=224)
             taken = paired(_memory_sides(folder, images, big, device, 128), options.repetitions)
             lines.append(ratio("dump / bare forward pass, resnet50 at 224²", taken["dump"], taken["forward"], "≤ 1.05"))
+        if not gpu:
+            torch.set_num_threads(1)  # the teacher and the decoding worker share the cores
         jpegs = open_viewed(make_jpegs(folder / "jpegs", files), "train")
         taken = paired(_decoding_sides(folder, jpegs, device), options.repetitions)
         what = f"dump / the DataLoader alone, {files:,} JPEG files of 400×500, rrc+flip at 224²"
