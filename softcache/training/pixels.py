@@ -58,7 +58,7 @@ class ResidentPixels:
         for view in views:
             found = self._viewed.parameters(everything, view)
             motions.append({name: torch.from_numpy(values).to(self._place) for name, values in found.items()})
-        here = order.to(self._place)
+        here = order if self.on_device else torch.from_numpy(everything)
         at = 0
         for rows in batches:
             part = slice(at, at + len(rows))
