@@ -63,14 +63,18 @@ class Result:
         print(json.dumps({"benchmark": self.name, "unit": self.unit, "rows": rows, **machine()}), flush=True)
 
 
-def arguments(doc: str | None, repetitions: int = 5) -> argparse.Namespace:
-    """``--full`` for sizes that want a GPU or more minutes, ``--tiny`` to see that a script works."""
+def arguments(doc: str | None, repetitions: int = 5, **more: Any) -> argparse.Namespace:
+    """``--full`` for sizes that want a GPU or more minutes, ``--tiny`` to see that a script works; ``more``: options of
+    one script alone, with their defaults."""
     parser = argparse.ArgumentParser(description=(doc or "").strip().splitlines()[0])
     parser.add_argument("--full", action="store_true", help="larger sizes")
     parser.add_argument("--tiny", action="store_true", help="sizes that say nothing, to see that it works")
     parser.add_argument("--repetitions", type=int, default=repetitions)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dataset", default="")
+    for name, default in more.items():
+        kind = str if default is None else type(default)
+        parser.add_argument(f"--{name.replace('_', '-')}", default=default, type=kind)
     return parser.parse_args()
 
 
