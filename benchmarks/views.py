@@ -1,7 +1,7 @@
 """Accuracy over the number of recorded views: matched targets, targets averaged over views, and a live teacher.
 
     python -m benchmarks.views                                 # digits; writes docs/views.png and docs/views.md
-    python -m benchmarks.views --dataset arrays:PATH --full    # any other set, and longer
+    python -m benchmarks.views --dataset arrays:PATH --size 32 --epochs 48    # any other set, larger and longer
 
 A student on few labels learns mostly from the teacher, so that it matters of how many views the teacher was asked.
 With *matched* targets the student sees the recorded views and what the teacher said of each; with *mean* targets it
@@ -30,14 +30,14 @@ VIEWS = (1, 2, 4, 8)
 
 
 def main() -> None:
-    options = arguments(__doc__, repetitions=5)
+    options = arguments(__doc__, repetitions=5, size=16, epochs=16)
     set_quiet(True)
     dataset = options.dataset or "digits"
-    epochs = 1 if options.tiny else 48 if options.full else 16
+    epochs = 1 if options.tiny else 3 * options.epochs if options.full else options.epochs
     folder, start = Path(tempfile.mkdtemp(prefix="softcache-views-")), Path.cwd()
     try:
         os.chdir(folder)
-        common: dict[str, Any] = {"dataset": dataset, "size": 16 if dataset == "digits" else None}
+        common: dict[str, Any] = {"dataset": dataset, "size": options.size}
         taught = teach("cifar:resnet8" if options.tiny else "cifar:resnet20", epochs=epochs, **common)
         teacher = str(taught.folder)
         dump(teacher, views=max(VIEWS), out="cache", **common)
@@ -56,7 +56,16 @@ def main() -> None:
         shutil.rmtree(folder)
     assert taught.test is not None
     lines = {"live teacher": online, "labels alone": alone}
-    record = {"benchmark": "views", "dataset": dataset, "epochs": epochs, "views": VIEWS, **found, **lines, **machine()}
+    record = {
+        "benchmark": "views",
+        "dataset": dataset,
+        "epochs": epochs,
+        "views": VIEWS,
+        "size": options.size,
+        **found,
+        **lines,
+        **machine(),
+    }
     print(json.dumps({**record, "teacher": taught.test.top1}))
     table = _table(found, lines)
     print(table)
@@ -93,12 +102,16 @@ def draw(found: dict[str, list[list[float]]], lines: dict[str, list[float]], pat
     axes.set_xscale("log", base=2)
     axes.set_xticks(VIEWS, [str(views) for views in VIEWS])
     axes.set_xlabel("recorded views of each image")
-    axes.set_ylabel(f"test top-1 on {dataset.partition(':')[0]} (%)")
+    axes.set_ylabel(f"test top-1 on {_name(dataset)} (%)")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     figure.tight_layout()
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def _name(dataset: str) -> str:
+    return dataset if ":" not in dataset else Path(dataset.partition(":")[2]).name
 
 
 def _shown(values: list[float]) -> str:
@@ -117,9 +130,10 @@ def _page(table: str, record: dict[str, Any], teacher: float, seeds: int) -> str
 
 ![test accuracy over the number of recorded views](views.png)
 
-Test top-1 of a `cifar:resnet8` student on {record["dataset"].partition(":")[0]} with 5 % of the labels,
-{record["epochs"]} epochs, mean of {seeds} seeds (lowest – highest); its teacher, a `cifar:resnet20`, has {
-        100 * teacher:.2f} %.
+Test top-1 of a `cifar:resnet8` student on {_name(record["dataset"])}, {record["size"]}×{record["size"]}, with
+5 % of the labels, {record["epochs"]} epochs, mean of {
+        seeds
+    } seeds (lowest – highest); its teacher, a `cifar:resnet20`, has {100 * teacher:.2f} %.
 
 {table}
 
