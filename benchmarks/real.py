@@ -32,8 +32,8 @@ from softcache.stages.teach import teach
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "real.md"
 TEACHER, STUDENT = "cifar:resnet20", "cifar:resnet8"
-ROWS, SIZE, VIEWS = 12_000, 16, 4
-TEACHER_EPOCHS, EPOCHS, HINT_EPOCHS = 14, 6, 2
+ROWS, SIZE, VIEWS = 8_000, 16, 4
+TEACHER_EPOCHS, EPOCHS, HINT_EPOCHS = 10, 6, 2
 COMMON = ["--batch-size", "64", "--lr", "0.004"]
 FITNET = "fitnet:teacher=layer2,student=layer2"
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from softcache.errors import ModelError
 from softcache.models._hooks import Taps
@@ -30,10 +31,20 @@ class Through(nn.Module):
     """``classifier(mean over places of projector(backbone's layer))`` → logits (B, classes).
 
     ``backbone`` is run as a whole and its own logits are dropped; ``classifier`` is the teacher's and isn't trained.
+    ``size``: (H, W) to which larger maps are average-pooled before the projector, as where it learned.
     """
 
-    def __init__(self, backbone: nn.Module, layer: str, projector: nn.Sequential, classifier: nn.Linear):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        layer: str,
+        projector: nn.Sequential,
+        classifier: nn.Linear,
+        *,
+        size: tuple[int, int],
+    ):
         super().__init__()
+        self.size = size
         self.backbone, self.layer, self.projector, self.classifier = backbone, layer, projector, classifier
         classifier.requires_grad_(False)
 
@@ -45,6 +56,8 @@ class Through(nn.Module):
             feature = feature.transpose(1, 2)
         while feature.ndim < 4:
             feature = feature.unsqueeze(-1)
+        if feature.shape[2:] != self.size:
+            feature = adaptive_avg_pool2d(feature, self.size)
         result: Tensor = self.classifier(self.projector(feature).mean((2, 3)))
         return result
 
@@ -55,6 +68,7 @@ class Through(nn.Module):
         assert isinstance(wide, nn.Conv2d)
         return {
             "layer": self.layer,
+            "size": list(self.size),
             "student": narrow.in_channels,
             "middle": narrow.out_channels,
             "teacher": wide.out_channels,
@@ -71,6 +85,7 @@ def build_through(backbone: nn.Module, description: dict[str, Any], classes: int
         student, middle, teacher = (int(description[key]) for key in ("student", "middle", "teacher"))
         classifier = nn.Linear(teacher, classes, bias=bool(description["bias"]))
         head = projector(student, middle, teacher, nn.BatchNorm2d)
-        return Through(backbone, str(description["layer"]), head, classifier)
+        height, width = (int(side) for side in description["size"])
+        return Through(backbone, str(description["layer"]), head, classifier, size=(height, width))
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"a student through its teacher's classifier is not described whole ({error!r})") from None

@@ -55,7 +55,7 @@ from softcache.stages.identity import (
     weights_fingerprint,
 )
 from softcache.stages.places import cache_folder, find_teacher, make_folder
-from softcache.training.config import pick_device
+from softcache.training.config import pick_device, tf32
 from softcache.training.dumping import Forward, run_blocks
 from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
@@ -129,7 +129,7 @@ def dump(teacher: str = "resnet50", *, out: str | Path | None = None, dry_run: b
         compiled=identity.teacher.numerics.compile,
         hint_dtype=config.hint_dtype or "float16",
     )
-    with _tf32(identity.teacher.numerics.tf32):
+    with tf32(identity.teacher.numerics.tf32):
         hints = hint_shapes(forward, viewed, config, identity, existing.manifest if existing else None)
         guess = estimate(identity, hints, views, folder, existing)
         if dry_run:
@@ -356,19 +356,3 @@ def _standing(folder: Path) -> str:
         return "nothing had been computed yet"
     total = cache.rows * cache.views
     return f"{total - left:,} of {total:,} keys are in {folder} and stay valid"
-
-
-@contextlib.contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    """TF32 as the cache has it, and then as it was."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    set_tf32(allowed)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-def set_tf32(allowed: bool) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.allow_tf32 = allowed

@@ -57,7 +57,8 @@ def build_guide(
         )
         if term.replaces_logits:
             classifier = extras["teacher_classifier"]
-            network.model = Through(network.model, term.student[0], module.parts[-1].projector, classifier)  # type: ignore[arg-type]
+            learning: Any = module.parts[-1]
+            network.model = Through(network.model, term.student[0], learning.projector, classifier, size=learning.size)
         modules.append(module)
     return Guide(terms, modules, rows, len(source.viewed), events)
 

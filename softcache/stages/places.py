@@ -108,6 +108,8 @@ def teacher_source(teacher: str, samples: Samples, weights: str | None = None) -
         return teacher, weights
     if Path(teacher).is_dir():
         return (teacher if os.sep in teacher else f"./{teacher}"), None
+    if (Path("teachers") / teacher / TEACHER_FILE).exists():  # the name that `softcache teach` printed
+        return str(Path("teachers") / teacher), None
     own = teacher_folder(teacher, samples.spec)
     if (own / TEACHER_FILE).exists():
         return str(own), None

@@ -14,10 +14,10 @@ from softcache.cache.schema import LOGITS
 from softcache.errors import CacheError, UsageError
 from softcache.models._weights import fingerprint
 from softcache.stages.agreement import check_dataset
-from softcache.stages.dump import DTYPES, set_tf32
+from softcache.stages.dump import DTYPES
 from softcache.stages.places import find_teacher, open_viewed
 from softcache.stages.trust import recorded_dataset, recorded_recipe
-from softcache.training.config import pick_device
+from softcache.training.config import pick_device, tf32
 from softcache.training.dumping import Forward
 from softcache.views._digest import digest
 
@@ -90,7 +90,6 @@ def rerun(
     if network.classes != cache.manifest.identity.classes:
         raise CacheError(f"{teacher} has {network.classes} classes, the cache {cache.manifest.identity.classes}")
     same_weights = fingerprint(network.model.state_dict()) == cache.manifest.identity.teacher.weights
-    set_tf32(numerics.tf32)
     where = pick_device(device)
     network = network.to(where, DTYPES[numerics.dtype]).eval()
     if numerics.memory_format == "channels_last":
@@ -109,7 +108,8 @@ def rerun(
             pixels = viewed.batch(some, view)
             other = digest(pixels).numpy() != stored.pop("digest")
             coded = {name.removeprefix("logits/"): torch.from_numpy(a) for name, a in stored.items()}
-            now = forward(pixels.to(where))[0].cpu().double()
+            with tf32(numerics.tf32):
+                now = forward(pixels.to(where))[0].cpu().double()
             theirs = cache.codec.decode(coded).double()
             ours = cache.codec.decode(cache.codec.encode(now.float())).double()
             differs = (theirs - now).abs().amax(1)

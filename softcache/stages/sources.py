@@ -35,7 +35,7 @@ class Source:
 
     ``caches``: of logits, in the order given; ``hints``: teacher's layer → the cache that has it; ``live``: the
     network of ``--online``; ``named``, ``lent``: the caches of ``--cache`` and ``--hint-cache``; ``views``: the
-    recorded views that are visited, None for a fresh one every epoch.
+    recorded views that are visited, None for a fresh one every epoch; ``averaged``: those whose mean is the target.
     """
 
     viewed: ViewedDataset
@@ -46,6 +46,12 @@ class Source:
     live: Network | None = None
     named: list[Cache] = field(default_factory=list)
     lent: list[Cache] = field(default_factory=list)
+    averaged: tuple[int, ...] = ()
+
+    @property
+    def recorded_views(self) -> list[int] | None:
+        """The recorded views that the training depends on, if on any."""
+        return list(self.averaged or self.views or ()) or None
 
     @property
     def all_caches(self) -> list[Cache]:
@@ -90,9 +96,8 @@ class Source:
         caches = self.caches if logits else []
         if not caches and not columns:
             return None
-        assert self.views is not None or config.targets == "mean"
         if config.targets == "mean":
-            return MeanTeacher(caches, complete_views(caches, {}, config.views), device)
+            return MeanTeacher(caches, self.averaged, device)
         assert self.views is not None
         per_view = CachedTeacher.bytes_per_view(caches, columns)
         room = memory_budget(device)  # of what the pixels left
@@ -161,7 +166,10 @@ def open_source(config: TrainConfig) -> Source:
     check_together([leading, *source.all_caches], visited)
     for cache in source.all_caches:
         check_pixels(cache, viewed, accept_close=config.pixels == "close")
-    source.views = visited if config.targets == "matched" else None
+    if config.targets == "matched":
+        source.views = visited
+    else:
+        source.averaged = visited
     return source
 
 

@@ -22,7 +22,6 @@ from softcache.models._open import open_network
 from softcache.models._weights import fit as load_parameters
 from softcache.models._weights import load_state
 from softcache.stages.agreement import refuse_pixels
-from softcache.stages.dump import set_tf32
 from softcache.stages.hints import REGRESSORS_FILE, build_guide
 from softcache.stages.options import TrainConfig, check_options, knob
 from softcache.stages.places import CONFIG, STUDENT_FILE, make_folder, new_run_folder, read_config, write_config
@@ -30,7 +29,7 @@ from softcache.stages.sources import Source, open_source
 from softcache.stages.start import keep_frozen_still, open_teacher, prepare_student
 from softcache.stages.teach import evaluator
 from softcache.training.checkpoint import CHECKPOINT
-from softcache.training.config import pick_device
+from softcache.training.config import pick_device, tf32
 from softcache.training.evaluation import Accuracy, evaluate_network
 from softcache.training.guide import Guide
 from softcache.training.loop import BEST_FILE, Stage, fit
@@ -121,7 +120,7 @@ def train(
             raise SoftcacheError(f"{folder} holds a run already: use another --out, or --resume {folder}")
         make_folder(folder)
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder / ".lock", timeout=0), tf32(False):
             return _train(prepared, folder, resume is not None)
     except Timeout:
         raise LockedError(f"another process is training into {folder}") from None
@@ -151,7 +150,6 @@ def _prepare(config: TrainConfig, begun: dict[str, Any] | None) -> _Prepared:
 def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
     config, source, rows, network = prepared.config, prepared.source, prepared.rows, prepared.network
     device = pick_device(config.device)
-    set_tf32(False)
     if source.views is not None and config.views_per_image > len(source.views):
         raise UsageError(f"--views-per-image {config.views_per_image}: there are {len(source.views)} recorded views")
     windows, order = pick_windows(
@@ -298,8 +296,8 @@ def _document(prepared: _Prepared, objective: Objective) -> dict[str, Any]:
     asked = {**config.to_json(), "dataset": source.dataset, "size": source.viewed.size}
     for key, caches in (("cache", source.named), ("hint_cache", source.lent)):
         asked[key] = [str(cache.folder.resolve()) for cache in caches]
-    if config.targets == "matched" and source.views is not None:
-        asked["views"] = len(source.views)
+    if source.recorded_views is not None:
+        asked["views"] = len(source.recorded_views)
     return {
         "train": asked,
         "model": {**describe(prepared.network), "weights": STUDENT_FILE},
@@ -312,7 +310,7 @@ def _document(prepared: _Prepared, objective: Objective) -> dict[str, Any]:
         "caches": [
             {"path": str(cache.folder.resolve()), "cache_id": cache.manifest.cache_id} for cache in source.all_caches
         ],
-        "view_numbers": None if source.views is None else list(source.views),
+        "view_numbers": source.recorded_views,
         "held_out_rows": len(prepared.rows.held),
         "softcache": softcache.__version__,
         "torch": str(torch.__version__),
@@ -334,7 +332,7 @@ def _check_resumed(folder: Path, document: dict[str, Any], source: Source) -> No
     for cache in source.all_caches:
         if cache.manifest.cache_id not in began.values():
             raise CacheError(f"{cache.folder} is not the cache that {folder} began with: they are {', '.join(began)}")
-    views = None if source.views is None else list(source.views)
+    views = source.recorded_views
     if document.get("view_numbers", views) != views:
         raise CacheError(f"{folder} began with views {document['view_numbers']}, now there are {views}")
 

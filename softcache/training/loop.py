@@ -102,7 +102,9 @@ def fit(
         say(f"resuming after epoch {start}")
     total, steps, first = sum(stage.epochs for stage in stages), stream.plan.steps, 0
     step_lines = StepLines(folder, log_every, start * steps)
-    with Lines(folder / METRICS, fitted.lines) as write_line, bar("train", total * steps, "steps") as shown:
+    # The caller's own random numbers go on, after this, as if nothing had been trained.
+    generators = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with generators, Lines(folder / METRICS, fitted.lines) as write_line, bar("train", total * steps, "steps") as shown:
         shown.advance(start * steps)
         work = _Work(student, model, device, scaler, step_lines, shown)
         for number, stage in enumerate(stages, 3 - len(stages)):

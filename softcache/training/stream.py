@@ -17,10 +17,14 @@ from softcache.views._viewed import ViewedDataset
 
 
 class Teacher(Protocol):
-    """What the teacher says of keys, wherever it comes from; ``seconds`` that were spent on asking it."""
+    """What the teacher says of keys, wherever it comes from."""
 
     name: str
-    seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that were spent on asking it."""
+        ...
 
     def begin(self, views: Sequence[int], batches: Sequence[np.ndarray]) -> None:
         """Makes ready for an epoch on these views, and batches of the images in these rows."""

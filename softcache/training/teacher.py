@@ -6,8 +6,8 @@ They have the same face: ``begin(views, batches)`` before an epoch, then ``say(r
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -155,24 +155,45 @@ class LiveTeacher:
 
     def __init__(self, network: Network, hints: Sequence[str], device: torch.device, amp: str = "off"):
         self.name = "asked live"
-        self.seconds = 0.0
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._network = network.eval().to(device)
         self._hints = list(hints)
         self._device = device
         self._amp = amp
+
+    @property
+    def seconds(self) -> float:
+        """Time in the teacher: the device's own on a GPU, which is waited for when this is asked."""
+        for began, ended in self._events:
+            ended.synchronize()
+            self._seconds += began.elapsed_time(ended) / 1000
+        self._events.clear()
+        return self._seconds
 
     def begin(self, views: Sequence[int], batches: Sequence[np.ndarray]) -> None:
         """Nothing to prepare: any view will do."""
 
     def say(self, rows: np.ndarray, on_device: torch.Tensor, pixels: torch.Tensor) -> Said:
         """Runs the teacher on ``pixels`` (B, H, W, C) uint8."""
-        began = time.perf_counter()
-        with ExitStack() as stack:
+        with self._timed(), ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(autocast(self._device, self._amp))
             taps = stack.enter_context(Taps(self._network.model, self._hints)) if self._hints else {}
             logits = self._network(pixels)
             hints = {layer: taps[layer].float() for layer in self._hints}
-        self.seconds += time.perf_counter() - began
         # Tensors made in inference mode can't be saved for a backward pass; a copy can.
         return Said([logits.float().clone()], {layer: value.clone() for layer, value in hints.items()})
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        if self._device.type != "cuda":
+            began = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - began
+            return
+        pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        pair[0].record()
+        yield
+        pair[1].record()
+        self._events.append(pair)

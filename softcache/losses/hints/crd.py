@@ -135,8 +135,11 @@ class _CRD(nn.Module):
         total = self._contrast(s, self.bank_t, chosen, 0) + self._contrast(t, self.bank_s, chosen, 1)
         if self.training:
             with torch.no_grad():
-                self._remember(self.bank_s, indices, s)
-                self._remember(self.bank_t, indices, t)
+                # A row may come several times (views of an image in one batch): the first is what is remembered by
+                # all of them, so that the order of their writes doesn't matter.
+                first = (indices[:, None] == indices).int().argmax(1)
+                self._remember(self.bank_s, indices, s[first])
+                self._remember(self.bank_t, indices, t[first])
                 self.step += 1
         return total
 

@@ -13,7 +13,7 @@ from softcache.errors import UsageError
 from softcache.losses._precision import full_precision
 from softcache.losses.hints._regressor import BatchNorm
 from softcache.losses.hints._seeded import seeded
-from softcache.losses.hints._shapes import Shape, as_map, as_vector, check_shape, map_shape, same_size
+from softcache.losses.hints._shapes import Shape, as_map, as_vector, check_shape, map_shape, pool, same_size
 from softcache.models._through import projector
 
 
@@ -60,13 +60,17 @@ class SimKD:
                 f"has {teacher} channels and there are {classes} classes: name the one before it"
             )
         with seeded(seed):
-            return _SimKD(student, teacher, max(1, teacher // self.factor), teacher_classifier)
+            module = _SimKD(student, teacher, max(1, teacher // self.factor), teacher_classifier)
+        ours, theirs = map_shape(student_shape), map_shape(teacher_shape)
+        module.size = (min(ours[1], theirs[1]), min(ours[2], theirs[2]))
+        return module
 
 
 class _SimKD(nn.Module):
     def __init__(self, student: int, teacher: int, middle: int, classifier: nn.Linear) -> None:
         super().__init__()
         self.projector = projector(student, middle, teacher, BatchNorm)
+        self.size = (1, 1)  # (H, W) at which the projector learns: set by who knows both shapes
         self.weight: torch.Tensor
         self.bias: torch.Tensor | None
         bias = classifier.bias
@@ -88,4 +92,5 @@ class _SimKD(nn.Module):
     @full_precision
     def student_logits(self, student: torch.Tensor) -> torch.Tensor:
         """The guided layer's activation → logits (B, classes)."""
-        return F.linear(as_vector(self.projector(as_map(student))), self.weight, self.bias)
+        feature = pool(as_map(student), *self.size)
+        return F.linear(as_vector(self.projector(feature)), self.weight, self.bias)
