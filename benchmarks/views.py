@@ -1,7 +1,8 @@
 """Accuracy over the number of recorded views: matched targets, targets averaged over views, and a live teacher.
 
     python -m benchmarks.views                                 # digits; writes docs/views.png and docs/views.md
-    python -m benchmarks.views --dataset arrays:PATH --size 32 --epochs 48    # any other set, larger and longer
+    python -m benchmarks.views --dataset fashionmnist --rows 4000 --repetitions 3          # the first 4,000 of another
+    python -m benchmarks.views --dataset arrays:PATH --size 32 --epochs 48                 # larger and longer
 
 A student on few labels learns mostly from the teacher, so that it matters of how many views the teacher was asked.
 With *matched* targets the student sees the recorded views and what the teacher said of each; with *mean* targets it
@@ -15,12 +16,16 @@ import json
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.measure import arguments, in_words, machine
 from softcache.console import set_quiet
+from softcache.datasets._open import open_samples
 from softcache.stages.dump import dump
 from softcache.stages.teach import teach
 from softcache.stages.train import train
@@ -30,12 +35,14 @@ VIEWS = (1, 2, 4, 8)
 
 
 def main() -> None:
-    options = arguments(__doc__, repetitions=5, size=16, epochs=16)
+    options = arguments(__doc__, repetitions=5, size=16, epochs=16, rows=0)
     set_quiet(True)
     dataset = options.dataset or "digits"
     epochs = 1 if options.tiny else 3 * options.epochs if options.full else options.epochs
     folder, start = Path(tempfile.mkdtemp(prefix="softcache-views-")), Path.cwd()
     try:
+        if options.rows:
+            dataset = _first_rows(dataset, options.rows, folder)
         os.chdir(folder)
         common: dict[str, Any] = {"dataset": dataset, "size": options.size}
         taught = teach("cifar:resnet8" if options.tiny else "cifar:resnet20", epochs=epochs, **common)
@@ -72,6 +79,19 @@ def main() -> None:
     if not options.tiny:
         draw(found, lines, DOCS / "views.png", dataset)
         (DOCS / "views.md").write_text(_page(table, record, taught.test.top1, options.repetitions), encoding="utf-8")
+
+
+def _first_rows(dataset: str, rows: int, folder: Path) -> str:
+    """An ``arrays:`` dataset of the first rows of both splits of another that is in memory."""
+    place = folder / f"{dataset}-{rows}"
+    place.mkdir()
+    for split in ("train", "test"):
+        samples = open_samples(dataset, split)
+        assert samples.images is not None, f"{dataset} is not in memory"
+        np.save(place / f"{split}_images.npy", np.asarray(samples.images[:rows]))
+        np.save(place / f"{split}_labels.npy", samples.labels[:rows])
+        (place / "classes.txt").write_text("\n".join(samples.classes) + "\n", encoding="utf-8")
+    return f"arrays:{place}"
 
 
 def _accuracies(options: dict[str, Any], seeds: int) -> list[float]:
@@ -130,8 +150,9 @@ def _page(table: str, record: dict[str, Any], teacher: float, seeds: int) -> str
 
 ![test accuracy over the number of recorded views](views.png)
 
-Test top-1 of a `cifar:resnet8` student on {_name(record["dataset"])}, {record["size"]}×{record["size"]}, with
-5 % of the labels, {record["epochs"]} epochs, mean of {
+Test top-1 of a `cifar:resnet8` student on {_name(record["dataset"])}, {record["size"]}×{
+        record["size"]
+    }, with 5 % of the labels, {record["epochs"]} epochs, mean of {
         seeds
     } seeds (lowest – highest); its teacher, a `cifar:resnet20`, has {100 * teacher:.2f} %.
 
@@ -141,7 +162,7 @@ Test top-1 of a `cifar:resnet8` student on {_name(record["dataset"])}, {record["
 pixels in each epoch, and the mean of what the teacher said of the recorded views. *Live teacher*: asked of a fresh
 view in every epoch (`--online`).
 
-Measured by `python -m benchmarks.views` on {in_words(record)}.
+Measured by `{" ".join(["python -m benchmarks.views", *sys.argv[1:]])}` on {in_words(record)}.
 """
 
 
