@@ -1,7 +1,8 @@
 """Runs every benchmark of speed and writes ``docs/benchmarks.md``: ``python -m benchmarks`` or ``make bench``.
 
-``--only reads,cold`` runs some, ``--full`` larger sizes, ``--tiny`` sizes that say nothing and write nothing. Those of
-accuracy take longer and are scripts of their own: ``python -m benchmarks.defaults``, ``python -m benchmarks.views``.
+``--only reads,cold`` runs some and keeps the page's other sections, ``--full`` larger sizes, ``--tiny`` sizes that say
+nothing and write nothing. Those of accuracy take longer and are scripts of their own: ``python -m benchmarks.defaults``,
+``benchmarks.views``, ``benchmarks.real``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from benchmarks.measure import in_words, machine
 
-SCRIPTS = ("training", "dumping", "reads", "cold", "bounds", "first_batch", "decoding")
+SCRIPTS = ("training", "dumping", "reads", "cold", "bounds", "first_batch", "decoding", "losses")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
 
@@ -25,7 +26,8 @@ def main() -> int:
         at = given.index("--only")
         only = given[at + 1].split(",")
         del given[at : at + 2]
-    sections, began = [], time.perf_counter()
+    sections: dict[str, str] = {}
+    began = time.perf_counter()
     for name in only:
         command = [sys.executable, "-m", f"benchmarks.{name}", *given]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -33,11 +35,19 @@ def main() -> int:
         if done.returncode:
             print(f"benchmarks.{name} failed", file=sys.stderr)
             return 1
-        sections.append(_section(name, given, done.stdout))
+        sections[name] = _section(name, given, done.stdout)
     print(f"{time.perf_counter() - began:.0f} s")
-    if "--tiny" not in given and only == list(SCRIPTS):
-        PAGE.write_text(_page(sections), encoding="utf-8")
+    if "--tiny" not in given:
+        there = _there() if PAGE.exists() else {}
+        known = [sections.get(name) or there.get(name) for name in SCRIPTS]
+        PAGE.write_text(_page([section for section in known if section]), encoding="utf-8")
     return 0
+
+
+def _there() -> dict[str, str]:
+    """The sections of the page as it is, by the script that wrote them: those that don't run now are kept."""
+    parts = PAGE.read_text(encoding="utf-8").split("\n## ")[1:-1]
+    return {name: f"## {part}".strip() for part in parts for name in SCRIPTS if f"`python -m benchmarks.{name}" in part}
 
 
 def _section(name: str, given: list[str], output: str) -> str:
@@ -58,7 +68,8 @@ def _page(sections: list[str]) -> str:
 Written by `make bench`. Each row is the median of paired repetitions: in each repetition all sides run once, in turns
 that change their order, and the ratio is taken within the repetition. Lowest and highest are those of the
 repetitions. Nothing here is asserted by a test, because machines differ; rows that miss their target are kept. What
-the defaults reach is in [defaults.md](defaults.md), how many views are worth recording in [views.md](views.md).
+the defaults reach is in [defaults.md](defaults.md), how many views are worth recording in [views.md](views.md), what
+losses reach on a real set in [real.md](real.md).
 
 {body}
 

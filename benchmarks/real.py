@@ -4,15 +4,16 @@ and a combination.
     python -m benchmarks.real --dataset fashionmnist --data-dir DIR     # writes docs/real.md
     python -m benchmarks.real --tiny                                    # a look at the script, on the digits
 
-Every student sees as many keys as any other (two-stage FitNets spends some of its epochs on the hint). Sizes are those
-that two CPU cores can do: views of 16 pixels of the first rows of the set. ``--place DIR`` keeps teacher, cache and
-runs, and goes on with what is there.
+Within a column every student sees as many keys as any other (two-stage FitNets spends some of its epochs on the hint).
+Sizes are those that two CPU cores can do: views of 16 pixels of the first rows of the set. ``--place DIR`` keeps
+teacher, cache and runs, and goes on with what is there.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -35,6 +36,7 @@ TEACHER, STUDENT = "cifar:resnet20", "cifar:resnet8"
 ROWS, SIZE, VIEWS = 8_000, 16, 4
 TEACHER_EPOCHS, EPOCHS, HINT_EPOCHS = 10, 6, 2
 COMMON = ["--batch-size", "64", "--lr", "0.004"]
+ALL, FEW, LONGER = "all labels", "5 % of the labels", "all labels, 3 times as long"
 FITNET = "fitnet:teacher=layer2,student=layer2"
 
 
@@ -71,14 +73,21 @@ def main() -> None:
     taught = teach(TEACHER, epochs=teacher_epochs, batch_size=64, lr=4e-3, out="teacher", **data)
     assert taught.test is not None
     dump("teacher", views=VIEWS, hints=("layer2", "fc:in"), out="cache", **data)
-    jobs = [(name, seed) for name in settings(epochs) for seed in range(options.repetitions)]
+    names = {ALL: list(settings(epochs)), FEW: list(settings(epochs)), LONGER: ["labels alone", "kl"]}
+    jobs = [(column, name, seed) for column in names for name in names[column] for seed in range(options.repetitions)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         done = list(pool.map(lambda job: student(dataset, recipe, *job, epochs), jobs))
-    found: dict[str, list[float]] = {}
-    for (name, _), top1 in zip(jobs, done, strict=True):
-        found.setdefault(name, []).append(top1)
+    found: dict[str, dict[str, list[float]]] = {}
+    for (column, name, _), top1 in zip(jobs, done, strict=True):
+        found.setdefault(name, {}).setdefault(column, []).append(top1)
     table = show(found, taught.test.top1)
-    record = {"benchmark": "real", "teacher": taught.test.top1, "students": found, **machine()}
+    record = {
+        "benchmark": "real",
+        "seeds": options.repetitions,
+        "teacher": taught.test.top1,
+        "students": found,
+        **machine(),
+    }
     print(table)
     print(json.dumps(record))
     if not options.tiny:
@@ -99,36 +108,34 @@ def subset(folder: Path, source: str, data_dir: str | None, rows: int) -> None:
     (folder / "classes.txt").write_text("\n".join(samples.classes) + "\n")
 
 
-def student(dataset: str, recipe: str, name: str, seed: int, epochs: int) -> float:
+def student(dataset: str, recipe: str, column: str, name: str, seed: int, epochs: int) -> float:
     """Top-1 of one training, in a process of its own so that two run at a time."""
-    out = Path("runs") / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+    given = settings(3 * epochs if column == LONGER else epochs)[name]
+    if column == FEW:
+        given = [*given, "--label-fraction", "0.05"]
+    out = Path("runs") / re.sub(r"[ ,%+]+", "-", f"{column}-{name}-{seed}")
     config = out / "config.json"
     if not config.exists() or "result" not in json.loads(config.read_text()):
-        alone = name == "labels alone"
-        where = ["--size", str(SIZE), "--augment", recipe] if alone else ["--cache", "cache"]
-        command = [sys.executable, "-m", "softcache", "-q", "--threads", "1", "train", "--student", STUDENT]
-        command += [
-            "--dataset",
-            dataset,
-            *where,
-            *COMMON,
-            *settings(epochs)[name],
-            "--seed",
-            str(seed),
-            "--out",
-            str(out),
-        ]
+        where = ["--cache", "cache"] if name != "labels alone" else ["--size", str(SIZE), "--augment", recipe]
+        command = [sys.executable, "-m", "softcache", "-q", "--threads", "1", "train", "--student", STUDENT, *where]
+        command += ["--dataset", dataset, *COMMON, *given, "--seed", str(seed), "--out", str(out)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        print(f"{name}, seed {seed}: {100 * json.loads(config.read_text())['result']['test_top1']:.2f} %", flush=True)
+        top1 = json.loads(config.read_text())["result"]["test_top1"]
+        print(f"{column}, {name}, seed {seed}: {100 * top1:.2f} %", flush=True)
     return json.loads(config.read_text())["result"]["test_top1"]
 
 
-def show(found: dict[str, list[float]], teacher: float) -> str:
-    lines = ["| student | test top-1, mean | deviation | seeds |", "| --- | --- | --- | --- |"]
-    for name, top1 in found.items():
-        spread = f"{100 * statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
-        lines.append(f"| {name} | {100 * statistics.mean(top1):.2f} % | {spread} | {len(top1)} |")
-    return "\n".join([*lines, f"| *the teacher* | {100 * teacher:.2f} % | | 1 |"])
+def show(found: dict[str, dict[str, list[float]]], teacher: float) -> str:
+    """Mean ± deviation over the seeds."""
+    lines = [f"| student | {ALL} | {FEW} | {LONGER} |", "| --- | --- | --- | --- |"]
+    for name, columns in found.items():
+        cells = []
+        for column in (ALL, FEW, LONGER):
+            top1 = columns.get(column, [])
+            spread = f" ± {100 * statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
+            cells.append(f"{100 * statistics.mean(top1):.2f}{spread}" if top1 else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, f"| *the teacher* | {100 * teacher:.2f} | | |"])
 
 
 def page(table: str, record: dict[str, Any], command: str, source: str, rows: int, recipe: str) -> str:
@@ -137,8 +144,9 @@ def page(table: str, record: dict[str, Any], command: str, source: str, rows: in
     return f"""# On a real set
 
 {source}, the first {rows:,} training rows and the whole test split, views of {SIZE} pixels, recipe `{recipe}`,
-{cached["views"]} recorded views. Teacher {TEACHER}, {TEACHER_EPOCHS} epochs; student {STUDENT}, {EPOCHS} epochs in all,
-last epoch, {" ".join(COMMON)}. One teacher and one cache for all students.
+{cached["views"]} recorded views. Teacher {TEACHER}, {TEACHER_EPOCHS} epochs on all labels; student {STUDENT},
+{EPOCHS} epochs in all, last epoch, {" ".join(COMMON)}. One teacher and one cache for all students. Test top-1 in %,
+mean ± standard deviation over {record["seeds"]} seeds.
 
 {table}
 
