@@ -15,6 +15,7 @@ from PIL import Image
 from softcache.cache.locks import writing
 from softcache.cli._main import run
 from softcache.models._open import open_network
+from softcache.stages.dump import near_chance
 
 Fails = Callable[..., str]
 
@@ -209,3 +210,19 @@ def test_overflowing_logits_name_the_key(here: Path, fails: Fails, small_teacher
     assert (
         run(["-q", "dump", "--teacher", teacher, "--size", "8", "--views", "1", "--codec", "fp32", "--out", "c2"]) == 0
     )
+
+
+def test_a_teacher_near_chance_is_warned_of(
+    here: Path, small_teacher: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Random weights: a wrong class order or normalization looks like this, and is found before any training."""
+    assert run(["dump", "--teacher", small_teacher(here / "teacher"), "--size", "8", "--views", "1"]) == 0
+    assert "chance is 10.00 %" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("top1", "classes", "near"),
+    [(0.5, 2, True), (0.6, 2, False), (0.44, 3, False), (0.1, 10, True), (0.2, 10, False), (0.002, 1000, True)],
+)
+def test_what_is_near_chance(top1: float, classes: int, near: bool) -> None:
+    assert near_chance(top1, classes) is near

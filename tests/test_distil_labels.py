@@ -12,9 +12,11 @@ import pytest
 import torch
 from harness_train import config, fit, lines, make_cache, make_teacher, same, weights
 
+from softcache.errors import UsageError
 from softcache.losses._schedule import Schedule
 from softcache.losses._terms import parse_terms
 from softcache.stages import train as stage
+from softcache.stages.options import TrainConfig
 from softcache.stages.places import open_viewed
 from softcache.training.objective import Objective, hard_loss
 
@@ -172,3 +174,12 @@ def test_a_loss_has_its_own_temperature_unless_one_is_given(made: Path, tmp_path
     fit(tmp_path / "given", cache=(str(made / "plain"),), losses=("kl", "wsld:T=3"), T="6:2:cosine", epochs=1)
     assert [entry["T"] for entry in config(tmp_path / "own")["losses"]] == ["4", "2"]
     assert [entry["T"] for entry in config(tmp_path / "given")["losses"]] == ["6:2:cosine", "3"]
+
+
+@pytest.mark.parametrize("spec", NEEDING)
+def test_losses_that_need_labels_are_refused_without_any(spec: str) -> None:
+    """A set without labels serves soft targets; a loss on labels would be 0 for every row."""
+    none = np.full(24, -1, np.int32)
+    with pytest.raises(UsageError, match=f"--loss {spec.partition(':')[0]} needs labels"):
+        stage._choose_rows(TrainConfig(losses=(spec,)), none)
+    assert len(stage._choose_rows(TrainConfig(losses=("kl", "dist")), none).train) == 24

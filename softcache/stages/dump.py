@@ -240,6 +240,11 @@ def kept_samples(viewed: ViewedDataset) -> tuple[np.ndarray, np.ndarray]:
     return rows, viewed.batch(rows, 0).numpy()
 
 
+def near_chance(top1: float, classes: int) -> bool:
+    """Whether an accuracy is less than a twentieth of the way from chance to perfect."""
+    return classes > 1 and top1 < (1 + 0.05 * (classes - 1)) / classes
+
+
 def finish(folder: Path) -> None:
     """Once nothing is missing: the teacher's accuracy on the labels, and the one file over all shards."""
     cache = Cache(folder)
@@ -250,7 +255,7 @@ def finish(folder: Path) -> None:
         if top1 is not None:
             update_state(folder, lambda state: dataclasses.replace(state, teacher_top1=top1))
             classes = cache.manifest.identity.classes
-            if classes > 1 and top1 < 2.0 / classes:
+            if near_chance(top1, classes):
                 warn(
                     f"the teacher's top-1 on the labels is {100 * top1:.2f} %, chance is {100 / classes:.2f} %: "
                     "look for another class order, other channels or normalization, or weights that weren't loaded"

@@ -245,6 +245,10 @@ def _choose_rows(config: TrainConfig, labels: np.ndarray) -> _Rows:
     train = np.flatnonzero(~held & (visible >= 0)) if config.alone else np.flatnonzero(~held)
     if not len(train):
         raise UsageError("a training on labels alone needs labels, and this dataset has none")
+    if not (visible >= 0).any():
+        for term in config.terms():
+            if term.needs_labels:
+                raise UsageError(f"--loss {term.name} needs labels, and this dataset has none: use one such as kl")
     return _Rows(train, np.flatnonzero(held), visible)
 
 
