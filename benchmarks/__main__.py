@@ -1,7 +1,7 @@
 """Runs every benchmark of speed and writes ``docs/benchmarks.md``: ``python -m benchmarks`` or ``make bench``.
 
 ``--only reads,cold`` runs some and keeps the page's other sections, ``--full`` larger sizes, ``--tiny`` sizes that say
-nothing and write nothing. Those of accuracy take longer and are scripts of their own: ``python -m benchmarks.defaults``,
+nothing and write nothing. Those of accuracy take longer and are scripts of their own: ``benchmarks.defaults``,
 ``benchmarks.views``, ``benchmarks.real``.
 """
 

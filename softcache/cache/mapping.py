@@ -48,13 +48,15 @@ class Rows:
         """Whether one ``take`` reaches all rows."""
         return self._joined is not None
 
-    def take(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """``out[k] = row rows[k]``; ``rows`` (B,) int64 must be in range. No loop over rows."""
+    def take(self, rows: np.ndarray, out: np.ndarray, part: np.ndarray | None = None) -> None:
+        """``out[k] = row rows[k]``; ``rows`` (B,) int64 must be in range. No loop over rows. ``part``: the part that
+        each row lies in, for who has several arrays of the same rows."""
+        if part is None:
+            part = rows // self._part_rows
         if self._joined is not None:
-            at = rows + rows // self._part_rows * self._gap if self._gap else rows
+            at = rows + part * self._gap if self._gap else rows
             np.take(self._joined, at, axis=0, out=out, mode="clip")  # the default mode would go through a buffer
             return
-        part = rows // self._part_rows
         order = np.argsort(part, kind="stable")
         numbers, starts = np.unique(part[order], return_index=True)
         for number, at in zip(numbers.tolist(), np.split(order, starts[1:]), strict=len(rows) > 0):

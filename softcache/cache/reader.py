@@ -191,10 +191,12 @@ class ColumnReader:
         """``rows`` (B,) int64 → each array's rows, (B, ...), in that order; ``digest`` among them.
 
         ``out``: where they are to go, as ``empty`` makes it; by default arrays of their own."""
-        assert len(rows) == 0 or 0 <= rows.min() <= rows.max() < self.cache.rows, "rows out of range"
+        # as unsigned numbers negative ones are larger than any row
+        assert len(rows) == 0 or int(rows.view(np.uint64).max()) < self.cache.rows, "rows out of range"
         out = self.empty(len(rows)) if out is None else out
+        part = rows // self._shard_rows
         for name, mapped in self.map(view).items():
-            mapped.take(rows, out[name])
+            mapped.take(rows, out[name], part)
         return out
 
     def empty(self, rows: int) -> dict[str, np.ndarray]:
