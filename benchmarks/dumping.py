@@ -39,7 +39,7 @@ def main() -> Result:
     set_quiet(True)
     gpu = device.type == "cuda"
     folder = Path(tempfile.mkdtemp(prefix="softcache-dumping-"))
-    rows = 256 if options.tiny else 50_000 if gpu else 1024
+    rows = 256 if options.tiny else 50_000 if gpu else 3072
     spec = "cifar:resnet8" if options.tiny else "cifar:resnet56"
     files = 64 if options.tiny else 20_000 if options.full else 1000
     lines = []
