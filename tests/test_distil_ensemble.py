@@ -133,7 +133,7 @@ def test_the_mean_over_one_view_is_that_view_and_pixels_are_fresh(made: Path, tm
     assert same(weights(tmp_path / "matched"), weights(tmp_path / "mean"))
     recorded = config(tmp_path / "mean")
     assert recorded["train"]["targets"] == "mean"
-    assert recorded["view_numbers"] is None
+    assert recorded["view_numbers"] == [0]
     # In the second epoch matched views come again, and mean targets get pixels that no one has seen.
     fit(tmp_path / "matched_2", cache=cache, views=1, epochs=2)
     fit(tmp_path / "mean_2", cache=cache, views=1, epochs=2, targets="mean")
