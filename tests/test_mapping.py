@@ -145,6 +145,28 @@ def test_blocks_give_the_rows_in_any_order_within_windows(tmp_path: Path, block_
         assert np.array_equal(reader.gather(rows)["logits/values"].astype(np.float32), logits[0][rows])
 
 
+def test_the_thread_that_reads_ahead_ends_with_its_reader(tmp_path: Path) -> None:
+    cache, _ = make_cache(tmp_path / "cache", rows=1000, shard_rows=64, views=1)
+    order = np.arange(1000)
+    reader = BlockReader(cache, "logits", 0, order, 32, 2)
+    reader.gather(order[:20])
+    thread = reader._thread
+    assert thread.is_alive()  # its blocks are full, and it waits for them to be used
+    del reader
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_an_order_that_leaves_its_windows_is_refused(tmp_path: Path) -> None:
+    cache, _ = make_cache(tmp_path / "cache", rows=1000, shard_rows=64, views=1)
+    order = np.random.default_rng(0).permutation(1000)
+    with pytest.raises(AssertionError, match="within its windows"):
+        BlockReader(cache, "logits", 0, order, 32, 2)
+    with pytest.raises(AssertionError, match="order given"):
+        BlockReader(cache, "logits", 0, np.arange(1000), 32, 2).gather(np.arange(20) + 1)
+
+
 CHILD = """
 import resource, sys
 import numpy as np

@@ -1,15 +1,16 @@
-"""Reading a view of which little is in memory: whole blocks of rows, asked for one window ahead.
+"""Reading a view of which little is in memory: whole blocks of rows, read by a thread ahead of their use.
 
 A memory map is the fastest way to rows that the system holds already, and a slow one to those that it doesn't: each
 row is a page fault that waits for the disk. Where keys come in an order that stays within a window of blocks for a
-while (``training.plan.Windows``), blocks are read whole into a pool of fixed size, and the system is told of the next
-window's before they are needed.
+while (``training.windows.Windows``), blocks are read whole into a pool of fixed size, each before its first row is
+asked for, and its place is given to another after its last.
 """
 
 from __future__ import annotations
 
-import math
 import os
+import threading
+import weakref
 from collections import deque
 
 import numpy as np
@@ -18,119 +19,170 @@ from softcache.cache.reader import Cache
 from softcache.cache.shard import Extent
 from softcache.errors import IntegrityError
 
+ADVISED = 16  # blocks that the system is told of before they are read, so that a disk always has something to do
+
 
 class BlockReader:
     """Rows of one column of one view, for keys that come in the order that is given.
 
-    ``order``: (K,) int64, all keys that ``gather`` is going to be asked for, in that order. ``block_rows``: rows of a
+    ``order``: (K,) int64, the rows that ``gather`` is going to be asked for, in that order. ``block_rows``: rows of a
     block, a power of two; ``window``: blocks that an order stays within. Two windows' blocks are held, no more.
     """
 
     def __init__(self, cache: Cache, column: str, view: int, order: np.ndarray, block_rows: int, window: int):
-        self._cache, self._column, self._view = cache, column, view
-        self._shard_rows = cache.manifest.shard_rows(column)
-        self._block_rows = min(block_rows, self._shard_rows)
+        shard_rows = cache.manifest.shard_rows(column)
+        self._block_rows = min(block_rows, shard_rows)
         split = block_rows // self._block_rows  # shards of hints may be smaller than a block
-        blocks = -(-cache.rows // self._block_rows)
-        self._slots = min(2 * window * split, blocks)
-        self._pools = {
-            name: np.empty(shape, dtype)
-            for name, (dtype, shape) in cache.arrays(column, self._slots * self._block_rows).items()
-        }
-        self._slot_of = np.full(blocks, -1, np.int64)
-        self._held: deque[int] = deque()
-        self._free = list(range(self._slots))
-        self._extents: dict[int, dict[str, Extent]] = {}
-        self._order, self._at, self._advised_to = order, 0, 0
-        self._ahead = window * block_rows  # keys of a window
+        slots = min(2 * window * split, -(-cache.rows // self._block_rows))
+        self._order, self._at = order, 0
+        self._visit, block, first, self._last = _visits(order // self._block_rows, window * block_rows)
+        assert _most_at_once(first, self._last) <= slots, "this order doesn't stay within its windows"
+        self._ends = np.argsort(self._last, kind="stable")  # visits in the order in which they end
+        self._ended = 0
+        self._loader = _Loader(cache, column, view, block, self._block_rows, slots)
+        # The thread knows the loader alone, and ends with whoever reads from it.
+        weakref.finalize(self, self._loader.stop).atexit = False
+        self._thread = threading.Thread(target=self._loader.run, name="softcache-blocks", daemon=True)
 
     @property
     def nbytes(self) -> int:
         """Memory that the blocks take, however many rows the cache has."""
-        return sum(pool.nbytes for pool in self._pools.values())
+        return sum(pool.nbytes for pool in self._loader.pools.values())
 
     def gather(self, rows: np.ndarray, out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-        """The next keys' rows of each array, (B, ...): as ``ColumnReader.gather``."""
-        if self._advised_to < min(self._at + self._ahead // 2, len(self._order)):
-            self._advise()
-        self._at += len(rows)
-        block = rows // self._block_rows
-        slots = self._slot_of[block]
-        if (slots < 0).any():
-            self._load(np.unique(block[slots < 0]), np.unique(block))
-            slots = self._slot_of[block]
-        place = slots * self._block_rows + rows % self._block_rows
+        """The next keys' rows of each array, (B, ...): as ``ColumnReader.gather``.
+
+        Errors: ``IntegrityError`` where a shard is missing or damaged.
+        """
+        if self._thread.ident is None:  # not before: workers may be forked first
+            self._thread.start()
+        visits = self._visit[self._at : self._at + len(rows)]
+        assert np.array_equal(rows, self._order[self._at : self._at + len(rows)]), "rows come in the order given"
+        place = self._loader.slots_of(visits) * self._block_rows + rows % self._block_rows
         if out is None:
-            out = {n: np.empty((len(rows), *pool.shape[1:]), pool.dtype) for n, pool in self._pools.items()}
-        for name, pool in self._pools.items():
+            pools = self._loader.pools.items()
+            out = {name: np.empty((len(rows), *pool.shape[1:]), pool.dtype) for name, pool in pools}
+        for name, pool in self._loader.pools.items():
             np.take(pool, place, axis=0, out=out[name], mode="clip")
+        self._at += len(rows)
+        ended = int(np.searchsorted(self._last, self._at, sorter=self._ends))
+        self._loader.free(self._ends[self._ended : ended])
+        self._ended = ended
         return out
 
-    def _load(self, missing: np.ndarray, needed: np.ndarray) -> None:
-        if len(needed) > self._slots:
-            raise AssertionError(f"a batch touches {len(needed)} blocks, {self._slots} can be held")
-        kept = set(needed.tolist())
-        for block in missing.tolist():
-            if not self._free:
-                for _ in range(len(self._held)):
-                    oldest = self._held.popleft()
-                    if oldest not in kept:
-                        self._free.append(int(self._slot_of[oldest]))
-                        self._slot_of[oldest] = -1
-                        break
-                    self._held.append(oldest)
-            slot = self._free.pop()
-            self._read(block, slot)
-            self._slot_of[block] = slot
-            self._held.append(block)
 
-    def _read(self, block: int, slot: int) -> None:
-        number, first, rows = self._where(block)
+class _Loader:
+    """Reads blocks into slots, in the order of their visits, as long as there are slots free."""
+
+    def __init__(self, cache: Cache, column: str, view: int, blocks: np.ndarray, block_rows: int, slots: int):
+        self._cache, self._column, self._view = cache, column, view
+        self._shard_rows, self._block_rows = cache.manifest.shard_rows(column), block_rows
+        shapes = cache.arrays(column, slots * block_rows)
+        self.pools = {name: np.empty(shape, dtype) for name, (dtype, shape) in shapes.items()}
+        self._blocks = blocks  # (visits,)
+        self._slot = np.full(len(blocks), -1, np.int64)
+        self._free = deque(range(slots))
+        self._extents: dict[int, dict[str, Extent]] = {}
+        self._changed = threading.Condition()
+        self._failure: BaseException | None = None
+        self._stopped = False
+
+    def slots_of(self, visits: np.ndarray) -> np.ndarray:
+        """Where the blocks of these visits lie, once they have been read."""
+        slots = self._slot[visits]
+        if (slots < 0).any():
+            with self._changed:
+                while ((slots := self._slot[visits]) < 0).any():
+                    if self._failure is not None:
+                        raise self._failure
+                    self._changed.wait()
+        return slots
+
+    def free(self, visits: np.ndarray) -> None:
+        """These visits are over."""
+        if len(visits):
+            with self._changed:
+                self._free.extend(self._slot[visits].tolist())
+                self._changed.notify_all()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def run(self) -> None:
+        try:
+            for visit, block in enumerate(self._blocks.tolist()):
+                ahead = range(0, ADVISED) if visit == 0 else range(visit + ADVISED - 1, visit + ADVISED)
+                for other in ahead:
+                    if other < len(self._blocks):
+                        self._read(int(self._blocks[other]), None)
+                with self._changed:
+                    while not self._free and not self._stopped:
+                        self._changed.wait()
+                    if self._stopped:
+                        return
+                    slot = self._free.popleft()
+                self._read(block, slot)
+                with self._changed:
+                    self._slot[visit] = slot
+                    self._changed.notify_all()
+        except BaseException as error:  # handed to the thread that waits for the block, which raises it
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+
+    def _read(self, block: int, slot: int | None) -> None:
+        """Reads a block into a slot; without one, tells the system that it will be read."""
+        number, first = divmod(block * self._block_rows, self._shard_rows)
+        rows = min(self._block_rows, self._cache.shard_range(self._column, number)[1] - first)
         path = self._cache.shard_path(self._view, self._column, number)
+        if number not in self._extents:
+            self._extents[number] = self._cache.extents(self._view, self._column, number)
         fd = os.open(path, os.O_RDONLY)
         try:
-            for name, extent in self._shard(number).items():
-                at = slot * self._block_rows
-                target = self._pools[name][at : at + rows].view(np.uint8).data.cast("B")
+            for name, extent in self._extents[number].items():
                 row_bytes = extent.nbytes // extent.shape[0]
                 offset = extent.offset + first * row_bytes
-                while target:
-                    got = os.preadv(fd, [target], offset)
-                    if not got:
-                        raise IntegrityError(f"{path} has been truncated")
-                    target, offset = target[got:], offset + got
+                if slot is not None:
+                    at = slot * self._block_rows
+                    _fill(fd, self.pools[name][at : at + rows].view(np.uint8).data.cast("B"), offset, str(path))
+                elif hasattr(os, "posix_fadvise"):  # not on macOS
+                    os.posix_fadvise(fd, offset, rows * row_bytes, os.POSIX_FADV_WILLNEED)
         finally:
             os.close(fd)
 
-    def _advise(self) -> None:
-        """Tells the system of the blocks of the window after the one that is being read."""
-        upto = min(self._at + 2 * self._ahead, len(self._order))
-        wanted = np.unique(self._order[self._advised_to : upto] // self._block_rows)
-        self._advised_to = upto
-        if not hasattr(os, "posix_fadvise"):  # macOS: reads aren't asked for ahead there
-            return
-        by_shard: dict[int, list[tuple[int, int]]] = {}
-        for block in wanted[self._slot_of[wanted] < 0].tolist():
-            number, first, rows = self._where(block)
-            by_shard.setdefault(number, []).append((first, rows))
-        for number, spans in by_shard.items():
-            fd = os.open(self._cache.shard_path(self._view, self._column, number), os.O_RDONLY)
-            try:
-                for extent in self._shard(number).values():
-                    row_bytes = math.prod(extent.shape[1:]) * extent.dtype.itemsize
-                    for first, rows in spans:
-                        place = extent.offset + first * row_bytes
-                        os.posix_fadvise(fd, place, rows * row_bytes, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(fd)
 
-    def _where(self, block: int) -> tuple[int, int, int]:
-        """A block's shard, its first row in it, and its number of rows."""
-        number, first = divmod(block * self._block_rows, self._shard_rows)
-        _, rows = self._cache.shard_range(self._column, number)
-        return number, first, min(self._block_rows, rows - first)
+def _fill(fd: int, target: memoryview, offset: int, path: str) -> None:
+    while target:
+        got = os.preadv(fd, [target], offset)
+        if not got:
+            raise IntegrityError(f"{path} has been truncated")
+        target, offset = target[got:], offset + got
 
-    def _shard(self, number: int) -> dict[str, Extent]:
-        if number not in self._extents:
-            self._extents[number] = self._cache.extents(self._view, self._column, number)
-        return self._extents[number]
+
+def _visits(blocks: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The stretches of an order in which a block's rows are asked for, by their first keys: a block that isn't asked
+    for during ``gap`` keys and then is again is visited twice.
+
+    Result: each key's visit (K,), and of each visit the block and the places of its first and last key.
+    """
+    small = blocks.astype(np.uint16) if blocks.max(initial=0) < 2**16 else blocks  # numpy sorts these ten times faster
+    by_block = np.argsort(small, kind="stable")  # (K,) places, block by block, in order within each
+    begins = np.ones(len(blocks), dtype=bool)
+    begins[1:] = (np.diff(blocks[by_block]) != 0) | (np.diff(by_block) > gap)
+    starts = np.flatnonzero(begins)
+    first = by_block[starts]
+    last = by_block[np.append(starts[1:], len(blocks)) - 1]
+    turn = np.argsort(first)
+    number = np.empty(len(turn), np.int64)
+    number[turn] = np.arange(len(turn))
+    visit = np.empty(len(blocks), np.int64)
+    visit[by_block] = number[np.cumsum(begins) - 1]
+    return visit, blocks[first[turn]], first[turn], last[turn]
+
+
+def _most_at_once(first: np.ndarray, last: np.ndarray) -> int:
+    """How many visits are under way at the same time, at most."""
+    ends = np.sort(last)
+    return int((np.arange(1, len(first) + 1) - np.searchsorted(ends, first)).max(initial=0))

@@ -27,9 +27,15 @@ class Windows:
 
     def permutation(self, rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
         """``rows`` (N,) in such an order."""
-        blocks, place = np.unique(rows // self.block_rows, return_inverse=True)
-        turn = rng.permutation(len(blocks))[place] // self.window  # (N,) the window that each row comes in
-        return rows[np.lexsort((rng.random(len(rows)), turn))]
+        block = rows // self.block_rows
+        there = np.flatnonzero(np.bincount(block))
+        window = np.zeros(there[-1] + 1, np.int64)
+        window[there] = rng.permutation(len(there)) // self.window  # the one that each block's rows come in
+        shuffled = rng.permutation(rows)
+        turn = window[shuffled // self.block_rows]
+        if len(there) // self.window < 2**16:
+            turn = turn.astype(np.uint16)  # numpy sorts these ten times faster
+        return shuffled[np.argsort(turn, kind="stable")]
 
 
 def pick_windows(
