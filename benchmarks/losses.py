@@ -1,6 +1,6 @@
 """The step of each loss over the step of `kl`: a student's forward, the loss, backward and the optimizer.
 
-A resnet20 on 32 pixels and 100 classes, batch 128 (rkd's angles at batch 256, too); a crd bank of 50,000 rows, and with
+A resnet20 on 32 pixels and 100 classes, batch 64 (rkd's angles at batch 256, too); a crd bank of 50,000 rows, and with
 ``--full`` of a million. Hint losses are measured with the kl that they usually accompany.
 """
 
@@ -21,8 +21,8 @@ from softcache.models._hooks import Taps
 from softcache.models._open import open_network
 from softcache.training.config import pick_device
 
-BATCH, CLASSES, MAP, VECTOR = 128, 100, (64, 8, 8), (64,)
-STEPS = 3
+BATCH, CLASSES, MAP, VECTOR = 64, 100, (64, 8, 8), (64,)
+STEPS = 1
 REVIEWED = ["layer1", "layer2", "layer3", "fc:in"]
 REVIEWED_SHAPES = [(16, 32, 32), (32, 16, 16), MAP, VECTOR]
 HEAVY = {"crd": "memory banks", "reviewkd": "attention"}
@@ -87,7 +87,7 @@ def main() -> None:
     repetitions = 1 if options.tiny else options.repetitions
     lines = []
     jobs = [(name, "loss", batch) for name in registry.names("losses") if name != "kl"]
-    jobs += [(name, "hint", batch) for name in registry.names("losses.hints")] + [("rkd", "hint", 2 * batch)]
+    jobs += [(name, "hint", batch) for name in registry.names("losses.hints")] + [("rkd", "hint", 4 * batch)]
     for name, kind, count in jobs:
         kl, other = Step("kl", "loss", count, rows, device), Step(name, kind, count, rows, device)
         sides: dict[str, Callable[[], float]] = {"kl": timed(kl), name: timed(other)}
