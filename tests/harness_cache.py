@@ -36,11 +36,13 @@ def make_cache(
     codec: str = "fp16",
     hints: dict[str, HintColumn] | None = None,
     viewed: ViewedDataset | None = None,
+    written: bool = True,
     logits: np.ndarray | None = None,
 ) -> tuple[Cache, list[np.ndarray]]:
     """The cache, and each view's logits (N, C) float32 as the codec gives them back.
 
-    ``logits`` are those of every view, by default random ones. Without ``viewed`` digests are 0.
+    ``logits`` are those of every view, by default random ones. Without ``viewed`` digests are 0. Without
+    ``written`` there is no shard.
     """
     hints = hints or {}
     labels = viewed.samples.labels if viewed is not None else np.zeros(rows, np.int32)
@@ -57,7 +59,7 @@ def make_cache(
     )
     cache = made if isinstance(made, Cache) else Cache(folder)
     coder, rng, expected = registry.create("codecs", codec), np.random.default_rng(3), []
-    for view in range(views):
+    for view in range(views if written else 0):
         given = rng.standard_normal((rows, classes)) if logits is None else logits
         coded = coder.encode(torch.from_numpy(given.astype(np.float32)))
         expected.append(coder.decode(coded).numpy())

@@ -16,8 +16,10 @@ from softcache.cache import mapping
 from softcache.cache.blocks import BlockReader
 from softcache.cache.mapping import map_rows
 from softcache.cache.reader import Cache
+from softcache.cache.schema import HintColumn
 from softcache.cache.shard import Extent
 from softcache.errors import IntegrityError
+from softcache.training.windows import WINDOW_BYTES, Windows, pick_windows
 
 LINUX = sys.platform == "linux"
 
@@ -145,6 +147,17 @@ def test_blocks_give_the_rows_in_any_order_within_windows(tmp_path: Path, block_
         assert np.array_equal(reader.gather(rows)["logits/values"].astype(np.float32), logits[0][rows])
 
 
+@pytest.mark.timeout(60)
+def test_a_batch_may_be_larger_than_all_windows(tmp_path: Path) -> None:
+    cache, logits = make_cache(tmp_path / "cache", rows=1000, shard_rows=64, views=1)
+    for seed, (block_rows, window, batch) in enumerate([(1, 2, 256), (4, 2, 999), (16, 3, 100), (64, 2, 1000)]):
+        order = Windows(block_rows, window).permutation(np.random.default_rng(seed), np.arange(0, 1000, 1 + seed))
+        reader = BlockReader(cache, "logits", 0, order, block_rows, window)
+        for first in range(0, len(order), batch):
+            rows = order[first : first + batch]
+            assert np.array_equal(reader.gather(rows)["logits/values"].astype(np.float32), logits[0][rows])
+
+
 def test_the_thread_that_reads_ahead_ends_with_its_reader(tmp_path: Path) -> None:
     cache, _ = make_cache(tmp_path / "cache", rows=1000, shard_rows=64, views=1)
     order = np.arange(1000)
@@ -156,6 +169,16 @@ def test_the_thread_that_reads_ahead_ends_with_its_reader(tmp_path: Path) -> Non
     gc.collect()
     thread.join(10)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("size", [1, 100, 100_000, 10_000_000])
+def test_blocks_stay_within_their_bytes_however_large_a_row_is(tmp_path: Path, size: int) -> None:
+    hint = HintColumn([size], "float16", 1)
+    cache, _ = make_cache(tmp_path / "cache", rows=4, shard_rows=64, views=1, hints={"fc": hint}, written=False)
+    windows, _ = pick_windows([(cache, "hint.fc")], "block", 0)
+    assert windows is not None
+    row = cache.row_bytes("hint.fc")
+    assert windows.block_rows * windows.window * row <= max(WINDOW_BYTES, 2 * row)
 
 
 def test_an_order_that_leaves_its_windows_is_refused(tmp_path: Path) -> None:
@@ -172,6 +195,7 @@ import resource, sys
 import numpy as np
 from softcache.cache.blocks import BlockReader
 from softcache.cache.reader import Cache
+from softcache.cache.schema import HintColumn
 from softcache.training.windows import Windows
 
 folder, way, descriptors = sys.argv[1:]

@@ -35,8 +35,8 @@ class BlockReader:
         split = block_rows // self._block_rows  # shards of hints may be smaller than a block
         slots = min(2 * window * split, -(-cache.rows // self._block_rows))
         self._order, self._at = order, 0
-        self._visit, block, first, self._last = _visits(order // self._block_rows, window * block_rows)
-        assert _most_at_once(first, self._last) <= slots, "this order doesn't stay within its windows"
+        self._visit, block, self._first, self._last = _visits(order // self._block_rows, window * block_rows)
+        assert _most_at_once(self._first, self._last) <= slots, "this order doesn't stay within its windows"
         self._ends = np.argsort(self._last, kind="stable")  # visits in the order in which they end
         self._ended = 0
         self._loader = _Loader(cache, column, view, block, self._block_rows, slots)
@@ -56,19 +56,31 @@ class BlockReader:
         """
         if self._thread.ident is None:  # not before: workers may be forked first
             self._thread.start()
-        visits = self._visit[self._at : self._at + len(rows)]
         assert np.array_equal(rows, self._order[self._at : self._at + len(rows)]), "rows come in the order given"
-        place = self._loader.slots_of(visits) * self._block_rows + rows % self._block_rows
         if out is None:
             pools = self._loader.pools.items()
             out = {name: np.empty((len(rows), *pool.shape[1:]), pool.dtype) for name, pool in pools}
+        done = 0
+        while done < len(rows):  # once, but for batches that are larger than the pool
+            count = min(len(rows) - done, self._reach() - self._at)
+            self._take(rows[done : done + count], {name: array[done : done + count] for name, array in out.items()})
+            done += count
+        return out
+
+    def _reach(self) -> int:
+        """The place of the first key whose block finds no slot before some other block is done with."""
+        visit = self._ended + self._loader.slots
+        return int(self._first[visit]) if visit < len(self._first) else len(self._order)
+
+    def _take(self, rows: np.ndarray, out: dict[str, np.ndarray]) -> None:
+        slots = self._loader.slots_of(self._visit[self._at : self._at + len(rows)])
+        place = slots * self._block_rows + rows % self._block_rows
         for name, pool in self._loader.pools.items():
             np.take(pool, place, axis=0, out=out[name], mode="clip")
         self._at += len(rows)
         ended = int(np.searchsorted(self._last, self._at, sorter=self._ends))
         self._loader.free(self._ends[self._ended : ended])
         self._ended = ended
-        return out
 
 
 class _Loader:
@@ -79,6 +91,7 @@ class _Loader:
         self._shard_rows, self._block_rows = cache.manifest.shard_rows(column), block_rows
         shapes = cache.arrays(column, slots * block_rows)
         self.pools = {name: np.empty(shape, dtype) for name, (dtype, shape) in shapes.items()}
+        self.slots = slots
         self._blocks = blocks  # (visits,)
         self._slot = np.full(len(blocks), -1, np.int64)
         self._free = deque(range(slots))

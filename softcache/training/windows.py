@@ -14,7 +14,6 @@ from softcache.errors import UsageError
 SHUFFLES = ("auto", "full", "block")
 BLOCK_BYTES = 2**20  # read in one piece: long enough for a disk to be fast at it
 WINDOW_BYTES = 48 * 2**20  # of all columns; two windows are in memory at any time
-LEAST_BLOCK_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def pick_windows(
         return None, "full shuffle" + (
             "" if not columns else ", as asked for" if shuffle == "full" else f": {compared}"
         )
-    block = LEAST_BLOCK_ROWS
+    block = 1
     while 2 * block * row_bytes <= BLOCK_BYTES * max(1, len(columns)):
         block *= 2
     window = max(2, WINDOW_BYTES // (block * row_bytes))
