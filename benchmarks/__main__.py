@@ -68,9 +68,8 @@ def _page(sections: list[str]) -> str:
 Written by `make bench`. Each row is the median of paired repetitions: in each repetition all sides run once, in turns
 that change their order, and the ratio is taken within the repetition. Lowest and highest are those of the
 repetitions. Nothing here is asserted by a test, because machines differ; rows that miss their target are kept. What
-the defaults reach is printed by `python -m benchmarks.defaults`, how many views are worth recording is in
-[views.md](views.md), what
-losses reach on a real set in [real.md](real.md).
+each default costs and reaches is in [defaults.md](defaults.md), how many views are worth recording in
+[views.md](views.md), what losses reach on a real set in [real.md](real.md).
 
 {body}
 

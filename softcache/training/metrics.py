@@ -120,17 +120,15 @@ def named(values: Sequence[float], missing: set[str]) -> dict[str, Any]:
 
 
 def describe_epoch(line: dict[str, Any], epochs: int) -> str:
-    """One line for people."""
-    parts = [f"{name} {line[f'{name}_loss']:.4f}" for name in ("soft", "hard") if line[f"{name}_loss"] is not None]
+    """One line for people; the parts of the loss only where there are several."""
+    parts = [f"{name} {line[f'{name}_loss']:.4f}" for name in ("soft", "hard") if line[f"{name}_loss"]]
     if line.get("hint_losses"):
         parts.append(f"hint {line['hint_loss']:.4f}")
+    shown = [f"epoch {line['epoch']:>3}/{epochs}", f"loss {line['loss']:.4f}", *(parts if len(parts) > 1 else ())]
     for name in ("val", "test"):
         if line.get(f"{name}_top1") is not None:
-            parts.append(f"{name} {100 * line[f'{name}_top1']:.2f} %")
-    return (
-        f"epoch {line['epoch']:>3}/{epochs}  loss {line['loss']:.4f}  {'  '.join(parts)}  "
-        f"{line['epoch_s']:.1f} s (data {line['data_s']:.1f} s)"
-    )
+            shown.append(f"{name} {100 * line[f'{name}_top1']:.2f} %")
+    return "  ".join([*shown, f"{line['epoch_s']:.1f} s (data {line['data_s']:.1f} s)"])
 
 
 def _step(line: str) -> float:
