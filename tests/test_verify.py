@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from harness_damage import files_of, small_cache
 
-from softcache.cache.atomic import part_path
+from softcache.atomic import part_path
 from softcache.cache.locks import writing
 from softcache.cache.reader import Cache
 from softcache.cli._main import run

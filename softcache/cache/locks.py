@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from softcache.cache.atomic import is_dead, writer_name
+from softcache.atomic import is_dead, writer_name
 from softcache.console import warn
 from softcache.errors import LockedError
 

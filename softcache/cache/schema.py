@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from softcache.cache.atomic import replace_file
+from softcache.atomic import replace_file
 from softcache.errors import CacheError, IntegrityError, UsageError
 
 FORMAT = "softcache"

@@ -19,7 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from softcache.cache.atomic import commit, part_path
+from softcache.atomic import commit, part_path
 from softcache.cache.described import Described
 from softcache.cache.hdf5 import Node, read_structure
 from softcache.errors import IntegrityError

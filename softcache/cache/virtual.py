@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from softcache.cache.atomic import replace_file
+from softcache.atomic import replace_file
 from softcache.cache.reader import Cache
 from softcache.cache.schema import VIRTUAL
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from softcache.atomic import replace_file
 from softcache.datasets._samples import Samples
 
 SAMPLED = 256
@@ -43,10 +44,7 @@ def keep_fingerprint(samples: Samples, sha256: str) -> None:
         stamps = _stamps(samples)
         if stamps["newest"] > time.time_ns() - SETTLED_S * 1e9:
             return
-        place = _place(samples)
-        temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({**stamps, "sha256": sha256}) + "\n")
-        os.replace(temporary, place)
+        replace_file(_place(samples), (json.dumps({**stamps, "sha256": sha256}) + "\n").encode())
 
 
 def _place(samples: Samples) -> Any:

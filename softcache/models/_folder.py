@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from softcache.atomic import replace_file
 from softcache.errors import ModelError
 from softcache.models._checkpoint import METADATA_KEY, load_state
 from softcache.models._network import Network
@@ -53,19 +53,10 @@ def save_tensors(
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     # not safetensors' save_file, whose files only their owner may read
     content = save(state, metadata=metadata)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        replace_file(path, content)
     except OSError as error:
         raise ModelError(f"can't write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return path
 
 
@@ -151,11 +142,3 @@ def is_folder_spec(spec: str) -> bool:
 
 def _is_file_spec(spec: str) -> bool:
     return spec.rpartition(":")[0].endswith(".py")
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from softcache.atomic import replace_file
 from softcache.errors import ModelError
 from softcache.models._checkpoint import load_state
 
@@ -99,14 +99,8 @@ def fingerprint_file_cached(path: str | Path, compute: Callable[[], str] | None 
     if sha256 is not None:
         return sha256
     sha256 = compute() if compute is not None else fingerprint(load_state(path))
-    kept = path.with_name(path.name + KEPT)
-    temporary = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps({**before, "sha256": sha256}) + "\n")
-        os.replace(temporary, kept)
-    except OSError:
-        with contextlib.suppress(OSError):  # a read-only folder: only speed is lost
-            temporary.unlink()
+    with contextlib.suppress(OSError):  # a read-only folder: only speed is lost
+        replace_file(path.with_name(path.name + KEPT), (json.dumps({**before, "sha256": sha256}) + "\n").encode())
     return sha256
 
 

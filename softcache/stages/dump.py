@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from softcache.cache.atomic import dead_parts, remove_dead_parts
+from softcache.atomic import dead_parts, remove_dead_parts
 from softcache.cache.locks import remove_stale_locks, writing
 from softcache.cache.mismatch import refuse_other
 from softcache.cache.reader import Cache

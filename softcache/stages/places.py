@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from softcache.cache.atomic import part_path, replace_file
+from softcache.atomic import part_path, replace_file
 from softcache.cache.reader import find_caches
 from softcache.datasets._open import open_samples
 from softcache.datasets._samples import Samples

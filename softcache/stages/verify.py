@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softcache.cache.atomic import is_part, remove_dead_parts, sync_folder
+from softcache.atomic import is_part, remove_dead_parts, sync_folder
 from softcache.cache.checksum import check_file
 from softcache.cache.locks import is_lock, writing
 from softcache.cache.reader import Cache

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from softcache.cache.atomic import replace_file
+from softcache.atomic import replace_file
 from softcache.errors import SoftcacheError
 
 CHECKPOINT = "checkpoint.pt"

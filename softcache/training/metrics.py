@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from softcache.cache.atomic import replace_file
+from softcache.atomic import replace_file
 from softcache.training.objective import Parts
 from softcache.training.stream import Batch
 
