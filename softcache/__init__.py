@@ -17,13 +17,18 @@ if TYPE_CHECKING:
     from softcache.models._open import open_network
     from softcache.stages.dump import dump
     from softcache.stages.evaluate import evaluate
-    from softcache.stages.teach import teach
+    from softcache.stages.identity import DumpConfig
+    from softcache.stages.options import TrainConfig
+    from softcache.stages.teach import TeachConfig, teach
     from softcache.stages.train import train
     from softcache.views._viewed import ViewedDataset
 
 _HOMES = {
     "Cache": "softcache.cache.reader",
+    "DumpConfig": "softcache.stages.identity",
     "SoftcacheError": "softcache.errors",
+    "TeachConfig": "softcache.stages.teach",
+    "TrainConfig": "softcache.stages.options",
     "ViewedDataset": "softcache.views._viewed",
     "dump": "softcache.stages.dump",
     "evaluate": "softcache.stages.evaluate",
@@ -35,7 +40,10 @@ _HOMES = {
 
 __all__ = [
     "Cache",
+    "DumpConfig",
     "SoftcacheError",
+    "TeachConfig",
+    "TrainConfig",
     "ViewedDataset",
     "__version__",
     "dump",

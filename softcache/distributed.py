@@ -22,6 +22,15 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", 0)
 
 
+def refuse_several(command: str) -> None:
+    """Errors: ``UsageError`` where torchrun has started several processes of a command that works in one."""
+    if world() > 1:
+        raise UsageError(
+            f"softcache {command} trains in one process, and WORLD_SIZE is {world()}: start it without torchrun, "
+            "one training for each GPU (--device cuda:1)"
+        )
+
+
 def _number(name: str, alone: int) -> int:
     text = os.environ.get(name, str(alone))
     if not text.isdecimal() or int(text) < alone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -14,8 +15,11 @@ from PIL import Image
 
 from softcache.cache.locks import writing
 from softcache.cli._main import run
+from softcache.errors import UsageError
 from softcache.models._open import open_network
-from softcache.stages.dump import near_chance
+from softcache.stages.dump import dump, near_chance
+from softcache.stages.teach import teach
+from softcache.stages.train import train
 
 Fails = Callable[..., str]
 
@@ -67,6 +71,8 @@ TINY = ("--size", "8", "--epochs", "1")
         (["teach", "--optimizer", "adamv"], 2, "adam"),
         (["teach", "--normalize", "imagnet"], 2, "imagenet"),
         (["teach", "--freeze"], 2, "--weights"),
+        (["teach", "--lr", "nan"], 2, "--lr must be above 0, is nan"),
+        (["teach", "--device", "cuda:77"], 2, "--device"),
         (["train", "--loss", "kll"], 2, "kl"),
         (["train", "--loss", "kl:temperature=3"], 2, "T"),
         (["train", "--T", "hot"], 2, "hot"),
@@ -74,9 +80,15 @@ TINY = ("--size", "8", "--epochs", "1")
         (["train", "--alpha", "-1"], 2, "negative"),
         (["train", "--online"], 2, "--teacher"),
         (["train", "--label-fraction", "1.5"], 2, "at most 1"),
+        (["train", "--dtype", "float64"], 2, "--online"),
+        (["train", "--teacher-weights", "some.pt"], 2, "--online"),
+        (["train", "--device", "cuda:77", "--alpha", "0"], 2, "--device"),
+        (["train", "--resume", "runs/1", "--T", "9", "--student", "resnet50"], 2, "leave out --T, --student"),
         (["train"], 1, "softcache dump --teacher resnet50"),
         (["train", "--cache", "nowhere"], 1, "nowhere is no cache"),
         (["eval", "runs/none"], 1, "runs/none"),
+        (["eval", "cifar:resnet8"], 1, "softcache teach --model cifar:resnet8"),
+        (["eval", "--weights", "none.pt", "cifar:resnet8"], 1, "none.pt"),
         (["info", "nowhere"], 1, "nowhere is no cache"),
         (["dump", "--part", "3"], 2, "1/4"),
         (["dmp"], 2, "did you mean dump?"),
@@ -122,6 +134,35 @@ def test_unwritable_output(here: Path, fails: Fails) -> None:
     (here / "file").write_text("in the way")
     message = fails("teach", "--model", "cifar:resnet8", *TINY, "--out", "file/teacher", status=1)
     assert "file/teacher" in message
+
+
+@pytest.mark.parametrize("command", ["teach", "train"])
+def test_a_training_under_torchrun_is_refused(
+    here: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert "without torchrun" in fails(command, *TINY, status=2)
+    assert not list(here.iterdir())
+
+
+def test_views_of_a_cache_are_as_they_were_recorded(
+    here: Path, fails: Fails, small_teacher: Callable[..., str]
+) -> None:
+    dump(small_teacher(here / "teacher"), views=1, view_seed=3, size=8, out="cache")
+    asked = ("train", "--student", "cifar:resnet8", "--cache", "cache", "--epochs", "1", "--out", "run")
+    assert "made with 3" in fails(*asked, "--view-seed", "9", status=2)
+    assert "made with 8" in fails(*asked, "--size", "16", status=2)
+    assert "recorded views" in fails(*asked, "--views-per-image", "2", status=2)
+    assert not (here / "run").exists()
+    assert run([*asked, "--view-seed", "3"]) == 0
+    assert json.loads((here / "run" / "config.json").read_text())["train"]["view_seed"] == 3
+
+
+def test_options_from_python_are_named_too() -> None:
+    with pytest.raises(UsageError, match="TrainConfig has no option 'temperature'"):
+        train("cifar:resnet8", temperature=4)
+    with pytest.raises(UsageError, match="TeachConfig has no option 'epoch': did you mean epochs"):
+        teach("cifar:resnet8", epoch=4)
 
 
 def test_corrupt_image_is_named(photos: Path, fails: Fails) -> None:

@@ -15,7 +15,7 @@ from softcache.stages.places import STUDENT_FILE, read_config
 from softcache.stages.train import train
 from softcache.training.ahead import beside
 from softcache.training.config import FitConfig
-from softcache.training.profiling import TRACE, bottleneck
+from softcache.training.profiling import TRACE, Profile, bottleneck
 from softcache.training.schedule import build_optimizer
 
 SMALL = {"student": "cifar:resnet8", "epochs": 2, "warmup": 0.0}
@@ -61,6 +61,15 @@ def test_a_profile_says_where_the_time_went(here: Path, cache: Path, capsys: pyt
     assert phases["forward"] > phases["optimizer"] / 10
     assert "convolution_backward" in said
     assert json.loads((done.folder / TRACE).read_text())["traceEvents"]
+
+
+def test_a_short_profile_leaves_anothers_trace_alone(here: Path, capsys: pytest.CaptureFixture) -> None:
+    (here / TRACE).write_text("another training's")
+    profile = Profile(here, torch.device("cpu"))
+    profile.step()
+    profile.report({"epoch": 1, "epoch_s": 0.1, "data_s": 0.0})
+    assert "no trace: the epoch has fewer than" in capsys.readouterr().err
+    assert (here / TRACE).read_text() == "another training's"
 
 
 @pytest.mark.parametrize(

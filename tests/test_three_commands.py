@@ -95,6 +95,18 @@ def test_info_and_eval_as_json(there: Path, capfd: pytest.CaptureFixture[str]) -
     assert found["top1"] <= found["top5"] <= 1
 
 
+def test_a_teacher_is_known_by_its_name(there: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The same parameters, whichever way they are named; never fresh ones."""
+    folder = said(capfd, "eval", "teachers/cifar-resnet8-digits")
+    for name in ("cifar-resnet8-digits", "cifar:resnet8"):
+        assert {**said(capfd, "eval", name), "model": ""} == {**folder, "model": ""}
+    weights = "teachers/cifar-resnet8-digits/teacher.safetensors"
+    assert said(capfd, "eval", "cifar:resnet8", "--weights", weights)["top1"] == folder["top1"]
+    layers = said(capfd, "layers", "--teacher", "cifar:resnet8")
+    assert said(capfd, "layers", "--teacher", "cifar-resnet8-digits") == layers
+    assert said(capfd, "layers", "--teacher", "teachers/cifar-resnet8-digits") == layers
+
+
 def test_layers_match_the_networks_own(there: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shapes = {layer["layer"]: layer["shape"] for layer in said(capfd, "layers", "--teacher", SMALL)}
     # A CIFAR ResNet halves twice from 32 pixels and has 16, 32, 64 channels (He et al. 2015, section 4.2).

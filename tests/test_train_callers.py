@@ -16,6 +16,7 @@ from softcache.models._hooks import Taps
 from softcache.models._open import open_network
 from softcache.models._through import Through, build_through
 from softcache.stages.dump import dump
+from softcache.stages.teach import teach
 from softcache.stages.train import train
 
 STUDENT = "cifar:resnet8"
@@ -43,6 +44,35 @@ def test_the_callers_random_numbers_and_flags_go_on(cache: str) -> None:
         products.allow_tf32, convolutions.allow_tf32 = before
     assert torch.equal(torch.rand(3), wanted[0])
     assert np.array_equal(np.random.rand(3), wanted[1])
+
+
+def test_the_same_arithmetic_trains_and_evaluates(
+    here: Path, small_teacher: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise `eval` of a run on a GPU differs from what the run itself said. The test split is fetched as the train
+    split was: of some sets they are files of their own."""
+    import softcache.stages.evaluate as stage
+
+    allowed, asked, open_viewed, evaluate_network = [], [], stage.open_viewed, stage.evaluate_network
+
+    def opening(*arguments: object, **options: object) -> object:
+        asked.append((options["data_dir"], options["download"]))
+        return open_viewed(*arguments, **options)  # type: ignore[arg-type]
+
+    def evaluating(*arguments: object, **options: object) -> object:
+        allowed.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return evaluate_network(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stage, "open_viewed", opening)
+    monkeypatch.setattr(stage, "evaluate_network", evaluating)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    there = {"size": 8, "data_dir": "elsewhere", "download": True}
+    teach(STUDENT, epochs=1, out="teacher", **there)
+    train(STUDENT, alpha="0", epochs=1, out="run", **there)
+    stage.evaluate("run", download=True)
+    assert asked == [("elsewhere", True)] * 3
+    assert len(allowed) >= 3
+    assert set(allowed) == {(False, False)}
 
 
 def test_means_of_a_resumed_run_are_over_the_views_that_it_began_with(

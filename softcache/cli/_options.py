@@ -43,10 +43,14 @@ augment = option(
     "crop for digits, crop+flip for CIFAR, rrc+flip for folders]",
 )
 
-compute = together(
+evaluating = together(
     option("--device", "auto, cpu, cuda, cuda:1, mps.  [default: auto]"),
     option("--workers", "Processes that make pixels.  [default: one a core, none where indexing does]", type=int),
     option("--amp", "Autocast: off, bf16, fp16.  [default: off]"),
+)
+
+compute = together(
+    evaluating,
     option("--channels-last", "Use the channels_last memory format.", is_flag=True, default=None),
     option("--compile", "Compile the network with torch.compile.", is_flag=True, default=None),
 )

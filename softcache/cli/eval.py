@@ -12,12 +12,13 @@ from softcache.cli._print import as_json, percent, rows
 
 @click.command("eval")
 @click.argument("model", metavar="RUN")
+@click.option("--weights", help="Parameters for a model by name: DEFAULT (torchvision's), or a file.")
 @_options.data
 @click.option("--split", help="train or test.  [default: test]")
-@_options.compute
+@_options.evaluating
 @click.option("--json", "json_", is_flag=True, help="Print the result as JSON.")
 def command(model: str, json_: bool, **options: Any) -> None:
-    """Accuracy of a run or a teacher on clean pixels."""
+    """Accuracy on clean pixels of a run, a teacher, or a model with --weights."""
     from softcache.stages.evaluate import evaluate
 
     found = evaluate(model, **_options.given(options))

@@ -24,9 +24,7 @@ def _pairs(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 
 
 @click.command("train")
-@click.option(
-    "--student", default="resnet18", show_default=True, help="resnet18, cifar:resnet20, timm:NAME, file.py:factory."
-)
+@click.option("--student", help="resnet18, cifar:resnet20, timm:NAME, file.py:factory.  [default: resnet18]")
 @click.option("--cache", multiple=True, help="The cache; several are combined.  [default: the only one in caches/]")
 @click.option("--teacher-weight", callback=_shares, metavar="W,W", help="Shares of several caches.  [default: equal]")
 @click.option("--combine", type=click.Choice(["logits", "probs"]), help="What of several caches is averaged.")
@@ -63,7 +61,7 @@ def _pairs(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Of the live teacher.  [default: float32]")
 @_options.data
 @_options.augment
-@click.option("--view-seed", type=int, help="Seed of the views, without a cache.  [default: 0]")
+@click.option("--view-seed", type=int, help="Seed of the views, without a cache.  [default: 0, or the cache's]")
 @click.option("--weights", help="Start the student from these.")
 @click.option("--init", type=click.Choice(["random", "teacher"]), help="Start from the teacher's, where they fit.")
 @click.option(
@@ -79,9 +77,14 @@ def _pairs(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @click.option("--verify-reads", is_flag=True, default=None, help="Check each shard's checksums before it is used.")
 @click.option("--log-every", type=int, help="Write every n-th step's loss to steps.jsonl.  [default: 0, none]")
 @click.option("--out", type=click.Path(), help="Folder.  [default: runs/STUDENT-<n>]")
-@click.option("--resume", type=click.Path(), metavar="RUN", help="Go on with an interrupted run, with its options.")
+@click.option(
+    "--resume",
+    type=click.Path(),
+    metavar="RUN",
+    help="Go on with an interrupted run, with its options; --device, --workers, --resident, --data-dir may be others.",
+)
 @click.option("--json", "json_", is_flag=True, help="Print the result as JSON.")
-def command(student: str, out: str | None, resume: str | None, json_: bool, **options: Any) -> None:
+def command(student: str | None, out: str | None, resume: str | None, json_: bool, **options: Any) -> None:
     """Train a student from a cache, at any temperature, as often as you like."""
     from softcache.stages.train import train
 

@@ -1,21 +1,26 @@
-"""How good a run or a teacher is: ``softcache eval``."""
+"""How good a run or a teacher is: ``softcache eval``, and after each epoch of a training."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from softcache.errors import DatasetError
+import torch
+
+from softcache.console import warn
+from softcache.errors import DatasetError, SoftcacheError
+from softcache.models._network import Network
 from softcache.models._open import open_network
-from softcache.stages.places import open_viewed, read_config
-from softcache.training.config import pick_device
-from softcache.training.evaluation import evaluate_network
+from softcache.stages.places import known_folder, open_viewed, recorded_options, teacher_source
+from softcache.training.config import FitConfig, pick_device, tf32
+from softcache.training.evaluation import Accuracy, evaluate_network
 from softcache.training.pixels import pick_pixels
 
 
 def evaluate(
     model: str,
     *,
+    weights: str | None = None,
     dataset: str | None = None,
     split: str = "test",
     data_dir: str | None = None,
@@ -24,17 +29,15 @@ def evaluate(
     device: str = "auto",
     workers: int = -1,
     amp: str = "off",
-    channels_last: bool = False,
-    compile: bool = False,
 ) -> dict[str, Any]:
     """Top-1, top-5 (shares in 0..1), mean cross-entropy and samples, on the clean pixels of a split.
 
-    ``model``: a run's or a teacher's folder, which knows its dataset; or a spec, on ``dataset``.
+    ``model``: a run's or a teacher's folder, which knows its dataset; or a spec, on ``dataset``, with the parameters
+    of the teacher that ``teach`` made of it, with ``weights``, or with torchvision's where the classes are ImageNet's.
+    Errors: ``ModelError`` where there are no parameters for it, ``DatasetError`` where the split has no labels.
     """
-    recorded: dict[str, Any] = {}
-    if Path(model).is_dir():
-        config = read_config(Path(model))
-        recorded = config.get("train") or config.get("teach") or {}
+    folder = known_folder(model) if weights is None else None
+    recorded = recorded_options(folder) if folder is not None else {}
     dataset = dataset or recorded.get("dataset") or "digits"
     data_dir = data_dir or recorded.get("data_dir")
     viewed = open_viewed(
@@ -43,15 +46,33 @@ def evaluate(
     if not (viewed.samples.labels >= 0).any():
         raise DatasetError(f"{dataset}/{split} has no labels to compare with")
     chosen = pick_device(device)
-    network = open_network(model, classes=len(viewed.samples.classes), statistics=viewed.samples.statistics).to(chosen)
+    spec, found = teacher_source(model, viewed.samples, weights, option="--weights")
+    network = open_network(
+        spec, classes=len(viewed.samples.classes), statistics=viewed.samples.statistics, weights=found
+    )
     pixels = pick_pixels(viewed, chosen, workers=workers)
-    found = evaluate_network(network, pixels, viewed.samples.labels, chosen, amp=amp)
+    with tf32(False):
+        accuracy = evaluate_network(network.to(chosen), pixels, viewed.samples.labels, chosen, amp=amp)
     return {
         "model": model,
         "dataset": dataset,
         "split": split,
-        "top1": found.top1,
-        "top5": found.top5,
-        "loss": found.loss,
-        "samples": found.samples,
+        "top1": accuracy.top1,
+        "top5": accuracy.top5,
+        "loss": accuracy.loss,
+        "samples": accuracy.samples,
     }
+
+
+def evaluator(
+    dataset: str, size: int, config: FitConfig, device: torch.device, *, data_dir: str | None, download: bool
+) -> Callable[[Network], Accuracy | None]:
+    """``network → Accuracy`` on the clean test split, or ``None`` where the dataset has none that can be read."""
+    try:
+        test = open_viewed(dataset, "test", data_dir=data_dir, download=download, augment="none", size=size)
+    except SoftcacheError as error:
+        warn(f"no test split to evaluate on: {error}")
+        return lambda network: None
+    pixels = pick_pixels(test, device, resident=config.resident, workers=config.workers, start=config.start_method)
+    labels = test.samples.labels
+    return lambda network: evaluate_network(network, pixels, labels, device, amp=config.amp)

@@ -9,16 +9,34 @@ import numpy as np
 from softcache.models._hooks import classifier_path
 from softcache.models._layers import list_layers
 from softcache.models._open import open_network
-from softcache.stages.places import TEACHER_FILE, open_viewed, teacher_folder
+from softcache.stages.places import TEACHER_FILE, known_folder, open_viewed, recorded_options, teacher_folder
 
 FLOAT16_BYTES = 2
 
 
-def layers(teacher: str = "resnet50", *, dataset: str = "digits", **options: Any) -> list[dict[str, Any]]:
-    """Path, module, shape of one sample and bytes as float16 of every layer, and of the classifier's input."""
-    viewed = open_viewed(dataset, "train", **options)
+def layers(
+    teacher: str = "resnet50",
+    *,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    download: bool = False,
+    size: int | None = None,
+) -> list[dict[str, Any]]:
+    """Path, module, shape of one sample and bytes as float16 of every layer, and of the classifier's input.
+
+    ``teacher``: as ``dump`` knows it, but it needs no parameters; a folder knows its dataset and size.
+    """
+    folder = known_folder(teacher)
+    recorded = recorded_options(folder) if folder is not None else {}
+    viewed = open_viewed(
+        dataset or recorded.get("dataset") or "digits",
+        "train",
+        data_dir=data_dir or recorded.get("data_dir"),
+        download=download,
+        size=size or recorded.get("size"),
+    )
     own = teacher_folder(teacher, viewed.samples.spec)
-    spec = str(own) if (own / TEACHER_FILE).exists() else teacher
+    spec = str(folder or (own if (own / TEACHER_FILE).exists() else teacher))
     classes = len(viewed.samples.classes) or 1000
     network = open_network(spec, classes=classes, statistics=viewed.samples.statistics, seed=0)
     found = []

@@ -21,10 +21,10 @@ class TrainConfig(FitConfig):
     ``views``: how many recorded views are visited in turn; by default all that the caches have. ``T``: None is each
     loss's own default. ``label_fraction``: the share of the labels that may be used. ``teacher_weight``: one share a
     cache, scaled to sum 1. ``hint_epochs``: epochs on the hints alone, before the others. ``val_fraction``: the share
-    of rows that choose the best epoch. ``views_per_image``:
-    views of an image that share a batch and a decode. ``shuffle``: of rows (full), or of blocks of them, for caches
-    that don't fit into memory. ``student_size``, ``teacher_size`` (with ``online``): sides of the networks' inputs,
-    where they aren't that of the views. ``init_map``: pairs STUDENT=TEACHER of layers.
+    of rows that choose the best epoch. ``views_per_image``: views of an image that share a batch and a decode.
+    ``shuffle``: of rows (full), or of blocks of them, for caches that don't fit into memory. ``view_seed``: that of
+    views that no cache has recorded, by default 0. ``student_size``, ``teacher_size`` (with ``online``): sides of the
+    networks' inputs, where they aren't that of the views. ``init_map``: pairs STUDENT=TEACHER of layers.
     """
 
     epochs: int = 6
@@ -51,7 +51,7 @@ class TrainConfig(FitConfig):
     views: int | None = None
     views_per_image: int = 1
     shuffle: str = "auto"
-    view_seed: int = 0
+    view_seed: int | None = None
     augment: str | None = None
     size: int | None = None
     label_fraction: float = 1.0
@@ -175,6 +175,10 @@ def _check_teacher(config: TrainConfig) -> None:
         raise UsageError("--online and --cache exclude each other: targets come live or from a cache")
     if config.teacher_size is not None and not config.online:
         raise UsageError("--teacher-size goes with --online: what a cache holds was computed at its own size")
+    if config.dtype != "float32" and not config.online:
+        raise UsageError(f"--dtype {config.dtype} goes with --online: what a cache holds was computed in its own")
+    if config.teacher_weights is not None and config.needs_teacher() is None:
+        raise UsageError("--teacher-weights goes with --online or --init teacher; a cache knows its teacher")
     if config.teacher is not None and config.needs_teacher() is None:
         raise UsageError("--teacher goes with --online or --init teacher; a cache knows its teacher")
     if config.alone and config.cache:

@@ -97,19 +97,36 @@ def open_viewed(
     return ViewedDataset(samples, augment, seed=view_seed, size=size)
 
 
-def teacher_source(teacher: str, samples: Samples, weights: str | None = None) -> tuple[str, str | None]:
+def known_folder(model: str) -> Path | None:
+    """The folder that ``model`` is: a run's or a teacher's own, or that of a teacher by the name in ``teachers/``."""
+    if Path(model).is_dir():
+        return Path(model)
+    named = Path("teachers") / model  # the name that `softcache teach` printed
+    return named if (named / TEACHER_FILE).exists() else None
+
+
+def recorded_options(folder: Path) -> dict[str, Any]:
+    """What the run or teacher in ``folder`` was trained with, its dataset and size among it."""
+    config = read_config(folder)
+    recorded = config.get("train") or config.get("teach")
+    return recorded if isinstance(recorded, dict) else {}
+
+
+def teacher_source(
+    teacher: str, samples: Samples, weights: str | None = None, *, option: str = "--teacher-weights"
+) -> tuple[str, str | None]:
     """What ``open_network`` is asked for: the teacher by its folder, by its name in ``teachers/``, with the weights
-    that are given, or pretrained by torchvision; the spec, and the name or file of weights.
+    that are given, or pretrained by torchvision; the spec, and the name or file of weights. ``option``: what weights
+    are given with.
 
     Errors: ``ModelError`` that says how to get one where none of these has parameters for it.
     """
     classes = len(samples.classes) or None
     if weights is not None:
         return teacher, weights
-    if Path(teacher).is_dir():
-        return (teacher if os.sep in teacher else f"./{teacher}"), None
-    if (Path("teachers") / teacher / TEACHER_FILE).exists():  # the name that `softcache teach` printed
-        return str(Path("teachers") / teacher), None
+    folder = known_folder(teacher)
+    if folder is not None:
+        return (str(folder) if os.sep in str(folder) else f"./{folder}"), None
     own = teacher_folder(teacher, samples.spec)
     if (own / TEACHER_FILE).exists():
         return str(own), None
@@ -119,7 +136,7 @@ def teacher_source(teacher: str, samples: Samples, weights: str | None = None) -
     open_network(teacher, classes=classes, statistics=samples.statistics)
     raise ModelError(
         f"no weights for {teacher} on {slug(samples.spec)} ({classes} classes): train them with "
-        f"`softcache teach --model {teacher} --dataset {samples.spec}`, or pass --teacher-weights FILE"
+        f"`softcache teach --model {teacher} --dataset {samples.spec}`, or pass {option} FILE"
     )
 
 

@@ -17,7 +17,8 @@ from softcache.losses.hints._shapes import Shape
 from softcache.models._hooks import Taps
 from softcache.models._network import Network
 from softcache.stages.agreement import check_dataset, check_pixels, check_together
-from softcache.stages.dump import DEFAULT_VIEWS, DTYPES
+from softcache.stages.dump import DEFAULT_VIEWS
+from softcache.stages.identity import DTYPES
 from softcache.stages.options import TrainConfig
 from softcache.stages.places import find_teacher, open_viewed, pick_cache
 from softcache.stages.trust import recorded_dataset, recorded_recipe
@@ -117,7 +118,7 @@ def open_source(config: TrainConfig) -> Source:
     if config.alone or config.online:
         dataset = config.dataset or "digits"
         viewed = open_viewed(
-            dataset, "train", augment=config.augment, view_seed=config.view_seed, size=config.size, **data
+            dataset, "train", augment=config.augment, view_seed=config.view_seed or 0, size=config.size, **data
         )
         # A labels-only run sees a fresh view every epoch, so that the baseline isn't handicapped.
         views = config.views or (None if config.alone else DEFAULT_VIEWS)
@@ -139,10 +140,12 @@ def open_source(config: TrainConfig) -> Source:
     first = leading.manifest
     recipe = first.identity.recipe
     dataset, augment = recorded_dataset(leading, config.dataset), recorded_recipe(leading, config.augment)
-    if config.size is not None and config.size != recipe["size"]:
-        raise UsageError(
-            f"--size {config.size}: the cache was made with {recipe['size']}; its views can't be changed now"
-        )
+    for name, asked, recorded in (
+        ("size", config.size, recipe["size"]),
+        ("view-seed", config.view_seed, recipe["seed"]),
+    ):
+        if asked is not None and asked != recorded:
+            raise UsageError(f"--{name} {asked}: the cache was made with {recorded}; its views can't be changed now")
     viewed = open_viewed(
         dataset,
         first.identity.dataset.split,

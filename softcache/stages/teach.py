@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 
 from softcache.console import say
+from softcache.distributed import refuse_several
 from softcache.errors import LockedError, SoftcacheError, UsageError
 from softcache.losses._schedule import Schedule
 from softcache.models._folder import describe, save_network
 from softcache.models._hooks import freeze_all_but_classifier
 from softcache.models._network import Network
 from softcache.models._open import open_network
+from softcache.stages.evaluate import evaluator
 from softcache.stages.places import (
     CONFIG,
     TEACHER_FILE,
@@ -26,13 +29,14 @@ from softcache.stages.places import (
     teacher_folder,
     write_config,
 )
-from softcache.training.config import FitConfig, pick_device
-from softcache.training.evaluation import Accuracy, evaluate_network
+from softcache.training.config import FitConfig, configure, pick_device, tf32
+from softcache.training.evaluation import Accuracy
 from softcache.training.loop import fit
 from softcache.training.objective import Objective
 from softcache.training.pixels import pick_pixels
 from softcache.training.plan import Plan
 from softcache.training.stream import Stream
+from softcache.views._viewed import ViewedDataset
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,11 @@ def teach(model: str = "resnet50", *, out: str | Path | None = None, **options: 
     """Trains ``model`` on labels and puts it into ``teachers/MODEL-DATASET/`` (or ``out``).
 
     ``options``: the fields of ``TeachConfig``. The same call again keeps what is there; an interrupted one goes on
-    where it stood. Errors: ``SoftcacheError`` where the folder holds a teacher of another configuration.
+    where it stood. Errors: ``SoftcacheError`` where the folder holds a teacher of another configuration,
+    ``LockedError`` where another process trains into it.
     """
-    config = TeachConfig(model=model, **options)
+    refuse_several("teach")
+    config = configure(TeachConfig, {"model": model, **options})
     folder = Path(out) if out is not None else teacher_folder(config.model, config.dataset)
     wanted = _comparable(config)
     if (folder / CONFIG).exists():
@@ -80,6 +86,7 @@ def teach(model: str = "resnet50", *, out: str | Path | None = None, **options: 
         if (folder / TEACHER_FILE).exists():
             test = read_config(folder).get("test")
             return Taught(folder, Accuracy(**test) if test else None, 0.0, True)
+    device = pick_device(config.device)
     train = open_viewed(
         config.dataset,
         "train",
@@ -106,14 +113,20 @@ def teach(model: str = "resnet50", *, out: str | Path | None = None, **options: 
         freeze_all_but_classifier(network)
     make_folder(folder)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            return _teach(network, train, config, folder, wanted)
+        with FileLock(folder / ".lock", timeout=0), tf32(False):
+            return _teach(network, train, config, folder, wanted, device)
     except Timeout:
         raise LockedError(f"another process is training into {folder}") from None
 
 
-def _teach(network: Network, train: Any, config: TeachConfig, folder: Path, wanted: dict[str, Any]) -> Taught:
-    device = pick_device(config.device)
+def _teach(
+    network: Network,
+    train: ViewedDataset,
+    config: TeachConfig,
+    folder: Path,
+    wanted: dict[str, Any],
+    device: torch.device,
+) -> Taught:
     document: dict[str, Any] = {"teach": wanted, "model": {**describe(network), "weights": TEACHER_FILE}}
     resume = (folder / CONFIG).exists()
     write_config(folder, document)
@@ -122,7 +135,7 @@ def _teach(network: Network, train: Any, config: TeachConfig, folder: Path, want
     pixels = pick_pixels(train, device, resident=config.resident, workers=config.workers, start=config.start_method)
     stream = Stream(train, pixels, plan, device, visible=labels, teacher=None)
     alone = Objective((), Schedule.constant(0), Schedule.constant(1), None, config.epochs, config.label_smoothing)
-    evaluate = evaluator(config.dataset, train.size, config, device)
+    evaluate = evaluator(config.dataset, train.size, config, device, data_dir=config.data_dir, download=config.download)
     say(
         f"teach {config.model} on {config.dataset}: {len(plan.rows):,} rows, {len(train.samples.classes)} classes, "
         f"{train.size}×{train.size}, recipe {train.recipe}, {config.epochs} epochs on {device}"
@@ -133,19 +146,6 @@ def _teach(network: Network, train: Any, config: TeachConfig, folder: Path, want
     document |= {"test": dataclasses.asdict(test) if test else None, "seconds": round(fitted.seconds, 3)}
     write_config(folder, document)
     return Taught(folder, test, fitted.seconds, False)
-
-
-def evaluator(dataset: str, size: int, config: FitConfig, device: Any, data_dir: str | None = None) -> Any:
-    """``network → Accuracy`` on the clean test split, or ``None`` where the dataset has none."""
-    data_dir = data_dir or getattr(config, "data_dir", None)
-    try:
-        test = open_viewed(dataset, "test", data_dir=data_dir, augment="none", size=size)
-    except SoftcacheError as error:
-        say(f"no test split to evaluate on: {error}")
-        return lambda network: None
-    pixels = pick_pixels(test, device, resident=config.resident, workers=config.workers, start=config.start_method)
-    labels = test.samples.labels
-    return lambda network: evaluate_network(network, pixels, labels, device, amp=config.amp)
 
 
 def _comparable(config: TeachConfig) -> dict[str, Any]:

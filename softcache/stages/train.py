@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 import softcache
 from softcache.console import say, size
 from softcache.datasets._subset import holdout_rows, labelled_rows
+from softcache.distributed import refuse_several
 from softcache.errors import CacheError, LockedError, PixelsError, SoftcacheError, UsageError
 from softcache.models._folder import describe, save_network, save_tensors
 from softcache.models._network import Network
@@ -22,20 +23,20 @@ from softcache.models._open import open_network
 from softcache.models._weights import fit as load_parameters
 from softcache.models._weights import load_state
 from softcache.stages.agreement import refuse_pixels
+from softcache.stages.evaluate import evaluator
 from softcache.stages.hints import REGRESSORS_FILE, build_guide
 from softcache.stages.options import TrainConfig, check_options, knob
 from softcache.stages.places import CONFIG, STUDENT_FILE, make_folder, new_run_folder, read_config, write_config
 from softcache.stages.sources import Source, open_source
 from softcache.stages.start import keep_frozen_still, open_teacher, prepare_student
-from softcache.stages.teach import evaluator
 from softcache.training.checkpoint import CHECKPOINT
-from softcache.training.config import pick_device, tf32
+from softcache.training.config import configure, pick_device, tf32
 from softcache.training.evaluation import Accuracy, evaluate_network
 from softcache.training.guide import Guide
 from softcache.training.loop import BEST_FILE, Stage, fit
 from softcache.training.memory import available_memory
 from softcache.training.objective import Objective
-from softcache.training.pixels import ResidentPixels, pick_pixels
+from softcache.training.pixels import PixelSource, ResidentPixels, pick_pixels
 from softcache.training.plan import Plan
 from softcache.training.stream import Stream
 from softcache.training.windows import pick_windows
@@ -43,13 +44,15 @@ from softcache.views._viewed import ViewedDataset
 
 __all__ = ["TrainConfig", "Trained", "train"]
 
+# What a resumed run may be told anew, because it may go on elsewhere and none of it changes what is trained.
+MOVABLE = ("data_dir", "device", "download", "profile", "resident", "start_method", "workers")
 VALIDATION_SEED = 0  # the same rows are held out in every run, whatever its seed
 
 
 @dataclass
 class Trained:
     """The run's folder, the saved student's accuracy on the test split and on the held-out rows (with the epoch that
-    they chose), seconds of training, and of the teacher within them."""
+    they chose), seconds of training, and of the teacher within them. ``lines``: those of ``metrics.jsonl``."""
 
     folder: Path
     test: Accuracy | None
@@ -86,28 +89,36 @@ class _Prepared:
     """All that is opened and checked before anything is written."""
 
     config: TrainConfig
+    device: torch.device
     source: Source
     rows: _Rows
     network: Network
     guide: Guide | None
     start: dict[str, Any]
+    pixels: PixelSource
 
 
 def train(
-    student: str = "resnet18", *, out: str | Path | None = None, resume: str | Path | None = None, **options: Any
+    student: str | None = None, *, out: str | Path | None = None, resume: str | Path | None = None, **options: Any
 ) -> Trained:
     """Trains ``student`` and writes ``config.json``, ``metrics.jsonl`` and ``student.safetensors`` into a run folder.
 
-    ``options``: the fields of ``TrainConfig``; ``out``: the folder, by default ``runs/STUDENT-<n>``; ``resume``: a run
-    that was interrupted, whose own options are taken. Errors: ``CacheError`` where the cache doesn't fit the data,
-    ``PixelsError`` where pixels are not those that the teacher saw.
+    ``student``: a model spec, by default resnet18; ``options``: the fields of ``TrainConfig``; ``out``: the folder, by
+    default ``runs/STUDENT-<n>``; ``resume``: a run that was interrupted, whose own options are taken: only those that
+    don't change what is trained (``MOVABLE``) may be given beside it. Errors: ``UsageError`` for options that can't
+    be, ``CacheError`` where the cache doesn't fit the data, ``PixelsError`` where pixels are not those that the
+    teacher saw, ``LockedError`` where another process trains into the folder.
     """
+    refuse_several("train")
+    if student is not None:
+        options["student"] = student
     recorded: dict[str, Any] = {}
     if resume is not None:
+        _refuse_others(Path(resume), {**options, **({} if out is None else {"out": out})})
         recorded = read_config(Path(resume))
-        config = _recorded_config(Path(resume), recorded)
+        config = dataclasses.replace(_recorded_config(Path(resume), recorded), **options)
     else:
-        config = TrainConfig(student=student, **options)
+        config = configure(TrainConfig, options)
     check_options(config)
     begun = resume is not None and (Path(resume) / CHECKPOINT).exists()
     prepared = _prepare(config, recorded.get("start") if begun else None)
@@ -128,7 +139,10 @@ def train(
 
 def _prepare(config: TrainConfig, begun: dict[str, Any] | None) -> _Prepared:
     """``begun``: how the student of a run started that goes on from a checkpoint."""
+    device = pick_device(config.device)
     source = open_source(config)
+    if source.views is not None and config.views_per_image > len(source.views):
+        raise UsageError(f"--views-per-image {config.views_per_image}: there are {len(source.views)} recorded views")
     samples = source.viewed.samples
     rows = _choose_rows(config, samples.labels)
     network = open_network(
@@ -144,14 +158,15 @@ def _prepare(config: TrainConfig, begun: dict[str, Any] | None) -> _Prepared:
     start = prepare_student(network, config, teacher, begun)
     guide = build_guide(network, config, source, rows.train, rows.visible, teacher)
     keep_frozen_still(network)
-    return _Prepared(config, source, rows, network, guide, start)
+    pixels = pick_pixels(
+        source.viewed, device, resident=config.resident, workers=config.workers, start=config.start_method
+    )
+    return _Prepared(config, device, source, rows, network, guide, start, pixels)
 
 
 def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
     config, source, rows, network = prepared.config, prepared.source, prepared.rows, prepared.network
-    device = pick_device(config.device)
-    if source.views is not None and config.views_per_image > len(source.views):
-        raise UsageError(f"--views-per-image {config.views_per_image}: there are {len(source.views)} recorded views")
+    device, pixels = prepared.device, prepared.pixels
     windows, order = pick_windows(
         source.columns(), config.shuffle, available_memory(), per_image=config.views_per_image
     )
@@ -164,9 +179,6 @@ def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
         windows=windows,
         per_image=config.views_per_image,
         fits=_without_held(source.viewed, rows.held),
-    )
-    pixels = pick_pixels(
-        source.viewed, device, resident=config.resident, workers=config.workers, start=config.start_method
     )
 
     def stream(*, logits: bool, hints: bool) -> Stream:
@@ -182,7 +194,9 @@ def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
         hint_objective = _objective(dataclasses.replace(config, epochs=config.hint_epochs), joint=True)
         first = stream(logits=False, hints=True)
         before = Stage(first, hint_objective, config.hint_epochs, prepared.guide, hints_alone=True)
-    evaluate = evaluator(source.dataset, source.viewed.size, config, device)
+    evaluate = evaluator(
+        source.dataset, source.viewed.size, config, device, data_dir=config.data_dir, download=config.download
+    )
     document = _document(prepared, objective)
     write_config(folder, document)
     say(_announcement(config, source, plan, main.name, device))
@@ -197,7 +211,7 @@ def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
             device,
             folder,
             evaluate,
-            validate=_validator(prepared, device) if len(rows.held) else None,
+            validate=_validator(prepared) if len(rows.held) else None,
             guide=prepared.guide if joint else None,
             before=before,
             log_every=config.log_every,
@@ -284,9 +298,9 @@ def _objective(config: TrainConfig, *, joint: bool) -> Objective:
     )
 
 
-def _validator(prepared: _Prepared, device: torch.device) -> Callable[[Network], Accuracy]:
+def _validator(prepared: _Prepared) -> Callable[[Network], Accuracy]:
     """Accuracy on the clean pixels of the held-out rows."""
-    config, seen = prepared.config, prepared.source.viewed
+    config, seen, device = prepared.config, prepared.source.viewed, prepared.device
     clean = ViewedDataset(seen.samples, "none", size=seen.size)
     pixels = pick_pixels(clean, device, resident=config.resident, workers=config.workers, start=config.start_method)
     labels, held = seen.samples.labels, prepared.rows.held
@@ -297,7 +311,7 @@ def _document(prepared: _Prepared, objective: Objective) -> dict[str, Any]:
     """What a run's ``config.json`` says: enough to do it again, and to resume it from anywhere."""
     config, source = prepared.config, prepared.source
     # The size is written down, so that a run is evaluated on pixels like those that it was trained on.
-    asked = {**config.to_json(), "dataset": source.dataset, "size": source.viewed.size}
+    asked = {**config.to_json(), "dataset": source.dataset, "size": source.viewed.size, "view_seed": source.viewed.seed}
     for key, caches in (("cache", source.named), ("hint_cache", source.lent)):
         asked[key] = [str(cache.folder.resolve()) for cache in caches]
     if source.recorded_views is not None:
@@ -319,6 +333,13 @@ def _document(prepared: _Prepared, objective: Objective) -> dict[str, Any]:
         "softcache": softcache.__version__,
         "torch": str(torch.__version__),
     }
+
+
+def _refuse_others(folder: Path, options: dict[str, Any]) -> None:
+    """Errors: ``UsageError`` that names the options that can't be given to a run that goes on."""
+    others = [f"--{name.replace('_', '-')}" for name in sorted(options) if name not in MOVABLE]
+    if others:
+        raise UsageError(f"--resume {folder} goes on with that run's own options: leave out {', '.join(others)}")
 
 
 def _recorded_config(folder: Path, document: dict[str, Any]) -> TrainConfig:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,6 +14,21 @@ from softcache.errors import UsageError, nearest
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "step", "constant")
+START_METHODS = ("auto", "fork", "spawn", "forkserver")
+
+Config = TypeVar("Config")
+
+
+def configure(kind: type[Config], options: dict[str, Any]) -> Config:
+    """The configuration, a dataclass, with these of its fields.
+
+    Errors: ``UsageError`` with the nearest names for an option that it doesn't have.
+    """
+    known = [own.name for own in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for name in options:
+        if name not in known:
+            raise UsageError(f"{kind.__name__} has no option {name!r}{nearest(name, known)}")
+    return kind(**options)
 
 
 @dataclass(frozen=True)
@@ -51,19 +66,19 @@ class FitConfig:
     def __post_init__(self) -> None:
         positive = ("epochs", "batch_size", "lr", "accumulate")
         for name in positive:
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # nan is neither above nor below
                 raise UsageError(f"--{name.replace('_', '-')} must be above 0, is {getattr(self, name)}")
         for name in ("weight_decay", "warmup", "clip_grad"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise UsageError(f"--{name.replace('_', '-')} can't be negative, is {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 1:
-            raise UsageError(f"--label-smoothing must be in 0 … 1, is {self.label_smoothing}")
+            raise UsageError(f"--label-smoothing must be at least 0 and below 1, is {self.label_smoothing}")
         for name, known in (
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("amp", ("off", "bf16", "fp16")),
             ("resident", ("auto", "device", "host", "off")),
-            ("start_method", ("auto", "fork", "spawn", "forkserver")),
+            ("start_method", START_METHODS),
         ):
             value = getattr(self, name)
             if value not in known:
@@ -87,7 +102,11 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         raise UsageError(f"--device {name!r} is unknown: auto, cpu, cuda, cuda:1, mps") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: this machine has no CUDA device, or torch can't see it")
+        raise UsageError(f"--device {name}: this machine has no CUDA device, or torch can't see it")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name}: this machine's CUDA devices are 0 to {torch.cuda.device_count() - 1}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: this machine has none, or torch can't see it")
     return device
 
 

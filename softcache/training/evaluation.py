@@ -61,14 +61,14 @@ def evaluate_network(
     totals = torch.zeros(3, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     for done, logits in predict(network, pixels, chosen, device, amp=amp):
         y = torch.from_numpy(labels[done].astype(np.int64)).to(device)
-        totals += torch.stack(counts(logits, y)).to(totals)
+        totals += torch.stack(counts(logits, y)).to(totals.device).to(totals.dtype)
     top1, top5, loss = (totals / max(len(chosen), 1)).tolist()
     return Accuracy(top1, top5, loss, len(chosen))
 
 
 def counts(logits_bc: torch.Tensor, labels_b: torch.Tensor) -> list[torch.Tensor]:
-    """Hits at 1, hits at 5, and summed cross-entropy of a batch, as scalars."""
+    """Hits at 1, hits at 5, and summed cross-entropy of a batch, as float32 scalars: not every device has float64."""
     best = logits_bc.topk(min(5, logits_bc.shape[1]), dim=1).indices  # (B, 5)
     hit = best == labels_b[:, None]
     loss = F.cross_entropy(logits_bc, labels_b, reduction="sum")
-    return [hit[:, 0].sum().double(), hit.any(1).sum().double(), loss.double()]
+    return [hit[:, 0].sum().float(), hit.any(1).sum().float(), loss.float()]

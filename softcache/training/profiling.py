@@ -44,6 +44,7 @@ class Profile(Watch):
         if device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
         self._profiler: Any = torch.profiler.profile(activities=activities)
+        self._events: list[Any] = []
         self._steps = 0
 
     @contextmanager
@@ -72,7 +73,7 @@ class Profile(Watch):
         say(f"epoch {line['epoch']} took {line['epoch_s']:.2f} s:")
         for name, part in seconds.items():
             say(f"  {name:<10} {part:8.2f} s  {100 * part / max(line['epoch_s'], 1e-9):5.1f} %")
-        if not (self._folder / TRACE).exists():
+        if self._steps < SKIPPED:  # a trace that is there is another training's
             say(f"no trace: the epoch has fewer than {SKIPPED} steps")
             return
         own = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"

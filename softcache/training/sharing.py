@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from softcache.errors import UsageError
+from softcache.training.config import START_METHODS
 from softcache.views._viewed import ViewedDataset
-
-START_METHODS = ("auto", "fork", "spawn", "forkserver")
 
 
 def pick_start(method: str) -> str:
