@@ -14,7 +14,9 @@ import secrets
 import socket
 from pathlib import Path
 
-_PART = re.compile(r"\.(?P<name>.+)~(?P<writer>[^~]*~[^~]*~\d+~[0-9a-f]+)\.part")
+# Nine digits at most: os.kill takes 32 bits, and no system counts its processes that far.
+_WRITER = re.compile(r"(?P<host>[^~]*)~(?P<boot>[^~]*)~(?P<pid>[1-9][0-9]{0,8})~(?P<token>[0-9a-f]+)")
+_PART = re.compile(r"\.(?P<name>.+)~(?P<writer>[^~]*~[^~]*~[0-9]+~[0-9a-f]+)\.part")
 
 
 def part_path(final: Path) -> Path:
@@ -31,21 +33,21 @@ def is_dead(writer: str) -> bool:
     """Whether the process of a ``writer_name`` is certainly gone: of this host, and ended or of an earlier boot.
 
     Whatever can't be known counts as alive: another host, another namespace of process ids on this one (a container
-    beside this one), a process id that somebody else has by now.
+    beside this one), a process id that somebody else has by now, a text that names no writer.
     """
-    try:
-        host, boot, pid, token = writer.split("~")
-    except ValueError:
+    match = _WRITER.fullmatch(writer)
+    if match is None:
         return False
+    host, boot, pid, token = match["host"], match["boot"], int(match["pid"]), match["token"]
     if host != _host():
         return False
     if boot.partition(".")[0] != _boot().partition(".")[0]:
         return True
     if boot != _boot():
         return False
-    if int(pid) == os.getpid():
+    if pid == os.getpid():
         return not token.startswith(_token(os.getpid()))  # of an earlier process with our number
-    return not _alive(int(pid))
+    return not _alive(pid)
 
 
 def commit(part: Path, final: Path) -> None:

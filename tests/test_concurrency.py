@@ -16,6 +16,7 @@ from harness_cache import make_cache
 from harness_dump import LOCKS_FOR_ALL, NO_LOCKS, Setting, Warm, make_setting, shards, temporaries
 
 import softcache.cache.locks
+from softcache.atomic import is_dead, writer_name
 from softcache.cache.locks import MANIFEST_LOCK, changing, is_lock, remove_stale_locks, writing
 from softcache.cache.reader import Cache
 from softcache.cache.writer import update_state
@@ -141,6 +142,15 @@ def test_locks_are_free_again_when_their_holder_is_gone(tmp_path):
     (tmp_path / MANIFEST_LOCK).symlink_to("elsewhere~0.0~1~00")
     remove_stale_locks(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST_LOCK], "another host's is left alone"
+
+
+@pytest.mark.parametrize("number", ["x", "", "-1", "0", "1.5", "٣", "9" * 10, "9" * 20, "9" * 5000])
+def test_a_lock_that_says_nothing_sensible_is_not_taken_for_a_dead_process(tmp_path, number):
+    host, boot, _, token = writer_name().split("~")
+    assert not is_dead(f"{host}~{boot}~{number}~{token}")
+    (tmp_path / MANIFEST_LOCK).symlink_to(f"{host}~{boot}~{number[:100]}~{token}")
+    remove_stale_locks(tmp_path)  # as every dump does, in whatever cache it was given
+    assert (tmp_path / MANIFEST_LOCK).is_symlink()
 
 
 @pytest.mark.parametrize("locks", ["locks", "no locks"])
