@@ -7,6 +7,7 @@ import os
 import numpy as np
 import torch
 
+from softcache.cache.mapping import map_rows
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS
 from softcache.console import warn
@@ -19,12 +20,16 @@ TOLERANCE, TOLERANCE_HALF = 1e-3, 3e-2
 
 
 class Recorded:
-    """The shards of logits or hints that are there, compared with the same keys computed anew."""
+    """The shards of logits or hints that are there, compared with the same keys computed anew.
+
+    One for a whole dump, as it warns once. Of each view the shard that was looked at last stays mapped until
+    ``release``; no file stays open.
+    """
 
     def __init__(self, cache: Cache):
         self._cache = cache
-        self._open: tuple[tuple[int, str, int], dict[str, np.ndarray]] | None = None
-        self._differing = 0
+        self._mapped: dict[int, tuple[tuple[str, int], dict[str, np.ndarray]]] = {}
+        self._warned = False
 
     def check(self, view: int, first: int, columns: dict[str, dict[str, np.ndarray]], there: list[str]) -> None:
         """``columns``: column → array name → rows ``first ...``; ``there``: columns whose shards exist for them.
@@ -43,6 +48,10 @@ class Recorded:
         if LOGITS in columns and LOGITS in there:
             self._check_logits(view, first, columns[LOGITS])
 
+    def release(self, view: int) -> None:
+        """Forgets the view's shard: its rows have been compared."""
+        self._mapped.pop(view, None)
+
     def _check_logits(self, view: int, first: int, ours: dict[str, np.ndarray]) -> None:
         names = [name for name in ours if name != "digest"]
         theirs = {name: self._rows(view, LOGITS, first, len(ours[name]), name) for name in names}
@@ -58,12 +67,12 @@ class Recorded:
                 f"code or a library has changed, or the shard is damaged (softcache verify {self._cache.folder}); use "
                 "another --out"
             )
-        if not self._differing:
+        if not self._warned:
             warn(
                 f"the teacher's logits differ from the recorded ones in their last bits (by {distance:.1g} of their "
                 "spread): another machine, library or number of threads than the cache was begun with"
             )
-        self._differing += 1
+        self._warned = True
 
     def _distance(self, theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> float:
         """Norm of the difference over that of the recorded logits, each row's mean taken off."""
@@ -86,17 +95,13 @@ class Recorded:
         return found[0] if len(found) == 1 else np.concatenate(found)
 
     def _shard(self, view: int, column: str, number: int) -> dict[str, np.ndarray]:
-        key = (view, column, number)
-        if self._open is None or self._open[0] != key:
+        held = self._mapped.get(view)
+        if held is None or held[0] != (column, number):
             path = self._cache.shard_path(view, column, number)
             extents = self._cache.extents(view, column, number)
-            maps: dict[str, np.ndarray] = {
-                name: np.memmap(path, extent.dtype, "r", extent.offset, extent.shape)
-                for name, extent in extents.items()
-            }
-            self._open = key, maps
-            return maps
-        return self._open[1]
+            maps = {name: map_rows([(path, extent)]).parts[0] for name, extent in extents.items()}
+            held = self._mapped[view] = (column, number), maps
+        return held[1]
 
 
 def first_recorded(cache: Cache, batch: int) -> tuple[int, int, int] | None:

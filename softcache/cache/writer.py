@@ -161,17 +161,17 @@ def plan(cache: Cache, views: int, columns: list[str], part: tuple[int, int] = (
 class BlockWriter:
     """Takes a block's rows in order, column by column, and commits each shard when its last row is there.
 
-    Columns whose shards are there already are not written again: they must agree with what is given.
+    Columns whose shards are there already are not written again: they must agree with what is given, which
+    ``recorded`` finds out, one for all blocks of a dump.
     """
 
-    def __init__(self, cache: Cache, block: Block):
+    def __init__(self, cache: Cache, block: Block, recorded: Recorded):
         self._cache = cache
         self._block = block
         missing = set(block.columns)
         self._there = [column for column in cache.manifest.columns if column not in missing]
-        self._recorded = Recorded(cache)
+        self._recorded = recorded
         self._open: dict[str, tuple[int, ShardWriter]] = {}
-        self.committed: list[Path] = []
         cache.shard_path(block.view, LOGITS, 0).parent.mkdir(exist_ok=True)
 
     def write(self, first: int, columns: dict[str, dict[str, np.ndarray]]) -> None:
@@ -180,6 +180,8 @@ class BlockWriter:
         Errors: ``PixelsError`` and ``CacheError`` where a column that is there says something else.
         """
         self._recorded.check(self._block.view, first, columns, self._there)
+        if first + len(next(iter(columns.values()))["digest"]) == self._block.first + self._block.rows:
+            self._recorded.release(self._block.view)
         for column, arrays in columns.items():
             count, at = len(next(iter(arrays.values()))), 0
             while at < count:
@@ -210,4 +212,3 @@ class BlockWriter:
         if at + take == rows:
             del self._open[column]
             writer.commit()
-            self.committed.append(writer.path)

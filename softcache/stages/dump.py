@@ -176,19 +176,21 @@ def _compute(
         f"on {forward.device}; {keys:,} of {cache.rows * views:,} keys to compute"
     )
     if keys:
-        check_teacher(cache, viewed, forward)
+        recorded = Recorded(cache)
+        check_teacher(cache, viewed, forward, recorded)
         run_blocks(
             cache,
             viewed,
             forward,
             blocks,
             workers=config.workers,
+            recorded=recorded,
             measured=lambda error, count: update_state(folder, lambda state: _with_error(state, error, count)),
         )
     return keys
 
 
-def check_teacher(cache: Cache, viewed: ViewedDataset, forward: Forward) -> None:
+def check_teacher(cache: Cache, viewed: ViewedDataset, forward: Forward, recorded: Recorded) -> None:
     """Whether the teacher still says what it has said: one batch of a shard that is there, computed again.
 
     Errors: ``CacheError`` and ``PixelsError`` where not.
@@ -201,7 +203,7 @@ def check_teacher(cache: Cache, viewed: ViewedDataset, forward: Forward) -> None
     logits, _ = forward(pixels)
     arrays = {f"logits/{name}": values.cpu().numpy() for name, values in cache.codec.encode(logits).items()}
     arrays["digest"] = digest(pixels).cpu().numpy().astype(np.uint32)
-    Recorded(cache).check(view, first, {LOGITS: arrays}, [LOGITS])
+    recorded.check(view, first, {LOGITS: arrays}, [LOGITS])
 
 
 def hint_shapes(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from softcache.cache.reader import Cache
+from softcache.cache.recorded import Recorded
 from softcache.cache.schema import LOGITS, hint_column
 from softcache.cache.writer import Block, BlockWriter
 from softcache.console import bar
@@ -85,10 +86,12 @@ def run_blocks(
     blocks: Sequence[Block],
     *,
     workers: int = -1,
+    recorded: Recorded | None = None,
     measured: Callable[[dict[str, float], int], None] = lambda error, keys: None,
 ) -> None:
-    """Computes and commits all blocks. ``measured`` is told the codec's error on the first keys and how many those
-    were: as soon as they are enough, for a dump may be stopped at any time, else before the last shard is finished.
+    """Computes and commits all blocks. ``recorded``: what has compared the teacher with the cache so far, if anything
+    has. ``measured`` is told the codec's error on the first keys and how many those were: as soon as they are enough,
+    for a dump may be stopped at any time, else before the last shard is finished.
 
     Errors: ``NumericsError`` with the key, after all shards that were finished before it.
     """
@@ -99,11 +102,12 @@ def run_blocks(
     loader = _loader(viewed, groups, batch, forward.device, pick_workers(viewed, workers))
     with starting():
         batches = raising(iter(loader))  # before there are threads, which a forked worker would lack
+    recorded = recorded or Recorded(cache)
     measure, writer = _CodecError(cache.codec), _WriterThread(cache)
     try:
         with bar("dump", sum(block.rows for block in blocks), "keys") as shown:
             for group in groups:
-                writers = {block.view: BlockWriter(cache, block) for block in group}
+                writers = {block.view: BlockWriter(cache, block, recorded) for block in group}
                 writer.opened(list(writers.values()))
                 for first in range(group[0].first, group[0].first + group[0].rows, batch):
                     for block, pixels in zip(group, next(batches), strict=True):
