@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from softcache.stages.dump import dump
 from softcache.stages.identity import DumpConfig
 from softcache.stages.places import open_viewed
 from softcache.training import dumping
-from softcache.training.dumping import Forward, run_blocks
+from softcache.training.dumping import Forward, _WriterThread, run_blocks
 from softcache.training.fitting import find_batch
 from softcache.views._viewed import ViewedDataset
 
@@ -156,3 +157,28 @@ def test_on_a_cpu_the_batch_is_the_same_everywhere(digits: ViewedDataset) -> Non
     network = open_network("cifar:resnet8", classes=10, statistics=digits.samples.statistics, seed=0)
     assert with_batch(config, network, digits, CPU, (1, 1)) is config
     assert CliRunner().invoke(command, ["--batch-size", "lots"]).exit_code == 2
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("full", [True, False])
+def test_a_failure_while_the_queue_is_full_ends_the_dump(
+    tmp_path: Path, digits: ViewedDataset, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    """The thread then takes nothing more from the queue: who waits for a place in it would wait forever."""
+    written, begun = [], threading.Event()
+
+    def fails(self: _WriterThread, item: object) -> None:
+        begun.wait(10)
+        time.sleep(0.2)  # close is waiting by then
+        written.append(item)
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(_WriterThread, "_write", fails)
+    writer = _WriterThread(empty_cache(tmp_path / "cache", digits))
+    for number in range(1 + dumping.QUEUE_LIMIT if full else 1):  # one in hand, and the queue full
+        writer.put(number)  # type: ignore[arg-type]
+    begun.set()
+    with pytest.raises(OSError, match="no space left"):
+        writer.close()
+    writer.abort()
+    assert written == [0]

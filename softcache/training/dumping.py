@@ -186,8 +186,11 @@ class _WriterThread:
         """So that unfinished shards can be dropped."""
         self._writers += writers
 
-    def put(self, item: _Computed) -> None:
-        """Errors: whatever stopped the thread."""
+    def put(self, item: _Computed | None) -> None:
+        """Waits for a place in the queue, but not for a thread that takes nothing from it any more. ``None`` is the end.
+
+        Errors: whatever stopped the thread.
+        """
         while True:
             if self._failure is not None:
                 raise self._failure
@@ -198,8 +201,11 @@ class _WriterThread:
                 continue
 
     def close(self) -> None:
-        """Waits for the last batch."""
-        self._queue.put(None)
+        """Waits for the last batch.
+
+        Errors: whatever stopped the thread.
+        """
+        self.put(None)
         self._thread.join()
         if self._failure is not None:
             raise self._failure
