@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from harness_cache import make_cache
 
 from softcache.cache import mapping
@@ -18,7 +19,7 @@ from softcache.cache.mapping import map_rows
 from softcache.cache.reader import Cache
 from softcache.cache.schema import HintColumn
 from softcache.cache.shard import Extent
-from softcache.errors import IntegrityError
+from softcache.errors import IntegrityError, UsageError
 from softcache.training.windows import WINDOW_BYTES, Windows, pick_windows
 
 LINUX = sys.platform == "linux"
@@ -242,3 +243,48 @@ def test_memory_and_open_files_are_bounded_whatever_the_size(many_shards: Cache,
     run = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) < 6, "MiB of memory that no file backs"
+
+
+def test_rows_of_any_integers_may_be_asked_for(tmp_path: Path) -> None:
+    cache, logits = make_cache(tmp_path / "cache", rows=300, shard_rows=64, views=2)
+    reader, wanted = cache.column("logits"), [299, 0, 7, 64, 63, 7]
+    for rows in (wanted, *(np.array(wanted, dtype) for dtype in ("<i2", "<i4", "<u4", "<i8", "<u8", ">i8", ">i4"))):
+        assert np.array_equal(cache.decode(reader.gather(1, rows)).numpy(), logits[1][wanted])
+    backwards = np.arange(600, dtype=np.int64)[598::-2] // 2  # neither contiguous nor in order
+    assert np.array_equal(cache.decode(reader.gather(1, backwards)).numpy(), logits[1][::-1])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([300], r"row 300 is out of range: the cache has 300 rows"),
+        ([5, -1], r"row -1 is out of range"),
+        (np.array([3, 2**40]), r"row 1099511627776 is out of range"),
+        (np.array([2**64 - 2], np.uint64), r"row 18446744073709551614 is out of range"),
+        ([0.0, 1.0], r"rows are float64, not integers"),
+        (np.array([True, False]), r"rows are bool, not integers"),
+        (np.zeros((2, 2), np.int64), r"rows have shape \(2, 2\), not \(B,\)"),
+        (["a"], r"not integers"),
+    ],
+)
+@pytest.mark.parametrize("shard_rows", [64, 512])
+def test_rows_that_a_cache_does_not_have_are_refused(tmp_path: Path, rows, message: str, shard_rows: int) -> None:
+    """Not by an assert: beyond the last row there may be addresses that nothing is mapped to."""
+    cache, _ = make_cache(tmp_path / "cache", rows=300, shard_rows=shard_rows, views=1)
+    with pytest.raises(UsageError, match=message):
+        cache.column("logits").gather(0, rows)
+    assert len(cache.column("logits").gather(0, np.array([], np.int64))["digest"]) == 0
+
+
+def test_a_cache_decodes_what_it_gives(tmp_path: Path) -> None:
+    cache, logits = make_cache(tmp_path / "cache", rows=20, views=1, hints={"fc": HintColumn([3], "float16", 64)})
+    arrays = cache.column("logits").gather(0, np.arange(20))
+    found = cache.decode(arrays)
+    assert found.dtype == torch.float32
+    assert np.array_equal(found.numpy(), logits[0])
+    assert set(arrays) == {"digest", "logits/values"}, "nothing is taken out of them"
+    assert torch.equal(cache.decode({name: torch.from_numpy(array) for name, array in arrays.items()}), found)
+    mapped = cache.column("logits").map(0)["logits/values"].parts[0]  # read-only
+    assert torch.equal(cache.decode({"logits/values": mapped}), found)
+    with pytest.raises(UsageError, match=r"no logits among digest, hint/values"):
+        cache.decode(cache.column("hint.fc").gather(0, np.arange(20)))

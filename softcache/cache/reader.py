@@ -6,10 +6,12 @@ import contextlib
 import functools
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from softcache import registry
 from softcache.cache.checksum import checksum
@@ -21,6 +23,8 @@ from softcache.errors import CacheError, IntegrityError, UsageError
 
 class Cache:
     """A cache's folder, opened for reading. Nothing is mapped or checked before it is needed.
+
+    ``cache.decode(cache.column("logits").gather(view, rows))`` are the logits of rows in a view.
 
     Errors: ``CacheError`` where the folder is no cache or of another format, ``IntegrityError`` where it is damaged.
     """
@@ -143,6 +147,17 @@ class Cache:
             )
         return ColumnReader(self, column)
 
+    def decode(self, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> torch.Tensor:
+        """Rows of the column ``logits`` as its codec keeps them → logits (B, C) float32, on the same device.
+
+        ``arrays``: what ``ColumnReader.gather`` gives, as arrays or as tensors; other names than ``logits/…`` are
+        not looked at. Errors: ``UsageError`` where no logits are among them.
+        """
+        coded = {n.removeprefix("logits/"): _tensor(a) for n, a in arrays.items() if n.startswith("logits/")}
+        if not coded:
+            raise UsageError(f"there are no logits among {', '.join(arrays) or 'nothing'}: gather the column 'logits'")
+        return self.codec.decode(coded)
+
     def describe(self) -> dict[str, Any]:
         """What ``softcache info --json`` prints."""
         identity, state = self.manifest.identity, self.manifest.state
@@ -188,11 +203,21 @@ class ColumnReader:
         self._maps: dict[int, dict[str, Rows]] = {}
 
     def gather(self, view: int, rows: np.ndarray, out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-        """``rows`` (B,) int64 → each array's rows, (B, ...), in that order; ``digest`` among them.
+        """Rows by their numbers, as they are stored, in the order asked for.
 
-        ``out``: where they are to go, as ``empty`` makes it; by default arrays of their own."""
-        # as unsigned numbers negative ones are larger than any row
-        assert len(rows) == 0 or int(rows.view(np.uint64).max()) < self.cache.rows, "rows out of range"
+        ``rows``: (B,) integers from 0 to the cache's rows - 1, in any order, also more than once; int64 is fastest.
+        Result, by name: ``digest`` (B,) uint32, of the pixels; of a column of hints ``hint/values`` (B, ...) in the
+        hint's dtype; of logits ``logits/…`` (B, ...) as the codec keeps them, which ``Cache.decode`` makes logits of.
+        ``out``: where they are to go, as ``empty`` makes it; by default arrays of their own.
+
+        Errors: ``UsageError`` for rows that the cache doesn't have and for what is no row numbers; ``IntegrityError``
+        where a shard of the view is missing or isn't what the manifest says.
+        """
+        if not isinstance(rows, np.ndarray) or rows.dtype != np.int64 or rows.ndim != 1:
+            rows = _row_numbers(rows, self.cache)
+        # As unsigned numbers negative ones are larger than any row. What lies beyond the last row may not be mapped.
+        if len(rows) and int(rows.view(np.uint64).max()) >= self.cache.rows:
+            raise _out_of_range(rows, self.cache)
         out = self.empty(len(rows)) if out is None else out
         part = rows // self._shard_rows
         for name, mapped in self.map(view).items():
@@ -231,6 +256,30 @@ class ColumnReader:
     def release(self, view: int) -> None:
         """Forgets a view's maps, so that memory and address space don't grow with the number of views."""
         self._maps.pop(view, None)
+
+
+def _row_numbers(rows: Any, cache: Cache) -> np.ndarray:
+    """(B,) int64 of integers of any other dtype."""
+    rows = np.asarray(rows)
+    if rows.dtype.kind not in "iu":
+        raise UsageError(f"rows are {rows.dtype}, not integers")
+    if rows.ndim != 1:
+        raise UsageError(f"rows have shape {rows.shape}, not (B,)")
+    if len(rows) and int(rows.max()) >= cache.rows:  # before unsigned ones become negative
+        raise _out_of_range(rows, cache)
+    return rows.astype(np.int64)
+
+
+def _out_of_range(rows: np.ndarray, cache: Cache) -> UsageError:
+    wrong = rows[(rows < 0) | (rows >= cache.rows)][0]
+    return UsageError(f"row {wrong} is out of range: the cache has {cache.rows} rows, from 0 on")
+
+
+def _tensor(array: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Over the same memory, where that may be written to: torch has no tensors that may not."""
+    if isinstance(array, torch.Tensor):
+        return array
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def find_caches(root: str | Path = "caches") -> list[Path]:

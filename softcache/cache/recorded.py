@@ -80,8 +80,7 @@ class Recorded:
         return float((now - recorded).norm() / recorded.norm().clamp_min(1e-30))
 
     def _decoded(self, arrays: dict[str, np.ndarray]) -> torch.Tensor:
-        coded = {name.removeprefix("logits/"): torch.from_numpy(np.array(a)) for name, a in arrays.items()}
-        logits = self._cache.codec.decode(coded).double()
+        logits = self._cache.decode(arrays).double()
         return logits - logits.mean(1, keepdim=True)
 
     def _rows(self, view: int, column: str, first: int, count: int, name: str) -> np.ndarray:

@@ -187,7 +187,7 @@ class _WriterThread:
         self._writers += writers
 
     def put(self, item: _Computed | None) -> None:
-        """Waits for a place in the queue, but not for a thread that takes nothing from it any more. ``None`` is the end.
+        """Waits for a place in the queue, not for a thread that takes nothing from it any more. ``None`` is the end.
 
         Errors: whatever stopped the thread.
         """

@@ -50,10 +50,7 @@ def mean_logits(cache: Cache, views: Sequence[int]) -> torch.Tensor:
         rows = np.arange(first, min(first + step, cache.rows))
         total = torch.zeros(len(rows), classes, dtype=torch.float64)
         for view in views:
-            arrays = reader.gather(view, rows)
-            arrays.pop("digest")
-            coded = {name.removeprefix("logits/"): torch.from_numpy(values) for name, values in arrays.items()}
-            total += cache.codec.decode(coded)
+            total += cache.decode(reader.gather(view, rows))
         out[first : first + len(rows)] = (total / len(views)).float()
     for view in views:
         reader.release(view)

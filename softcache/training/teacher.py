@@ -52,7 +52,7 @@ class CachedTeacher:
         self._hold = hold
         self._keep = keep_views
         self._windows = blocks
-        self._codecs = [cache.codec for cache in caches]
+        self._caches = list(caches)
         self._logits = [cache.column(LOGITS) for cache in caches]
         self._hints = {layer: cache.column(hint_column(layer)) for layer, cache in hints.items()}
         self._held: dict[int, list[dict[str, torch.Tensor]]] = {}
@@ -106,10 +106,10 @@ class CachedTeacher:
         ``pixels`` are not looked at."""
         found = self._select(on_device) if self._hold else [self._gather(k, rows) for k in range(len(self._readers()))]
         said = Said()
-        for codec, arrays in zip(self._codecs, found, strict=False):
-            said.digests.append(unsigned(arrays.pop("digest")))
-            said.logits.append(codec.decode({name.removeprefix("logits/"): a for name, a in arrays.items()}))
-        for layer, arrays in zip(self._hints, found[len(self._codecs) :], strict=True):
+        for cache, arrays in zip(self._caches, found, strict=False):
+            said.digests.append(unsigned(arrays["digest"]))
+            said.logits.append(cache.decode(arrays))
+        for layer, arrays in zip(self._hints, found[len(self._caches) :], strict=True):
             said.digests.append(unsigned(arrays["digest"]))
             said.hints[layer] = arrays["hint/values"].float()
         return said
