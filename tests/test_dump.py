@@ -368,6 +368,55 @@ def test_a_folder_that_lost_its_manifest(setting, tmp_path):
         dump(**fresh(setting, out=folder, codec="fp32"))
 
 
+def test_no_file_of_a_cache_reaches_the_hdf5_library(setting, tmp_path, monkeypatch):
+    """It may come from a stranger, and the library is a large parser in C: docs/trust.md."""
+    folder, opened = tmp_path / "cache", h5py.File
+    dump(**fresh(setting, out=folder))
+
+    def in_memory_only(place: Any, *more: Any, **options: Any) -> Any:
+        assert not isinstance(place, (str, bytes, os.PathLike)), place
+        return opened(place, *more, **options)
+
+    monkeypatch.setattr(h5py, "File", in_memory_only)
+    before = (folder / "cache.h5").stat().st_mtime_ns
+    assert dump(**options(setting, out=folder)).keys == 0
+    assert (folder / "cache.h5").stat().st_mtime_ns == before
+    assert dump(**options(setting, out=folder, hints=(HINTS[0],))).keys == 600
+    (folder / "cache.json").unlink()
+    assert dump(**fresh(setting, out=folder)).keys == 0
+
+
+def test_a_file_over_all_shards_that_is_not_ours_is_written_again(setting, tmp_path):
+    folder = tmp_path / "cache"
+    dump(**fresh(setting, out=folder))
+    place, whole = folder / "cache.h5", (folder / "cache.h5").read_bytes()
+    os.mkfifo(tmp_path / "pipe")
+    for other in (b"", b"\x89HDF\r\n\x1a\n" * 20, whole[:200], whole[:-1], None):
+        place.unlink()
+        if other is None:
+            place.symlink_to(tmp_path / "pipe")  # reading it would wait for a writer
+        else:
+            place.write_bytes(other)
+        assert dump(**options(setting, out=folder)).keys == 0
+        assert place.read_bytes() == whole
+        assert not place.is_symlink()
+
+
+def test_a_folder_without_a_manifest_whose_shards_cannot_be_read(setting, tmp_path):
+    folder = tmp_path / "cache"
+    dump(**fresh(setting, out=folder))
+    (folder / "cache.json").unlink()
+    shard = folder / "view-0001" / "logits-00002.h5"
+    shard.unlink()
+    os.mkfifo(shard)
+    with pytest.raises(CacheError, match=r"has no cache\.json, and .*logits-00002\.h5 is no regular file: remove"):
+        dump(**fresh(setting, out=folder))
+    shard.unlink()
+    shard.write_bytes(b"nothing")
+    with pytest.raises(CacheError, match=r"has no cache\.json, and .*logits-00002\.h5 is no HDF5 file: remove"):
+        dump(**fresh(setting, out=folder))
+
+
 @pytest.mark.parametrize("there", [False, True], ids=["new", "extension"])
 def test_a_dry_run_writes_nothing(setting, tmp_path, there):
     folder = tmp_path / "cache"

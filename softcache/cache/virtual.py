@@ -1,8 +1,15 @@
-"""``cache.h5``: all shards as one file, for h5py, h5dump, HDFView, MATLAB, R. Nothing of softcache reads it."""
+"""``cache.h5``: all shards as one file, for h5py, h5dump, HDFView, MATLAB, R.
+
+Nothing of softcache reads it but for its user block, the bytes that HDF5 leaves to others: the line there says what
+the file was made over, so that a cache from a stranger needs no HDF5 library to see whether that has changed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import os
 from pathlib import Path
 
 import h5py
@@ -11,13 +18,17 @@ import numpy as np
 from softcache.atomic import replace_file
 from softcache.cache.reader import Cache
 from softcache.cache.schema import VIRTUAL
+from softcache.cache.shard import opened
+from softcache.errors import IntegrityError
+
+USER_BLOCK = 512  # the smallest that HDF5 has
 
 
 def write_virtual(cache: Cache) -> Path:
     """Virtual datasets ``(views, rows, ...)`` over the shards, by relative path, so that the folder can be moved."""
     # made in memory, because the HDF5 library can't recover from a full disk
     content = io.BytesIO()
-    with h5py.File(content, "w", libver="latest") as file:
+    with h5py.File(content, "w", libver="latest", userblock_size=USER_BLOCK) as file:
         for key, value in _attributes(cache).items():
             file.attrs.create(key, value)
         for column in cache.manifest.columns:
@@ -31,6 +42,8 @@ def write_virtual(cache: Cache) -> Path:
                         layout[view, first : first + rows] = source
                 place = name if column == "logits" else f"{column}/{name}"
                 file.create_virtual_dataset(place, layout)
+    content.seek(0)
+    content.write(_made_over(cache, len(content.getvalue())))
     replace_file(cache.folder / VIRTUAL, content.getvalue())
     return cache.folder / VIRTUAL
 
@@ -38,10 +51,17 @@ def write_virtual(cache: Cache) -> Path:
 def is_current(cache: Cache) -> bool:
     """Whether ``cache.h5`` is there and over the views and columns that the cache now has."""
     try:
-        with h5py.File(cache.folder / VIRTUAL, "r", locking=False) as file:
-            return all(bytes(file.attrs.get(key, b"")) == bytes(value) for key, value in _attributes(cache).items())
-    except (OSError, TypeError, RuntimeError):  # none, or damaged
+        with opened(cache.folder / VIRTUAL) as (fd, size):
+            wanted = _made_over(cache, size)
+            return os.pread(fd, len(wanted), 0) == wanted
+    except (OSError, IntegrityError):  # none, or no file
         return False
+
+
+def _made_over(cache: Cache, size: int) -> bytes:
+    """A line of fixed length, however many columns there are. ``size``: the file's, so that half of one differs."""
+    attributes = {"size": size} | {key: value.decode() for key, value in _attributes(cache).items()}
+    return f"softcache {hashlib.sha256(json.dumps(attributes).encode()).hexdigest()}\n".encode()
 
 
 def _attributes(cache: Cache) -> dict[str, np.bytes_]:

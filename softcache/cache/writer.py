@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
@@ -10,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
+from softcache.cache.hdf5 import read_structure
 from softcache.cache.locks import changing
 from softcache.cache.mismatch import refuse_other
 from softcache.cache.reader import Cache
@@ -27,8 +26,8 @@ from softcache.cache.schema import (
     Manifest,
     State,
 )
-from softcache.cache.shard import Attributes, ShardWriter, write_arrays
-from softcache.errors import CacheError
+from softcache.cache.shard import Attributes, ShardWriter, opened, write_arrays
+from softcache.errors import CacheError, IntegrityError
 
 MAX_NOTES = 50  # on later changes of machine or libraries
 
@@ -121,13 +120,16 @@ def _refuse_foreign_shards(folder: Path, identity: Identity) -> None:
     """What exists counts as done, so a folder that has lost its manifest may only hold this very cache's shards."""
     wanted = identity.cache_id()
     for path in sorted(folder.glob("view-*/[!.]*.h5")):
-        found = None
-        with contextlib.suppress(OSError, RuntimeError, KeyError), h5py.File(path, "r", locking=False) as file:
-            found = bytes(file.attrs["cache_id"]).decode("ascii", "replace")
-        if found != wanted:
+        name = path.relative_to(folder)
+        try:
+            with opened(path) as (fd, size):
+                found = read_structure(fd, size).nodes[""].attributes
+        except (IntegrityError, OSError) as error:
+            why = str(error).removeprefix(f"{path} ")
+            raise CacheError(f"{folder} has no {MANIFEST}, and {name} {why}: remove it or use another --out") from None
+        if found.get("cache_id") != wanted:
             raise CacheError(
-                f"{folder} has no {MANIFEST}, but shards of another cache ({path.relative_to(folder)}): "
-                "remove them or use another --out"
+                f"{folder} has no {MANIFEST}, but shards of another cache ({name}): remove them or use another --out"
             )
 
 
