@@ -6,13 +6,17 @@ import errno
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from harness_cache import identity
+from torch.utils.data import DataLoader
 
+from softcache import registry
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS
 from softcache.cache.writer import BlockWriter, create_or_extend, plan
@@ -22,7 +26,7 @@ from softcache.stages.batch import with_batch
 from softcache.stages.dump import dump
 from softcache.stages.identity import DumpConfig
 from softcache.stages.places import open_viewed
-from softcache.training import dumping
+from softcache.training import dumping, sharing
 from softcache.training.dumping import Forward, _WriterThread, run_blocks
 from softcache.training.fitting import find_batch
 from softcache.views._viewed import ViewedDataset
@@ -99,14 +103,54 @@ def test_the_teacher_does_not_wait_for_a_disk_that_keeps_up(
     assert np.array_equal(found, expected.numpy())
 
 
-def test_workers_give_the_dump_the_same_bytes(tmp_path: Path, digits: ViewedDataset) -> None:
-    found = []
-    for workers in (0, 2):
-        cache = empty_cache(tmp_path / f"cache-{workers}", digits)
+def test_workers_give_the_dump_the_same_bytes(
+    tmp_path: Path, digits: ViewedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, started, loader = [], [], DataLoader.__init__
+
+    def told(self: DataLoader, *arguments: Any, **options: Any) -> None:
+        started.append(options["multiprocessing_context"])
+        loader(self, *arguments, **options)
+
+    monkeypatch.setattr(DataLoader, "__init__", told)
+    for number, (workers, platform) in enumerate([(0, "linux"), (2, "linux"), (2, "darwin")]):
+        # how workers start is asked of the platform; the rest of Python goes on as it is
+        monkeypatch.setattr(sharing, "sys", SimpleNamespace(platform=platform))
+        cache = empty_cache(tmp_path / f"cache-{number}", digits)
         run_blocks(cache, digits, forward_of(digits), plan(cache, 2, [LOGITS]), workers=workers)
         found.append([path.read_bytes() for path in sorted(cache.folder.rglob("logits-*.h5"))])
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
     assert len(found[0]) == 6
+    assert started == [None, "fork", "spawn"]
+
+
+class WithoutDoubles(torch.Tensor):
+    """Stands for a tensor on Apple's GPU, which has no float64 and whose memory NumPy can't see."""
+
+    device = property(lambda self: torch.device("mps"))  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor)
+        found = super().__torch_function__(function, types, args, kwargs or {})
+        if isinstance(found, cls) and found.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+        return found
+
+
+def test_a_device_without_float64_measures_the_same(tmp_path: Path, digits: ViewedDataset) -> None:
+    logits = torch.randn(300, 10, generator=torch.Generator().manual_seed(1))
+    found = []
+    for given in (logits, logits.as_subclass(WithoutDoubles)):
+        measure = dumping._CodecError(registry.create("codecs", "fp16"))
+        assert not measure(given)
+        found.append(measure.result())
+    assert found[0] == found[1]
+    cache = empty_cache(tmp_path / "cache", digits)
+    block, pixels = plan(cache, 2, [LOGITS])[0], digits.batch(np.arange(300), 0)
+    columns, finite, _ = dumping._compute(cache, block, pixels, logits.as_subclass(WithoutDoubles), {})
+    assert {type(t) for t in [*columns[LOGITS].values(), *finite.values()]} == {torch.Tensor}, "not on the host"
 
 
 class Limited:

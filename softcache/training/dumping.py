@@ -25,6 +25,7 @@ from softcache.models._network import Network
 from softcache.training.config import autocast
 from softcache.training.failures import Shielded, raising
 from softcache.training.pixels import pick_workers
+from softcache.training.sharing import SharedViews, for_workers, pick_start
 from softcache.training.workers import follow_parent, starting
 from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
@@ -156,7 +157,7 @@ def _compute(
     }
     for arrays in columns.values():
         arrays["digest"] = seen
-    to_host = _to_host if pixels.device.type == "cuda" else lambda t: t
+    to_host = _to_host if pixels.device.type == "cuda" else torch.Tensor.cpu
     columns = {column: {name: to_host(t) for name, t in arrays.items()} for column, arrays in columns.items()}
     finite = {name: to_host(t) for name, t in finite.items()}
     event = None
@@ -273,6 +274,8 @@ class _CodecError:
             return False
         self._seen += len(logits)
         decoded = self._codec.decode(self._codec.encode(logits))
+        if logits.device.type == "mps":  # which has no float64
+            logits, decoded = logits.cpu(), decoded.cpu()
         for T, found in self._found.items():
             p, q = F.log_softmax(logits.double() / T, 1), F.log_softmax(decoded.double() / T, 1)
             found.append((p.exp() * (p - q)).sum(1))
@@ -293,8 +296,8 @@ class _CodecError:
 class _Grid(Dataset):
     """Batch k of the dump: the views of its rows, made from one decode of each."""
 
-    def __init__(self, viewed: ViewedDataset, groups: Sequence[Sequence[Block]], batch: int):
-        self._viewed = viewed
+    def __init__(self, viewed: ViewedDataset | SharedViews, groups: Sequence[Sequence[Block]], batch: int):
+        self._source = viewed
         self._items = [
             (first, min(batch, group[0].first + group[0].rows - first), [block.view for block in group])
             for group in groups
@@ -306,19 +309,21 @@ class _Grid(Dataset):
 
     def __getitem__(self, number: int) -> list[torch.Tensor]:
         first, rows, views = self._items[number]
-        return self._viewed.batch_views(np.arange(first, first + rows), views)
+        viewed = self._source.viewed if isinstance(self._source, SharedViews) else self._source
+        return viewed.batch_views(np.arange(first, first + rows), views)
 
 
 def _loader(
     viewed: ViewedDataset, groups: Sequence[Sequence[Block]], batch: int, device: torch.device, workers: int
 ) -> DataLoader:
+    method = pick_start("auto")
     return DataLoader(
-        Shielded(_Grid(viewed, groups, batch)),
+        Shielded(_Grid(for_workers(viewed, method) if workers else viewed, groups, batch)),
         batch_size=None,
         shuffle=False,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=device.type == "cuda",
-        multiprocessing_context="fork" if workers else None,
+        multiprocessing_context=method if workers else None,
         worker_init_fn=follow_parent,
     )
