@@ -16,11 +16,13 @@ from harness_cache import make_cache
 from harness_dump import LOCKS_FOR_ALL, NO_LOCKS, Setting, Warm, make_setting, shards, temporaries
 
 import softcache.cache.locks
+import softcache.cache.writer
 from softcache.atomic import is_dead, writer_name
 from softcache.cache.locks import MANIFEST_LOCK, changing, is_lock, remove_stale_locks, writing
 from softcache.cache.reader import Cache
+from softcache.cache.shard import ShardWriter
 from softcache.cache.writer import update_state
-from softcache.errors import LockedError
+from softcache.errors import CacheError, LockedError
 
 PARTS = 4
 
@@ -180,6 +182,50 @@ def test_a_lock_of_another_host_is_waited_for_and_then_taken_over(tmp_path, monk
     with changing(tmp_path):
         assert (tmp_path / MANIFEST_LOCK).is_symlink()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("lost", ["cache.json", "rows.h5"])
+def test_only_small_things_are_done_while_others_wait_for_the_manifest(tmp_path, monkeypatch, lost):
+    """As others take the lock over after a while: no row is written under it, and no shard is looked into."""
+    done = []
+
+    def watched(module, name):
+        original = getattr(module, name)
+
+        def call(*arguments, **options):
+            done.append((name, (tmp_path / "cache" / MANIFEST_LOCK).is_symlink()))
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(module, name, call)
+
+    watched(ShardWriter, "write")
+    watched(ShardWriter, "finish")
+    watched(softcache.cache.writer, "read_structure")
+    watched(softcache.cache.writer, "commit")
+    cache, _ = make_cache(tmp_path / "cache", rows=300, shard_rows=64, views=1)
+    assert ("commit", True) in done, "the lock wasn't seen"
+    before = shards(cache.folder)
+    (cache.folder / lost).unlink()
+    done.clear()
+    make_cache(tmp_path / "cache", rows=300, shard_rows=64, views=1, written=False)
+    assert {name for name, locked in done if locked} == {"commit"}
+    assert ("read_structure", False) in done or lost == "rows.h5"
+    assert shards(cache.folder) == before
+    assert temporaries(cache.folder) == []
+
+
+def test_a_manifest_that_is_taken_away_meanwhile_is_not_made_up(tmp_path, monkeypatch):
+    cache, _ = make_cache(tmp_path / "cache", rows=300, shard_rows=64, views=1)
+    enter = softcache.cache.writer.changing
+
+    def later(folder):
+        (folder / "cache.json").rename(folder / "cache.json.damaged")  # as verify --repair does
+        return enter(folder)
+
+    monkeypatch.setattr(softcache.cache.writer, "changing", later)
+    with pytest.raises(CacheError, match="was taken away or repaired meanwhile: run the same command again"):
+        make_cache(tmp_path / "cache", rows=300, shard_rows=64, views=1, written=False)
+    assert not (cache.folder / "cache.json").exists()
 
 
 def test_four_trainers_read_while_a_fifth_process_extends(setting, warm, undisturbed, tmp_path):

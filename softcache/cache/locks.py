@@ -25,7 +25,9 @@ from softcache.console import warn
 from softcache.errors import LockedError
 
 MANIFEST_LOCK = ".cache.json.lock"
-PATIENCE_S = 60.0  # a manifest is changed in milliseconds: a lock that is older was left by a host that is gone
+# One small file is read and written, and small ones are renamed, while the manifest is locked: milliseconds, or seconds
+# on a disk that has much else to do. A lock that is older was left by a host that is gone.
+PATIENCE_S = 60.0
 _LOCK = re.compile(r"\.writing-(\d+)of(\d+)\.lock")
 _HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}
 

@@ -71,8 +71,8 @@ class ShardWriter:
             self._crc[name] = zlib.crc32(data, self._crc[name])
             self._next[name] += len(values)
 
-    def commit(self) -> None:
-        """Every row has been written: the file is flushed to the disk and takes its name."""
+    def finish(self) -> Path:
+        """Every row has been written: the file is whole and on the disk, under its temporary name."""
         try:
             for name, dataset in self._datasets.items():
                 assert self._next[name] == len(dataset), (name, self._next[name], len(dataset))
@@ -80,12 +80,21 @@ class ShardWriter:
             self._file.close()
             self._described.save(self._fd)
             os.fsync(self._fd)
-            commit(self._part, self.path)
+            return self._part
         except BaseException:
             self._part.unlink(missing_ok=True)
             raise
         finally:
             os.close(self._fd)
+
+    def commit(self) -> None:
+        """``finish``, and the file takes its name."""
+        part = self.finish()
+        try:
+            commit(part, self.path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
     def abort(self) -> None:
         self._file.close()
@@ -95,13 +104,22 @@ class ShardWriter:
 
 def write_arrays(path: Path, attributes: Attributes, arrays: dict[str, np.ndarray]) -> None:
     """A whole file at once."""
+    _written(path, attributes, arrays).commit()
+
+
+def write_part(path: Path, attributes: Attributes, arrays: dict[str, np.ndarray]) -> Path:
+    """A whole file that only has to be given its name, ``path``, by ``atomic.commit``."""
+    return _written(path, attributes, arrays).finish()
+
+
+def _written(path: Path, attributes: Attributes, arrays: dict[str, np.ndarray]) -> ShardWriter:
     writer = ShardWriter(path, attributes, {name: (a.dtype.str, a.shape) for name, a in arrays.items()})
     try:
         writer.write(0, arrays)
     except BaseException:
         writer.abort()
         raise
-    writer.commit()
+    return writer
 
 
 def open_shard(path: Path, attributes: Attributes, arrays: Arrays) -> dict[str, Extent]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from softcache.atomic import commit
 from softcache.cache.hdf5 import read_structure
 from softcache.cache.locks import changing
 from softcache.cache.mismatch import refuse_other
@@ -26,7 +28,7 @@ from softcache.cache.schema import (
     Manifest,
     State,
 )
-from softcache.cache.shard import Attributes, ShardWriter, opened, write_arrays
+from softcache.cache.shard import Attributes, ShardWriter, opened, write_part
 from softcache.errors import CacheError, IntegrityError
 
 MAX_NOTES = 50  # on later changes of machine or libraries
@@ -61,6 +63,9 @@ def create_or_extend(
 
     Several processes may call it at once: one makes the manifest, the others find it.
 
+    Whatever takes its time (rows and samples are written, shards that are there are looked at) is done before the
+    manifest is locked.
+
     Errors: ``CacheError`` that names the differing fields where the folder holds a cache of another identity.
     """
     rows: dict[str, np.ndarray] = {"label": labels.astype("<i4")}
@@ -69,32 +74,46 @@ def create_or_extend(
     index, pixels = samples
     files = {ROWS: rows, SAMPLES: {"index": index.astype("<i8"), "pixels": pixels}}
     folder.mkdir(parents=True, exist_ok=True)
-    with changing(folder):
+    new = not (folder / MANIFEST).exists()
+    if new:
+        _refuse_foreign_shards(folder, identity)
+    missing = {name: arrays for name, arrays in files.items() if new or not (folder / name).exists()}
+    with _written_beside(folder, identity, missing) as parts, changing(folder):
         if (folder / MANIFEST).exists():
             manifest = Manifest.load(folder)
             refuse_other(manifest.identity, identity, folder)
             state = _extended(manifest.state, views, hints, made, folder)
-            _write_missing(folder, identity, files)
+            for name, part in parts.items():
+                if not (folder / name).exists():
+                    commit(part, folder / name)
             if state != manifest.state:
                 Manifest(identity, state).save(folder)
-        else:
-            _refuse_foreign_shards(folder, identity)
+        elif new:
             name_bytes = rows["name"].dtype.itemsize if "name" in rows else 0
             state = State(views, list(pixels.shape), name_bytes, dict(sorted(hints.items())), made=made)
-            for name in files:
-                (folder / name).unlink(missing_ok=True)  # of a start that was killed, maybe of another cache
-            _write_missing(folder, identity, files)
+            for name, part in parts.items():
+                commit(part, folder / name)  # over those of a start that was killed, maybe of another cache
             # The manifest comes last: a folder without one holds nothing that could be taken for a cache.
             Manifest(identity, state).save(folder)
+        else:
+            raise CacheError(f"{folder}/{MANIFEST} was taken away or repaired meanwhile: run the same command again")
     return Cache(folder)
 
 
-def _write_missing(folder: Path, identity: Identity, files: dict[str, dict[str, np.ndarray]]) -> None:
-    """The files that are once per cache, those of them that aren't there."""
+@contextlib.contextmanager
+def _written_beside(
+    folder: Path, identity: Identity, files: dict[str, dict[str, np.ndarray]]
+) -> Iterator[dict[str, Path]]:
+    """Files that are once per cache, under temporary names; those that haven't been committed then go."""
     common: Attributes = {"format": "softcache", "version": 1, "cache_id": identity.cache_id()}
-    for name, arrays in files.items():
-        if not (folder / name).exists():
-            write_arrays(folder / name, {**common, "column": name.removesuffix(".h5")}, arrays)
+    parts: dict[str, Path] = {}
+    try:
+        for name, arrays in files.items():
+            parts[name] = write_part(folder / name, {**common, "column": name.removesuffix(".h5")}, arrays)
+        yield parts
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def _extended(state: State, views: int, hints: dict[str, HintColumn], made: dict[str, Any], folder: Path) -> State:
