@@ -43,7 +43,8 @@ class Profile(Watch):
         activities = [torch.profiler.ProfilerActivity.CPU]
         if device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
-        self._profiler: Any = torch.profiler.profile(activities=activities)
+        # There is one cycle, so that nothing accumulates; without the flag torch 2.10 and 2.11 warn in every profile.
+        self._profiler: Any = torch.profiler.profile(activities=activities, acc_events=True)
         self._events: list[Any] = []
         self._steps = 0
 
