@@ -93,12 +93,12 @@ def parse_options(rest: str, spec: str) -> dict[str, str]:
     """``"a=1,b=2"`` → ``{"a": "1", "b": "2"}``."""
     options: dict[str, str] = {}
     for item in filter(None, (part.strip() for part in rest.split(","))):
-        key, equals, value = item.partition("=")
+        key, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
             raise UsageError(f"{spec!r}: {item!r} is not option=value")
         if key in options:
             raise UsageError(f"{spec!r} gives {key!r} twice")
-        options[key.strip()] = value.strip()
+        options[key] = value
     return options
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import softcache
 from softcache import registry
+from softcache.errors import UsageError
 
 ROOT = Path(softcache.__file__).parent
 # From the top down: a module imports only from rows below its own.
@@ -88,6 +89,12 @@ def test_specs_round_trip(kind: str) -> None:
             continue
         spec = registry.canonical(name, registry.create(kind, name))
         assert registry.canonical(name, registry.create(kind, spec)) == spec
+
+
+@pytest.mark.parametrize("spec", ["crop:pad=4,pad=2", "crop:pad=4,pad =2", "crop: pad=4, pad=4"])
+def test_an_option_is_given_once(spec: str) -> None:
+    with pytest.raises(UsageError, match="gives 'pad' twice"):
+        registry.create("views", spec)
 
 
 def test_public_names_exist() -> None:
