@@ -18,13 +18,15 @@ from PIL import Image
 import softcache.models._open
 import softcache.models._weights
 import softcache.stages.dump
-from softcache import dump
+from softcache import dump, evaluate, teach, train
 from softcache.cache.mismatch import differing, refuse_other
 from softcache.cache.reader import Cache
 from softcache.cache.schema import Manifest
 from softcache.cache.writer import BlockWriter
-from softcache.errors import CacheError, PixelsError, UsageError
+from softcache.errors import CacheError, ModelError, PixelsError, UsageError
 from softcache.stages.identity import DumpConfig, portable
+from softcache.stages.layers import layers
+from softcache.stages.places import read_config
 
 LARGE = ("resnet18", "vit_b_32", "densenet121", "swin_t", "convnext_tiny", "googlenet", "maxvit_t", "inception_v3")
 
@@ -446,3 +448,17 @@ def test_options_that_can_not_be(setting, tmp_path):
         with pytest.raises(UsageError, match=message):
             dump(**fresh(setting, out=tmp_path / "cache", **wrong))
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_teachers_own_data_is_the_default(here: Path, colour_arrays: str) -> None:
+    """Otherwise a teacher of one dataset would answer about another, without a word if it has as many classes."""
+    taught = teach("cifar:resnet8", dataset=colour_arrays, size=9, epochs=1)
+    made = dump(str(taught.folder), views=1)
+    assert (made.info["dataset"], made.info["rows"], made.info["size"]) == ("arrays:colours", 150, 9)
+    assert dump(taught.folder.name, views=1).folder == made.folder
+    live = train("cifar:resnet8", online=True, teacher=str(taught.folder), views=1, epochs=1)
+    assert read_config(live.folder)["train"]["dataset"] == colour_arrays
+    assert evaluate(str(taught.folder))["samples"] == 40
+    assert layers(taught.folder.name)[0]["shape"] == layers("cifar:resnet8", dataset=colour_arrays)[0]["shape"]
+    with pytest.raises(ModelError, match="5 classes"):
+        dump(str(taught.folder), dataset="digits", out="other")

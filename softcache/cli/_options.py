@@ -30,12 +30,20 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None and value != ()}
 
 
-data = together(
-    option("--dataset", "digits, cifar10, …, folder:PATH, arrays:PATH, python:module:factory.  [default: digits]"),
-    option("--data-dir", "Where torchvision's datasets are, or go.  [default: $SOFTCACHE_DATA or datasets/]"),
-    option("--download", "Download the dataset if it is missing.", is_flag=True, default=None),
-    option("--size", "Side of a view in pixels.  [default: 32 for small sets, 224 for folders, ImageNet]", type=int),
-)
+def data(owner: str = "") -> Decorator:
+    """Which samples. ``owner``: who knows its own dataset and size, where nobody says."""
+    known = f"{owner}'s own, else " if owner else ""
+    size = f"{known}32 for small sets, 224 for folders, ImageNet"
+    return together(
+        option(
+            "--dataset",
+            f"digits, cifar10, …, folder:PATH, arrays:PATH, python:module:factory.  [default: {known}digits]",
+        ),
+        option("--data-dir", "Where torchvision's datasets are, or go.  [default: $SOFTCACHE_DATA or datasets/]"),
+        option("--download", "Download the dataset if it is missing.", is_flag=True, default=None),
+        option("--size", f"Side of a view in pixels.  [default: {size}]", type=int),
+    )
+
 
 augment = option(
     "--augment",

@@ -31,7 +31,7 @@ def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 
 @click.command("dump")
 @click.option("--teacher", default="resnet50", show_default=True, help="A model, a teacher's or a run's folder.")
-@_options.data
+@_options.data("the teacher")
 @click.option("--split", help="train or test.  [default: train]")
 @click.option("--teacher-weights", help="A file of weights, or the name of torchvision's.")
 @click.option(

@@ -13,7 +13,7 @@ from softcache.cli._print import as_json, percent, rows
 @click.command("eval")
 @click.argument("model", metavar="RUN")
 @click.option("--weights", help="Parameters for a model by name: DEFAULT (torchvision's), or a file.")
-@_options.data
+@_options.data("the model")
 @click.option("--split", help="train or test.  [default: test]")
 @_options.evaluating
 @click.option("--json", "json_", is_flag=True, help="Print the result as JSON.")

@@ -14,7 +14,7 @@ from softcache.cli._print import as_json, table
 @click.option(
     "--teacher", "--model", default="resnet50", show_default=True, help="A model, a teacher's or a run's folder."
 )
-@_options.data
+@_options.data("the teacher")
 @click.option("--json", "json_", is_flag=True, help="Print the layers as JSON.")
 def command(teacher: str, json_: bool, **options: Any) -> None:
     """List the layers that can be hints, with shape and bytes per sample as float16."""

@@ -14,7 +14,7 @@ from softcache.cli._print import as_json, percent, rows
 @click.option(
     "--model", default="resnet50", show_default=True, help="resnet50, cifar:resnet56, timm:NAME, file.py:factory."
 )
-@_options.data
+@_options.data()
 @click.option("--weights", help="Start from these: DEFAULT (torchvision's), or a .safetensors, .pt, .pth file.")
 @click.option("--freeze", is_flag=True, default=None, help="Train the classifier alone (with --weights).")
 @click.option(

@@ -59,7 +59,7 @@ def _pairs(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @click.option("--teacher-size", type=int, help="Side of its input, with --online.  [default: the views', or its own]")
 @click.option("--student-size", type=int, help="Side of the student's input.  [default: the views', or its own]")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Of the live teacher.  [default: float32]")
-@_options.data
+@_options.data("the cache")
 @_options.augment
 @click.option("--view-seed", type=int, help="Seed of the views, without a cache.  [default: 0, or the cache's]")
 @click.option("--weights", help="Start the student from these.")

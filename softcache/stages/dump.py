@@ -54,8 +54,8 @@ from softcache.stages.identity import (
     same_kind,
     weights_fingerprint,
 )
-from softcache.stages.places import cache_folder, find_teacher, make_folder
-from softcache.training.config import pick_device, tf32
+from softcache.stages.places import cache_folder, default_data, find_teacher, make_folder
+from softcache.training.config import configure, pick_device, tf32
 from softcache.training.dumping import Forward, run_blocks
 from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
@@ -84,11 +84,13 @@ def dump(teacher: str = "resnet50", *, out: str | Path | None = None, dry_run: b
     writes the same part; ``NumericsError`` with the key for logits that are not finite or don't fit the codec.
     """
     began = time.perf_counter()
-    asked = DumpConfig(teacher=teacher, **options)
+    asked = configure(DumpConfig, {"teacher": teacher, **options})
     part = _part(asked)
-    samples = open_samples(asked.dataset, asked.split, data_dir=asked.data_dir, download=bool(asked.download))
+    dataset, size = default_data(asked.teacher, asked.dataset, asked.size)
+    samples = open_samples(dataset, asked.split, data_dir=asked.data_dir, download=bool(asked.download))
     folder = Path(out) if out is not None else cache_folder(asked.teacher, samples.spec, asked.split)
     existing = Cache(folder) if (folder / MANIFEST).exists() else None
+    asked = dataclasses.replace(asked, dataset=dataset, size=asked.size if existing else size)
     config = asked.settled(existing)
     viewed = ViewedDataset(samples, config.augment, seed=config.view_seed or 0, size=config.size)
     device = _device(config.device)

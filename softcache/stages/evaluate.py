@@ -11,7 +11,7 @@ from softcache.console import warn
 from softcache.errors import DatasetError, SoftcacheError
 from softcache.models._network import Network
 from softcache.models._open import open_network
-from softcache.stages.places import known_folder, open_viewed, recorded_options, teacher_source
+from softcache.stages.places import default_data, known_folder, open_viewed, recorded_options, teacher_source
 from softcache.training.config import FitConfig, pick_device, tf32
 from softcache.training.evaluation import Accuracy, evaluate_network
 from softcache.training.pixels import pick_pixels
@@ -36,13 +36,11 @@ def evaluate(
     of the teacher that ``teach`` made of it, with ``weights``, or with torchvision's where the classes are ImageNet's.
     Errors: ``ModelError`` where there are no parameters for it, ``DatasetError`` where the split has no labels.
     """
-    folder = known_folder(model) if weights is None else None
-    recorded = recorded_options(folder) if folder is not None else {}
-    dataset = dataset or recorded.get("dataset") or "digits"
-    data_dir = data_dir or recorded.get("data_dir")
-    viewed = open_viewed(
-        dataset, split, data_dir=data_dir, download=download, augment="none", size=size or recorded.get("size")
-    )
+    folder = known_folder(model)
+    if folder is not None:
+        data_dir = data_dir or recorded_options(folder).get("data_dir")
+    dataset, size = default_data(model, dataset, size)
+    viewed = open_viewed(dataset, split, data_dir=data_dir, download=download, augment="none", size=size)
     if not (viewed.samples.labels >= 0).any():
         raise DatasetError(f"{dataset}/{split} has no labels to compare with")
     chosen = pick_device(device)

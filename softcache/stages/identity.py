@@ -51,11 +51,12 @@ class DumpConfig:
 
     ``batch_size`` and the numerics are part of what the numbers are (another batch gives other last bits), so they
     are recorded, and a resumed dump takes the recorded ones. ``teacher_size``: the side of the teacher's input, where
-    it isn't that of the views. ``part``: (k, n) does the k-th of n shares of the work.
+    it isn't that of the views. ``dataset``: by default the one that the teacher was trained on, if its folder says so.
+    ``part``: (k, n) does the k-th of n shares of the work.
     """
 
     teacher: str = "resnet50"
-    dataset: str = "digits"
+    dataset: str | None = None
     split: str = "train"
     data_dir: str | None = None
     download: bool = False

@@ -9,7 +9,7 @@ import numpy as np
 from softcache.models._hooks import classifier_path
 from softcache.models._layers import list_layers
 from softcache.models._open import open_network
-from softcache.stages.places import TEACHER_FILE, known_folder, open_viewed, recorded_options, teacher_folder
+from softcache.stages.places import TEACHER_FILE, default_data, known_folder, open_viewed, teacher_folder
 
 FLOAT16_BYTES = 2
 
@@ -27,14 +27,8 @@ def layers(
     ``teacher``: as ``dump`` knows it, but it needs no parameters; a folder knows its dataset and size.
     """
     folder = known_folder(teacher)
-    recorded = recorded_options(folder) if folder is not None else {}
-    viewed = open_viewed(
-        dataset or recorded.get("dataset") or "digits",
-        "train",
-        data_dir=data_dir or recorded.get("data_dir"),
-        download=download,
-        size=size or recorded.get("size"),
-    )
+    dataset, size = default_data(teacher, dataset, size)
+    viewed = open_viewed(dataset, "train", data_dir=data_dir, download=download, size=size)
     own = teacher_folder(teacher, viewed.samples.spec)
     spec = str(folder or (own if (own / TEACHER_FILE).exists() else teacher))
     classes = len(viewed.samples.classes) or 1000

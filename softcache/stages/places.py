@@ -112,6 +112,18 @@ def recorded_options(folder: Path) -> dict[str, Any]:
     return recorded if isinstance(recorded, dict) else {}
 
 
+def default_data(model: str | None, dataset: str | None, size: int | None) -> tuple[str, int | None]:
+    """Dataset and side of the views in pixels, where nobody says: those that ``model`` was trained on, if it is a
+    folder or has one in ``teachers/``, else digits at their own size."""
+    if model is None:
+        return dataset or "digits", size
+    folder = known_folder(model)
+    if folder is None and (teacher_folder(model, dataset or "digits") / TEACHER_FILE).exists():
+        folder = teacher_folder(model, dataset or "digits")
+    recorded = recorded_options(folder) if folder is not None else {}
+    return dataset or recorded.get("dataset") or "digits", size or recorded.get("size")
+
+
 def teacher_source(
     teacher: str, samples: Samples, weights: str | None = None, *, option: str = "--teacher-weights"
 ) -> tuple[str, str | None]:

@@ -20,7 +20,7 @@ from softcache.stages.agreement import check_dataset, check_pixels, check_togeth
 from softcache.stages.dump import DEFAULT_VIEWS
 from softcache.stages.identity import DTYPES
 from softcache.stages.options import TrainConfig
-from softcache.stages.places import find_teacher, open_viewed, pick_cache
+from softcache.stages.places import default_data, find_teacher, open_viewed, pick_cache
 from softcache.stages.trust import recorded_dataset, recorded_recipe
 from softcache.training.mean import MeanTeacher
 from softcache.training.memory import memory_budget
@@ -116,9 +116,9 @@ def open_source(config: TrainConfig) -> Source:
     """
     data: dict[str, Any] = {"data_dir": config.data_dir, "download": config.download}
     if config.alone or config.online:
-        dataset = config.dataset or "digits"
+        dataset, size = default_data(config.teacher if config.online else None, config.dataset, config.size)
         viewed = open_viewed(
-            dataset, "train", augment=config.augment, view_seed=config.view_seed or 0, size=config.size, **data
+            dataset, "train", augment=config.augment, view_seed=config.view_seed or 0, size=size, **data
         )
         # A labels-only run sees a fresh view every epoch, so that the baseline isn't handicapped.
         views = config.views or (None if config.alone else DEFAULT_VIEWS)
