@@ -8,6 +8,7 @@ components with entry points of the groups ``softcache.codecs``, ``softcache.los
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import functools
 import importlib
 import importlib.metadata
@@ -168,7 +169,8 @@ def _describe(hint: Any) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, tuple):
-        return "-".join(_text(part) for part in value)
+        # positional, because 5e-05-1 would be three parts
+        return "-".join(format(decimal.Decimal(_text(part)), "f") for part in value)
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

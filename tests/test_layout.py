@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import softcache
 from softcache import registry
@@ -17,7 +19,7 @@ from softcache.errors import UsageError
 ROOT = Path(softcache.__file__).parent
 # From the top down: a module imports only from rows below its own.
 ROWS = ["cli", "stages", "training", "cache", "codecs", "losses", "views", "models", "datasets", "registry", "lowest"]
-LOWEST = {"atomic", "distributed", "console", "errors", "_version"}
+LOWEST = {"atomic", "distributed", "console", "errors", "userfile", "_version"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -89,6 +91,18 @@ def test_specs_round_trip(kind: str) -> None:
             continue
         spec = registry.canonical(name, registry.create(kind, name))
         assert registry.canonical(name, registry.create(kind, spec)) == spec
+
+
+@given(st.floats(0, 1, exclude_min=True), st.floats(0, 1, exclude_min=True), st.floats(0, 1000, exclude_min=True))
+@example(0.00005, 1.0, 0.00001)
+def test_specs_of_numbers_round_trip(one: float, other: float, ratio: float) -> None:
+    rrc = registry.component("views", "rrc")
+    noise = registry.component("views", "noise")
+    for name, made in {
+        "rrc": rrc(scale=(min(one, other), max(one, other)), ratio=(ratio, 1000.0)),
+        "noise": noise(std=one),
+    }.items():
+        assert registry.create("views", registry.canonical(name, made)) == made
 
 
 @pytest.mark.parametrize("spec", ["crop:pad=4,pad=2", "crop:pad=4,pad =2", "crop: pad=4, pad=4"])
