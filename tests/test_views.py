@@ -18,6 +18,7 @@ from torchvision.transforms import functional
 
 from softcache.datasets._samples import Samples
 from softcache.errors import DatasetError, UsageError
+from softcache.userfile import load_file
 from softcache.views._digest import digest
 from softcache.views._image import resize_and_crop, to_pil
 from softcache.views._keys import Keys
@@ -387,14 +388,12 @@ def test_a_transform_gets_the_decoded_image_first_and_the_view_later(folder: Sam
         "import numpy as np\nseen = []\ndef factory():\n"
         "    def note(image):\n        seen.append(image.size)\n        return image\n    return note\n"
     )
-    import sys
-
     expected = folder.image(2)
     pixels = ViewedDataset(folder, f"{path}:factory").pixels(2, 0)
     np.testing.assert_array_equal(pixels, resize_and_crop(expected, 28, 28))
     later = ViewedDataset(folder, f"none+{path}:factory").pixels(2, 0)
     np.testing.assert_array_equal(later, resize_and_crop(expected, 32, 28))
-    assert sys.modules["sizes_seen"].seen == [(expected.shape[1], expected.shape[0]), (28, 28)]
+    assert load_file(path).seen == [(expected.shape[1], expected.shape[0]), (28, 28)]
 
 
 @pytest.mark.parametrize(("seed", "size"), [(-1, 32), (1 << 64, 32), (0, 0)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import numpy as np
 from softcache.datasets._pixels import ItemDecoder, checked_images, measure, small_size
 from softcache.datasets._samples import Samples, checked_labels, numbered
 from softcache.errors import DatasetError, SoftcacheError, UsageError, nearest
+from softcache.userfile import load_file
 
 MEASURED_ROWS = 256  # rows of a map-style dataset that are decoded to measure its statistics
 
@@ -35,7 +35,7 @@ class Python:
         Errors: ``UsageError`` for a module or function that is not there, ``DatasetError`` for a result that is none
         of the three kinds. What the function itself raises is passed on with its name in front.
         """
-        factory, spec = _factory(self.target)
+        factory, spec = named_function(self.target)
         try:
             result = factory(split)
         except SoftcacheError:
@@ -120,8 +120,12 @@ def _labels(labels: Any, rows: int, classes: Any, spec: str) -> tuple[np.ndarray
     return numbers, names
 
 
-def _factory(target: str) -> tuple[Callable[[str], Any], str]:
-    """The function and the canonical spec."""
+def named_function(target: str) -> tuple[Callable[[str], Any], str]:
+    """The function that ``package.module:factory`` or ``path/to/file.py:factory`` names, and the canonical spec.
+
+    A file can import its neighbours, but none of them in place of a module that can be had without them.
+    Errors: ``UsageError`` for a file, module or function that is not there, and for a file that fails.
+    """
     place, colon, name = target.rpartition(":")
     if not colon or not place or not name:
         raise UsageError(f"{target!r} is not package.module:factory or path/to/file.py:factory")
@@ -129,7 +133,13 @@ def _factory(target: str) -> tuple[Callable[[str], Any], str]:
         path = Path(place).expanduser().resolve()
         if not path.is_file():
             raise UsageError(f"no file at {path}")
-        spec, module = f"python:{path}:{name}", _module_from_file(path)
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))
+        spec = f"python:{path}:{name}"
+        try:
+            module = load_file(path)
+        except Exception as error:  # foreign code may raise anything; the cause stays attached for --debug
+            raise UsageError(f"{path} can't be imported: {type(error).__name__}: {error}") from error
     else:
         spec = f"python:{target}"
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -143,19 +153,3 @@ def _factory(target: str) -> tuple[Callable[[str], Any], str]:
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UsageError(f"{place} has no function {name!r}{nearest(name, functions)}")
     return factory, spec
-
-
-def _module_from_file(path: Path) -> Any:
-    """Imports a file as a module of a name of its own, with its folder on the path so that workers find it too."""
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))
-    loaded = sys.modules.get(path.stem)
-    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
-        return loaded
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None, path
-    assert spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module

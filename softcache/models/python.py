@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +14,7 @@ from torch import nn
 
 from softcache.errors import ModelError, UsageError, nearest
 from softcache.models._source import Weights, only_files
+from softcache.userfile import load_file
 
 
 @dataclass(frozen=True)
@@ -87,21 +85,10 @@ def _module(name: str) -> ModuleType:
 def _file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ModelError(f"no file {path}")
-    content = path.read_bytes()
-    name = f"softcache_file_{hashlib.sha256(str(path).encode() + content).hexdigest()[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look a class's module up there
     try:
-        spec.loader.exec_module(module)
+        return load_file(path)
     except Exception as error:
-        del sys.modules[name]
         raise ModelError(f"{path} can't be imported: {type(error).__name__}: {_line(error)}") from error
-    return module
 
 
 def _line(error: Exception) -> str:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from softcache.datasets._hash import UInt64
-from softcache.datasets.python import _factory
+from softcache.datasets.python import named_function
 from softcache.errors import DatasetError, SoftcacheError, UsageError
 from softcache.views._image import Pixels, resize_and_crop, to_pil
 from softcache.views._keys import Keys
@@ -70,7 +70,7 @@ class Python:
 @functools.lru_cache(maxsize=16)
 def _made(target: str) -> Any:
     try:
-        factory = typing.cast(Callable[[], Any], _factory(target)[0])
+        factory = typing.cast(Callable[[], Any], named_function(target)[0])
         transform = factory()
     except SoftcacheError:
         raise
