@@ -88,8 +88,8 @@ def test_a_spawned_worker_finds_the_file(tmp_path: Path) -> None:
 def test_an_edit_within_a_second_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     for number in range(5):
-        module = load_file(written(tmp_path / "mine.py", f"A = {number}"))
-        assert module.A == number
+        module = load_file(written(tmp_path / "mine.py", f"a = {number}"))
+        assert module.a == number
 
 
 def test_a_worker_takes_no_other_file(tmp_path: Path) -> None:

@@ -73,8 +73,7 @@ def choose_statistics(
     Grey statistics are repeated for a network of three channels.
 
     Errors: ``UsageError`` for anything else as ``normalize``; ``ModelError`` for colour statistics and a
-    network
-    of one channel, or where statistics are needed that nobody gave.
+    network of one channel, or where statistics are needed that nobody gave.
     """
     if normalize is None:
         found = weights or dataset

@@ -21,8 +21,7 @@ class Timm:
     """A network by its name in timm, with or without the tag of its weights (``resnet50.a1_in1k``).
 
     Input: the size that timm records, for networks that it records as fixed (ViTs); any size from timm's
-        recorded
-    minimum, or else 32, for the others.
+    recorded minimum, or else 32, for the others.
     """
 
     name: str = field(metadata={"rest": True})

@@ -33,8 +33,7 @@ _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 class Torchvision:
     """A classification network of torchvision by its name there.
 
-    Input: ViT and MaxViT have one size (224 unless their weights have another); the others take any size from
-        the
+    Input: ViT and MaxViT have one size (224 unless their weights have another); the others take any size from the
     minimum that torchvision records with their weights (1 for ResNets, 32 for VGG, 224 for Swin).
     """
 
