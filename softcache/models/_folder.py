@@ -17,9 +17,8 @@ from softcache.errors import ModelError
 from softcache.models._checkpoint import METADATA_KEY, load_state
 from softcache.models._network import Network
 from softcache.models._preprocess import Preprocess
-from softcache.models._source import Weights, source_of
+from softcache.models._source import Weights
 from softcache.models._through import Through, build_through
-from softcache.models._weights import fit
 
 CONFIG = "config.json"
 
@@ -75,23 +74,6 @@ class Described:
     def wrap(self, model: nn.Module, classes: int) -> nn.Module:
         """The architecture as it was trained."""
         return model if self.through is None else build_through(model, self.through, classes)
-
-
-def network_from(description: dict[str, Any], weights_path: str | Path, *, owner: str | None = None) -> Network:
-    """The network that ``describe`` described, with the parameters in a file.
-
-    Errors: ``ModelError`` for an architecture that can't be had, and for a file that doesn't fit.
-    """
-    recorded = described(description, Path(weights_path), owner=owner)
-    source, spec = source_of(recorded.spec)
-    classes, preprocess = recorded.weights.classes, recorded.preprocess
-    assert classes is not None
-    model = recorded.wrap(source.build(classes, preprocess.size), classes)
-    fit(model, recorded.weights.load(), owner=recorded.weights.title)
-    channels = len(preprocess.mean)
-    network = Network(model, spec=spec, classes=classes, channels=channels, preprocess=preprocess)
-    network.weights_path = recorded.weights.path
-    return network
 
 
 def described(description: dict[str, Any], weights_path: Path, *, owner: str | None = None) -> Described:

@@ -23,8 +23,7 @@ class Taps(Mapping[str, Tensor]):
     norm).
 
     Errors: ``ModelError`` for a path that names no module, with the nearest; for a layer that didn't run or
-    gives no
-    tensor, when it is asked for.
+    gives no tensor, when it is asked for.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str]):
@@ -60,10 +59,6 @@ class Taps(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.layers)
-
-    def clear(self) -> None:
-        """Forgets what was caught, so that its memory can be used."""
-        self._caught.clear()
 
     def _output_hook(self, layer: str) -> Any:
         def hook(module: nn.Module, arguments: Any, output: Any) -> None:

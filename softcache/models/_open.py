@@ -50,8 +50,7 @@ def open_network(
         reading any: to know what a network is, not to run it.
 
     Errors: ``UsageError`` for a name, option or combination that can't be, ``ModelError`` for weights that
-    can't be
-    had or don't fit, ``MissingExtraError`` where a package isn't installed.
+    can't be had or don't fit, ``MissingExtraError`` where a package isn't installed.
     """
     if size is not None and size < 1:
         raise UsageError(f"a model's input size must be at least 1 pixel, not {size}")
@@ -98,16 +97,6 @@ def weights_file(spec: str, weights: str | Path | None = None) -> Path | None:
     if weights is None:
         return recorded.weights.path if recorded else None
     return source_of(recorded.spec if recorded else spec)[0].weights(str(weights)).path
-
-
-def published_classes(spec: str) -> int | None:
-    """How many classes the ``DEFAULT`` weights of a spec have; None for folders and where there are none."""
-    if is_folder_spec(spec):
-        return None
-    try:
-        return source_of(spec)[0].weights("DEFAULT").classes
-    except ModelError:
-        return None
 
 
 def _refuse_other_classes(weights: Weights, found: int | None, classes: int) -> None:

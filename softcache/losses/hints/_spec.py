@@ -10,7 +10,8 @@ have also:
 - ``bank_bytes(rows)``: memory that ``build`` will take, to be said before;
 - ``extras = ("row_labels",)``: what more ``build`` needs by name (``row_labels``, ``teacher_classifier``);
 - ``zero_for_perfect = True``: 0 where student and teacher have equal activations;
-- ``replaces_logits = True``: the module's ``student_logits(feature)`` are the student's logits.
+- ``replaces_logits = True``: the student answers through the module's ``projector`` and the teacher's classifier,
+  on maps pooled to the module's ``size``.
 """
 
 from __future__ import annotations
@@ -112,11 +113,6 @@ class HintModule(nn.Module):
             return result
         triples = zip(self.parts, student, teacher, strict=True)
         return torch.stack([part(s, t, indices=indices, labels=labels) for part, s, t in triples]).sum()
-
-    def student_logits(self, feature: torch.Tensor) -> torch.Tensor:
-        """(B, classes), for a loss with ``replaces_logits``, from its guided layer's activation."""
-        result: torch.Tensor = self.parts[-1].student_logits(feature)  # type: ignore[operator]
-        return result
 
 
 def parse_hint(spec: str) -> HintTerm:

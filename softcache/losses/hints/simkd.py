@@ -13,7 +13,7 @@ from softcache.errors import UsageError
 from softcache.losses._precision import full_precision
 from softcache.losses.hints._regressor import BatchNorm
 from softcache.losses.hints._seeded import seeded
-from softcache.losses.hints._shapes import Shape, as_map, as_vector, check_shape, map_shape, pool, same_size
+from softcache.losses.hints._shapes import Shape, as_map, check_shape, map_shape, same_size
 from softcache.models._through import projector
 
 
@@ -25,9 +25,10 @@ class SimKD:
     between; its last ReLU expects a hint after a ReLU. The larger map is average-pooled. Alone it trains the
     student: the paper has no term on labels or logits. Source: arXiv 2203.14001.
 
-    Needs of the loop: ``teacher_classifier`` in ``build`` (the teacher's last ``nn.Linear``; its weights are
-    copied and stay as they are), the module in the optimizer, and ``module.student_logits(feature)`` in place
-    of the student's own logits wherever those are evaluated, put in a term, or exported.
+    Needs of the loop: ``teacher_classifier`` in ``build`` (the teacher's last ``nn.Linear``, whose shape is
+    checked), the module in the optimizer, and in place of the student's own logits, wherever those are
+    evaluated, put in a term, or exported, those of ``models._through.Through`` with the module's ``projector``
+    and ``size``.
     """
 
     formula: ClassVar[str] = "mean (r(f_s) - f_t)²; student's logits = teacher's classifier(mean r(f_s))"
@@ -60,22 +61,17 @@ class SimKD:
                 f"has {teacher} channels and there are {classes} classes: name the one before it"
             )
         with seeded(seed):
-            module = _SimKD(student, teacher, max(1, teacher // self.factor), teacher_classifier)
+            module = _SimKD(student, teacher, max(1, teacher // self.factor))
         ours, theirs = map_shape(student_shape), map_shape(teacher_shape)
         module.size = (min(ours[1], theirs[1]), min(ours[2], theirs[2]))
         return module
 
 
 class _SimKD(nn.Module):
-    def __init__(self, student: int, teacher: int, middle: int, classifier: nn.Linear) -> None:
+    def __init__(self, student: int, teacher: int, middle: int) -> None:
         super().__init__()
         self.projector = projector(student, middle, teacher, BatchNorm)
         self.size = (1, 1)  # (H, W) at which the projector learns: set by who knows both shapes
-        self.weight: torch.Tensor
-        self.bias: torch.Tensor | None
-        bias = classifier.bias
-        self.register_buffer("weight", classifier.weight.detach().float().cpu().clone())
-        self.register_buffer("bias", None if bias is None else bias.detach().float().cpu().clone())
 
     @full_precision
     def forward(
@@ -88,9 +84,3 @@ class _SimKD(nn.Module):
     ) -> torch.Tensor:
         s, t = same_size(as_map(student), as_map(teacher))
         return F.mse_loss(self.projector(s), t)
-
-    @full_precision
-    def student_logits(self, student: torch.Tensor) -> torch.Tensor:
-        """The guided layer's activation → logits (B, classes)."""
-        feature = pool(as_map(student), *self.size)
-        return F.linear(as_vector(self.projector(feature)), self.weight, self.bias)
