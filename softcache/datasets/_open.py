@@ -43,7 +43,7 @@ def open_samples(
     if not len(samples):
         raise DatasetError(f"{samples.spec} has no samples in its {split} split")
     if size is not None and size != samples.size:
-        samples = dataclasses.replace(samples, size=size, resize=round(size * samples.resize / samples.size))
+        samples = dataclasses.replace(samples, size=size, resize=samples.resize_for(size))
     return samples
 
 

@@ -120,6 +120,12 @@ def measure(images: Pixels) -> Statistics:
     return tuple(mean.tolist()), tuple(deviation.tolist())
 
 
-def small_size(side: int) -> tuple[int, int]:
-    """Default (size, resize) for images of longer side ``side``: their own, at least 32; above 96 it is 224, 256."""
-    return (max(side, 32), max(side, 32)) if side <= 96 else (224, 256)
+def geometry(images: npt.NDArray) -> dict[str, Any]:
+    """Defaults of ``size``, ``resize`` and ``recipe`` for images (…, H, W, C), by their longer side.
+
+    Their own size, at least 32, and ``crop+flip``; above 96 they are 224, 256 and ``rrc+flip``.
+    """
+    side = max(images.shape[-3:-1])
+    if side > 96:
+        return {"size": 224, "resize": 256, "recipe": "rrc+flip"}
+    return {"size": max(side, 32), "resize": max(side, 32), "recipe": "crop+flip"}

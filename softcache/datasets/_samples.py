@@ -67,6 +67,10 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def resize_for(self, size: int) -> int:
+        """The shorter side before a centre crop to ``size``, in the proportion of the defaults."""
+        return round(size * self.resize / self.size)
+
     def image(self, index: int) -> Pixels:
         """Pixels of a row as decoded: uint8 (H, W, C), C-contiguous, writable.
 

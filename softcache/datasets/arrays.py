@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from softcache.datasets._pixels import Pixels, checked_images, measure, small_size
+from softcache.datasets._pixels import Pixels, checked_images, geometry, measure
 from softcache.datasets._samples import Labels, Samples, checked_labels, numbered
 from softcache.errors import DatasetError
 
@@ -48,16 +48,13 @@ class Arrays:
         labels, classes = _labels(source, split, len(images))
         if split == "test" and not (labels >= 0).any():
             raise DatasetError(f"{source}: the test split has no labels, nothing can be evaluated on it")
-        size, resize = small_size(max(images.shape[1:3]))
         return Samples(
             spec=f"arrays:{source}",
             split=split,
             classes=classes,
             labels=labels,
             channels=images.shape[3],
-            size=size,
-            resize=resize,
-            recipe="crop+flip" if size <= 96 else "rrc+flip",
+            **geometry(images),
             statistics=measure(train),
             images=images,
             mapped=source / f"{split}_images.npy" if source.is_dir() else None,

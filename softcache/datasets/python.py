@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from softcache.datasets._pixels import ItemDecoder, checked_images, measure, small_size
+from softcache.datasets._pixels import ItemDecoder, checked_images, geometry, measure
 from softcache.datasets._samples import Samples, checked_labels, numbered
 from softcache.errors import DatasetError, SoftcacheError, UsageError, nearest
 from softcache.userfile import load_file
@@ -57,16 +57,13 @@ class Python:
 def _from_arrays(images: Any, labels: Any, classes: Any, *, split: str, spec: str) -> Samples:
     pixels = checked_images(np.asarray(images), f"{spec}: images")
     numbers, names = _labels(labels, len(pixels), classes, spec)
-    size, resize = small_size(max(pixels.shape[1:3]))
     return Samples(
         spec=spec,
         split=split,
         classes=names,
         labels=numbers,
         channels=pixels.shape[3],
-        size=size,
-        resize=resize,
-        recipe="crop+flip" if size <= 96 else "rrc+flip",
+        **geometry(pixels),
         statistics=measure(pixels),
         images=pixels,
     )
@@ -87,7 +84,6 @@ def _from_items(dataset: Any, *, split: str, spec: str) -> Samples:
     numbers, names = _labels(labels, len(dataset), getattr(dataset, "classes", None), spec)
     items = ItemDecoder(dataset, channels, spec)
     pixels = items(0)
-    size, resize = small_size(max(pixels.shape[:2]))
     rows = np.unique(np.linspace(0, len(dataset) - 1, MEASURED_ROWS).astype(int))
     probe = np.concatenate([items(int(row)).reshape(-1, 1, 1, channels) for row in rows])
     return Samples(
@@ -96,9 +92,7 @@ def _from_items(dataset: Any, *, split: str, spec: str) -> Samples:
         classes=names,
         labels=numbers,
         channels=channels,
-        size=size,
-        resize=resize,
-        recipe="crop+flip" if size <= 96 else "rrc+flip",
+        **geometry(pixels),
         statistics=measure(probe),
         decode=items,
     )

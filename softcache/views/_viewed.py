@@ -38,7 +38,7 @@ class ViewedDataset:
         self.size = samples.size if size is None else size
         if self.size < 1:
             raise UsageError(f"the size of a view must be at least 1 pixel, found {self.size}")
-        self.resize = round(self.size * samples.resize / samples.size)
+        self.resize = samples.resize_for(self.size)
         self._bases: Pixels | None = None
 
     def __len__(self) -> int:
@@ -99,8 +99,13 @@ class ViewedDataset:
     @property
     def keeps_bases(self) -> bool:
         """Whether views are made of ``base_images`` rather than of images that are resized one by one."""
+        return self.recipe.first is None and self._bases_fit
+
+    @property
+    def _bases_fit(self) -> bool:
+        """Whether evaluation pixels of all rows are there already, or may be computed and kept."""
         images = self.samples.images
-        if images is None or self.recipe.first is not None:
+        if images is None:
             return False
         needed = len(images) * self.size * self.size * images.shape[3]
         return self._bases is not None or needed <= BASE_LIMIT or images.shape[1:3] == (self.size, self.size)
@@ -149,11 +154,8 @@ class ViewedDataset:
 
     def _base(self, rows: Int64) -> Pixels:
         """Evaluation pixels of some rows, in memory of their own."""
-        images = self.samples.images
-        if images is not None:
-            needed = len(images) * self.size * self.size * images.shape[3]
-            if self._bases is not None or needed <= BASE_LIMIT or images.shape[1:3] == (self.size, self.size):
-                return np.asarray(self.base_images()[rows])
+        if self._bases_fit:
+            return np.asarray(self.base_images()[rows])
         bases = self._empty(len(rows))
         for place, row in enumerate(rows.tolist()):
             bases[place] = resize_and_crop(self.samples.image(row), self.resize, self.size)
