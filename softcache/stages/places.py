@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def teacher_source(
     open_network(teacher, classes=classes, statistics=samples.statistics)
     raise ModelError(
         f"no weights for {teacher} on {slug(samples.spec)} ({classes} classes): train them with "
-        f"`softcache teach --model {teacher} --dataset {samples.spec}`, or pass {option} FILE"
+        f"`softcache teach --model {shlex.quote(teacher)} --dataset {shlex.quote(samples.spec)}`, or pass {option} FILE"
     )
 
 

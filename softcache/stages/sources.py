@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,8 +219,9 @@ def _lacking(layer: str, caches: Sequence[Cache]) -> str:
     held = "; ".join(f"{c.folder} has {', '.join(c.manifest.state.hints) or 'none'}" for c in caches)
     cache = caches[0]
     made, dataset = cache.manifest.state.made, cache.manifest.identity.dataset
-    return (
-        f"no cache has the hint {layer!r} ({held}): add it with `softcache dump "
-        f"--teacher {made.get('teacher', cache.manifest.identity.teacher.spec)} "
-        f"--dataset {made.get('dataset', dataset.spec)} --split {dataset.split} --hint {layer} --out {cache.folder}`"
-    )
+    command = [
+        "softcache", "dump", "--teacher", made.get("teacher", cache.manifest.identity.teacher.spec),
+        "--dataset", made.get("dataset", dataset.spec), "--split", dataset.split,
+        "--hint", layer, "--out", cache.folder,
+    ]  # fmt: skip
+    return f"no cache has the hint {layer!r} ({held}): add it with `{shlex.join(map(str, command))}`"

@@ -4,6 +4,7 @@ compared with what is here; it never makes this process import code or open file
 from __future__ import annotations
 
 import re
+import shlex
 
 from softcache.cache.reader import Cache
 from softcache.errors import CacheError, UsageError
@@ -26,7 +27,7 @@ def recorded_recipe(cache: Cache, asked: str | None = None) -> str:
     if any(part.startswith("python:") or ".py:" in part for part in spec.split("+")):
         raise CacheError(
             f"{cache.folder} was made with code, {spec}, and no code is run because a file says so: "
-            f"if you trust it, pass --augment '{spec}'"
+            f"if you trust it, pass --augment {shlex.quote(spec)}"
         )
     return spec
 
@@ -43,7 +44,7 @@ def recorded_dataset(cache: Cache, asked: str | None = None) -> str:
     if not _BY_NAME.fullmatch(spec):
         raise CacheError(
             f"{cache.folder} was made from {spec}, and no path or code is followed because a file says so: "
-            f"pass --dataset {spec}, or where you have it"
+            f"pass --dataset {shlex.quote(spec)}, or where you have it"
         )
     return spec
 
@@ -60,6 +61,6 @@ def recorded_teacher(cache: Cache, asked: str | None = None) -> str:
     if not _NETWORK.fullmatch(spec):
         raise CacheError(
             f"the teacher of {cache.folder} is {spec}, and no path or code is followed because a file says so: "
-            f"pass --teacher {spec}, or where you have it"
+            f"pass --teacher {shlex.quote(spec)}, or where you have it"
         )
     return spec
