@@ -61,6 +61,13 @@ def loss_of(name, student, teacher, **options):
     return evaluate(module, student, teacher, count)
 
 
+@pytest.mark.parametrize("initial", [1e-4, 1.0, 30.0, 1000.0])
+def test_vid_starts_at_any_variance(initial):
+    part = build("vid", (3, 2, 2), (5, 2, 2), initial=initial)[0].parts[0]
+    scale = part.scale.detach().double()
+    np.testing.assert_allclose(torch.nn.functional.softplus(scale) + 1e-5, initial, rtol=1e-5)
+
+
 def test_vid_is_the_negative_log_likelihood_and_starts_at_its_variance():
     s, t = features((3, 2, 2), 1), features((5, 2, 2), 2)
     module, _ = build("vid", (3, 2, 2), (5, 2, 2), initial=2.5)

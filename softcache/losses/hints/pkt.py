@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from softcache.errors import UsageError
 from softcache.losses._precision import full_precision
 from softcache.losses.hints._shapes import Shape, as_vector, check_shape
 
@@ -28,6 +30,10 @@ class PKT:
     zero_for_perfect: ClassVar[bool] = True
 
     eps: float = 1e-7
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eps < math.inf:
+            raise UsageError(f"hint loss 'pkt': eps={self.eps:g} keeps logarithms finite: it must be above 0")
 
     def build(self, student_shape: Shape, teacher_shape: Shape, *, rows: int, classes: int, seed: int) -> nn.Module:
         for shape in (student_shape, teacher_shape):

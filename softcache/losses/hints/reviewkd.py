@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from softcache.errors import UsageError
 from softcache.losses._precision import full_precision
 from softcache.losses.hints._regressor import BatchNorm
 from softcache.losses.hints._seeded import seeded
@@ -35,6 +36,10 @@ class ReviewKD:
     several: ClassVar[bool] = True
 
     channels: int = 512
+
+    def __post_init__(self) -> None:
+        if self.channels < 1:
+            raise UsageError(f"hint loss 'reviewkd': channels={self.channels} is a width: it must be 1 or more")
 
     def build(
         self,

@@ -40,6 +40,10 @@ class SimKD:
 
     factor: int = 2
 
+    def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise UsageError(f"hint loss 'simkd': factor={self.factor} divides the channels: it must be 1 or more")
+
     def build(
         self,
         student_shape: Shape,

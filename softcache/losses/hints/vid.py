@@ -35,7 +35,7 @@ class VID:
     initial: float = 5.0
 
     def __post_init__(self) -> None:
-        if not self.initial > SMALLEST:
+        if not SMALLEST < self.initial < math.inf:
             raise UsageError(f"hint loss 'vid': initial={self.initial:g} is a variance: it must be above 0")
 
     def build(self, student_shape: Shape, teacher_shape: Shape, *, rows: int, classes: int, seed: int) -> nn.Module:
@@ -55,7 +55,8 @@ class _VID(nn.Module):
             nn.ReLU(),
             nn.Conv2d(wanted, wanted, 1, bias=False),
         )
-        start = math.log(math.expm1(initial - SMALLEST))  # softplus' inverse
+        above = initial - SMALLEST
+        start = above + math.log(-math.expm1(-above))  # softplus' inverse, written so that nothing overflows
         self.scale = nn.Parameter(torch.full((wanted,), start))
 
     @full_precision
