@@ -33,15 +33,21 @@ def write_virtual(cache: Cache) -> Path:
             file.attrs.create(key, value)
         for column in cache.manifest.columns:
             for name, (dtype, shape) in cache.arrays(column, cache.rows).items():
-                layout = h5py.VirtualLayout((cache.views, *shape), dtype=dtype)
+                dcpl = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+                dcpl.set_layout(h5py.h5d.VIRTUAL)
+                dcpl.set_obj_track_times(False)  # times would make two files over the same shards differ
+                space = h5py.h5s.create_simple((cache.views, *shape))
                 for view in range(cache.views):
                     for number in range(cache.manifest.shards(column)):
                         first, rows = cache.shard_range(column, number)
+                        part = (rows, *shape[1:])
                         path = cache.shard_path(view, column, number).relative_to(cache.folder)
-                        source = h5py.VirtualSource(f"./{path}", name, shape=(rows, *shape[1:]), dtype=dtype)
-                        layout[view, first : first + rows] = source
-                place = name if column == "logits" else f"{column}/{name}"
-                file.create_virtual_dataset(place, layout)
+                        space.select_hyperslab((view, first, *(0 for _ in shape[1:])), (1, *part))
+                        dcpl.set_virtual(space, f"./{path}".encode(), name.encode(), h5py.h5s.create_simple(part))
+                group, _, leaf = (name if column == "logits" else f"{column}/{name}").rpartition("/")
+                kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+                space.select_all()
+                h5py.h5d.create(file.require_group(group or "/").id, leaf.encode(), kind, space, dcpl)
     content.seek(0)
     content.write(_made_over(cache, len(content.getvalue())))
     replace_file(cache.folder / VIRTUAL, content.getvalue())
