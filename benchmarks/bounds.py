@@ -14,7 +14,7 @@ from benchmarks.made import make_cache
 from benchmarks.measure import Result, arguments, paired, row, timed
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, shard_name
-from softcache.training.windows import WINDOW_BYTES
+from softcache.stream.windows import WINDOW_BYTES
 
 READ = """
 import resource, sys
@@ -22,7 +22,7 @@ import numpy as np
 from softcache.cache.blocks import BlockReader
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS
-from softcache.training.windows import pick_windows
+from softcache.stream.windows import pick_windows
 
 folder, way, files = sys.argv[1:]
 if int(files):

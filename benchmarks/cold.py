@@ -19,7 +19,7 @@ from benchmarks.measure import Result, arguments, paired, ratio, timed
 from softcache.cache.blocks import BlockReader
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS
-from softcache.training.windows import pick_windows
+from softcache.stream.windows import pick_windows
 
 BATCH, CLASSES = 256, 1000
 

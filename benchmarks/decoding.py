@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.made import make_jpegs
 from benchmarks.measure import Result, arguments, paired, ratio
-from softcache.console import set_quiet
+from softcache.console import show_messages
 from softcache.stages.train import train
 
 STUDENT = """
@@ -27,7 +27,7 @@ def make(num_classes=10):
 
 def main() -> Result:
     options = arguments(__doc__)
-    set_quiet(True)
+    show_messages(quiet=True)
     folder, start = Path(tempfile.mkdtemp(prefix="softcache-decoding-")), Path.cwd()
     files = 64 if options.tiny else 20_000 if options.full else 640
     try:

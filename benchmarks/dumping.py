@@ -20,14 +20,14 @@ from torch import nn
 
 from benchmarks.made import make_arrays, make_jpegs, pick_device, wait
 from benchmarks.measure import Result, arguments, paired, ratio
-from softcache.cache.schema import LOGITS, VERSION, Dataset, Identity, Numerics, Teacher
+from softcache.cache.schema import LOGITS, VERSION, DatasetIdentity, Identity, Numerics, TeacherIdentity
 from softcache.cache.writer import create_or_extend, plan
-from softcache.console import set_quiet
+from softcache.console import show_messages
+from softcache.dumping.pipeline import Forward, run_blocks
 from softcache.models._network import Network, Preprocess
 from softcache.models._open import open_network
-from softcache.stages.places import open_viewed
-from softcache.training.dumping import Forward, run_blocks
-from softcache.training.pixels import WorkerPixels, pick_workers
+from softcache.stream.inputs import WorkerPixels, pick_workers
+from softcache.views._open import open_viewed
 from softcache.views._viewed import ViewedDataset
 
 STATISTICS = ((0.5,) * 3, (0.25,) * 3)
@@ -36,7 +36,7 @@ STATISTICS = ((0.5,) * 3, (0.25,) * 3)
 def main() -> Result:
     options = arguments(__doc__)
     device = pick_device(options.device)
-    set_quiet(True)
+    show_messages(quiet=True)
     gpu = device.type == "cuda"
     folder = Path(tempfile.mkdtemp(prefix="softcache-dumping-"))
     rows = 256 if options.tiny else 50_000 if gpu else 3072
@@ -77,8 +77,8 @@ def dumped(
     numerics = Numerics("float32", "off", False, "contiguous", False, device.type, batch)
     identity = Identity(
         VERSION,
-        Teacher("made", "0" * 64, teacher.preprocess.to_dict(), "fc", numerics),
-        Dataset("made", "train", len(viewed), [], "0" * 64),
+        TeacherIdentity("made", "0" * 64, teacher.preprocess.to_dict(), "fc", numerics),
+        DatasetIdentity("made", "train", len(viewed), [], "0" * 64),
         viewed.identity(),
         teacher.classes,
         "fp16",

@@ -10,11 +10,12 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.measure import Result, arguments, row
-from softcache.console import set_quiet
+from softcache.config.record import TEACHER_FILE, write_config
+from softcache.console import show_messages
 from softcache.models._folder import describe, save_network
 from softcache.models._open import open_network
 from softcache.stages.dump import dump
-from softcache.stages.places import TEACHER_FILE, open_viewed, write_config
+from softcache.views._open import open_viewed
 
 CHILD = """
 import os, sys, time, torch
@@ -42,7 +43,7 @@ IMPORTED = "importing torch._dynamo, as building any torch optimizer does"
 
 def main() -> Result:
     options = arguments(__doc__)
-    set_quiet(True)
+    show_messages(quiet=True)
     folder, start = Path(tempfile.mkdtemp(prefix="softcache-first-")), Path.cwd()
     try:
         os.chdir(folder)

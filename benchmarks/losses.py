@@ -15,11 +15,11 @@ from torch import nn
 from benchmarks.measure import Result, arguments, paired, ratio, timed
 from softcache import registry
 from softcache.console import size
+from softcache.device import pick_device
 from softcache.losses._terms import parse_term
 from softcache.losses.hints._spec import parse_hint
 from softcache.models._hooks import Taps
 from softcache.models._open import open_network
-from softcache.training.config import pick_device
 
 BATCH, CLASSES, MAP, VECTOR = 64, 100, (64, 8, 8), (64,)
 STEPS = 1

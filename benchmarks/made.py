@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from softcache.cache.reader import Cache
-from softcache.cache.schema import LOGITS, VERSION, Dataset, Identity, Numerics, Teacher
+from softcache.cache.schema import LOGITS, VERSION, DatasetIdentity, Identity, Numerics, TeacherIdentity
 from softcache.cache.shard import ShardWriter
 from softcache.cache.writer import create_or_extend
 from softcache.models._preprocess import Preprocess
@@ -32,8 +32,8 @@ def make_cache(
     numerics = Numerics("float32", "off", False, "contiguous", False, "cpu", 64)
     identity = Identity(
         VERSION,
-        Teacher("made", "0" * 64, Preprocess((0.0,), (1.0,)).to_dict(), "fc", numerics),
-        Dataset("made", "train", rows, [], "0" * 64),
+        TeacherIdentity("made", "0" * 64, Preprocess((0.0,), (1.0,)).to_dict(), "fc", numerics),
+        DatasetIdentity("made", "train", rows, [], "0" * 64),
         viewed.identity() if viewed is not None else recipe,
         classes,
         codec,

@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.measure import arguments, in_words, machine
 from softcache.cache.reader import Cache
-from softcache.console import set_quiet
+from softcache.console import show_messages
 from softcache.datasets._open import open_samples
 from softcache.stages.dump import dump
 from softcache.stages.teach import teach
@@ -61,7 +61,7 @@ def main() -> None:
     options = arguments(__doc__, repetitions=3, place="", data_dir=None, rows=ROWS)
     rows = 400 if options.tiny else options.rows
     epochs, teacher_epochs = (2, 1) if options.tiny else (EPOCHS, TEACHER_EPOCHS)
-    set_quiet(True)
+    show_messages(quiet=True)
     place = Path(options.place or tempfile.mkdtemp(prefix="softcache-real-")).resolve()
     place.mkdir(parents=True, exist_ok=True)
     source = options.dataset or "digits"

@@ -17,11 +17,11 @@ from typing import Any
 
 from benchmarks.made import make_arrays, pick_device
 from benchmarks.measure import Result, Row, arguments, paired, ratio, row
-from softcache.console import set_quiet
+from softcache.config.record import TEACHER_FILE, write_config
+from softcache.console import show_messages
 from softcache.models._folder import describe, save_network
 from softcache.models._open import open_network
 from softcache.stages.dump import dump
-from softcache.stages.places import TEACHER_FILE, write_config
 from softcache.stages.train import train
 
 
@@ -29,7 +29,7 @@ def main() -> Result:
     options = arguments(__doc__)
     device = pick_device(options.device)
     gpu = device.type == "cuda"
-    set_quiet(True)
+    show_messages(quiet=True)
     folder = Path(tempfile.mkdtemp(prefix="softcache-training-"))
     start = Path.cwd()
     lines: list[Row] = []

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import arguments, in_words, machine
-from softcache.console import set_quiet
+from softcache.console import show_messages
 from softcache.datasets._open import open_samples
 from softcache.stages.dump import dump
 from softcache.stages.teach import teach
@@ -36,7 +36,7 @@ VIEWS = (1, 2, 4, 8)
 
 def main() -> None:
     options = arguments(__doc__, repetitions=5, size=16, epochs=16, rows=0)
-    set_quiet(True)
+    show_messages(quiet=True)
     dataset = options.dataset or "digits"
     epochs = 1 if options.tiny else 3 * options.epochs if options.full else options.epochs
     folder, start = Path(tempfile.mkdtemp(prefix="softcache-views-")), Path.cwd()

@@ -12,26 +12,27 @@ from softcache._version import __version__
 
 if TYPE_CHECKING:
     from softcache.cache.reader import Cache
+    from softcache.config.dump import DumpConfig
+    from softcache.config.teach import TeachConfig
+    from softcache.config.train import TrainConfig
     from softcache.datasets._open import open_samples
     from softcache.errors import SoftcacheError
     from softcache.models._open import open_network
     from softcache.stages.dump import dump
-    from softcache.stages.evaluate import evaluate
-    from softcache.stages.identity import DumpConfig
-    from softcache.stages.options import TrainConfig
-    from softcache.stages.teach import TeachConfig, teach
+    from softcache.stages.eval import evaluate
+    from softcache.stages.teach import teach
     from softcache.stages.train import train
     from softcache.views._viewed import ViewedDataset
 
 _HOMES = {
     "Cache": "softcache.cache.reader",
-    "DumpConfig": "softcache.stages.identity",
+    "DumpConfig": "softcache.config.dump",
     "SoftcacheError": "softcache.errors",
-    "TeachConfig": "softcache.stages.teach",
-    "TrainConfig": "softcache.stages.options",
+    "TeachConfig": "softcache.config.teach",
+    "TrainConfig": "softcache.config.train",
     "ViewedDataset": "softcache.views._viewed",
     "dump": "softcache.stages.dump",
-    "evaluate": "softcache.stages.evaluate",
+    "evaluate": "softcache.stages.eval",
     "open_network": "softcache.models._open",
     "open_samples": "softcache.datasets._open",
     "teach": "softcache.stages.teach",

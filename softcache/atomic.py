@@ -19,7 +19,7 @@ _WRITER = re.compile(r"(?P<host>[^~]*)~(?P<boot>[^~]*)~(?P<pid>[1-9][0-9]{0,8})~
 _PART = re.compile(r"\.(?P<name>.+)~(?P<writer>[^~]*~[^~]*~[0-9]+~[0-9a-f]+)\.part")
 
 
-def part_path(final: Path) -> Path:
+def temporary_path(final: Path) -> Path:
     """A temporary name in the same folder, unique to this process and call."""
     return final.with_name(f".{final.name}~{writer_name()}{secrets.token_hex(4)}.part")
 
@@ -58,7 +58,7 @@ def commit(part: Path, final: Path) -> None:
 
 def replace_file(final: Path, content: bytes) -> None:
     """Writes ``final`` at once or not at all."""
-    part = part_path(final)
+    part = temporary_path(final)
     try:
         with open(part, "xb") as file:
             file.write(content)
@@ -78,7 +78,7 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def dead_parts(folder: Path) -> list[Path]:
+def dead_temporaries(folder: Path) -> list[Path]:
     """Temporary files below ``folder`` whose writer is certainly gone."""
     found = []
     for path in sorted(folder.rglob(".*.part")):
@@ -88,16 +88,16 @@ def dead_parts(folder: Path) -> list[Path]:
     return found
 
 
-def remove_dead_parts(folder: Path) -> list[Path]:
-    """Removes what ``dead_parts`` lists and says what it removed."""
-    dead = dead_parts(folder)
+def remove_dead_temporaries(folder: Path) -> list[Path]:
+    """Removes what ``dead_temporaries`` lists and says what it removed."""
+    dead = dead_temporaries(folder)
     for path in dead:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
     return dead
 
 
-def is_part(name: str) -> bool:
+def is_temporary(name: str) -> bool:
     return _PART.fullmatch(name) is not None
 
 

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_QUIET = {"value": False}
+log = logging.getLogger(__name__)
+_shown = {"bars": True}
 
 
-def set_quiet(quiet: bool) -> None:
-    """Silences ``say`` and ``bar`` for this process (results and errors are not theirs)."""
-    _QUIET["value"] = quiet
+class _Handler(logging.Handler):
+    """One line on standard error for each message, also where that stream is another by now."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        print(f"warning: {text}" if record.levelno >= logging.WARNING else text, file=sys.stderr, flush=True)
 
 
-def say(text: str) -> None:
-    """One line."""
-    if not _QUIET["value"]:
-        print(text, file=sys.stderr, flush=True)
+def show_messages(*, quiet: bool = False) -> None:
+    """Shows the messages of the ``softcache`` logger on standard error; ``quiet``: warnings alone, and no bars.
 
-
-def warn(text: str) -> None:
-    """One line that is shown however quiet."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    The command line calls this. A program that calls softcache's functions configures ``logging`` as it likes.
+    """
+    logger = logging.getLogger("softcache")
+    if not any(isinstance(handler, _Handler) for handler in logger.handlers):
+        logger.addHandler(_Handler())
+        logger.propagate = False
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    _shown["bars"] = not quiet
 
 
 class Bar:
@@ -36,7 +43,7 @@ class Bar:
         self._title, self._total, self._unit = title, max(total, 1), unit
         self._done, self._began = 0, time.monotonic()
         self._shown = self._began
-        self._rich = _rich_bar(title, self._total, unit) if sys.stderr.isatty() and not _QUIET["value"] else None
+        self._rich = _rich_bar(title, self._total, unit) if sys.stderr.isatty() and _shown["bars"] else None
 
     def advance(self, count: int, note: str = "") -> None:
         """``count`` more units are done."""
@@ -45,11 +52,11 @@ class Bar:
             self._rich[0].update(self._rich[1], advance=count, note=note)
             return
         now = time.monotonic()
-        if now - self._shown >= self.EVERY_S and not _QUIET["value"]:
+        if now - self._shown >= self.EVERY_S and _shown["bars"]:
             self._shown = now
             rate = self._done / (now - self._began)
             left = (self._total - self._done) / rate if rate else 0
-            say(
+            log.info(
                 f"{self._title}: {self._done:,}/{self._total:,} {self._unit} "
                 f"({100 * self._done // self._total} %), {rate:,.0f}/s, {duration(left)} left {note}".rstrip()
             )

@@ -9,14 +9,22 @@ import numpy as np
 import pytest
 import torch
 
+from softcache.config.record import TEACHER_FILE, write_config
+from softcache.console import show_messages
 from softcache.models._folder import describe, save_network
 from softcache.models._open import open_network
-from softcache.stages.places import TEACHER_FILE, open_viewed, write_config
+from softcache.views._open import open_viewed
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _messages() -> None:
+    """As the command line shows them."""
+    show_messages()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 
 from softcache import registry
 from softcache.cache.reader import Cache
-from softcache.cache.schema import LOGITS, Dataset, HintColumn, Identity, Numerics, Teacher, hint_column
+from softcache.cache.schema import LOGITS, DatasetIdentity, HintColumn, Identity, Numerics, TeacherIdentity, hint_column
 from softcache.cache.shard import write_arrays
 from softcache.cache.writer import create_or_extend
 from softcache.models._preprocess import Preprocess
@@ -21,8 +21,8 @@ RECIPE: dict[str, object] = {"spec": "none", "revisions": {"none": 1}, "size": 8
 
 def identity(rows: int, classes: int, shard_rows: int, codec: str, recipe: dict[str, object]) -> Identity:
     numerics = Numerics("float32", "off", False, "contiguous", False, "cpu", 64)
-    teacher = Teacher("made", "0" * 64, Preprocess((0.0,), (1.0,)).to_dict(), "fc", numerics)
-    dataset = Dataset("made", "train", rows, [str(k) for k in range(classes)], "0" * 64)
+    teacher = TeacherIdentity("made", "0" * 64, Preprocess((0.0,), (1.0,)).to_dict(), "fc", numerics)
+    dataset = DatasetIdentity("made", "train", rows, [str(k) for k in range(classes)], "0" * 64)
     return Identity(1, teacher, dataset, recipe, classes, codec, shard_rows)
 
 

@@ -24,7 +24,7 @@ from harness_cache import make_cache
 from softcache.cache.hdf5 import lookup3, read_structure
 from softcache.cache.reader import Cache
 from softcache.cache.schema import MANIFEST, HintColumn, canonical_json
-from softcache.console import set_quiet
+from softcache.console import show_messages
 from softcache.errors import SoftcacheError
 from softcache.stages.verify import verify
 
@@ -269,7 +269,7 @@ def run(mode: str, folder: Path, *, seed: int, cases: int, batch: int = 500) -> 
 
 
 def _main(mode: str, folder: str, seed: str, first: str, count: str) -> None:
-    set_quiet(True)
+    show_messages(quiet=True)
     modes: dict[str, Callable[[Path, int, int, int], Iterator[str]]] = {"flips": flips, "fuzz": fuzz}
     read_all(Path(folder), verify_reads=True)  # imports what there is to import before memory is limited
     if sys.platform == "linux":

@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from softcache.cli._main import run
-from softcache.console import set_quiet
+from softcache.config.record import TEACHER_FILE, write_config
+from softcache.console import show_messages
 from softcache.models._folder import describe, save_network
 from softcache.models._open import open_network
 from softcache.stages.dump import dump
-from softcache.stages.places import TEACHER_FILE, open_viewed, write_config
 from softcache.stages.train import train
+from softcache.views._open import open_viewed
 
 STUDENT, TEACHER = f"{Path(__file__)}:student", f"{Path(__file__)}:teacher"
 HINTS = ("layer1", "layer2", "fc:in")
@@ -107,7 +108,7 @@ def command(*arguments: str | Path) -> int:
     try:
         return run([str(argument) for argument in arguments])
     finally:
-        set_quiet(False)
+        show_messages()
 
 
 def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:

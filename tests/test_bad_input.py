@@ -15,9 +15,10 @@ from PIL import Image
 
 from softcache.cache.locks import writing
 from softcache.cli._main import run
+from softcache.dumping.finish import near_chance
 from softcache.errors import UsageError
 from softcache.models._open import open_network
-from softcache.stages.dump import dump, near_chance
+from softcache.stages.dump import dump
 from softcache.stages.teach import teach
 from softcache.stages.train import train
 

@@ -17,9 +17,9 @@ from harness_damage import small_cache
 from softcache.cache.reader import Cache
 from softcache.cache.schema import MAX_MANIFEST_BYTES, Manifest, canonical_json, parse, render
 from softcache.cli._main import run
+from softcache.config.given import recorded_dataset, recorded_recipe, recorded_teacher
 from softcache.errors import CacheError, IntegrityError, SoftcacheError, UsageError
 from softcache.stages.train import train
-from softcache.stages.trust import recorded_dataset, recorded_recipe, recorded_teacher
 
 
 @pytest.fixture

@@ -12,16 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from softcache.cache.agreement.digests import PixelCheck
 from softcache.cache.reader import Cache
+from softcache.config.teachers import find_teacher
 from softcache.errors import PixelsError
 from softcache.losses._terms import parse_term
 from softcache.models._open import open_network
 from softcache.stages.dump import dump
-from softcache.stages.places import find_teacher, open_viewed
 from softcache.stages.train import train
-from softcache.training.checking import PixelCheck
-from softcache.training.stream import Stream
-from softcache.training.teacher import CachedTeacher
+from softcache.stream.batches import Stream
+from softcache.stream.targets import CachedTargets
+from softcache.views._open import open_viewed
 
 STUDENT = "cifar:resnet8"
 RECIPE = "crop:pad=2+flip"
@@ -73,8 +74,8 @@ def test_weights_after_three_epochs_are_bit_equal(made: dict[str, Any]) -> None:
 
 def test_unmatched_views_are_another_training(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Targets of one crop for the pixels of another: the mistake that this project exists to prevent."""
-    begin = CachedTeacher.begin
-    monkeypatch.setattr(CachedTeacher, "begin", lambda self, views, batches: begin(self, (0,), batches))
+    begin = CachedTargets.begin
+    monkeypatch.setattr(CachedTargets, "begin", lambda self, views, batches: begin(self, (0,), batches))
     with pytest.raises(PixelsError, match=r"row \d+ in view 1 has other pixels than the teacher saw"):
         run("refused", cache=("cache",), dataset=made["dataset"])
     monkeypatch.setattr(PixelCheck, "add", lambda *arguments: None)
@@ -104,8 +105,8 @@ def test_a_gpu_names_the_first_key_at_the_end_of_the_epoch(
     made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device that isn't waited for counts on itself; what it then says is what a CPU says at once."""
-    begin = CachedTeacher.begin
-    monkeypatch.setattr(CachedTeacher, "begin", lambda self, views, batches: begin(self, (0,), batches))
+    begin = CachedTargets.begin
+    monkeypatch.setattr(CachedTargets, "begin", lambda self, views, batches: begin(self, (0,), batches))
     with pytest.raises(PixelsError) as at_once:
         run("at-once", cache=("cache",), dataset=made["dataset"])
     start = Stream.__init__

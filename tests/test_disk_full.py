@@ -13,8 +13,8 @@ from harness_dump import Setting, Warm, make_setting, shards, temporaries
 
 from softcache.cache.reader import Cache
 from softcache.cache.schema import HintColumn, Identity
+from softcache.dumping.estimate import Estimate, estimate, refuse_too_large
 from softcache.errors import CacheError
-from softcache.stages.estimate import Estimate, estimate, refuse_too_large
 
 KIB = 1024
 

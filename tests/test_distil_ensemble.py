@@ -16,9 +16,9 @@ from softcache.errors import CacheError, UsageError
 from softcache.losses._schedule import Schedule
 from softcache.losses._terms import parse_terms
 from softcache.models._open import open_network
-from softcache.stages.places import open_viewed
-from softcache.training.mean import mean_logits
+from softcache.stream.mean import mean_logits
 from softcache.training.objective import Objective
+from softcache.views._open import open_viewed
 
 HARNESS = STUDENT.rpartition(":")[0]
 # Plain SGD, so that rounding isn't amplified as Adam's division amplifies it where gradients vanish.

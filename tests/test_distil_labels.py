@@ -16,9 +16,8 @@ from softcache.errors import UsageError
 from softcache.losses._schedule import Schedule
 from softcache.losses._terms import parse_terms
 from softcache.stages import train as stage
-from softcache.stages.options import TrainConfig
-from softcache.stages.places import open_viewed
 from softcache.training.objective import Objective, hard_loss
+from softcache.views._open import open_viewed
 
 SIZE = 8
 NEEDING = ("dkd:weight=1", "nkd", "wsld")
@@ -52,11 +51,11 @@ def test_labels_outside_the_budget_change_nothing(
     cache = str(made / options.pop("caches", "plain"))
     # Labels alone with a cache's keys would be a usage error: that run makes its own.
     asked = {"size": SIZE} if options == {"alpha": "0"} else {"cache": (cache,)}
-    choose = stage._choose_rows
+    choose = stage.choose_rows
 
     def run(name: str, change: str) -> dict[str, torch.Tensor]:
-        def changed(config: Any, labels: np.ndarray) -> Any:
-            rows = choose(config, labels)
+        def changed(labels: np.ndarray, **given: Any) -> Any:
+            rows = choose(labels, **given)
             spared = np.isin(np.arange(len(labels)), rows.held)  # they choose the epoch, which is their purpose
             hidden = (rows.visible < 0) & ~spared
             assert hidden.sum() > 900
@@ -68,7 +67,7 @@ def test_labels_outside_the_budget_change_nothing(
             return rows
 
         with monkeypatch.context() as patched:
-            patched.setattr(stage, "_choose_rows", changed)
+            patched.setattr(stage, "choose_rows", changed)
             fit(tmp_path / name, label_fraction=0.1, **asked, **options)
         return weights(tmp_path / name)
 
@@ -93,7 +92,7 @@ MIXED = ("mixup:alpha=0.5", "cutmix:alpha=1")
 # Pixels, partners' labels and shares, in whatever process this is run.
 MIXES = f"""
 import hashlib, numpy as np
-from softcache.stages.places import open_viewed
+from softcache.views._open import open_viewed
 rows, found = np.arange(0, 1000, 7), []
 for recipe in {MIXED!r}:
     viewed = open_viewed("digits", "train", augment=recipe, size={SIZE}, view_seed=9)
@@ -176,10 +175,11 @@ def test_a_loss_has_its_own_temperature_unless_one_is_given(made: Path, tmp_path
     assert [entry["T"] for entry in config(tmp_path / "given")["losses"]] == ["6:2:cosine", "3"]
 
 
-@pytest.mark.parametrize("spec", NEEDING)
-def test_losses_that_need_labels_are_refused_without_any(spec: str) -> None:
+def test_losses_that_need_labels_are_refused_without_any() -> None:
     """A set without labels serves soft targets; a loss on labels would be 0 for every row."""
     none = np.full(24, -1, np.int32)
-    with pytest.raises(UsageError, match=f"--loss {spec.partition(':')[0]} needs labels"):
-        stage._choose_rows(TrainConfig(losses=(spec,)), none)
-    assert len(stage._choose_rows(TrainConfig(losses=("kl", "dist")), none).train) == 24
+    given: dict[str, Any] = {"val_fraction": 0, "label_fraction": 1, "seed": 0, "labels_alone": False}
+    with pytest.raises(UsageError, match="--loss dkd needs labels"):
+        stage.choose_rows(none, **given, needing_labels=["dkd"])
+    assert len(stage.choose_rows(none, **given).train) == 24
+    assert [term.name for term in parse_terms(NEEDING) if term.needs_labels] == [s.partition(":")[0] for s in NEEDING]

@@ -28,10 +28,10 @@ from softcache.datasets._subset import holdout_rows
 from softcache.errors import ModelError
 from softcache.models._folder import save_network
 from softcache.models._open import open_network
-from softcache.stages.evaluate import evaluate
-from softcache.stages.places import open_viewed
-from softcache.stages.start import copy_parameters
+from softcache.stages.eval import evaluate
 from softcache.training import loop
+from softcache.training.initialize import copy_parameters
+from softcache.views._open import open_viewed
 
 HINT = ("fitnet:teacher=layer1,student=layer1",)
 

@@ -10,8 +10,8 @@ from harness_train import STUDENT, command, fit, lines, make_cache, make_teacher
 
 from softcache import registry
 from softcache.errors import PixelsError
-from softcache.stages.places import open_viewed
-from softcache.training.stream import Stream
+from softcache.stream.batches import Stream
+from softcache.views._open import open_viewed
 
 OWN = """
 import torch

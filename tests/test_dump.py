@@ -20,14 +20,15 @@ import softcache.models._open
 import softcache.models._weights
 import softcache.stages.dump
 from softcache import dump, evaluate, teach, train
-from softcache.cache.mismatch import differing, refuse_other
+from softcache.cache.agreement.identity import differing, refuse_other
 from softcache.cache.reader import Cache
 from softcache.cache.schema import Manifest
 from softcache.cache.writer import BlockWriter
+from softcache.config.dump import DumpConfig
+from softcache.config.record import read_config
+from softcache.dumping.identity import portable
 from softcache.errors import CacheError, ModelError, PixelsError, UsageError
-from softcache.stages.identity import DumpConfig, portable
 from softcache.stages.layers import layers
-from softcache.stages.places import read_config
 
 LARGE = ("resnet18", "vit_b_32", "densenet121", "swin_t", "convnext_tiny", "googlenet", "maxvit_t", "inception_v3")
 
@@ -92,19 +93,25 @@ def test_a_finished_cache_answers_without_its_teacher(setting, tmp_path, monkeyp
 )
 def test_the_identity_is_the_same_with_and_without_parameters(tmp_path, spec):
     from softcache.datasets._open import open_samples
+    from softcache.dumping.identity import identify, known_identity
     from softcache.models._open import open_network
-    from softcache.stages.identity import identify, known_identity
     from softcache.views._viewed import ViewedDataset
 
     network = open_network(spec, classes=10, statistics=((0.3,), (0.2,)), seed=0)
     torch.save(network.model.state_dict(), tmp_path / "weights.pt")
     samples = open_samples("digits", "train")
     viewed = ViewedDataset(samples)
-    config = DumpConfig(teacher=spec, teacher_weights=str(tmp_path / "weights.pt")).settled(None)
-    assert known_identity(viewed, config, "cpu") is None, "nothing is known of a file that nobody has read"
+    numerics, weights = DumpConfig().settled(None).numerics("cpu", 64), str(tmp_path / "weights.pt")
+
+    def known() -> Any:
+        given = {"normalize": None, "size": None, "full": False, "codec": "fp16", "shard_rows": None}
+        return known_identity(viewed, spec, weights, numerics, **given)
+
+    assert known() is None, "nothing is known of a file that nobody has read"
     real = open_network(spec, classes=10, statistics=samples.statistics, weights=str(tmp_path / "weights.pt"))
     sha256 = softcache.models._weights.fingerprint_file_cached(tmp_path / "weights.pt")
-    assert known_identity(viewed, config, "cpu") == identify(real, sha256, samples.fingerprint(), viewed, config, "cpu")
+    wanted = identify(real, sha256, samples.fingerprint(), viewed, numerics, codec="fp16", shard_rows=None)
+    assert known() == wanted
 
 
 def test_other_weights_of_the_same_size_and_time_are_noticed(setting, tmp_path):

@@ -16,19 +16,18 @@ from click.testing import CliRunner
 from harness_cache import identity
 from torch.utils.data import DataLoader
 
+import softcache.stream.workers as worker_processes
 from softcache import registry
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS
 from softcache.cache.writer import BlockWriter, create_or_extend, plan
 from softcache.cli.dump import command
+from softcache.dumping import pipeline
+from softcache.dumping.batch_size import find_batch
+from softcache.dumping.pipeline import Forward, _WriterThread, run_blocks
 from softcache.models._open import open_network
-from softcache.stages.batch import with_batch
 from softcache.stages.dump import dump
-from softcache.stages.identity import DumpConfig
-from softcache.stages.places import open_viewed
-from softcache.training import dumping, sharing
-from softcache.training.dumping import Forward, _WriterThread, run_blocks
-from softcache.training.fitting import find_batch
+from softcache.views._open import open_viewed
 from softcache.views._viewed import ViewedDataset
 
 CPU = torch.device("cpu")
@@ -67,7 +66,7 @@ def test_a_slow_disk_holds_the_teacher_back(
     tmp_path: Path, digits: ViewedDataset, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     cache, forward = empty_cache(tmp_path / "cache", digits), forward_of(digits)
-    monkeypatch.setattr(dumping, "QUEUE_LIMIT", 3)
+    monkeypatch.setattr(pipeline, "QUEUE_LIMIT", 3)
     waiting, written, write = [], [0], BlockWriter.write
 
     def slowly(self: BlockWriter, first: int, columns: dict) -> None:
@@ -115,7 +114,7 @@ def test_workers_give_the_dump_the_same_bytes(
     monkeypatch.setattr(DataLoader, "__init__", told)
     for number, (workers, platform) in enumerate([(0, "linux"), (2, "linux"), (2, "darwin")]):
         # how workers start is asked of the platform; the rest of Python goes on as it is
-        monkeypatch.setattr(sharing, "sys", SimpleNamespace(platform=platform))
+        monkeypatch.setattr(worker_processes, "sys", SimpleNamespace(platform=platform))
         cache = empty_cache(tmp_path / f"cache-{number}", digits)
         run_blocks(cache, digits, forward_of(digits), plan(cache, 2, [LOGITS]), workers=workers)
         found.append([path.read_bytes() for path in sorted(cache.folder.rglob("logits-*.h5"))])
@@ -143,13 +142,13 @@ def test_a_device_without_float64_measures_the_same(tmp_path: Path, digits: View
     logits = torch.randn(300, 10, generator=torch.Generator().manual_seed(1))
     found = []
     for given in (logits, logits.as_subclass(WithoutDoubles)):
-        measure = dumping._CodecError(registry.create("codecs", "fp16"))
+        measure = pipeline._CodecError(registry.create("codecs", "fp16"))
         assert not measure(given)
         found.append(measure.result())
     assert found[0] == found[1]
     cache = empty_cache(tmp_path / "cache", digits)
     block, pixels = plan(cache, 2, [LOGITS])[0], digits.batch(np.arange(300), 0)
-    columns, finite, _ = dumping._compute(cache, block, pixels, logits.as_subclass(WithoutDoubles), {})
+    columns, finite, _ = pipeline._compute(cache, block, pixels, logits.as_subclass(WithoutDoubles), {})
     assert {type(t) for t in [*columns[LOGITS].values(), *finite.values()]} == {torch.Tensor}, "not on the host"
 
 
@@ -196,10 +195,7 @@ def test_a_batch_that_was_found_on_a_gpu_is_recorded(here: Path, small_teacher) 
     assert Cache("cache").manifest.identity.teacher.numerics.batch == batch
 
 
-def test_on_a_cpu_the_batch_is_the_same_everywhere(digits: ViewedDataset) -> None:
-    config = DumpConfig()
-    network = open_network("cifar:resnet8", classes=10, statistics=digits.samples.statistics, seed=0)
-    assert with_batch(config, network, digits, CPU, (1, 1)) is config
+def test_a_batch_is_a_number_of_rows() -> None:
     assert CliRunner().invoke(command, ["--batch-size", "lots"]).exit_code == 2
 
 
@@ -219,7 +215,7 @@ def test_a_failure_while_the_queue_is_full_ends_the_dump(
 
     monkeypatch.setattr(_WriterThread, "_write", fails)
     writer = _WriterThread(empty_cache(tmp_path / "cache", digits))
-    for number in range(1 + dumping.QUEUE_LIMIT if full else 1):  # one in hand, and the queue full
+    for number in range(1 + pipeline.QUEUE_LIMIT if full else 1):  # one in hand, and the queue full
         writer.put(number)  # type: ignore[arg-type]
     begun.set()
     with pytest.raises(OSError, match="no space left"):

@@ -125,8 +125,8 @@ def digest(pixels: bytes) -> int:
     return finalize(sum((splitmix(j) | 1) * x for j, x in enumerate(words)) & MASK) >> 32
 
 
-def word(seed: int, view: int, stage: int, index: int, k: int) -> int:
-    chain = splitmix(splitmix(splitmix(seed) ^ view) ^ stage)
+def word(seed: int, view: int, position: int, index: int, k: int) -> int:
+    chain = splitmix(splitmix(splitmix(seed) ^ view) ^ position)
     return splitmix((splitmix(chain ^ index) + k * 0x9E3779B97F4A7C15) & MASK)
 
 

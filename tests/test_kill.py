@@ -23,7 +23,7 @@ from harness_dump import (
 )
 
 from softcache.cache.reader import Cache
-from softcache.training.dumping import QUEUE_LIMIT
+from softcache.dumping.pipeline import QUEUE_LIMIT
 
 KILLS = pytest.param(100, id="100", marks=pytest.mark.torture)
 

@@ -18,8 +18,23 @@ from softcache.errors import UsageError
 
 ROOT = Path(softcache.__file__).parent
 # From the top down: a module imports only from rows below its own.
-ROWS = ["cli", "stages", "training", "cache", "codecs", "losses", "views", "models", "datasets", "registry", "lowest"]
-LOWEST = {"atomic", "distributed", "console", "errors", "userfile", "_version"}
+ROWS = [
+    "cli",
+    "stages",
+    "config",
+    "training",
+    "dumping",
+    "stream",
+    "cache",
+    "codecs",
+    "losses",
+    "views",
+    "models",
+    "datasets",
+    "registry",
+    "lowest",
+]
+LOWEST = {"atomic", "distributed", "console", "device", "errors", "userfile", "_version"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

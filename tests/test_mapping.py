@@ -20,7 +20,7 @@ from softcache.cache.reader import Cache
 from softcache.cache.schema import HintColumn
 from softcache.cache.shard import Extent
 from softcache.errors import IntegrityError, UsageError
-from softcache.training.windows import WINDOW_BYTES, Windows, pick_windows
+from softcache.stream.windows import WINDOW_BYTES, Windows, pick_windows
 
 LINUX = sys.platform == "linux"
 
@@ -197,7 +197,7 @@ import numpy as np
 from softcache.cache.blocks import BlockReader
 from softcache.cache.reader import Cache
 from softcache.cache.schema import HintColumn
-from softcache.training.windows import Windows
+from softcache.stream.windows import Windows
 
 folder, way, descriptors = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(descriptors), int(descriptors)))

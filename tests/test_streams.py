@@ -9,14 +9,14 @@ from harness_cache import make_cache
 
 from softcache.cache.schema import HintColumn
 from softcache.errors import PixelsError, UsageError
-from softcache.stages.places import open_viewed
-from softcache.training.landing import Landing, host_tensor, unsigned
-from softcache.training.pixels import ResidentPixels, WorkerPixels, pick_pixels
-from softcache.training.plan import Plan
-from softcache.training.stream import Stream
-from softcache.training.teacher import CachedTeacher
-from softcache.training.windows import Windows, pick_windows
+from softcache.stream.batches import Stream
+from softcache.stream.inputs import ResidentPixels, WorkerPixels, pick_pixels
+from softcache.stream.plan import Plan
+from softcache.stream.targets import CachedTargets
+from softcache.stream.transfer import PinnedBuffers, host_tensor, unsigned
+from softcache.stream.windows import Windows, pick_windows
 from softcache.views._digest import digest
+from softcache.views._open import open_viewed
 from softcache.views._viewed import ViewedDataset
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def pixel_source(viewed: ViewedDataset, way: str):
 def batches_of(viewed: ViewedDataset, caches: dict, way: str, keep: str, plan: Plan, epochs: int = 2) -> list:
     cache = caches["joined" if keep in ("held", "joined") else "apart"][0]
     blocks = Windows(64, 4) if keep == "blocks" else None
-    teacher = CachedTeacher([cache], {"layer1": cache}, CPU, hold=keep == "held", blocks=blocks)
+    teacher = CachedTargets([cache], {"layer1": cache}, CPU, hold=keep == "held", blocks=blocks)
     stream = Stream(viewed, pixel_source(viewed, way), plan, CPU, visible=viewed.samples.labels, teacher=teacher)
     return [batch for epoch in range(epochs) for batch in stream.epoch(epoch)]
 
@@ -58,7 +58,15 @@ def flat(batches: list) -> list[np.ndarray]:
     return [
         part.numpy()
         for b in batches
-        for part in (b.rows, b.pixels, b.labels, b.visible, b.said.logits[0], b.said.hints["layer1"], b.said.digests[0])
+        for part in (
+            b.rows,
+            b.pixels,
+            b.labels,
+            b.visible,
+            b.targets.logits[0],
+            b.targets.hints["layer1"],
+            b.targets.digests[0],
+        )
     ]
 
 
@@ -88,19 +96,19 @@ def test_a_batch_holds_what_its_keys_say(digits: ViewedDataset, caches: dict, ke
         for at, view in enumerate(views):
             part = slice(at * images, (at + 1) * images)
             rows = batch.rows[part].numpy()
-            assert np.array_equal(batch.said.logits[0][part].numpy(), logits[view][rows])
+            assert np.array_equal(batch.targets.logits[0][part].numpy(), logits[view][rows])
             assert torch.equal(batch.pixels[part], digits.batch(rows, view))
             assert np.array_equal(batch.labels[part].numpy(), digits.samples.labels[rows])
-            assert torch.equal(batch.said.digests[0][part], digest(batch.pixels[part]))
+            assert torch.equal(batch.targets.digests[0][part], digest(batch.pixels[part]))
 
 
 def test_a_batch_stays_what_it_was_while_later_ones_come(digits: ViewedDataset, caches: dict) -> None:
     plan = Plan(np.arange(len(digits)), 32, 1, 3)
     cache = caches["apart"][0]
-    teacher = CachedTeacher([cache], {}, CPU, hold=False)
+    teacher = CachedTargets([cache], {}, CPU, hold=False)
     stream = Stream(digits, ResidentPixels(digits, CPU), plan, CPU, visible=digits.samples.labels, teacher=teacher)
-    seen = [(b, b.said.logits[0].clone(), b.pixels.clone()) for b in stream.epoch(0)]
-    assert all(torch.equal(b.said.logits[0], kept) and torch.equal(b.pixels, was) for b, kept, was in seen)
+    seen = [(b, b.targets.logits[0].clone(), b.pixels.clone()) for b in stream.epoch(0)]
+    assert all(torch.equal(b.targets.logits[0], kept) and torch.equal(b.pixels, was) for b, kept, was in seen)
 
 
 def test_all_rows_come_in_as_many_views_after_as_many_epochs() -> None:
@@ -186,19 +194,19 @@ def test_a_recipe_that_mixes_gets_its_partners_in_every_view() -> None:
 
 
 def test_landing_takes_turns_between_two_sets_of_buffers() -> None:
-    landing = Landing(CPU, pinned=False)
+    pinned = PinnedBuffers(CPU, pinned=False)
     wanted = {"a": ("<f2", (4, 3)), "digest": ("<u4", (4,))}
-    first, second, third = landing.arrays(wanted), landing.arrays(wanted), landing.arrays(wanted)
+    first, second, third = pinned.arrays(wanted), pinned.arrays(wanted), pinned.arrays(wanted)
     assert not np.shares_memory(first["a"], second["a"])
     assert np.shares_memory(first["a"], third["a"])
     third["a"][...] = 2.5
     third["digest"][...] = 0xFFFFFFFE
-    sent = landing.send(third)
+    sent = pinned.send(third)
     third["a"][...] = 0
     assert sent["a"].dtype == torch.float16
     assert bool((sent["a"] == 2.5).all())
     assert unsigned(sent["digest"]).tolist() == [0xFFFFFFFE] * 4
-    assert landing.arrays({"a": ("<f2", (9, 3))})["a"].shape == (9, 3)
+    assert pinned.arrays({"a": ("<f2", (9, 3))})["a"].shape == (9, 3)
 
 
 def test_read_only_memory_becomes_a_tensor_without_copy_or_warning(tmp_path) -> None:
@@ -220,7 +228,7 @@ def test_a_gpu_gets_the_same_batches(digits: ViewedDataset, caches: dict, way: s
     expected = flat(batches_of(digits, caches, "resident", "joined", plan))
     cache = caches["joined" if keep in ("held", "joined") else "apart"][0]
     blocks = plan.windows if keep == "blocks" else None
-    teacher = CachedTeacher([cache], {"layer1": cache}, cuda, hold=keep == "held", blocks=blocks)
+    teacher = CachedTargets([cache], {"layer1": cache}, cuda, hold=keep == "held", blocks=blocks)
     workers = {"workers 0": 0, "fork": 2}
     source = (
         WorkerPixels(digits, cuda, workers[way]) if way in workers else ResidentPixels(digits, cuda, host=way == "host")
@@ -231,6 +239,11 @@ def test_a_gpu_gets_the_same_batches(digits: ViewedDataset, caches: dict, way: s
     parts = [
         part.cpu().numpy()
         for b in found
-        for part in (*(getattr(b, n) for n in names), b.said.logits[0], b.said.hints["layer1"], b.said.digests[0])
+        for part in (
+            *(getattr(b, n) for n in names),
+            b.targets.logits[0],
+            b.targets.hints["layer1"],
+            b.targets.digests[0],
+        )
     ]
     assert all(np.array_equal(a, b) for a, b in zip(expected, parts, strict=True))

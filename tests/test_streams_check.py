@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+import softcache.cache.agreement.digests as check_module
+from softcache.cache.agreement.digests import PixelCheck
 from softcache.errors import PixelsError
-from softcache.training import checking
-from softcache.training.checking import PixelCheck
 from softcache.views._digest import digest, digest_of_sums, digest_sums
 
 
@@ -56,7 +56,7 @@ def test_one_changed_bit_is_named_by_row_and_view(batches: list, batch: int, pla
 
 
 def test_what_is_put_off_does_not_grow_without_bound(batches: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checking, "HELD_BATCHES", 3)
+    monkeypatch.setattr(check_module, "HELD_BATCHES", 3)
     check, (rows, pixels) = PixelCheck(at_once=False), batches[0]
     wrong = [digest(pixels) + 1]
     check.add(rows, (0,), pixels, wrong)

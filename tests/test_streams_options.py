@@ -12,10 +12,9 @@ from softcache.errors import UsageError
 from softcache.models._open import open_network
 from softcache.stages.dump import dump
 from softcache.stages.train import train
-from softcache.training.ahead import beside
-from softcache.training.config import FitConfig
+from softcache.stream.transfer import on_side_stream
+from softcache.training.optimization import Optimization
 from softcache.training.profiling import TRACE, Profile, bottleneck
-from softcache.training.schedule import build_optimizer
 
 SMALL = {"student": "cifar:resnet8", "epochs": 2, "warmup": 0.0}
 
@@ -93,8 +92,7 @@ def test_what_cant_be_is_refused_before_a_run_is_begun(here: Path, cache: Path, 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_optimizers_are_fused(optimizer: str) -> None:
-    config = FitConfig(1, 8, optimizer, 0.1, 0.0)
-    made = build_optimizer(config, [torch.nn.Linear(2, 2)], torch.device("cpu"))
+    made = Optimization(optimizer, 0.1, 0.0).build([torch.nn.Linear(2, 2)], torch.device("cpu"))
     assert made.defaults["fused"]
 
 
@@ -139,4 +137,4 @@ def test_a_side_stream_gives_the_same_student_on_a_gpu(here: Path, cache: Path) 
 
 def test_on_a_cpu_batches_are_passed_on_as_they_come() -> None:
     batches = [object(), object()]
-    assert list(beside(iter(batches), torch.device("cpu"))) == batches  # type: ignore[arg-type]
+    assert list(on_side_stream(iter(batches), torch.device("cpu"))) == batches  # type: ignore[arg-type]

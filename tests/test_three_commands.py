@@ -16,7 +16,7 @@ import torch
 from softcache.cache.reader import Cache
 from softcache.cli._main import run
 from softcache.models._open import open_network
-from softcache.stages.places import open_viewed
+from softcache.views._open import open_viewed
 
 SMALL = "cifar:resnet8"
 

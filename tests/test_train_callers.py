@@ -51,7 +51,8 @@ def test_the_same_arithmetic_trains_and_evaluates(
 ) -> None:
     """Otherwise `eval` of a run on a GPU differs from what the run itself said. The test split is fetched as the train
     split was: of some sets they are files of their own."""
-    import softcache.stages.evaluate as stage
+    import softcache.stages.eval as stage
+    import softcache.training.evaluation as evaluation
 
     allowed, asked, open_viewed, evaluate_network = [], [], stage.open_viewed, stage.evaluate_network
 
@@ -63,8 +64,9 @@ def test_the_same_arithmetic_trains_and_evaluates(
         allowed.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
         return evaluate_network(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(stage, "open_viewed", opening)
-    monkeypatch.setattr(stage, "evaluate_network", evaluating)
+    for module in (stage, evaluation):
+        monkeypatch.setattr(module, "open_viewed", opening)
+        monkeypatch.setattr(module, "evaluate_network", evaluating)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     there = {"size": 8, "data_dir": "elsewhere", "download": True}
     teach(STUDENT, epochs=1, out="teacher", **there)

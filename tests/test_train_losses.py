@@ -14,7 +14,7 @@ from harness_train import HINTS, STUDENT, command, config, fit, lines, make_cach
 from softcache import registry
 from softcache.cache.reader import Cache
 from softcache.models._open import open_network
-from softcache.stages.places import open_viewed
+from softcache.views._open import open_viewed
 
 LAYERS = {
     "reviewkd": "teacher=layer1/layer2/fc:in,student=layer1/layer2/fc:in",

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from harness_train import HINTS, fit, lines, make_cache, make_teacher, same, weights
 
+from softcache.config.record import read_config, write_config
 from softcache.errors import CacheError
-from softcache.stages.places import read_config, write_config
 from softcache.stages.train import train
 from softcache.training import loop
 

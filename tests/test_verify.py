@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from harness_damage import files_of, small_cache
 
-from softcache.atomic import part_path
+from softcache.atomic import temporary_path
 from softcache.cache.locks import writing
 from softcache.cache.reader import Cache
 from softcache.cli._main import run
@@ -95,7 +95,7 @@ def test_padding_belongs_to_what_is_checked(cache: Cache) -> None:
 
 def test_missing_foreign_and_leftover_files(cache: Cache) -> None:
     gone = cache.shard_path(1, "hint.layer3", 0)
-    leftover = part_path(cache.shard_path(0, "logits", 0))
+    leftover = temporary_path(cache.shard_path(0, "logits", 0))
     gone.unlink()
     leftover.write_bytes(b"half a shard")
     for name in ("notes.txt", "view-0000/logits-00007.h5", "view-0009/logits-00000.h5"):

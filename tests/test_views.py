@@ -25,7 +25,7 @@ from softcache.views._keys import Keys
 from softcache.views._move import Motion, move_array
 from softcache.views._recipe import parse_recipe
 from softcache.views._viewed import ViewedDataset
-from tests.test_views_stages import picture
+from tests.test_views_augmentations import picture
 
 TRANSFORMS = """
 import numpy as np, random, torch
@@ -178,11 +178,11 @@ def test_crop_and_flip_are_torchvisions(size, channels, pad, fill, flip_first, s
         seed=seed,
     )
     found = dataset.batch(np.arange(6), view).numpy()
-    crop_stage, flip_stage = (1, 0) if flip_first else (0, 1)
-    crop, flip = dataset.recipe.stages[crop_stage], dataset.recipe.stages[flip_stage]
+    crop_position, flip_position = (1, 0) if flip_first else (0, 1)
+    crop, flip = dataset.recipe.augmentations[crop_position], dataset.recipe.augmentations[flip_position]
     for row in range(6):
-        shift = crop.motion(Keys(seed, np.array([row]), view, crop_stage), size)
-        mirrored = flip.motion(Keys(seed, np.array([row]), view, flip_stage), size).mirror[0]
+        shift = crop.motion(Keys(seed, np.array([row]), view, crop_position), size)
+        mirrored = flip.motion(Keys(seed, np.array([row]), view, flip_position), size).mirror[0]
         image = to_pil(images[row])
         image = functional.hflip(image) if flip_first and mirrored else image
         padded = functional.pad(image, [pad] * 4, fill=fill) if pad else image
@@ -310,7 +310,7 @@ def test_partners_are_uniform_over_the_others() -> None:
     assert torch.equal(alone.batch([0], 0), ViewedDataset(in_memory(1), "crop").batch([0], 0))
 
 
-def test_an_appended_stage_leaves_the_numbers_of_the_others() -> None:
+def test_an_appended_augmentation_leaves_the_numbers_of_the_others() -> None:
     samples, rows = in_memory(10), np.arange(10)
     longer, crop = ViewedDataset(samples, "crop+flip:p=1"), ViewedDataset(samples, "crop")
     assert torch.equal(longer.batch(rows, 1), crop.batch(rows, 1).flip(2))
@@ -340,8 +340,8 @@ def test_identity_is_what_pixels_depend_on() -> None:
     [
         ("corp", "did you mean crop"),
         ("crop+flop", "did you mean"),
-        ("", "empty stage"),
-        ("crop+", "empty stage"),
+        ("", "empty augmentation"),
+        ("crop+", "empty augmentation"),
         ("crop:pat=4", "did you mean pad"),
         ("flip+crop+flip", "twice"),
         ("crop+none", "can only stand first"),

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from softcache.cache.agreement.decoders import explain_mismatch
 from softcache.views import _digest
 from softcache.views._digest import digest, digest_named
-from softcache.views._mismatch import explain_mismatch
 from tests.test_views_keys import MASK, splitmix
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -42,14 +42,14 @@ def test_the_hash_is_splitmix64() -> None:
     assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
-@given(seed=WORD, index=st.integers(0, 2**40), view=st.integers(0, 2**20), stage=st.integers(0, 9))
+@given(seed=WORD, index=st.integers(0, 2**40), view=st.integers(0, 2**20), position=st.integers(0, 9))
 @settings(max_examples=50, deadline=None)
-def test_words_are_a_chain_of_hashes(seed: int, index: int, view: int, stage: int) -> None:
+def test_words_are_a_chain_of_hashes(seed: int, index: int, view: int, position: int) -> None:
     state = 0
-    for part in (seed, view, stage, index):
+    for part in (seed, view, position, index):
         state = splitmix(state ^ part)
     expected = [splitmix((state + k * 0x9E3779B97F4A7C15) & MASK) for k in range(4)]
-    assert Keys(seed, np.array([index]), view, stage).words(4)[0].tolist() == expected
+    assert Keys(seed, np.array([index]), view, position).words(4)[0].tolist() == expected
 
 
 @given(word=WORD, below=st.integers(1, 2**32))
@@ -68,7 +68,7 @@ def test_units_and_chances_at_their_ends() -> None:
     assert chances(ends, 0.5).tolist() == [True, False]
 
 
-@pytest.mark.parametrize("along", ["index", "view", "stage", "seed", "counter"])
+@pytest.mark.parametrize("along", ["index", "view", "position", "seed", "counter"])
 def test_numbers_are_uniform_and_neighbours_independent(along: str) -> None:
     rows = np.arange(20000)
     if along == "index":
@@ -78,7 +78,7 @@ def test_numbers_are_uniform_and_neighbours_independent(along: str) -> None:
     else:
         make = {
             "view": lambda n: Keys(1, np.array([5]), n, 0),
-            "stage": lambda n: Keys(1, np.array([5]), 2, n),
+            "position": lambda n: Keys(1, np.array([5]), 2, n),
             "seed": lambda n: Keys(n, np.array([5]), 2, 0),
         }[along]
         words = np.concatenate([make(n).words(1)[0] for n in range(1500)])

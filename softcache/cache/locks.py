@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import secrets
@@ -21,8 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from softcache.atomic import is_dead, writer_name
-from softcache.console import warn
 from softcache.errors import LockedError
+
+log = logging.getLogger(__name__)
 
 MANIFEST_LOCK = ".cache.json.lock"
 # One small file is read and written, and small ones are renamed, while the manifest is locked: milliseconds, or seconds
@@ -98,7 +100,9 @@ def _take(path: Path) -> int | None:
                 os.close(fd)
                 return None
             reason = error.strerror or error
-            warn(f"no locks on this file system ({reason}): see to it that each --part is run once, or work is doubled")
+            log.warning(
+                f"no locks on this file system ({reason}): see to it that each --part is run once, or work is doubled"
+            )
             return fd
         if _is_at(fd, path):
             return fd

@@ -50,7 +50,7 @@ class Numerics:
 
 
 @dataclass(frozen=True)
-class Teacher:
+class TeacherIdentity:
     """``weights`` is the sha256 of the parameters and buffers, ``classifier`` the path of the final layer."""
 
     spec: str
@@ -61,7 +61,7 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Dataset:
+class DatasetIdentity:
     spec: str
     split: str
     rows: int
@@ -74,8 +74,8 @@ class Identity:
     """All that the numbers depend on. ``classes`` is the width of the logits, ``shard_rows`` rows a shard of them."""
 
     format: int
-    teacher: Teacher
-    dataset: Dataset
+    teacher: TeacherIdentity
+    dataset: DatasetIdentity
     recipe: dict[str, Any]
     classes: int
     codec: str

@@ -19,7 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from softcache.atomic import commit, part_path
+from softcache.atomic import commit, temporary_path
 from softcache.cache.described import Described
 from softcache.cache.hdf5 import Node, read_structure
 from softcache.errors import IntegrityError
@@ -49,7 +49,7 @@ class ShardWriter:
     def __init__(self, path: Path, attributes: Attributes, arrays: Arrays):
         """``arrays``: name → dtype and full shape. A name may have one ``/``."""
         self.path = path
-        self._part = part_path(path)
+        self._part = temporary_path(path)
         self._described = Described()
         self._file = _create(self._described)
         for key, value in attributes.items():
@@ -107,7 +107,7 @@ def write_arrays(path: Path, attributes: Attributes, arrays: dict[str, np.ndarra
     _written(path, attributes, arrays).commit()
 
 
-def write_part(path: Path, attributes: Attributes, arrays: dict[str, np.ndarray]) -> Path:
+def write_temporary(path: Path, attributes: Attributes, arrays: dict[str, np.ndarray]) -> Path:
     """A whole file that only has to be given its name, ``path``, by ``atomic.commit``."""
     return _written(path, attributes, arrays).finish()
 

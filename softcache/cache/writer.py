@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from softcache.atomic import commit
+from softcache.cache.agreement.identity import refuse_other
+from softcache.cache.agreement.recorded import Recorded
 from softcache.cache.hdf5 import read_structure
 from softcache.cache.locks import changing
-from softcache.cache.mismatch import refuse_other
 from softcache.cache.reader import Cache
-from softcache.cache.recorded import Recorded
 from softcache.cache.schema import (
     LOGITS,
     MANIFEST,
@@ -28,7 +28,7 @@ from softcache.cache.schema import (
     Manifest,
     State,
 )
-from softcache.cache.shard import Attributes, ShardWriter, opened, write_part
+from softcache.cache.shard import Attributes, ShardWriter, opened, write_temporary
 from softcache.errors import CacheError, IntegrityError
 
 MAX_NOTES = 50  # on later changes of machine or libraries
@@ -109,7 +109,7 @@ def _written_beside(
     parts: dict[str, Path] = {}
     try:
         for name, arrays in files.items():
-            parts[name] = write_part(folder / name, {**common, "column": name.removesuffix(".h5")}, arrays)
+            parts[name] = write_temporary(folder / name, {**common, "column": name.removesuffix(".h5")}, arrays)
         yield parts
     finally:
         for part in parts.values():

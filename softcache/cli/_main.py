@@ -13,7 +13,7 @@ import click
 
 import softcache.cli
 from softcache._version import __version__
-from softcache.console import set_quiet
+from softcache.console import show_messages
 from softcache.errors import SoftcacheError, nearest
 
 ORDER = ("teach", "layers", "dump", "train", "eval", "info", "verify", "losses")
@@ -52,7 +52,7 @@ def main(ctx: click.Context, debug: bool, quiet: bool, threads: int | None) -> N
       softcache train --student resnet18 --T 4      distil, as often as you like, at any temperature
     """
     ctx.obj = {"debug": debug}
-    set_quiet(quiet)
+    show_messages(quiet=quiet)
     if threads and not ctx.resilient_parsing:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # torch isn't imported yet, and its workers inherit it
 

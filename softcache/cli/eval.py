@@ -19,7 +19,7 @@ from softcache.cli._print import as_json, percent, rows
 @click.option("--json", "json_", is_flag=True, help="Print the result as JSON.")
 def command(model: str, json_: bool, **options: Any) -> None:
     """Accuracy on clean pixels of a run, a teacher, or a model with --weights."""
-    from softcache.stages.evaluate import evaluate
+    from softcache.stages.eval import evaluate
 
     found = evaluate(model, **_options.given(options))
     if json_:

@@ -18,7 +18,7 @@ from softcache.errors import CacheError
 def command(cache: str | None, json_: bool) -> None:
     """What a cache is; without a name, all caches in caches/."""
     from softcache.cache.reader import Cache, find_caches
-    from softcache.stages.places import pick_cache
+    from softcache.config.folders import pick_cache
 
     if cache is None:
         found = [_described(path) for path in find_caches()]

@@ -35,7 +35,7 @@ class Weights:
     size: int | None = None
 
 
-class Source(Protocol):
+class NetworkSource(Protocol):
     """The one dataclass of a file in ``softcache/models``: its field names an architecture."""
 
     def build(self, classes: int, size: int | None = None) -> nn.Module:
@@ -79,7 +79,7 @@ def only_files(weights: str, model: str) -> Weights:
     raise ModelError(f"no weights called {weights!r} are published for {model}: pass a file of weights")
 
 
-def source_of(spec: str) -> tuple[Source, str]:
+def source_of(spec: str) -> tuple[NetworkSource, str]:
     """The source that a spec without a folder names, with its field filled, and the spec in its one spelling.
 
     Errors: ``UsageError`` for an unknown source or name.
@@ -89,7 +89,7 @@ def source_of(spec: str) -> tuple[Source, str]:
         name, rest = "python", spec
     elif ":" not in spec and name not in registry.names("models"):
         name, rest = "torchvision", name
-    source: Source = registry.build("models", name, rest, spec)
+    source: NetworkSource = registry.build("models", name, rest, spec)
     canonical = registry.canonical(name, source)
     if name == "torchvision" or canonical.rpartition(":")[0].endswith(".py"):
         canonical = canonical.partition(":")[2]  # the short spelling

@@ -52,7 +52,7 @@ class Cifar:
             raise UsageError(f"no CIFAR network is called {self.name!r}{nearest(self.name, NAMES)}")
 
     def build(self, classes: int, size: int | None = None) -> nn.Module:
-        """See ``Source.build``; the size changes nothing."""
+        """See ``NetworkSource.build``; the size changes nothing."""
         if self.name in _VGG:
             return CifarVgg(_VGG[self.name], classes)
         kind, *numbers = re.findall(r"[a-z]+|\d+", self.name)
@@ -63,9 +63,9 @@ class Cifar:
         return CifarResNet(int(numbers[0]), (16, 16, 32, 64), classes)
 
     def input_size(self, size: int | None = None) -> tuple[int | None, int]:
-        """See ``Source.input_size``."""
+        """See ``NetworkSource.input_size``."""
         return size, 8
 
     def weights(self, weights: str) -> Weights:
-        """See ``Source.weights``; only files."""
+        """See ``NetworkSource.weights``; only files."""
         return only_files(weights, f"cifar:{self.name}")

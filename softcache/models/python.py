@@ -37,7 +37,7 @@ class Python:
             object.__setattr__(self, "factory", f"{Path(place).expanduser().resolve()}:{name}")
 
     def build(self, classes: int, size: int | None = None) -> nn.Module:
-        """See ``Source.build``; the size changes nothing.
+        """See ``NetworkSource.build``; the size changes nothing.
 
         Errors: ``ModelError`` where the factory can't be imported, fails, or returns something else.
         """
@@ -56,11 +56,11 @@ class Python:
         return network
 
     def input_size(self, size: int | None = None) -> tuple[int | None, int]:
-        """See ``Source.input_size``."""
+        """See ``NetworkSource.input_size``."""
         return size, 1
 
     def weights(self, weights: str) -> Weights:
-        """See ``Source.weights``; only files."""
+        """See ``NetworkSource.weights``; only files."""
         return only_files(weights, self.factory)
 
 

@@ -32,14 +32,14 @@ class Timm:
             raise UsageError(f"timm has no model called {self.name!r}{nearest(self.name, timm.list_models())}")
 
     def build(self, classes: int, size: int | None = None) -> nn.Module:
-        """See ``Source.build``."""
+        """See ``NetworkSource.build``."""
         try:
             return _timm().create_model(self.name, num_classes=classes, in_chans=3, **self._options(size))
         except (AssertionError, TypeError, ValueError, RuntimeError) as error:
             raise ModelError(f"timm:{self.name} can't be built for size {size}: {error}") from error
 
     def input_size(self, size: int | None = None) -> tuple[int | None, int]:
-        """See ``Source.input_size``."""
+        """See ``NetworkSource.input_size``."""
         config = self._config()
         if config["fixed_input_size"]:
             return size or config["input_size"][1], 1

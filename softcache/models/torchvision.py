@@ -46,7 +46,7 @@ class Torchvision:
             raise UsageError(f"no torchvision classification model is called {self.name!r}{hint}")
 
     def build(self, classes: int, size: int | None = None) -> nn.Module:
-        """See ``Source.build``. GoogLeNet and Inception come without their auxiliary classifiers."""
+        """See ``NetworkSource.build``. GoogLeNet and Inception come without their auxiliary classifiers."""
         options: dict[str, Any] = {"weights": None, "num_classes": classes}
         if self.name in _AUXILIARY:
             options |= {"aux_logits": False, "init_weights": True}
@@ -60,7 +60,7 @@ class Torchvision:
             raise ModelError(f"{self.name} can't be built for {classes} classes, size {size}: {error}") from error
 
     def input_size(self, size: int | None = None) -> tuple[int | None, int]:
-        """See ``Source.input_size``."""
+        """See ``NetworkSource.input_size``."""
         minimum = min(max(w.meta["min_size"]) for w in self._published().values())
         if self.name.startswith(tuple(_FIXED)):
             return size or minimum, 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -12,55 +13,52 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from softcache.atomic import dead_parts, remove_dead_parts
+from softcache.atomic import dead_temporaries, remove_dead_temporaries
+from softcache.cache.agreement.data import check_pixels
+from softcache.cache.agreement.identity import refuse_other
+from softcache.cache.agreement.recorded import Recorded
 from softcache.cache.locks import remove_stale_locks, writing
-from softcache.cache.mismatch import refuse_other
 from softcache.cache.reader import Cache
-from softcache.cache.recorded import Recorded, first_recorded
 from softcache.cache.schema import (
-    KEPT_SAMPLES,
-    LOGITS,
     MANIFEST,
-    MAX_SHARD_BYTES,
     ROWS,
     SAMPLES,
     HintColumn,
     Identity,
-    Manifest,
     State,
     hint_column,
 )
-from softcache.cache.virtual import is_current, write_virtual
+from softcache.cache.virtual import is_current
 from softcache.cache.writer import create_or_extend, plan, update_state
-from softcache.console import say, warn
+from softcache.config.dump import DEFAULT_VIEWS, DEFAULTS, DumpConfig
+from softcache.config.fit import configure
+from softcache.config.folders import cache_folder, make_folder
+from softcache.config.teachers import default_data, find_teacher, teacher_source
 from softcache.datasets._open import open_samples
+from softcache.device import DTYPES, pick_device, tf32
 from softcache.distributed import local_rank, rank, world
-from softcache.errors import CacheError, LockedError, UsageError
-from softcache.models._hooks import Taps
-from softcache.stages.agreement import check_pixels
-from softcache.stages.batch import with_batch
-from softcache.stages.estimate import Estimate, estimate, refuse_too_large, timed
-from softcache.stages.identity import (
-    DTYPES,
-    DumpConfig,
+from softcache.dumping.batch_size import pick_batch
+from softcache.dumping.estimate import Estimate, estimate, refuse_too_large, timed
+from softcache.dumping.finish import finish
+from softcache.dumping.identity import (
     data_fingerprint,
-    default_shard_rows,
+    default_batch,
     identify,
     known_identity,
     provenance,
     same_kind,
     weights_fingerprint,
 )
-from softcache.stages.places import cache_folder, default_data, find_teacher, make_folder
-from softcache.training.config import configure, pick_device, tf32
-from softcache.training.dumping import Forward, run_blocks
-from softcache.views._digest import digest
+from softcache.dumping.pipeline import Forward, run_blocks
+from softcache.dumping.prepare import check_teacher, hint_shapes, kept_samples
+from softcache.errors import CacheError, LockedError, UsageError
+from softcache.models._network import Network
 from softcache.views._viewed import ViewedDataset
 
-DEFAULT_VIEWS = 4
+log = logging.getLogger(__name__)
+
 _FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "quota exceeded", errno.EFBIG: "file size limit"}
 
 
@@ -95,8 +93,20 @@ def dump(teacher: str = "resnet50", *, out: str | Path | None = None, dry_run: b
     viewed = ViewedDataset(samples, config.augment, seed=config.view_seed or 0, size=config.size)
     device = _device(config.device)
     same_kind(existing.manifest if existing else None, device)
+    codec, full = config.codec or DEFAULTS["codec"], config.fingerprint == "full"
     if existing:
-        known = known_identity(viewed, config, device.type)
+        spec, named = teacher_source(config.teacher, samples, config.teacher_weights)
+        known = known_identity(
+            viewed,
+            spec,
+            named,
+            config.numerics(device.type, config.batch_size or default_batch(viewed, device.type)),
+            normalize=config.normalize,
+            size=config.teacher_size,
+            full=full,
+            codec=codec,
+            shard_rows=config.shard_rows,
+        )
         if known:
             refuse_other(existing.manifest.identity, known, folder)
             if not dry_run and _is_whole(existing, config):
@@ -109,9 +119,10 @@ def dump(teacher: str = "resnet50", *, out: str | Path | None = None, dry_run: b
         size=config.teacher_size,
     )
     weights = weights_fingerprint(network, keep=not dry_run)  # before its dtype changes
-    config = with_batch(config, network, viewed, device, _part(config))
-    data = data_fingerprint(samples, config, keep=not dry_run)
-    identity = identify(network, weights, data, viewed, config, device.type)
+    batch = config.batch_size or _batch(config, network, viewed, device)
+    data = data_fingerprint(samples, full=full, keep=not dry_run)
+    numerics = config.numerics(device.type, batch)
+    identity = identify(network, weights, data, viewed, numerics, codec=codec, shard_rows=config.shard_rows)
     if existing:
         refuse_other(existing.manifest.identity, identity, folder)
         if not dry_run and _is_whole(existing, config):
@@ -132,7 +143,9 @@ def dump(teacher: str = "resnet50", *, out: str | Path | None = None, dry_run: b
         hint_dtype=config.hint_dtype or "float16",
     )
     with tf32(identity.teacher.numerics.tf32):
-        hints = hint_shapes(forward, viewed, config, identity, existing.manifest if existing else None)
+        hints = hint_shapes(
+            forward, viewed, config.hints, config.hint_dtype, identity, existing.manifest if existing else None
+        )
         guess = estimate(identity, hints, views, folder, existing)
         if dry_run:
             guess = timed(guess, forward, viewed, identity.teacher.numerics.batch, config.workers)
@@ -161,7 +174,13 @@ def _compute(
         identity,
         views=views,
         hints=hints,
-        made=provenance(config, viewed, forward.device),
+        made=provenance(
+            viewed,
+            forward.device,
+            teacher=config.teacher,
+            teacher_weights=config.teacher_weights,
+            fingerprint=config.fingerprint or DEFAULTS["fingerprint"],
+        ),
         labels=viewed.samples.labels,
         names=viewed.samples.names,
         samples=kept_samples(viewed),
@@ -172,7 +191,7 @@ def _compute(
     for layer, hint in cache.manifest.state.hints.items():
         forward.hint_dtypes[layer] = getattr(torch, hint.dtype)
     keys = sum(block.rows for block in blocks)
-    say(
+    log.info(
         f"dump {forward.network.spec} on {config.dataset}/{config.split}: {cache.rows:,} rows × {views} views, "
         f"recipe {viewed.recipe}, codec {identity.codec}, hints {', '.join(cache.manifest.state.hints) or 'none'}, "
         f"on {forward.device}; {keys:,} of {cache.rows * views:,} keys to compute"
@@ -192,94 +211,6 @@ def _compute(
     return keys
 
 
-def check_teacher(cache: Cache, viewed: ViewedDataset, forward: Forward, recorded: Recorded) -> None:
-    """Whether the teacher still says what it has said: one batch of a shard that is there, computed again.
-
-    Errors: ``CacheError`` and ``PixelsError`` where not.
-    """
-    found = first_recorded(cache, cache.manifest.identity.teacher.numerics.batch)
-    if found is None:
-        return
-    view, first, count = found
-    pixels = viewed.batch(np.arange(first, first + count), view).to(forward.device)
-    logits, _ = forward(pixels)
-    arrays = {f"logits/{name}": values.cpu().numpy() for name, values in cache.codec.encode(logits).items()}
-    arrays["digest"] = digest(pixels).cpu().numpy().astype(np.uint32)
-    recorded.check(view, first, {LOGITS: arrays}, [LOGITS])
-
-
-def hint_shapes(
-    forward: Forward, viewed: ViewedDataset, config: DumpConfig, identity: Identity, existing: Manifest | None
-) -> dict[str, HintColumn]:
-    """Shape, dtype and shard size of each layer asked for, from one run of the teacher on one row.
-
-    Errors: ``CacheError`` where a layer is there in another dtype than is asked for.
-    """
-    found = dict(existing.state.hints) if existing else {}
-    for layer in config.hints:
-        hint_column(layer)  # refuses what can't be a path
-        if layer in found and config.hint_dtype not in (None, found[layer].dtype):
-            raise CacheError(
-                f"hint {layer} is there as {found[layer].dtype}, asked for as {config.hint_dtype}: "
-                "match --hint-dtype or use another --out"
-            )
-    new = [layer for layer in config.hints if layer not in found]
-    if not new:
-        return found
-    with torch.inference_mode(), Taps(forward.network.model, new) as taps:
-        forward.network(viewed.batch(np.arange(1), 0).to(forward.device))
-        shapes = {layer: list(taps[layer].shape[1:]) for layer in new}
-    dtype = config.hint_dtype or "float16"
-    for layer, shape in shapes.items():
-        rows = min(identity.shard_rows, default_shard_rows(viewed, identity.classes, forward.device.type))
-        while rows > 1 and rows * int(np.prod(shape)) * np.dtype(dtype).itemsize > MAX_SHARD_BYTES:
-            rows //= 2
-        found[layer] = HintColumn(shape, dtype, rows)
-    return dict(sorted(found.items()))
-
-
-def kept_samples(viewed: ViewedDataset) -> tuple[np.ndarray, np.ndarray]:
-    """Rows spread over the dataset and their pixels in view 0, so that a mismatch can be looked at later."""
-    rows = np.unique(np.linspace(0, len(viewed) - 1, KEPT_SAMPLES).astype(np.int64))
-    return rows, viewed.batch(rows, 0).numpy()
-
-
-def near_chance(top1: float, classes: int) -> bool:
-    """Whether an accuracy is less than a twentieth of the way from chance to perfect."""
-    return classes > 1 and top1 < (1 + 0.05 * (classes - 1)) / classes
-
-
-def finish(folder: Path) -> None:
-    """Once nothing is missing: the teacher's accuracy on the labels, and the one file over all shards."""
-    cache = Cache(folder)
-    if cache.missing(cache.manifest.columns, cache.views):
-        return
-    if cache.manifest.state.teacher_top1 is None:
-        top1 = teacher_accuracy(cache)
-        if top1 is not None:
-            update_state(folder, lambda state: dataclasses.replace(state, teacher_top1=top1))
-            classes = cache.manifest.identity.classes
-            if near_chance(top1, classes):
-                warn(
-                    f"the teacher's top-1 on the labels is {100 * top1:.2f} %, chance is {100 / classes:.2f} %: "
-                    "look for another class order, other channels or normalization, or weights that weren't loaded"
-                )
-    if not is_current(cache):
-        write_virtual(cache)
-
-
-def teacher_accuracy(cache: Cache) -> float | None:
-    """Share of labelled rows of view 0 whose largest logit is the label's; ``None`` without labels."""
-    rows = np.flatnonzero(cache.labels >= 0)
-    if not len(rows):
-        return None
-    reader, hits = cache.column(LOGITS), 0
-    for first in range(0, len(rows), 4096):
-        some = rows[first : first + 4096]
-        hits += int((cache.decode(reader.gather(0, some)).argmax(1).numpy() == cache.labels[some]).sum())
-    return hits / len(rows)
-
-
 def _is_whole(cache: Cache, config: DumpConfig) -> bool:
     """Whether all that is asked for is there, by the folders' listings alone."""
     state, views = cache.manifest.state, config.views or cache.views
@@ -297,7 +228,7 @@ def _done(folder: Path, config: DumpConfig, began: float, keys: int = 0) -> Dump
     cache = Cache(folder)
     if not keys and os.access(folder, os.W_OK):
         remove_stale_locks(folder)
-        if dead_parts(folder) or not is_current(cache):
+        if dead_temporaries(folder) or not is_current(cache):
             # a dump was killed between its last shard and its end; or another is at work, which does this then
             with contextlib.suppress(LockedError), _told(folder), writing(folder, _part(config)):
                 _remove_leftovers(folder)
@@ -307,8 +238,8 @@ def _done(folder: Path, config: DumpConfig, began: float, keys: int = 0) -> Dump
 
 
 def _remove_leftovers(folder: Path) -> None:
-    for leftover in remove_dead_parts(folder):
-        say(f"removed {leftover.name}: its writer is gone")
+    for leftover in remove_dead_temporaries(folder):
+        log.info(f"removed {leftover.name}: its writer is gone")
 
 
 def _with_error(state: State, error: dict[str, float], keys: int) -> State:
@@ -316,6 +247,25 @@ def _with_error(state: State, error: dict[str, float], keys: int) -> State:
     if keys <= state.codec_error.get("keys", 0):
         return state
     return dataclasses.replace(state, codec_error={**error, "keys": float(keys)})
+
+
+def _batch(config: DumpConfig, network: Network, viewed: ViewedDataset, device: torch.device) -> int:
+    """Rows of a forward pass where nobody says: on a GPU they are found by trying.
+
+    They become part of the cache's identity. Processes that share a dump must agree on them without asking each other,
+    so those take the default; so does a compiled network, which would be compiled for each size.
+    """
+    if device.type != "cuda" or _part(config) != (1, 1) or config.compile:
+        return default_batch(viewed, device.type)
+    return pick_batch(
+        network,
+        viewed,
+        device,
+        dtype=config.dtype or "float32",
+        amp=config.amp or "off",
+        channels_last=bool(config.channels_last),
+        hints=config.hints,
+    )
 
 
 def _part(config: DumpConfig) -> tuple[int, int]:
@@ -350,7 +300,7 @@ def _told(folder: Path) -> Iterator[None]:
         ) from error
     except BaseException as error:
         if not isinstance(error, Exception):  # Ctrl-C, SIGTERM
-            say(f"stopped; {_standing(folder)}")
+            log.info(f"stopped; {_standing(folder)}")
         raise
 
 

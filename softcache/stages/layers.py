@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from softcache.config.folders import teacher_folder
+from softcache.config.record import TEACHER_FILE
+from softcache.config.teachers import default_data, known_folder
 from softcache.models._hooks import classifier_path
 from softcache.models._layers import list_layers
 from softcache.models._open import open_network
-from softcache.stages.places import TEACHER_FILE, default_data, known_folder, open_viewed, teacher_folder
+from softcache.views._open import open_viewed
 
 FLOAT16_BYTES = 2
 

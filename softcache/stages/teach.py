@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from softcache.console import say
+from softcache.config.fit import configure
+from softcache.config.folders import make_folder, teacher_folder
+from softcache.config.record import CONFIG, TEACHER_FILE, read_config, write_config
+from softcache.config.teach import TeachConfig
+from softcache.device import pick_device, tf32
 from softcache.distributed import refuse_several
 from softcache.errors import LockedError, SoftcacheError, UsageError
 from softcache.losses._schedule import Schedule
@@ -19,45 +24,16 @@ from softcache.models._folder import describe, save_network
 from softcache.models._hooks import freeze_all_but_classifier
 from softcache.models._network import Network
 from softcache.models._open import open_network
-from softcache.stages.evaluate import evaluator
-from softcache.stages.places import (
-    CONFIG,
-    TEACHER_FILE,
-    make_folder,
-    open_viewed,
-    read_config,
-    teacher_folder,
-    write_config,
-)
-from softcache.training.config import FitConfig, configure, pick_device, tf32
-from softcache.training.evaluation import Accuracy
-from softcache.training.loop import fit
+from softcache.stream.batches import Stream
+from softcache.stream.inputs import pick_pixels
+from softcache.stream.plan import Plan
+from softcache.training.evaluation import Accuracy, evaluator
+from softcache.training.loop import Stage, fit
 from softcache.training.objective import Objective
-from softcache.training.pixels import pick_pixels
-from softcache.training.plan import Plan
-from softcache.training.stream import Stream
+from softcache.views._open import open_viewed
 from softcache.views._viewed import ViewedDataset
 
-
-@dataclass(frozen=True)
-class TeachConfig(FitConfig):
-    """What ``teach`` was asked for. The defaults reach 98 % on digits with a ResNet-50 (benchmarks/defaults.py)."""
-
-    epochs: int = 6
-    batch_size: int = 32
-    optimizer: str = "adamw"
-    lr: float = 2e-3
-    weight_decay: float = 1e-2
-    warmup: float = 1.0
-    model: str = "resnet50"
-    dataset: str = "digits"
-    data_dir: str | None = None
-    download: bool = False
-    weights: str | None = None
-    freeze: bool = False
-    normalize: str | None = None
-    augment: str | None = None
-    size: int | None = None
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -135,12 +111,35 @@ def _teach(
     pixels = pick_pixels(train, device, resident=config.resident, workers=config.workers, start=config.start_method)
     stream = Stream(train, pixels, plan, device, visible=labels, teacher=None)
     alone = Objective((), Schedule.constant(0), Schedule.constant(1), None, config.epochs, config.label_smoothing)
-    evaluate = evaluator(config.dataset, train.size, config, device, data_dir=config.data_dir, download=config.download)
-    say(
+    evaluate = evaluator(
+        config.dataset,
+        train.size,
+        device,
+        data_dir=config.data_dir,
+        download=config.download,
+        resident=config.resident,
+        workers=config.workers,
+        start_method=config.start_method,
+        amp=config.amp,
+    )
+    log.info(
         f"teach {config.model} on {config.dataset}: {len(plan.rows):,} rows, {len(train.samples.classes)} classes, "
         f"{train.size}×{train.size}, recipe {train.recipe}, {config.epochs} epochs on {device}"
     )
-    fitted = fit(network, stream, alone, config, device, folder, evaluate, resume=resume)
+    fitted = fit(
+        network,
+        [Stage(stream, alone, config.epochs)],
+        config.optimization(),
+        device,
+        folder,
+        evaluate,
+        seed=config.seed,
+        amp=config.amp,
+        channels_last=config.channels_last,
+        compiled=config.compile,
+        profile=config.profile,
+        resume=resume,
+    )
     test = evaluate(network)
     save_network(network, folder, TEACHER_FILE)
     document |= {"test": dataclasses.asdict(test) if test else None, "seconds": round(fitted.seconds, 3)}

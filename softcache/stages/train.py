@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,15 @@ import torch
 from filelock import FileLock, Timeout
 
 import softcache
-from softcache.console import say, size
-from softcache.datasets._subset import holdout_rows, labelled_rows
+from softcache.cache.agreement.data import refuse_pixels
+from softcache.config.fit import configure
+from softcache.config.folders import make_folder, new_run_folder
+from softcache.config.record import CONFIG, STUDENT_FILE, read_config, write_config
+from softcache.config.sources import TrainingData, open_source
+from softcache.config.teachers import open_teacher
+from softcache.config.train import TrainConfig, check_options, knob
+from softcache.console import size
+from softcache.device import pick_device, tf32
 from softcache.distributed import refuse_several
 from softcache.errors import CacheError, LockedError, PixelsError, SoftcacheError, UsageError
 from softcache.models._folder import describe, save_network, save_tensors
@@ -22,31 +30,26 @@ from softcache.models._network import Network
 from softcache.models._open import open_network
 from softcache.models._weights import fit as load_parameters
 from softcache.models._weights import load_state
-from softcache.stages.agreement import refuse_pixels
-from softcache.stages.evaluate import evaluator
-from softcache.stages.hints import REGRESSORS_FILE, build_guide
-from softcache.stages.options import TrainConfig, check_options, knob
-from softcache.stages.places import CONFIG, STUDENT_FILE, make_folder, new_run_folder, read_config, write_config
-from softcache.stages.sources import Source, open_source
-from softcache.stages.start import keep_frozen_still, open_teacher, prepare_student
+from softcache.stream.batches import Stream
+from softcache.stream.inputs import PixelSource, ResidentPixels, pick_pixels
+from softcache.stream.memory import available_memory
+from softcache.stream.plan import Plan
+from softcache.stream.windows import pick_windows
 from softcache.training.checkpoint import CHECKPOINT
-from softcache.training.config import configure, pick_device, tf32
-from softcache.training.evaluation import Accuracy, evaluate_network
-from softcache.training.guide import Guide
+from softcache.training.evaluation import Accuracy, evaluate_network, evaluator
+from softcache.training.hint_losses import REGRESSORS_FILE, HintLosses, build_hint_losses
+from softcache.training.initialize import initialize_student, keep_frozen_still
 from softcache.training.loop import BEST_FILE, Stage, fit
-from softcache.training.memory import available_memory
 from softcache.training.objective import Objective
-from softcache.training.pixels import PixelSource, ResidentPixels, pick_pixels
-from softcache.training.plan import Plan
-from softcache.training.stream import Stream
-from softcache.training.windows import pick_windows
+from softcache.training.rows import TrainingRows, choose_rows, without_held
 from softcache.views._viewed import ViewedDataset
+
+log = logging.getLogger(__name__)
 
 __all__ = ["TrainConfig", "Trained", "train"]
 
 # What a resumed run may be told anew, because it may go on elsewhere and none of it changes what is trained.
 MOVABLE = ("data_dir", "device", "download", "profile", "resident", "start_method", "workers")
-VALIDATION_SEED = 0  # the same rows are held out in every run, whatever its seed
 
 
 @dataclass
@@ -75,25 +78,15 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """``train``: rows that are trained on; ``held``: those that choose the epoch; ``visible`` (N,): labels that may be
-    used in training, else -1."""
-
-    train: np.ndarray
-    held: np.ndarray
-    visible: np.ndarray
-
-
-@dataclass(frozen=True)
 class _Prepared:
     """All that is opened and checked before anything is written."""
 
     config: TrainConfig
     device: torch.device
-    source: Source
-    rows: _Rows
+    source: TrainingData
+    rows: TrainingRows
     network: Network
-    guide: Guide | None
+    hint_losses: HintLosses | None
     start: dict[str, Any]
     pixels: PixelSource
 
@@ -144,7 +137,14 @@ def _prepare(config: TrainConfig, begun: dict[str, Any] | None) -> _Prepared:
     if source.views is not None and config.views_per_image > len(source.views):
         raise UsageError(f"--views-per-image {config.views_per_image}: there are {len(source.views)} recorded views")
     samples = source.viewed.samples
-    rows = _choose_rows(config, samples.labels)
+    rows = choose_rows(
+        samples.labels,
+        val_fraction=config.val_fraction,
+        label_fraction=config.label_fraction,
+        seed=config.seed,
+        labels_alone=config.alone,
+        needing_labels=[term.name for term in config.terms() if term.needs_labels],
+    )
     network = open_network(
         config.student,
         classes=source.classes(),
@@ -154,14 +154,39 @@ def _prepare(config: TrainConfig, begun: dict[str, Any] | None) -> _Prepared:
         size=config.student_size,
         seed=config.seed,
     )
-    teacher = open_teacher(config, source, begun=begun is not None)
-    start = prepare_student(network, config, teacher, begun)
-    guide = build_guide(network, config, source, rows.train, rows.visible, teacher)
+    needed = config.needs_teacher()
+    teacher = source.live
+    if teacher is None and needed is not None and not (begun is not None and needed == "--init teacher"):
+        teacher = open_teacher(
+            needed, samples, source.all_caches, teacher=config.teacher, weights=config.teacher_weights
+        )
+    start = initialize_student(
+        network,
+        seed=config.seed,
+        weights=config.weights,
+        teacher=teacher if config.copies else None,
+        pairs=dict(_pair(text) for text in config.init_map),
+        frozen=config.freeze,
+        begun=begun,
+    )
+    hint_losses = None
+    if config.hints:
+        hint_losses = build_hint_losses(
+            network,
+            config.hint_terms(),
+            source.viewed.clean(np.arange(2) % len(source.viewed)),
+            source.hint_shapes,
+            rows.train,
+            rows.visible,
+            classes=source.classes(),
+            seed=config.seed,
+            teacher=teacher,
+        )
     keep_frozen_still(network)
     pixels = pick_pixels(
         source.viewed, device, resident=config.resident, workers=config.workers, start=config.start_method
     )
-    return _Prepared(config, device, source, rows, network, guide, start, pixels)
+    return _Prepared(config, device, source, rows, network, hint_losses, start, pixels)
 
 
 def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
@@ -175,10 +200,10 @@ def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
         config.batch_size,
         config.seed,
         source.views,
-        length=_length(config, source.viewed, rows),
+        length=rows.length,
         windows=windows,
         per_image=config.views_per_image,
-        fits=_without_held(source.viewed, rows.held),
+        fits=without_held(source.viewed, rows.held),
     )
 
     def stream(*, logits: bool, hints: bool) -> Stream:
@@ -189,31 +214,41 @@ def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
 
     joint = bool(config.hints) and not config.hint_epochs
     main, objective = stream(logits=True, hints=joint), _objective(config, joint=joint)
-    before = None
+    stages = [Stage(main, objective, config.epochs, prepared.hint_losses if joint else None)]
     if config.hint_epochs:
         hint_objective = _objective(dataclasses.replace(config, epochs=config.hint_epochs), joint=True)
         first = stream(logits=False, hints=True)
-        before = Stage(first, hint_objective, config.hint_epochs, prepared.guide, hints_alone=True)
+        stages.insert(0, Stage(first, hint_objective, config.hint_epochs, prepared.hint_losses, hints_alone=True))
     evaluate = evaluator(
-        source.dataset, source.viewed.size, config, device, data_dir=config.data_dir, download=config.download
+        source.dataset,
+        source.viewed.size,
+        device,
+        data_dir=config.data_dir,
+        download=config.download,
+        resident=config.resident,
+        workers=config.workers,
+        start_method=config.start_method,
+        amp=config.amp,
     )
     document = _document(prepared, objective)
     write_config(folder, document)
-    say(_announcement(config, source, plan, main.name, device))
+    log.info(_announcement(config, source, plan, main.name, device))
     if source.columns():
-        say(f"targets {main.targets}; {order}")
+        log.info(f"targets {main.targets}; {order}")
     try:
         fitted = fit(
             network,
-            main,
-            objective,
-            config,
+            stages,
+            config.optimization(),
             device,
             folder,
             evaluate,
             validate=_validator(prepared) if len(rows.held) else None,
-            guide=prepared.guide if joint else None,
-            before=before,
+            seed=config.seed,
+            amp=config.amp,
+            channels_last=config.channels_last,
+            compiled=config.compile,
+            profile=config.profile,
             log_every=config.log_every,
             resume=resume,
         )
@@ -225,8 +260,8 @@ def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
         kept = folder / (BEST_FILE if (folder / BEST_FILE).exists() else STUDENT_FILE)
         load_parameters(network.model, load_state(kept), owner=str(kept))
     save_network(network, folder, STUDENT_FILE)
-    if prepared.guide is not None:
-        save_tensors(prepared.guide.state_dict(), folder, REGRESSORS_FILE)
+    if prepared.hint_losses is not None:
+        save_tensors(prepared.hint_losses.state_dict(), folder, REGRESSORS_FILE)
     # With held-out rows this is the one time that the test split is looked at.
     test = fitted.test if fitted.test is not None else evaluate(network)
     trained = Trained(
@@ -243,45 +278,6 @@ def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
     write_config(folder, {**document, "result": {**result, "student": student}})
     (folder / BEST_FILE).unlink(missing_ok=True)
     return trained
-
-
-def _choose_rows(config: TrainConfig, labels: np.ndarray) -> _Rows:
-    """Errors: ``UsageError`` where labels are needed and there are none."""
-    visible = labels.copy()
-    held = np.zeros(len(labels), dtype=bool)
-    if config.val_fraction:
-        if not (labels >= 0).any():
-            raise UsageError("--val-fraction chooses by the labels of held-out rows, and this dataset has none")
-        held = holdout_rows(labels, config.val_fraction, VALIDATION_SEED)
-        visible[held] = -1
-    if config.label_fraction < 1:
-        visible[~labelled_rows(visible, config.label_fraction, config.seed)] = -1
-    train = np.flatnonzero(~held & (visible >= 0)) if config.alone else np.flatnonzero(~held)
-    if not len(train):
-        raise UsageError("a training on labels alone needs labels, and this dataset has none")
-    if not (visible >= 0).any():
-        for term in config.terms():
-            if term.needs_labels:
-                raise UsageError(f"--loss {term.name} needs labels, and this dataset has none: use one such as kl")
-    return _Rows(train, np.flatnonzero(held), visible)
-
-
-def _length(config: TrainConfig, viewed: ViewedDataset, rows: _Rows) -> int:
-    """Keys an epoch. On few labels alone: as many steps as on all rows, from the labelled ones."""
-    return len(viewed) - len(rows.held) if config.alone else len(rows.train)
-
-
-def _without_held(viewed: ViewedDataset, held: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray] | None:
-    """Views that mix rows may show a held-out one: such keys are left out."""
-    if viewed.recipe.mix is None or not len(held):
-        return None
-
-    def fits(rows: np.ndarray, view: int) -> np.ndarray:
-        mixing = viewed.mixing(rows, view)
-        assert mixing is not None
-        return ~np.isin(mixing[0], held)
-
-    return fits
 
 
 def _objective(config: TrainConfig, *, joint: bool) -> Objective:
@@ -335,6 +331,11 @@ def _document(prepared: _Prepared, objective: Objective) -> dict[str, Any]:
     }
 
 
+def _pair(text: str) -> tuple[str, str]:
+    student, _, teacher = text.partition("=")
+    return student.strip(), teacher.strip()
+
+
 def _refuse_others(folder: Path, options: dict[str, Any]) -> None:
     """Errors: ``UsageError`` that names the options that can't be given to a run that goes on."""
     others = [f"--{name.replace('_', '-')}" for name in sorted(options) if name not in MOVABLE]
@@ -351,7 +352,7 @@ def _recorded_config(folder: Path, document: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**options)
 
 
-def _check_resumed(folder: Path, document: dict[str, Any], source: Source) -> None:
+def _check_resumed(folder: Path, document: dict[str, Any], source: TrainingData) -> None:
     """Errors: ``CacheError`` where the caches or their views are not those that the run began with."""
     began = {str(entry["path"]): entry["cache_id"] for entry in document.get("caches", [])}
     for cache in source.all_caches:
@@ -362,7 +363,7 @@ def _check_resumed(folder: Path, document: dict[str, Any], source: Source) -> No
         raise CacheError(f"{folder} began with views {document['view_numbers']}, now there are {views}")
 
 
-def _announcement(config: TrainConfig, source: Source, plan: Plan, stream: str, device: torch.device) -> str:
+def _announcement(config: TrainConfig, source: TrainingData, plan: Plan, stream: str, device: torch.device) -> str:
     folders = ", ".join(str(cache.folder) for cache in source.all_caches)
     targets = "labels alone" if config.alone else "live teacher" if config.online else f"cache {folders}"
     if config.targets == "mean":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import threading
 import time
@@ -12,18 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softcache.atomic import is_part, remove_dead_parts, sync_folder
+from softcache.atomic import is_temporary, remove_dead_temporaries, sync_folder
 from softcache.cache.checksum import check_file
 from softcache.cache.locks import is_lock, writing
 from softcache.cache.reader import Cache
 from softcache.cache.schema import MANIFEST, ROWS, SAMPLES, VIRTUAL, parse, read_manifest, render
 from softcache.cache.shard import Arrays, Attributes
-from softcache.console import Bar, bar, say
+from softcache.config.folders import pick_cache
+from softcache.console import Bar, bar
 from softcache.errors import CacheError, IntegrityError
-from softcache.stages.places import pick_cache
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from softcache.stages.rerun import Rerun
+    from softcache.cache.agreement.teacher import Rerun
 
 SET_ASIDE = "cache.json.damaged"
 MAX_THREADS = 8
@@ -108,12 +111,67 @@ def verify(
     else:
         found = _examine(folder, threads)
     if teacher is not None and found.damaged and not (repair and MANIFEST not in found.removed):
-        say("the teacher is not asked, as the cache is damaged: repair it first")
+        log.info("the teacher is not asked, as the cache is damaged: repair it first")
     elif teacher is not None:
-        from softcache.stages.rerun import rerun  # only a check with a teacher needs all that runs one
-
-        found.teacher = rerun(Cache(folder, verify_reads=True), teacher, sample=sample, seed=seed, **options)
+        found.teacher = _ask(Cache(folder, verify_reads=True), teacher, sample=sample, seed=seed, **options)
     return found
+
+
+def _ask(
+    cache: Cache,
+    teacher: str,
+    *,
+    sample: int,
+    seed: int,
+    teacher_weights: str | None = None,
+    normalize: str | None = None,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    augment: str | None = None,
+    device: str = "auto",
+) -> Rerun:
+    """Runs ``teacher`` in the arithmetic of the dump.
+
+    Errors: ``CacheError`` where the dataset or the number of classes isn't that of the cache.
+    """
+    # Only a check with a teacher needs all that runs one.
+    import torch
+
+    from softcache.cache.agreement.data import check_dataset
+    from softcache.cache.agreement.teacher import compare
+    from softcache.config.given import recorded_dataset, recorded_recipe
+    from softcache.config.teachers import find_teacher
+    from softcache.device import DTYPES, pick_device
+    from softcache.dumping.pipeline import Forward
+    from softcache.models._weights import fingerprint
+    from softcache.views._open import open_viewed
+
+    identity = cache.manifest.identity
+    numerics, recipe = identity.teacher.numerics, identity.recipe
+    if numerics.dtype not in DTYPES:
+        raise CacheError(f"{cache.folder} was made in {numerics.dtype}, which this softcache doesn't know")
+    viewed = open_viewed(
+        recorded_dataset(cache, dataset),
+        identity.dataset.split,
+        data_dir=data_dir,
+        augment=recorded_recipe(cache, augment),
+        view_seed=recipe["seed"],
+        size=recipe["size"],
+    )
+    check_dataset(cache, viewed)
+    size = identity.teacher.preprocess.get("size")
+    network = find_teacher(teacher, viewed.samples, weights=teacher_weights, normalize=normalize, size=size)
+    if network.classes != identity.classes:
+        raise CacheError(f"{teacher} has {network.classes} classes, the cache {identity.classes}")
+    same_weights = fingerprint(network.model.state_dict()) == identity.teacher.weights
+    where = pick_device(device)
+    network = network.to(where, DTYPES[numerics.dtype]).eval()
+    if numerics.memory_format == "channels_last":
+        network.to(memory_format=torch.channels_last)
+    forward = Forward(network, [], where, amp=numerics.amp)
+    return compare(
+        cache, viewed, lambda pixels: forward(pixels)[0], where, sample=sample, seed=seed, same_weights=same_weights
+    )
 
 
 def _examine(folder: Path, threads: int | None) -> Verified:
@@ -124,12 +182,12 @@ def _examine(folder: Path, threads: int | None) -> Verified:
     except IntegrityError as error:
         what = str(error).removeprefix(f"{folder / MANIFEST}").lstrip(": ")
         found.damaged.append(Damage(MANIFEST, None, None, None, None, what))
-        found.parts = [name for name in _names(folder) if is_part(os.path.basename(name))]
+        found.parts = [name for name in _names(folder) if is_temporary(os.path.basename(name))]
         return found
     files = list(_files(cache))
     known = {str(file.path.relative_to(folder)) for file in files} | {MANIFEST, VIRTUAL}
     for name in _names(folder):
-        if is_part(os.path.basename(name)):
+        if is_temporary(os.path.basename(name)):
             found.parts.append(name)
         elif name not in known and not is_lock(name):
             found.foreign.append(name)
@@ -208,11 +266,11 @@ def _repair(found: Verified) -> None:
             (folder / name).unlink(missing_ok=True)
         sync_folder((folder / name).parent)
         found.removed.append(name)
-    for leftover in remove_dead_parts(folder):
+    for leftover in remove_dead_temporaries(folder):
         name = str(leftover.relative_to(folder))
         found.removed.append(name)
         found.parts = [part for part in found.parts if part != name]
-        say(f"removed {name}: its writer is gone")
+        log.info(f"removed {name}: its writer is gone")
 
 
 def _last(damage: Damage) -> int:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from softcache.device import autocast
+from softcache.errors import SoftcacheError
 from softcache.models._network import Network
-from softcache.training.config import autocast
-from softcache.training.pixels import PixelSource
+from softcache.stream.inputs import PixelSource, pick_pixels
+from softcache.views._open import open_viewed
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,3 +77,26 @@ def counts(logits_bc: torch.Tensor, labels_b: torch.Tensor) -> list[torch.Tensor
     hit = best == labels_b[:, None]
     loss = F.cross_entropy(logits_bc, labels_b, reduction="sum")
     return [hit[:, 0].sum().float(), hit.any(1).sum().float(), loss.float()]
+
+
+def evaluator(
+    dataset: str,
+    size: int,
+    device: torch.device,
+    *,
+    data_dir: str | None,
+    download: bool,
+    resident: str,
+    workers: int,
+    start_method: str,
+    amp: str,
+) -> Callable[[Network], Accuracy | None]:
+    """``network → Accuracy`` on the clean test split, or ``None`` where the dataset has none that can be read."""
+    try:
+        test = open_viewed(dataset, "test", data_dir=data_dir, download=download, augment="none", size=size)
+    except SoftcacheError as error:
+        log.warning(f"no test split to evaluate on: {error}")
+        return lambda network: None
+    pixels = pick_pixels(test, device, resident=resident, workers=workers, start=start_method)
+    labels = test.samples.labels
+    return lambda network: evaluate_network(network, pixels, labels, device, amp=amp)

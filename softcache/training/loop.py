@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from softcache.console import Bar, bar, say
+from softcache.console import Bar, bar
+from softcache.device import autocast
 from softcache.errors import NumericsError
 from softcache.models._folder import save_network
 from softcache.models._network import Network
-from softcache.training.ahead import beside
+from softcache.stream.batches import Stream
+from softcache.stream.transfer import on_side_stream
 from softcache.training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
-from softcache.training.config import FitConfig, autocast
 from softcache.training.evaluation import Accuracy
-from softcache.training.guide import Guide, run_up_to
+from softcache.training.hint_losses import HintLosses, run_up_to
 from softcache.training.metrics import METRICS, Lines, Meter, StepLines, describe_epoch
 from softcache.training.objective import Objective
+from softcache.training.optimization import Optimization, set_learning_rate
 from softcache.training.profiling import Profile, Watch, bottleneck
-from softcache.training.schedule import build_optimizer, learning_rate, set_learning_rate
-from softcache.training.stream import Stream
+
+log = logging.getLogger(__name__)
 
 BEST_FILE = "best.safetensors"
 Evaluate = Callable[[Network], Accuracy | None]
@@ -51,67 +54,70 @@ class Fitted:
 class Stage:
     """Some epochs that share keys, loss and a course of the learning rate.
 
-    ``guide``: hint losses of this stage. ``hints_alone``: nothing after the guided layers is run or trained.
+    ``hint_losses``: hint losses of this stage. ``hints_alone``: nothing after the guided layers is run or trained.
     """
 
     stream: Stream
     objective: Objective
     epochs: int
-    guide: Guide | None = None
+    hint_losses: HintLosses | None = None
     hints_alone: bool = False
 
 
 def fit(
     student: Network,
-    stream: Stream,
-    objective: Objective,
-    config: FitConfig,
+    stages: Sequence[Stage],
+    optimization: Optimization,
     device: torch.device,
     folder: Path,
     evaluate: Evaluate,
     *,
     validate: Evaluate | None = None,
-    guide: Guide | None = None,
-    before: Stage | None = None,
+    seed: int = 0,
+    amp: str = "off",
+    channels_last: bool = False,
+    compiled: bool = False,
+    profile: bool = False,
     log_every: int = 0,
     resume: bool = False,
 ) -> Fitted:
     """Trains ``student`` in place and writes ``metrics.jsonl``, ``steps.jsonl`` and a checkpoint into ``folder``.
 
-    ``before``: a stage that comes first, with an optimizer of its own. ``validate``: accuracy on held-out rows, which
-    is then looked at after each epoch in place of ``evaluate``; the best epoch's parameters are kept in ``BEST_FILE``.
+    ``stages`` follow each other, each with an optimizer of its own. ``validate``: accuracy on held-out rows, which is
+    then looked at after each epoch in place of ``evaluate``; the best epoch's parameters are kept in ``BEST_FILE``.
+    ``seed``: of dropout and the like. ``profile``: trace an epoch. ``log_every``: steps between lines of
+    ``steps.jsonl``, 0 for none.
+
     The same arguments give the same bits on the same machine; a resumed training the same as an undisturbed one.
     Errors: ``NumericsError`` where the loss is no number at the end of an epoch.
     """
     student.to(device)
-    if config.channels_last:
+    if channels_last:
         student.to(memory_format=torch.channels_last)
-    last = Stage(stream, objective, config.epochs, guide)
-    stages = [last] if before is None else [before, last]
-    guides = [stage.guide.to(device) for stage in stages if stage.guide is not None]
-    scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
-    model: nn.Module = torch.compile(student) if config.compile else student  # type: ignore[assignment]
+    hint_losses = [stage.hint_losses.to(device) for stage in stages if stage.hint_losses is not None]
+    scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+    model: nn.Module = torch.compile(student) if compiled else student  # type: ignore[assignment]
     began, fitted, start, kept = time.perf_counter(), Fitted(), 0, None
     if resume and (folder / CHECKPOINT).exists():
         kept = load_checkpoint(folder, device)
         student.load_state_dict(kept["student"])
-        for own, state in zip(guides, kept["guides"], strict=True):
-            own.load_state_dict(state)
+        for module, state in zip(hint_losses, kept["hint_losses"], strict=True):
+            module.load_state_dict(state)
         scaler.load_state_dict(kept["scaler"])
         start, fitted.lines = int(kept["epoch"]), kept["lines"]
-        say(f"resuming after epoch {start}")
-    total, steps, first = sum(stage.epochs for stage in stages), stream.plan.steps, 0
+        log.info(f"resuming after epoch {start}")
+    total, steps, first = sum(stage.epochs for stage in stages), stages[0].stream.plan.steps, 0
     step_lines = StepLines(folder, log_every, start * steps)
     # The caller's own random numbers go on, after this, as if nothing had been trained.
     generators = torch.random.fork_rng([device] if device.type == "cuda" else [])
     with generators, Lines(folder / METRICS, fitted.lines) as write_line, bar("train", total * steps, "steps") as shown:
         shown.advance(start * steps)
-        work = _Work(student, model, device, scaler, step_lines, shown)
+        work = _Work(student, model, device, amp, scaler, step_lines, shown)
         for number, stage in enumerate(stages, 3 - len(stages)):
             # Milestones are those of the last stage; the other has them at the usual shares of its own length.
-            course = config if stage is last else dataclasses.replace(config, epochs=stage.epochs, milestones=())
-            modules = [student] if stage.guide is None else [student, stage.guide]
-            optimizer = build_optimizer(course, modules, device)
+            own = optimization if stage is stages[-1] else dataclasses.replace(optimization, milestones=())
+            modules = [student] if stage.hint_losses is None else [student, stage.hint_losses]
+            optimizer = own.build(modules, device)
             if kept is not None and first < start < first + stage.epochs:
                 optimizer.load_state_dict(kept["optimizer"])
             for epoch in range(max(start, first), first + stage.epochs):
@@ -120,11 +126,11 @@ def fit(
                     line["stage"] = number
                 # Dropout and the like draw from a generator that depends on the epoch alone, so that it needs no
                 # saving.
-                torch.manual_seed(_mix(config.seed, epoch))
+                torch.manual_seed(_mix(seed, epoch))
                 # The first epoch warms up, so that it says little of the others.
-                watched = config.profile and epoch == max(start, min(1, total - 1))
+                watched = profile and epoch == max(start, min(1, total - 1))
                 watch = Profile(folder, device) if watched else Watch()
-                line |= _epoch(work, stage, course, optimizer, epoch, epoch - first, watch)
+                line |= _epoch(work, stage, own, optimizer, epoch, epoch - first, watch)
                 watch.report(line)
                 if not line["loss"] == line["loss"] or line["loss"] in (float("inf"), float("-inf")):
                     raise NumericsError(
@@ -142,18 +148,18 @@ def fit(
                     {
                         "epoch": epoch + 1,
                         "student": student.state_dict(),
-                        "guides": [own.state_dict() for own in guides],
+                        "hint_losses": [module.state_dict() for module in hint_losses],
                         "optimizer": optimizer.state_dict(),
                         "scaler": scaler.state_dict(),
                         "lines": fitted.lines,
                     },
                 )
-                say(describe_epoch(line, total))
-            if stage is not last:
+                log.info(describe_epoch(line, total))
+            if stage is not stages[-1]:
                 stage.stream.release()
             first += stage.epochs
     if total > start:
-        say(bottleneck(fitted.lines[start:]))
+        log.info(bottleneck(fitted.lines[start:]))
     fitted.seconds = time.perf_counter() - began
     return fitted
 
@@ -165,6 +171,7 @@ class _Work:
     student: Network
     model: nn.Module
     device: torch.device
+    amp: str
     scaler: torch.amp.GradScaler
     step_lines: StepLines
     shown: Bar
@@ -173,7 +180,7 @@ class _Work:
 def _epoch(
     work: _Work,
     stage: Stage,
-    config: FitConfig,
+    optimization: Optimization,
     optimizer: torch.optim.Optimizer,
     epoch: int,
     local: int,
@@ -185,35 +192,40 @@ def _epoch(
     where its knobs are.
     """
     student, device, scaler = work.student, work.device, work.scaler
-    stream, objective, guide = stage.stream, stage.objective, stage.guide
+    stream, objective, hint_losses = stage.stream, stage.objective, stage.hint_losses
     began, asked, steps = time.perf_counter(), stream.teacher_seconds, stream.plan.steps
-    meter = Meter(device, [str(term) for term in guide.terms] if guide is not None else [])
+    every = optimization.accumulate
+    meter = Meter(device, [str(term) for term in hint_losses.terms] if hint_losses is not None else [])
     student.train()
-    if guide is not None:
-        guide.train()
-    with _watching(guide, student, stop=stage.hints_alone) as taps:
-        for number, batch in enumerate(meter.timed(beside(stream.epoch(epoch), device))):
-            set_learning_rate(optimizer, learning_rate(config, local * steps + number, steps))
-            with watch.phase("forward"), autocast(device, config.amp):
+    if hint_losses is not None:
+        hint_losses.train()
+    with _watching(hint_losses, student, stop=stage.hints_alone) as taps:
+        for number, batch in enumerate(meter.timed(on_side_stream(stream.epoch(epoch), device))):
+            set_learning_rate(optimizer, optimization.learning_rate(local * steps + number, steps, stage.epochs))
+            with watch.phase("forward"), autocast(device, work.amp):
                 if stage.hints_alone:
                     run_up_to(student, batch.pixels)
                 else:
                     logits = work.model(batch.pixels)  # (B, C)
-                hints = guide(taps, batch.said.hints, batch.rows, batch.labels) if guide is not None else ()
+                hints = (
+                    hint_losses(taps, batch.targets.hints, batch.rows, batch.labels) if hint_losses is not None else ()
+                )
             with watch.phase("loss"):
                 if stage.hints_alone:
                     parts = objective.hint_only(hints, local)
                 else:
-                    parts = objective(logits, batch.said.logits, batch.labels, batch.visible, batch.mixed, local, hints)
+                    parts = objective(
+                        logits, batch.targets.logits, batch.labels, batch.visible, batch.mixed, local, hints
+                    )
             with watch.phase("backward"):
                 # The last optimizer step of an epoch may have fewer batches.
-                together = min(config.accumulate, steps - number // config.accumulate * config.accumulate)
+                together = min(every, steps - number // every * every)
                 scaler.scale(parts.total / together).backward()
-            if (number + 1) % config.accumulate == 0 or number + 1 == steps:
+            if (number + 1) % every == 0 or number + 1 == steps:
                 with watch.phase("optimizer"):
-                    if config.clip_grad:
+                    if optimization.clip_grad:
                         scaler.unscale_(optimizer)
-                        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.clip_grad)
+                        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], optimization.clip_grad)
                     scaler.step(optimizer)
                     scaler.update()
                     optimizer.zero_grad(set_to_none=True)
@@ -223,7 +235,7 @@ def _epoch(
             watch.step()
     return {
         **meter.means(),
-        "lr": learning_rate(config, local * steps, steps),
+        "lr": optimization.learning_rate(local * steps, steps, stage.epochs),
         "epoch_s": time.perf_counter() - began - watch.overhead,
         "data_s": meter.data_s,
         "teacher_s": stream.teacher_seconds - asked,
@@ -231,11 +243,11 @@ def _epoch(
 
 
 @contextlib.contextmanager
-def _watching(guide: Guide | None, student: Network, *, stop: bool) -> Iterator[Any]:
-    if guide is None:
+def _watching(hint_losses: HintLosses | None, student: Network, *, stop: bool) -> Iterator[Any]:
+    if hint_losses is None:
         yield {}
         return
-    with guide.watching(student, stop=stop) as taps:
+    with hint_losses.watching(student, stop=stop) as taps:
         yield taps
 
 

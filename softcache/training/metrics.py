@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from softcache.atomic import replace_file
-from softcache.training.objective import Parts
-from softcache.training.stream import Batch
+from softcache.stream.batches import Batch
+from softcache.training.objective import LossValues
 
 METRICS, STEPS = "metrics.jsonl", "steps.jsonl"
 NAMES = ("loss", "soft_loss", "hard_loss", "hint_loss")
@@ -42,7 +42,7 @@ class Meter:
                 return
             yield batch
 
-    def add(self, parts: Parts, batch: Batch) -> None:
+    def add(self, parts: LossValues, batch: Batch) -> None:
         self._sums += scalars(parts)
         self._absent = absent(parts)
         self._steps += 1
@@ -88,7 +88,7 @@ class StepLines:
             kept = [line for line in self._path.read_text().splitlines() if _step(line) < done]
             replace_file(self._path, "".join(line + "\n" for line in kept).encode())
 
-    def add(self, step: int, parts: Parts) -> None:
+    def add(self, step: int, parts: LossValues) -> None:
         if self._every and step % self._every == 0:
             self._held.append((step, scalars(parts)[:4], absent(parts)))
 
@@ -103,14 +103,14 @@ class StepLines:
         self._held.clear()
 
 
-def scalars(parts: Parts) -> torch.Tensor:
+def scalars(parts: LossValues) -> torch.Tensor:
     """(4 + hints,) float32: total, soft, hard, hint and each hint's own, 0 where there is none."""
     zero = torch.zeros_like(parts.total)
     values = [zero if value is None else value for value in (parts.total, parts.soft, parts.hard, parts.hint)]
     return torch.stack([value.detach().float() for value in (*values, *parts.hints)])
 
 
-def absent(parts: Parts) -> set[str]:
+def absent(parts: LossValues) -> set[str]:
     found = {"soft_loss": parts.soft, "hard_loss": parts.hard}
     return {name for name, value in found.items() if value is None}
 

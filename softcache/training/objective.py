@@ -15,7 +15,7 @@ from softcache.losses.hints._spec import HintTerm
 
 
 @dataclass(frozen=True)
-class Parts:
+class LossValues:
     """Scalars on the device: ``total`` is what is minimized; ``soft`` and ``hard`` are unweighted by alpha, beta.
 
     ``hint`` is the weighted sum of the hint losses, ``hints`` each of them unweighted. In a stage on hints alone there
@@ -103,10 +103,10 @@ class Objective:
         weights = [term.weight_schedule().at(epoch, self.epochs) for term in self.hints]
         return torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum()
 
-    def hint_only(self, values: Sequence[torch.Tensor], epoch: int) -> Parts:
+    def hint_only(self, values: Sequence[torch.Tensor], epoch: int) -> LossValues:
         """The loss of a stage on hints alone."""
         total = self.hint(values, epoch)
-        return Parts(total, None, None, total, tuple(values))
+        return LossValues(total, None, None, total, tuple(values))
 
     def _shares(self, teachers: Sequence[torch.Tensor]) -> Sequence[float]:
         return self.shares or [1.0] * len(teachers)
@@ -126,7 +126,7 @@ class Objective:
         mixed: tuple[torch.Tensor, torch.Tensor] | None,
         epoch: int,
         hints: Sequence[torch.Tensor] = (),
-    ) -> Parts:
+    ) -> LossValues:
         """``labels_b`` what the soft losses may know of the labels, ``visible_b`` what the hard term may (B,) int64;
         ``hints`` the hint losses' values."""
         alpha, beta = self.weights(epoch)
@@ -135,4 +135,4 @@ class Objective:
         # Also where beta is 0, so that the curve can be looked at; its gradient is then multiplied away.
         hard = hard_loss(student_bc, visible_b, self.label_smoothing, mixed)
         hint = self.hint(hints, epoch) if self.hints else zero
-        return Parts(alpha * soft + beta * hard + hint, soft, hard, hint, tuple(hints))
+        return LossValues(alpha * soft + beta * hard + hint, soft, hard, hint, tuple(hints))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,7 +11,8 @@ from typing import Any
 
 import torch
 
-from softcache.console import say
+log = logging.getLogger(__name__)
+
 
 TRACE = "trace.json"
 SKIPPED, TRACED = 3, 20  # steps that warm up, and steps that go into the trace
@@ -71,20 +73,22 @@ class Profile(Watch):
         self._stop()
         seconds = {"data": line["data_s"], **self._seconds}
         seconds["other"] = max(line["epoch_s"] - sum(seconds.values()), 0.0)
-        say(f"epoch {line['epoch']} took {line['epoch_s']:.2f} s:")
+        log.info(f"epoch {line['epoch']} took {line['epoch_s']:.2f} s:")
         for name, part in seconds.items():
-            say(f"  {name:<10} {part:8.2f} s  {100 * part / max(line['epoch_s'], 1e-9):5.1f} %")
+            log.info(f"  {name:<10} {part:8.2f} s  {100 * part / max(line['epoch_s'], 1e-9):5.1f} %")
         if self._steps < SKIPPED:  # a trace that is there is another training's
-            say(f"no trace: the epoch has fewer than {SKIPPED} steps")
+            log.info(f"no trace: the epoch has fewer than {SKIPPED} steps")
             return
         own = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
         events = sorted(self._events, key=lambda event: -getattr(event, own))
         total = sum(getattr(event, own) for event in events) or 1.0
-        say(f"operations of {min(TRACED, self._steps - SKIPPED + 1)} steps, by their own time:")
+        log.info(f"operations of {min(TRACED, self._steps - SKIPPED + 1)} steps, by their own time:")
         for event in events[:SHOWN]:
             taken = getattr(event, own)
-            say(f"  {event.key[:48]:<48} {taken / 1e3:9.1f} ms  {100 * taken / total:5.1f} %  {event.count:6d} calls")
-        say(f"trace: {self._folder / TRACE} (open it in https://ui.perfetto.dev or chrome://tracing)")
+            log.info(
+                f"  {event.key[:48]:<48} {taken / 1e3:9.1f} ms  {100 * taken / total:5.1f} %  {event.count:6d} calls"
+            )
+        log.info(f"trace: {self._folder / TRACE} (open it in https://ui.perfetto.dev or chrome://tracing)")
 
     def _stop(self) -> None:
         if self._profiler is None or self._steps < SKIPPED:

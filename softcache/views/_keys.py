@@ -19,24 +19,25 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Keys:
-    """A batch of keys of one view, as one stage of a recipe sees them.
+    """A batch of keys of one view, as one augmentation of a recipe sees them.
 
-    indices: (B,) int64 rows; stage: the stage's number in its recipe, so that two stages draw apart.
+    indices: (B,) int64 rows; position: the augmentation's place in its recipe, so that two of them draw different
+    numbers.
     """
 
     seed: int
     indices: Int64
     view: int
-    stage: int
+    position: int
 
     @functools.cached_property
     def states(self) -> UInt64:
-        """(B,) uint64: the hash of (seed, view, stage, index)."""
-        return splitmix64(_chained(self.seed, self.view, self.stage) ^ self.indices.astype(np.uint64))
+        """(B,) uint64: the hash of (seed, view, position, index)."""
+        return splitmix64(_chained(self.seed, self.view, self.position) ^ self.indices.astype(np.uint64))
 
     def part(self, rows: slice) -> Keys:
         """Some of these keys."""
-        return Keys(self.seed, self.indices[rows], self.view, self.stage)
+        return Keys(self.seed, self.indices[rows], self.view, self.position)
 
     def words(self, count: int) -> UInt64:
         """(B, count) uint64: the first ``count`` outputs of a SplitMix64 that starts at each key's state."""

@@ -12,11 +12,11 @@ import torch
 
 from softcache.datasets._samples import Samples
 from softcache.errors import DatasetError, UsageError
+from softcache.views._augmentation import MoveAugmentation, PixelsAugmentation, partner_rows
 from softcache.views._image import Pixels, resize_and_crop
 from softcache.views._keys import Int64, Keys
 from softcache.views._move import Motion, move, move_array, still
 from softcache.views._recipe import parse_recipe
-from softcache.views._stage import MoveStage, PixelsStage, partner_rows
 
 BASE_LIMIT = 1 << 30  # bytes of evaluation pixels that are kept in memory unasked
 
@@ -146,11 +146,11 @@ class ViewedDataset:
         """Partner rows (B,) int64 and the weight of the own label (B,) float32; None for recipes that don't mix."""
         if self.recipe.mix is None:
             return None
-        keys = self._keys(_rows(indices), view, len(self.recipe.stages) - 1)
+        keys = self._keys(_rows(indices), view, len(self.recipe.augmentations) - 1)
         return partner_rows(keys, len(self)), self.recipe.mix.weights(keys, self.size)
 
-    def _keys(self, rows: Int64, view: int, stage: int) -> Keys:
-        return Keys(self.seed, rows, view, stage)
+    def _keys(self, rows: Int64, view: int, position: int) -> Keys:
+        return Keys(self.seed, rows, view, position)
 
     def _base(self, rows: Int64) -> Pixels:
         """Evaluation pixels of some rows, in memory of their own."""
@@ -167,7 +167,7 @@ class ViewedDataset:
     def _views(self, rows: Int64, views: Sequence[int]) -> list[Pixels]:
         """Finished views, (B, size, size, C) each."""
         own = self._unmixed(rows, views)
-        mix, last = self.recipe.mix, len(self.recipe.stages) - 1
+        mix, last = self.recipe.mix, len(self.recipe.augmentations) - 1
         if mix is None:
             return own
         mixed = []
@@ -178,7 +178,7 @@ class ViewedDataset:
         return mixed
 
     def _unmixed(self, rows: Int64, views: Sequence[int]) -> list[Pixels]:
-        """Views through all stages but the one that mixes."""
+        """Views through all augmentations but the one that mixes."""
         if self.recipe.first is None:
             base = self._base(rows)
             starts = [base] * len(views)
@@ -187,7 +187,7 @@ class ViewedDataset:
         return [self._between(images, rows, view) for images, view in zip(starts, views, strict=True)]
 
     def _first(self, rows: Int64, views: Sequence[int]) -> list[Pixels]:
-        """Views after the stage that takes the decoded image; at any time one decoded image is in memory."""
+        """Views after the augmentation that takes the decoded image; at any time one decoded image is in memory."""
         first = self.recipe.first
         assert first is not None
         words = [self._keys(rows, view, 0).words(first.words) for view in views]
@@ -199,25 +199,25 @@ class ViewedDataset:
         return starts
 
     def _between(self, images: Pixels, rows: Int64, view: int) -> Pixels:
-        """The stages in the middle, with neighbours that only move bytes taken as one."""
+        """The augmentations in the middle, with neighbours that only move bytes taken as one."""
         motion = still(len(rows))
-        for number, stage in self.recipe.between:
+        for number, augmentation in self.recipe.between:
             keys = self._keys(rows, view, number)
-            if stage.kind == "move":
-                motion = motion.then(typing.cast(MoveStage, stage).motion(keys, self.size))
+            if augmentation.kind == "move":
+                motion = motion.then(typing.cast(MoveAugmentation, augmentation).motion(keys, self.size))
             else:
                 images = move_array(images, motion)
-                images = typing.cast(PixelsStage, stage).change(images, keys)
+                images = typing.cast(PixelsAugmentation, augmentation).change(images, keys)
                 motion = still(len(rows))
         return move_array(images, motion)
 
     def _motion(self, rows: Int64, view: int) -> Motion:
-        """All stages of a recipe that only moves bytes, as one."""
+        """All augmentations of a recipe that only moves bytes, as one."""
         assert self.recipe.moves, f"{self.recipe} does more than to move bytes"
         motion = still(len(rows))
-        for number, stage in self.recipe.between:
+        for number, augmentation in self.recipe.between:
             keys = self._keys(rows, view, number)
-            motion = motion.then(typing.cast(MoveStage, stage).motion(keys, self.size))
+            motion = motion.then(typing.cast(MoveAugmentation, augmentation).motion(keys, self.size))
         return motion
 
 

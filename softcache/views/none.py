@@ -13,7 +13,7 @@ from softcache.views._move import Motion, still
 class Plain:
     """The image resized and centre-cropped to the view size, as torchvision's reference evaluation does.
 
-    It stands alone, or first before a ``python:`` stage that is to get these pixels and not the decoded image.
+    It stands alone, or first before a ``python:`` augmentation that is to get these pixels and not the decoded image.
     """
 
     kind: ClassVar[str] = "move"

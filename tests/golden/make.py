@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from softcache.config.record import TEACHER_FILE, write_config
 from softcache.models._folder import describe, save_network
 from softcache.models._hooks import Taps
 from softcache.models._network import Network
 from softcache.models._open import open_network
 from softcache.stages.dump import dump
-from softcache.stages.places import TEACHER_FILE, open_viewed, write_config
+from softcache.views._open import open_viewed
 from softcache.views._viewed import ViewedDataset
 
 ROWS, CLASSES, BATCH = 20, 3, 8

@@ -1,0 +1,1 @@
+"""Does what is here agree with what a cache says: identity, data, digests, the teacher."""

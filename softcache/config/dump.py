@@ -1,0 +1,131 @@
+"""What ``softcache dump`` can be asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from softcache.cache.reader import Cache
+from softcache.cache.schema import Numerics
+from softcache.config.given import recorded_recipe
+from softcache.device import DTYPES
+from softcache.errors import UsageError, nearest
+
+DEFAULT_VIEWS = 4
+DEFAULTS: dict[str, Any] = {
+    "codec": "fp16",
+    "dtype": "float32",
+    "amp": "off",
+    "tf32": False,
+    "channels_last": False,
+    "compile": False,
+    "view_seed": 0,
+    "fingerprint": "quick",
+}
+
+
+@dataclass(frozen=True)
+class DumpConfig:
+    """What ``dump`` was asked for. ``None``: as the cache has it, or a default where there is no cache yet.
+
+    ``batch_size`` and the numerics are part of what the numbers are (another batch gives other last bits), so they
+    are recorded, and a resumed dump takes the recorded ones. ``teacher_size``: the side of the teacher's input, where
+    it isn't that of the views. ``dataset``: by default the one that the teacher was trained on, if its folder says so.
+    ``part``: (k, n) does the k-th of n shares of the work.
+    """
+
+    teacher: str = "resnet50"
+    dataset: str | None = None
+    split: str = "train"
+    data_dir: str | None = None
+    download: bool = False
+    teacher_weights: str | None = None
+    normalize: str | None = None
+    teacher_size: int | None = None
+    augment: str | None = None
+    views: int | None = None
+    view_seed: int | None = None
+    size: int | None = None
+    hints: tuple[str, ...] = ()
+    hint_dtype: str | None = None
+    codec: str | None = None
+    batch_size: int | None = None
+    shard_rows: int | None = None
+    dtype: str | None = None
+    amp: str | None = None
+    tf32: bool | None = None
+    channels_last: bool | None = None
+    compile: bool | None = None
+    device: str = "auto"
+    workers: int = -1
+    part: tuple[int, int] | None = None
+    fingerprint: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.views is not None and self.views < 1:
+            raise UsageError(f"--views must be at least 1, is {self.views}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError(f"--batch-size must be at least 1, is {self.batch_size}")
+        if self.shard_rows is not None and (self.shard_rows < 1 or self.shard_rows & (self.shard_rows - 1)):
+            raise UsageError(f"--shard-rows must be a power of two, is {self.shard_rows}")
+        if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
+            raise UsageError(f"--part {self.part[0]}/{self.part[1]}: the first number must be 1 … {self.part[1]}")
+        for name, known in (
+            ("dtype", tuple(DTYPES)),
+            ("amp", ("off", "bf16", "fp16")),
+            ("hint_dtype", ("float16", "float32")),
+            ("fingerprint", ("quick", "full")),
+        ):
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise UsageError(f"--{name.replace('_', '-')} {value!r} is unknown{nearest(value, known)}")
+
+    def numerics(self, device: str, batch: int) -> Numerics:
+        """What decides the last bits, of options that are settled."""
+        assert self.amp is not None
+        assert self.dtype is not None
+        return Numerics(
+            dtype=self.dtype,
+            amp=self.amp,
+            tf32=bool(self.tf32),
+            memory_format="channels_last" if self.channels_last else "contiguous",
+            compile=bool(self.compile),
+            device=device,
+            batch=batch,
+        )
+
+    def settled(self, cache: Cache | None) -> DumpConfig:
+        """With every choice made that needs neither data nor teacher: as asked, else as recorded, else the default.
+
+        Errors: ``UsageError`` for hints of a compiled teacher.
+        """
+        recorded = dict(DEFAULTS) if cache is None else _recorded(cache, self.augment)
+        chosen = {key: value for key, value in recorded.items() if getattr(self, key) is None}
+        settled = dataclasses.replace(self, **chosen)
+        if settled.compile and (settled.hints or (cache and cache.manifest.state.hints)):
+            raise UsageError(
+                "--compile can't be used with --hint: layers of a compiled network can't be listened to, and "
+                "uncompiled its last bits would be others; leave one of the two out"
+            )
+        return settled
+
+
+def _recorded(cache: Cache, augment: str | None) -> dict[str, Any]:
+    identity = cache.manifest.identity
+    numerics, made = identity.teacher.numerics, cache.manifest.state.made
+    return {
+        "codec": identity.codec,
+        "teacher_size": identity.teacher.preprocess.get("size"),
+        "dtype": numerics.dtype,
+        "amp": numerics.amp,
+        "tf32": numerics.tf32,
+        "channels_last": numerics.memory_format == "channels_last",
+        "compile": numerics.compile,
+        "batch_size": numerics.batch,
+        "shard_rows": identity.shard_rows,
+        "augment": augment or recorded_recipe(cache),
+        "view_seed": identity.recipe["seed"],
+        "size": identity.recipe["size"],
+        "fingerprint": "full" if made.get("fingerprint") == "full" else "quick",
+    }

@@ -1,0 +1,28 @@
+"""What ``softcache teach`` can be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from softcache.config.fit import FitConfig
+
+
+@dataclass(frozen=True)
+class TeachConfig(FitConfig):
+    """What ``teach`` was asked for. The defaults reach 98 % on digits with a ResNet-50 (benchmarks/defaults.py)."""
+
+    epochs: int = 6
+    batch_size: int = 32
+    optimizer: str = "adamw"
+    lr: float = 2e-3
+    weight_decay: float = 1e-2
+    warmup: float = 1.0
+    model: str = "resnet50"
+    dataset: str = "digits"
+    data_dir: str | None = None
+    download: bool = False
+    weights: str | None = None
+    freeze: bool = False
+    normalize: str | None = None
+    augment: str | None = None
+    size: int | None = None

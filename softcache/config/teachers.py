@@ -1,0 +1,121 @@
+"""Where teachers are found: by a folder, by a name in ``teachers/``, by weights, or by what a cache has recorded."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from softcache.cache.reader import Cache
+from softcache.config.folders import slug, teacher_folder
+from softcache.config.given import recorded_teacher
+from softcache.config.record import TEACHER_FILE, recorded_options
+from softcache.datasets._samples import Samples
+from softcache.errors import ModelError, UsageError
+from softcache.models._network import Network
+from softcache.models._open import open_network
+from softcache.models._weights import fingerprint
+
+
+def known_folder(model: str) -> Path | None:
+    """The folder that ``model`` is: a run's or a teacher's own, or that of a teacher by the name in ``teachers/``."""
+    if Path(model).is_dir():
+        return Path(model)
+    named = Path("teachers") / model  # the name that `softcache teach` printed
+    return named if (named / TEACHER_FILE).exists() else None
+
+
+def default_data(model: str | None, dataset: str | None, size: int | None) -> tuple[str, int | None]:
+    """Dataset and side of the views in pixels, where nobody says: those that ``model`` was trained on, if it is a
+    folder or has one in ``teachers/``, else digits at their own size."""
+    if model is None:
+        return dataset or "digits", size
+    folder = known_folder(model)
+    if folder is None and (teacher_folder(model, dataset or "digits") / TEACHER_FILE).exists():
+        folder = teacher_folder(model, dataset or "digits")
+    recorded = recorded_options(folder) if folder is not None else {}
+    return dataset or recorded.get("dataset") or "digits", size or recorded.get("size")
+
+
+def teacher_source(
+    teacher: str, samples: Samples, weights: str | None = None, *, option: str = "--teacher-weights"
+) -> tuple[str, str | None]:
+    """What ``open_network`` is asked for: the teacher by its folder, by its name in ``teachers/``, with the weights
+    that are given, or pretrained by torchvision; the spec, and the name or file of weights. ``option``: what weights
+    are given with.
+
+    Errors: ``ModelError`` that says how to get one where none of these has parameters for it.
+    """
+    classes = len(samples.classes) or None
+    if weights is not None:
+        return teacher, weights
+    folder = known_folder(teacher)
+    if folder is not None:
+        return (str(folder) if os.sep in str(folder) else f"./{folder}"), None
+    own = teacher_folder(teacher, samples.spec)
+    if (own / TEACHER_FILE).exists():
+        return str(own), None
+    if classes in (1000, None) and ":" not in teacher:
+        return teacher, "DEFAULT"
+    # an unknown name is the first thing to say
+    open_network(teacher, classes=classes, statistics=samples.statistics)
+    raise ModelError(
+        f"no weights for {teacher} on {slug(samples.spec)} ({classes} classes): train them with "
+        f"`softcache teach --model {shlex.quote(teacher)} --dataset {shlex.quote(samples.spec)}`, or pass {option} FILE"
+    )
+
+
+def find_teacher(
+    teacher: str,
+    samples: Samples,
+    *,
+    weights: str | None = None,
+    normalize: str | None = None,
+    size: int | None = None,
+) -> Network:
+    """The teacher with its parameters, wherever ``teacher_source`` finds it."""
+    spec, chosen = teacher_source(teacher, samples, weights)
+    classes = len(samples.classes) or None
+    return open_network(
+        spec, classes=classes, statistics=samples.statistics, weights=chosen, normalize=normalize, size=size
+    )
+
+
+def open_teacher(
+    needed: str,
+    samples: Samples,
+    caches: Sequence[Cache],
+    *,
+    teacher: str | None = None,
+    weights: str | None = None,
+) -> Network:
+    """The network of a teacher beside what a cache holds of it: the one that is named, or the cache's own.
+
+    ``needed``: the option that needs it, for messages. Errors: ``ModelError`` where it isn't found any more, or isn't
+    the teacher that the caches were made with though hints need that one.
+    """
+    if teacher is not None:
+        network = find_teacher(teacher, samples, weights=weights)
+        if needed.startswith("--hint"):
+            _check_own(network, caches, teacher)
+        return network
+    spec = recorded_teacher(caches[0])
+    try:
+        network = find_teacher(spec, samples, weights=weights)
+    except (ModelError, UsageError) as error:
+        raise ModelError(
+            f"{needed} needs the parameters of {spec}, the teacher of {caches[0].folder}: name it with --teacher, or "
+            f"its file with --teacher-weights ({error})"
+        ) from None
+    _check_own(network, caches, spec)
+    return network
+
+
+def _check_own(network: Network, caches: Sequence[Cache], spec: str) -> None:
+    found = fingerprint(network.model.state_dict())
+    if all(cache.manifest.identity.teacher.weights != found for cache in caches):
+        raise ModelError(
+            f"{spec} has parameters {found[:12]}…, {caches[0].folder} was made with "
+            f"{caches[0].manifest.identity.teacher.weights[:12]}…: give those with --teacher or --teacher-weights"
+        )

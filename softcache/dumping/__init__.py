@@ -1,0 +1,1 @@
+"""How a teacher is run once per key."""

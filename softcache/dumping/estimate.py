@@ -1,0 +1,147 @@
+"""What a dump will take, before it starts: bytes from arithmetic, time from a few timed batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from softcache import registry
+from softcache.cache.reader import Cache
+from softcache.cache.schema import LOGITS, HintColumn, Identity
+from softcache.cache.shard import PAGE
+from softcache.console import duration, size
+from softcache.dumping.pipeline import Forward
+from softcache.errors import CacheError
+from softcache.stream.inputs import pick_workers
+from softcache.views._viewed import ViewedDataset
+
+TIMED_BATCHES = 3
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``keys`` in all and ``missing`` ones; ``bytes_per_key``: column → bytes; ``total``: bytes of all shards;
+    ``existing``: bytes that the folder holds, ``needed``: bytes that are still to be written; ``free``: on the disk.
+
+    Keys a second: of the pixels in one process, of the teacher, and of both together with ``workers`` processes;
+    0 where nothing was timed.
+    """
+
+    keys: int
+    missing: int
+    bytes_per_key: dict[str, int]
+    total: int
+    existing: int
+    needed: int
+    free: int
+    pixels_per_second: float = 0.0
+    teacher_per_second: float = 0.0
+    keys_per_second: float = 0.0
+    workers: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Of the missing keys; 0 where nothing was timed."""
+        return self.missing / self.keys_per_second if self.keys_per_second else 0.0
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Rows of a table."""
+        rows = [("keys", f"{self.keys:,}, {self.missing:,} of them missing")]
+        rows += [(f"{column} per key", size(count)) for column, count in self.bytes_per_key.items()]
+        rows += [
+            ("all shards", size(self.total)),
+            ("already there", size(self.existing)),
+            ("to write", size(self.needed)),
+            ("free", size(self.free)),
+        ]
+        if self.keys_per_second:
+            by = f"{self.workers} worker processes" if self.workers else "this process"
+            rows.append(
+                (
+                    "time",
+                    f"{duration(self.seconds)} at {self.keys_per_second:,.0f} keys/s "
+                    f"(teacher {self.teacher_per_second:,.0f}/s, pixels {self.pixels_per_second:,.0f}/s, by {by})",
+                )
+            )
+        return rows
+
+    def to_json(self) -> dict[str, object]:
+        return {**dataclasses.asdict(self), "seconds": self.seconds}
+
+
+def estimate(
+    identity: Identity, hints: dict[str, HintColumn], views: int, folder: Path, existing: Cache | None
+) -> Estimate:
+    """Space only. Writes nothing and makes no folder."""
+    codec = registry.create("codecs", identity.codec)
+    coded = codec.arrays(identity.classes).values()
+    per_key = {LOGITS: 4 + sum(math.prod(tail) * np.dtype(dtype).itemsize for dtype, tail in coded)}
+    overhead = {LOGITS: _overhead(1 + len(coded))}
+    shard_rows = {LOGITS: identity.shard_rows}
+    for layer, hint in hints.items():
+        per_key[f"hint.{layer}"] = 4 + math.prod(hint.shape) * np.dtype(hint.dtype).itemsize
+        overhead[f"hint.{layer}"] = _overhead(2)
+        shard_rows[f"hint.{layer}"] = hint.shard_rows
+    rows = identity.dataset.rows
+    total = sum(views * (rows * per_key[c] + -(-rows // shard_rows[c]) * overhead[c]) for c in per_key)
+    known = [column for column in per_key if existing and column in existing.manifest.columns]
+    absent = set(existing.missing(known, views)) if existing else set()
+    needed, missing = 0, set()
+    for column, each in per_key.items():
+        for view in range(views):
+            for number in range(-(-rows // shard_rows[column])):
+                if column in known and (view, column, number) not in absent:
+                    continue
+                first = number * shard_rows[column]
+                held = min(shard_rows[column], rows - first)
+                needed += held * each + overhead[column]
+                missing.add((view, first // identity.shard_rows))
+    keys = sum(min(identity.shard_rows, rows - block * identity.shard_rows) for _, block in missing)
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    there = sum(path.stat().st_size for path in folder.rglob("*.h5")) if folder.exists() else 0
+    return Estimate(rows * views, keys, per_key, total, there, needed, shutil.disk_usage(place).free)
+
+
+def timed(guess: Estimate, forward: Forward, viewed: ViewedDataset, batch: int, workers: int) -> Estimate:
+    """With the speed of a few batches: of making their pixels, which worker processes share, and of the teacher."""
+    rows = np.arange(min(batch, len(viewed)))
+    viewed.batch(rows, 0)  # what is computed once (resized images) is not part of a batch's time
+    began = time.perf_counter()
+    for view in range(TIMED_BATCHES):
+        pixels = viewed.batch(rows, view)
+    making = TIMED_BATCHES * len(rows) / (time.perf_counter() - began)
+    on_device = pixels.to(forward.device)
+    forward(on_device)
+    forward.wait()
+    began = time.perf_counter()
+    for _ in range(TIMED_BATCHES):
+        forward(on_device)
+    forward.wait()
+    running = TIMED_BATCHES * len(rows) / (time.perf_counter() - began)
+    count = pick_workers(viewed, workers)
+    both = min(running, making * count) if count else 1 / (1 / running + 1 / making)
+    return dataclasses.replace(
+        guess, pixels_per_second=making, teacher_per_second=running, keys_per_second=both, workers=count
+    )
+
+
+def _overhead(arrays: int) -> int:
+    """Bytes of a shard beside its numbers, at most: what describes the file, and arrays rounded to whole pages."""
+    return (4 + 2 * arrays) * PAGE
+
+
+def refuse_too_large(guess: Estimate, folder: Path) -> None:
+    """Errors: ``CacheError`` where what is still to be written doesn't fit on the disk."""
+    if guess.needed > guess.free:
+        raise CacheError(
+            f"{folder} needs {size(guess.needed)} more and there are {size(guess.free)} free: fewer --views or hints, "
+            "a smaller --codec, or another --out"
+        )

@@ -1,0 +1,52 @@
+"""The end of a dump, once nothing is missing: the teacher's accuracy, and one file over all shards."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from softcache.cache.reader import Cache
+from softcache.cache.schema import LOGITS
+from softcache.cache.virtual import is_current, write_virtual
+from softcache.cache.writer import update_state
+
+log = logging.getLogger(__name__)
+
+
+def finish(folder: Path) -> None:
+    """Once nothing is missing: the teacher's accuracy on the labels, and the one file over all shards."""
+    cache = Cache(folder)
+    if cache.missing(cache.manifest.columns, cache.views):
+        return
+    if cache.manifest.state.teacher_top1 is None:
+        top1 = teacher_accuracy(cache)
+        if top1 is not None:
+            update_state(folder, lambda state: dataclasses.replace(state, teacher_top1=top1))
+            classes = cache.manifest.identity.classes
+            if near_chance(top1, classes):
+                log.warning(
+                    f"the teacher's top-1 on the labels is {100 * top1:.2f} %, chance is {100 / classes:.2f} %: "
+                    "look for another class order, other channels or normalization, or weights that weren't loaded"
+                )
+    if not is_current(cache):
+        write_virtual(cache)
+
+
+def teacher_accuracy(cache: Cache) -> float | None:
+    """Share of labelled rows of view 0 whose largest logit is the label's; ``None`` without labels."""
+    rows = np.flatnonzero(cache.labels >= 0)
+    if not len(rows):
+        return None
+    reader, hits = cache.column(LOGITS), 0
+    for first in range(0, len(rows), 4096):
+        some = rows[first : first + 4096]
+        hits += int((cache.decode(reader.gather(0, some)).argmax(1).numpy() == cache.labels[some]).sum())
+    return hits / len(rows)
+
+
+def near_chance(top1: float, classes: int) -> bool:
+    """Whether an accuracy is less than a twentieth of the way from chance to perfect."""
+    return classes > 1 and top1 < (1 + 0.05 * (classes - 1)) / classes

@@ -1,0 +1,199 @@
+"""What a dump's numbers depend on, settled before anything runs: the options, the identity, and how it was made."""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+import softcache
+from softcache import registry
+from softcache.cache.schema import (
+    MAX_SHARD_BYTES,
+    VERSION,
+    DatasetIdentity,
+    Identity,
+    Manifest,
+    Numerics,
+    TeacherIdentity,
+)
+from softcache.datasets._index import keep_fingerprint
+from softcache.datasets._index import known_fingerprint as known_data_fingerprint
+from softcache.datasets._samples import Samples
+from softcache.errors import UsageError
+from softcache.models._hooks import classifier_path
+from softcache.models._network import Network
+from softcache.models._open import open_network, weights_file
+from softcache.models._weights import fingerprint, fingerprint_file_cached, known_fingerprint
+from softcache.views._viewed import ViewedDataset
+
+
+def identify(
+    network: Network,
+    weights: str,
+    data: str,
+    viewed: ViewedDataset,
+    numerics: Numerics,
+    *,
+    codec: str,
+    shard_rows: int | None,
+) -> Identity:
+    """All that the numbers depend on.
+
+    ``weights`` and ``data``: fingerprints of the parameters and the samples. ``codec``: a spec. ``shard_rows``: None
+    for ``default_shard_rows``.
+    """
+    samples = viewed.samples
+    teacher = TeacherIdentity(
+        portable(network.spec),
+        weights,
+        network.preprocess.to_dict(),
+        classifier_path(network.model, network.classes),
+        numerics,
+    )
+    dataset = DatasetIdentity(
+        portable(samples.spec),
+        samples.split,
+        len(samples),
+        list(samples.classes),
+        data,
+    )
+    canonical = registry.canonical(registry.split_spec(codec)[0], registry.create("codecs", codec))
+    rows = shard_rows or default_shard_rows(viewed, network.classes, numerics.device)
+    return Identity(VERSION, teacher, dataset, viewed.identity(), network.classes, canonical, rows)
+
+
+def data_fingerprint(samples: Samples, *, full: bool, keep: bool = True) -> str:
+    """Of the samples; the quick one is kept beside files of images, unless nothing is to be written."""
+    if full:
+        return samples.fingerprint(full=True)
+    sha256 = samples.fingerprint()
+    if keep:
+        keep_fingerprint(samples, sha256)
+    return sha256
+
+
+def weights_fingerprint(network: Network, *, keep: bool = True) -> str:
+    """Of the parameters; kept beside their file, where there is one, unless nothing is to be written."""
+    if network.weights_path is None or not keep:
+        known = None if network.weights_path is None else known_fingerprint(network.weights_path)
+        return known or fingerprint(network.model.state_dict())
+    return fingerprint_file_cached(network.weights_path, lambda: fingerprint(network.model.state_dict()))
+
+
+def known_identity(
+    viewed: ViewedDataset,
+    spec: str,
+    weights: str | None,
+    numerics: Numerics,
+    *,
+    normalize: str | None,
+    size: int | None,
+    full: bool,
+    codec: str,
+    shard_rows: int | None,
+) -> Identity | None:
+    """The identity without the teacher's parameters being read or hashed: from the fingerprints that are kept beside
+    their file and the samples', and an architecture that has shapes but no memory. ``None`` where that can't be.
+
+    ``spec``, ``weights``: as ``teacher_source`` finds them; ``size``: of the teacher's input; ``full``: whether the
+    data's fingerprint is over contents. It is good enough to know whether anything is left to do; whoever computes
+    something calls ``identify``.
+    """
+    path = weights_file(spec, weights)
+    sha256 = known_fingerprint(path) if path is not None else None
+    if sha256 is None:
+        return None
+    samples = viewed.samples
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of networks that read a file themselves: it isn't read here
+            network = open_network(
+                spec,
+                classes=len(samples.classes) or None,
+                statistics=samples.statistics,
+                weights=weights,
+                normalize=normalize,
+                size=size,
+                skeleton=True,
+            )
+            data = known_data_fingerprint(samples) if not full else None
+            data = data or data_fingerprint(samples, full=full, keep=False)
+            return identify(network, sha256, data, viewed, numerics, codec=codec, shard_rows=shard_rows)
+    except Exception:  # a network that can't be built without memory: it is built in earnest, which says what is wrong
+        return None
+
+
+def portable(spec: str) -> str:
+    """A spec without where things lie on this machine: a cache may be copied to another."""
+    file = re.fullmatch(r"(?:python:)?(.*\.py:.*)", spec)
+    if file:
+        return Path(file[1]).name
+    source, colon, rest = spec.partition(":")
+    if source in ("folder", "arrays") and colon:
+        return f"{source}:{Path(rest).name}"
+    return spec
+
+
+def default_batch(viewed: ViewedDataset, device: str) -> int:
+    """Rows that a forward pass takes at once: enough to keep a device busy, few enough to fit."""
+    if device == "cpu":
+        return 64 if viewed.size <= 64 else 16
+    return 512 if viewed.size <= 64 else 128
+
+
+def default_shard_rows(viewed: ViewedDataset, classes: int, device: str) -> int:
+    """Rows of a shard: at most 512 MiB of float32 logits, and no more than some minutes of a teacher's work."""
+    rows = 32768 if device != "cpu" else 16384 if viewed.size <= 64 else 4096
+    while rows > 1 and rows * classes * 4 > MAX_SHARD_BYTES:
+        rows //= 2
+    return rows
+
+
+def provenance(
+    viewed: ViewedDataset, device: torch.device, *, teacher: str, teacher_weights: str | None, fingerprint: str
+) -> dict[str, Any]:
+    """How the cache was made and where from: recorded, and no part of its identity."""
+    return {
+        "softcache": softcache.__version__,
+        "torch": str(torch.__version__),
+        "torchvision": _version("torchvision"),
+        "pillow": _version("pillow"),
+        "numpy": np.__version__,
+        "h5py": h5py.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "command": " ".join(Path(sys.argv[0]).name if i == 0 else a for i, a in enumerate(sys.argv)),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "teacher": teacher,
+        "teacher_weights": teacher_weights,
+        "dataset": viewed.samples.spec,
+        "fingerprint": fingerprint,
+    }
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def same_kind(existing: Manifest | None, device: torch.device) -> None:
+    """Errors: ``UsageError`` where a cache was computed on another kind of device, with how to choose that one."""
+    recorded = existing.identity.teacher.numerics.device if existing else device.type
+    if recorded != device.type:
+        raise UsageError(
+            f"the cache was computed on {recorded}, this would be on {device.type}, whose last bits differ: "
+            f"pass --device {recorded}, or another --out"
+        )

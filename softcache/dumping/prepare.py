@@ -1,0 +1,80 @@
+"""What is found out before a dump begins: shapes of hints, samples to keep, whether the teacher is still the same."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from softcache.cache.agreement.recorded import Recorded, first_recorded
+from softcache.cache.reader import Cache
+from softcache.cache.schema import KEPT_SAMPLES, LOGITS, MAX_SHARD_BYTES, HintColumn, Identity, Manifest, hint_column
+from softcache.dumping.identity import default_shard_rows
+from softcache.dumping.pipeline import Forward
+from softcache.errors import CacheError
+from softcache.models._hooks import Taps
+from softcache.views._digest import digest
+from softcache.views._viewed import ViewedDataset
+
+log = logging.getLogger(__name__)
+
+
+def hint_shapes(
+    forward: Forward,
+    viewed: ViewedDataset,
+    layers: Sequence[str],
+    dtype: str | None,
+    identity: Identity,
+    existing: Manifest | None,
+) -> dict[str, HintColumn]:
+    """Shape, dtype and shard size of each layer asked for, from one run of the teacher on one row.
+
+    ``dtype``: on disk; None is the cache's, or float16.
+
+    Errors: ``CacheError`` where a layer is there in another dtype than is asked for.
+    """
+    found = dict(existing.state.hints) if existing else {}
+    for layer in layers:
+        hint_column(layer)  # refuses what can't be a path
+        if layer in found and dtype not in (None, found[layer].dtype):
+            raise CacheError(
+                f"hint {layer} is there as {found[layer].dtype}, asked for as {dtype}: "
+                "match --hint-dtype or use another --out"
+            )
+    new = [layer for layer in layers if layer not in found]
+    if not new:
+        return found
+    with torch.inference_mode(), Taps(forward.network.model, new) as taps:
+        forward.network(viewed.batch(np.arange(1), 0).to(forward.device))
+        shapes = {layer: list(taps[layer].shape[1:]) for layer in new}
+    dtype = dtype or "float16"
+    for layer, shape in shapes.items():
+        rows = min(identity.shard_rows, default_shard_rows(viewed, identity.classes, forward.device.type))
+        while rows > 1 and rows * int(np.prod(shape)) * np.dtype(dtype).itemsize > MAX_SHARD_BYTES:
+            rows //= 2
+        found[layer] = HintColumn(shape, dtype, rows)
+    return dict(sorted(found.items()))
+
+
+def kept_samples(viewed: ViewedDataset) -> tuple[np.ndarray, np.ndarray]:
+    """Rows spread over the dataset and their pixels in view 0, so that a mismatch can be looked at later."""
+    rows = np.unique(np.linspace(0, len(viewed) - 1, KEPT_SAMPLES).astype(np.int64))
+    return rows, viewed.batch(rows, 0).numpy()
+
+
+def check_teacher(cache: Cache, viewed: ViewedDataset, forward: Forward, recorded: Recorded) -> None:
+    """Whether the teacher still says what it has said: one batch of a shard that is there, computed again.
+
+    Errors: ``CacheError`` and ``PixelsError`` where not.
+    """
+    found = first_recorded(cache, cache.manifest.identity.teacher.numerics.batch)
+    if found is None:
+        return
+    view, first, count = found
+    pixels = viewed.batch(np.arange(first, first + count), view).to(forward.device)
+    logits, _ = forward(pixels)
+    arrays = {f"logits/{name}": values.cpu().numpy() for name, values in cache.codec.encode(logits).items()}
+    arrays["digest"] = digest(pixels).cpu().numpy().astype(np.uint32)
+    recorded.check(view, first, {LOGITS: arrays}, [LOGITS])

@@ -1,0 +1,62 @@
+"""How good a run or a teacher is: ``softcache eval``, and after each epoch of a training."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from softcache.config.record import recorded_options
+from softcache.config.teachers import default_data, known_folder, teacher_source
+from softcache.device import pick_device, tf32
+from softcache.errors import DatasetError
+from softcache.models._open import open_network
+from softcache.stream.inputs import pick_pixels
+from softcache.training.evaluation import evaluate_network
+from softcache.views._open import open_viewed
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    model: str,
+    *,
+    weights: str | None = None,
+    dataset: str | None = None,
+    split: str = "test",
+    data_dir: str | None = None,
+    download: bool = False,
+    size: int | None = None,
+    device: str = "auto",
+    workers: int = -1,
+    amp: str = "off",
+) -> dict[str, Any]:
+    """Top-1, top-5 (shares in 0..1), mean cross-entropy and samples, on the clean pixels of a split.
+
+    ``model``: a run's or a teacher's folder, which knows its dataset; or a spec, on ``dataset``, with the parameters
+    of the teacher that ``teach`` made of it, with ``weights``, or with torchvision's where the classes are ImageNet's.
+    Errors: ``ModelError`` where there are no parameters for it, ``DatasetError`` where the split has no labels.
+    """
+    folder = known_folder(model)
+    if folder is not None:
+        data_dir = data_dir or recorded_options(folder).get("data_dir")
+    dataset, size = default_data(model, dataset, size)
+    viewed = open_viewed(dataset, split, data_dir=data_dir, download=download, augment="none", size=size)
+    if not (viewed.samples.labels >= 0).any():
+        raise DatasetError(f"{dataset}/{split} has no labels to compare with")
+    chosen = pick_device(device)
+    spec, found = teacher_source(model, viewed.samples, weights, option="--weights")
+    network = open_network(
+        spec, classes=len(viewed.samples.classes), statistics=viewed.samples.statistics, weights=found
+    )
+    pixels = pick_pixels(viewed, chosen, workers=workers)
+    with tf32(False):
+        accuracy = evaluate_network(network.to(chosen), pixels, viewed.samples.labels, chosen, amp=amp)
+    return {
+        "model": model,
+        "dataset": dataset,
+        "split": split,
+        "top1": accuracy.top1,
+        "top5": accuracy.top5,
+        "loss": accuracy.loss,
+        "samples": accuracy.samples,
+    }

@@ -1,0 +1,1 @@
+"""Batches on the device: which keys, their inputs and their targets."""

@@ -1,0 +1,177 @@
+"""Pixels of keys, batch by batch: from what lies in memory, or made by worker processes.
+
+Both give the same bytes: uint8 (B, H, W, C).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from softcache.errors import UsageError
+from softcache.stream.memory import memory_budget
+from softcache.stream.transfer import PinnedBuffers, host_tensor
+from softcache.stream.workers import SharedViews, Shielded, follow_parent, for_workers, pick_start_method, raising
+from softcache.views._viewed import ViewedDataset
+
+Keys = Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]
+
+
+class PixelSource(Protocol):
+    """Where batches of pixels come from."""
+
+    name: str
+
+    def epoch(self, batches: list[np.ndarray], views: Sequence[int]) -> Keys:
+        """Per batch of images: rows (B,) int64, the same on the device, and pixels on the device. With several
+        ``views`` an image has as many keys in its batch: all images in the first view, then all in the second, …"""
+        ...
+
+
+class ResidentPixels:
+    """All rows lie on the device, or in the host's memory, and a view is made by indexing: no workers, and from the
+    device no copies and no waiting."""
+
+    def __init__(self, viewed: ViewedDataset, device: torch.device, *, host: bool = False):
+        self.on_device = not host or device.type == "cpu"
+        self.name = f"resident on {device if self.on_device else 'the host'}"
+        self._viewed = viewed
+        self._device = device
+        self._place = device if self.on_device else torch.device("cpu")
+        self._base = host_tensor(viewed.base_images()).to(self._place)
+        self._pinned = None if self.on_device else PinnedBuffers(device, pinned=device.type == "cuda")
+
+    def epoch(self, batches: list[np.ndarray], views: Sequence[int]) -> Keys:
+        if not batches:
+            return
+        everything = np.concatenate(batches)
+        # One copy an epoch: the order and where each key's pixels come from.
+        order = torch.from_numpy(everything).to(self._device)
+        motions = []
+        for view in views:
+            found = self._viewed.parameters(everything, view)
+            motions.append({name: torch.from_numpy(values).to(self._place) for name, values in found.items()})
+        here = order if self.on_device else torch.from_numpy(everything)
+        at = 0
+        for rows in batches:
+            part = slice(at, at + len(rows))
+            base = self._base.index_select(0, here[part])
+            made = [self._viewed.move_by(base, {k: v[part] for k, v in motion.items()}) for motion in motions]
+            yield repeated(rows, views), order[part].repeat(len(views)), self._sent(together(made))
+            at += len(rows)
+
+    def _sent(self, pixels: torch.Tensor) -> torch.Tensor:
+        if self._pinned is None:
+            return pixels
+        buffers = self._pinned.arrays({"pixels": ("u1", tuple(pixels.shape))})
+        host_tensor(buffers["pixels"]).copy_(pixels)
+        return self._pinned.send(buffers)["pixels"]
+
+
+class WorkerPixels:
+    """DataLoader workers make pixels, and nothing else; 0 workers make them in this process."""
+
+    def __init__(self, viewed: ViewedDataset, device: torch.device, workers: int, *, start: str = "auto"):
+        self.name = f"mapped, {workers} workers"
+        self._device = device
+        self._queue = _Queue()
+        method = pick_start_method(start)
+        self._loader: DataLoader = DataLoader(
+            Shielded(_Batches(for_workers(viewed, method) if workers > 0 else viewed)),
+            batch_size=None,
+            sampler=self._queue,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers > 0 else None,
+            pin_memory=device.type == "cuda",
+            multiprocessing_context=method if workers > 0 else None,
+            worker_init_fn=follow_parent,
+        )
+
+    def epoch(self, batches: list[np.ndarray], views: Sequence[int]) -> Keys:
+        self._queue.fill([(rows, tuple(views)) for rows in batches])
+        for images, pixels in zip(batches, raising(self._loader), strict=True):
+            rows = repeated(images, views)
+            yield rows, host_tensor(rows).to(self._device), pixels.to(self._device, non_blocking=True)
+
+
+class _Queue(Sampler):
+    """The keys of the coming epoch, so that one set of workers serves all epochs."""
+
+    def __init__(self) -> None:
+        self._items: list[tuple[np.ndarray, tuple[int, ...]]] = []
+
+    def fill(self, items: list[tuple[np.ndarray, tuple[int, ...]]]) -> None:
+        self._items = items
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+class _Batches(Dataset):
+    def __init__(self, viewed: ViewedDataset | SharedViews):
+        self._source = viewed
+
+    def __getitem__(self, item: tuple[np.ndarray, tuple[int, ...]]) -> torch.Tensor:
+        rows, views = item
+        viewed = self._source.viewed if isinstance(self._source, SharedViews) else self._source
+        return together(viewed.batch_views(rows, views))
+
+
+def repeated(rows: np.ndarray, views: Sequence[int]) -> np.ndarray:
+    """The rows of a batch's keys: those of its images, once for each view."""
+    return rows if len(views) == 1 else np.tile(rows, len(views))
+
+
+def together(made: list[torch.Tensor]) -> torch.Tensor:
+    """The pixels of all views of a batch's images."""
+    return made[0] if len(made) == 1 else torch.cat(made)
+
+
+def pick_pixels(
+    viewed: ViewedDataset,
+    device: torch.device,
+    *,
+    resident: str = "auto",
+    workers: int = -1,
+    budget: int | None = None,
+    start: str = "auto",
+) -> PixelSource:
+    """The fastest source that fits: resident where the recipe only moves bytes and the rows fit ``budget`` bytes.
+
+    Errors: ``UsageError`` where ``resident`` asks for what can't be.
+    """
+    if resident in ("device", "host") and not viewed.resident:
+        raise UsageError(
+            f"--resident {resident}: views of {viewed.recipe} of {viewed.samples.spec} can't be made by indexing (only "
+            "none, flip and crop of images that are in memory can): leave out --resident, workers then make them"
+        )
+    if resident == "auto" and viewed.resident:
+        room = budget if budget is not None else memory_budget(device)
+        resident = "device" if pixel_bytes(viewed) <= room else "off"
+    if resident in ("device", "host"):
+        return ResidentPixels(viewed, device, host=resident == "host")
+    return WorkerPixels(viewed, device, pick_workers(viewed, workers), start=start)
+
+
+def pixel_bytes(viewed: ViewedDataset) -> int:
+    """What the evaluation pixels of all rows take."""
+    return len(viewed.samples) * viewed.size * viewed.size * viewed.samples.channels
+
+
+def pick_workers(viewed: ViewedDataset, workers: int) -> int:
+    """As asked for; by default none where a batch is made by indexing, else one a core that this process may use."""
+    if workers >= 0:
+        return workers
+    if viewed.resident and viewed.samples.images is not None:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores - 1, 16))

@@ -1,0 +1,100 @@
+"""Which keys an epoch trains on, in which order: a pure function of the seed, the epoch and the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from softcache.errors import UsageError
+from softcache.stream.windows import Windows
+
+_ORDER_STREAM = 0x6F72646572  # "order": keeps this draw apart from every other that uses the same seed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``rows``: the rows that are drawn from. ``views``: the recorded views that are visited in turn (or how many of
+    them, from 0 on), or ``None`` for a fresh one every epoch. ``length``: keys an epoch, by default each row once; more
+    or fewer repeats the rows in new orders until there are enough (a training on few labelled rows has as many steps as
+    one on all). ``fits``: (rows, view) → which of them may be drawn in that view, (B,) bool; others make up for the
+    rest."""
+
+    rows: np.ndarray
+    batch_size: int
+    seed: int
+    views: int | Sequence[int] | None
+    length: int | None = None
+    windows: Windows | None = None  # None: any row may follow any other
+    per_image: int = 1
+    fits: Callable[[np.ndarray, int], np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.rows) == 0:
+            raise UsageError("there are no rows to train on")
+        if self.per_image < 1 or self.batch_size % self.per_image:
+            raise UsageError(
+                f"--views-per-image {self.per_image} must be at least 1 and divide the batch of {self.batch_size}"
+            )
+
+    @property
+    def images(self) -> int:
+        """Images an epoch."""
+        return -(-(self.length or len(self.rows)) // self.per_image)
+
+    @property
+    def keys(self) -> int:
+        """Keys an epoch: images, each in ``per_image`` views."""
+        return self.images * self.per_image
+
+    @property
+    def steps(self) -> int:
+        return len(self._bounds())
+
+    def view(self, epoch: int) -> int:
+        if self.views is None:
+            return epoch
+        return epoch % self.views if isinstance(self.views, int) else self.views[epoch % len(self.views)]
+
+    def views_at(self, epoch: int) -> tuple[int, ...]:
+        """The views that each batch of an epoch holds of its images."""
+        first = epoch // self.per_image * self.per_image
+        return tuple(self.view(first + k) for k in range(self.per_image))
+
+    def batches(self, epoch: int) -> Iterator[np.ndarray]:
+        """Rows of each batch's images, int64: (B,), or (B / per_image,)."""
+        order = self.order(epoch)
+        for first, last in self._bounds():
+            yield order[first:last]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """(images,) int64: every row once, shuffled anew in each epoch (and again where rows repeat)."""
+        drawn: list[np.ndarray] = []
+        turn, (shuffle, part) = 0, divmod(epoch, self.per_image)
+        rows = self._fitting(epoch)
+        while turn * len(rows) < self.keys:
+            rng = np.random.default_rng([_ORDER_STREAM, self.seed, shuffle, turn])
+            drawn.append(self.windows.permutation(rng, rows) if self.windows else rng.permutation(rows))
+            turn += 1
+        return np.concatenate(drawn)[part * self.images : (part + 1) * self.images].astype(np.int64)
+
+    def _fitting(self, epoch: int) -> np.ndarray:
+        """The rows that may be drawn in all views of an epoch."""
+        if self.fits is None:
+            return self.rows
+        # All epochs that share an order share the rows that are in it.
+        first = epoch // self.per_image * self.per_image
+        views = {view for k in range(self.per_image) for view in self.views_at(first + k)}
+        rows = self.rows[np.logical_and.reduce([self.fits(self.rows, view) for view in sorted(views)])]
+        if not len(rows):
+            raise UsageError(f"no row can be trained on in views {sorted(views)}: each is mixed with a held-out row")
+        return rows
+
+    def _bounds(self) -> list[tuple[int, int]]:
+        size, images = self.batch_size // self.per_image, self.images
+        edges = [(k, min(k + size, images)) for k in range(0, images, size)]
+        # Batch normalization can't take a batch of one sample, so a last one joins its neighbour.
+        if len(edges) > 1 and (edges[-1][1] - edges[-1][0]) * self.per_image == 1:
+            edges[-2:] = [(edges[-2][0], edges[-1][1])]
+        return edges

@@ -1,0 +1,199 @@
+"""What the teacher says about a batch of keys: read from caches, held on the device, or asked live.
+
+They have the same face: ``begin(views, batches)`` before an epoch, then ``say(rows, on_device, pixels)`` per batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from softcache.cache.blocks import BlockReader
+from softcache.cache.reader import Cache, ColumnReader
+from softcache.cache.schema import LOGITS, hint_column
+from softcache.device import autocast
+from softcache.models._hooks import Taps
+from softcache.models._network import Network
+from softcache.stream.transfer import PinnedBuffers, host_tensor, unsigned
+from softcache.stream.windows import Windows
+
+
+@dataclass
+class Targets:
+    """``logits``: one (B, C) float32 a teacher. ``hints``: layer → (B, ...). ``digests``: one (B,) int64 a cache."""
+
+    logits: list[torch.Tensor] = field(default_factory=list)
+    hints: dict[str, torch.Tensor] = field(default_factory=dict)
+    digests: list[torch.Tensor] = field(default_factory=list)
+
+
+class CachedTargets:
+    """One or several caches. With ``hold`` the coded arrays of a view lie on the device; otherwise each batch is
+    gathered in this process, from memory maps or, with ``blocks``, from blocks of rows that are read ahead."""
+
+    def __init__(
+        self,
+        caches: Sequence[Cache],
+        hints: dict[str, Cache],
+        device: torch.device,
+        *,
+        hold: bool,
+        keep_views: int = 1,
+        blocks: Windows | None = None,
+    ):
+        self.name = f"held on {device}" if hold else "read in blocks, ahead" if blocks else "gathered from memory maps"
+        self.seconds = 0.0  # nobody is asked: the teacher costs nothing here
+        self._device = device
+        self._hold = hold
+        self._keep = keep_views
+        self._windows = blocks
+        self._caches = list(caches)
+        self._logits = [cache.column(LOGITS) for cache in caches]
+        self._hints = {layer: cache.column(hint_column(layer)) for layer, cache in hints.items()}
+        self._held: dict[int, list[dict[str, torch.Tensor]]] = {}
+        self._reading: dict[int, list[BlockReader]] = {}
+        self._pinned_buffers = [PinnedBuffers(device) for _ in self._readers()] if device.type == "cuda" else []
+        self._views: tuple[int, ...] = ()
+
+    @staticmethod
+    def bytes_per_view(caches: Sequence[Cache], hints: dict[str, Cache]) -> int:
+        """What ``hold`` takes for each view that is kept."""
+        columns = [(cache, LOGITS) for cache in caches] + [(c, hint_column(layer)) for layer, c in hints.items()]
+        return sum(cache.row_bytes(column) * cache.rows for cache, column in columns)
+
+    def begin(self, views: Sequence[int], batches: Sequence[np.ndarray]) -> None:
+        """Makes the arrays of an epoch's views ready; those of others may be dropped. ``batches``: the rows of each
+        batch's images in the order in which they will be asked for (blocks are read ahead by it)."""
+        before = set(self._views)
+        for view in before - set(views):
+            for reader in self._readers():
+                reader.release(view)
+        self._views = tuple(views)
+        if self._hold:
+            for view in views:
+                self._keep_view(view, also=views)
+        elif self._windows is not None:
+            self._reading = {}  # the last views' blocks go before the next ones' come
+            order, rows, window = np.concatenate(batches), self._windows.block_rows, self._windows.window
+            for view in dict.fromkeys(views):
+                self._reading[view] = [BlockReader(r.cache, r.name, view, order, rows, window) for r in self._readers()]
+        else:
+            for view in set(views) - before:
+                for reader in self._readers():
+                    reader.ahead(view)
+
+    def _keep_view(self, view: int, also: Sequence[int]) -> None:
+        """Puts a view's arrays on the device, if need be in the place of those that were put there first."""
+        if view in self._held:
+            return
+        for old in list(self._held):
+            if len(self._held) >= max(self._keep, len(also)) and old not in also:
+                del self._held[old]
+        everything = np.arange(self._readers()[0].cache.rows)
+        for reader in self._readers():
+            reader.ahead(view)
+        self._held[view] = [self._ready(reader.gather(view, everything)) for reader in self._readers()]
+        for reader in self._readers():
+            reader.release(view)
+
+    def targets(self, rows: np.ndarray, on_device: torch.Tensor, pixels: torch.Tensor) -> Targets:
+        """``rows`` (B,) int64, the same on the device, the first of B / views keys in the first view and so on;
+        ``pixels`` are not looked at."""
+        found = self._select(on_device) if self._hold else [self._gather(k, rows) for k in range(len(self._readers()))]
+        targets = Targets()
+        for cache, arrays in zip(self._caches, found, strict=False):
+            targets.digests.append(unsigned(arrays["digest"]))
+            targets.logits.append(cache.decode(arrays))
+        for layer, arrays in zip(self._hints, found[len(self._caches) :], strict=True):
+            targets.digests.append(unsigned(arrays["digest"]))
+            targets.hints[layer] = arrays["hint/values"].float()
+        return targets
+
+    def _readers(self) -> list[ColumnReader]:
+        return [*self._logits, *self._hints.values()]
+
+    def _select(self, on_device: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        """A batch of each column, from what lies on the device."""
+        parts = on_device.chunk(len(self._views)) if len(self._views) > 1 else (on_device,)
+        found: list[dict[str, torch.Tensor]] = []
+        for number in range(len(self._readers())):
+            held = [self._held[view][number] for view in self._views]
+            selected = {
+                name: [h[name].index_select(0, p) for h, p in zip(held, parts, strict=True)] for name in held[0]
+            }
+            found.append({name: s[0] if len(s) == 1 else torch.cat(s) for name, s in selected.items()})
+        return found
+
+    def _gather(self, number: int, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """A batch of one column, on the device. On a CPU each batch has memory of its own: reusing it measured no
+        faster. For a GPU rows are gathered into memory that is pinned already."""
+        reader = self._readers()[number]
+        pinned = self._pinned_buffers[number] if self._pinned_buffers else None
+        arrays = pinned.arrays(reader.cache.arrays(reader.name, len(rows))) if pinned else reader.empty(len(rows))
+        images = len(rows) // len(self._views)
+        for at, view in enumerate(self._views):
+            part = slice(at * images, (at + 1) * images)
+            out = {name: array[part] for name, array in arrays.items()}
+            if self._reading:
+                self._reading[view][number].gather(rows[part], out)
+            else:
+                reader.gather(view, rows[part], out)
+        return pinned.send(arrays) if pinned else self._ready(arrays)
+
+    def _ready(self, arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        return {name: host_tensor(array).to(self._device) for name, array in arrays.items()}
+
+
+class LiveTargets:
+    """The teacher in the loop (``--online``): the yardstick. It gets the care that a dump gives it: evaluation mode,
+    ``inference_mode``, the same autocast."""
+
+    def __init__(self, network: Network, hints: Sequence[str], device: torch.device, amp: str = "off"):
+        self.name = "asked live"
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._network = network.eval().to(device)
+        self._hints = list(hints)
+        self._device = device
+        self._amp = amp
+
+    @property
+    def seconds(self) -> float:
+        """Time in the teacher: the device's own on a GPU, which is waited for when this is asked."""
+        for began, ended in self._events:
+            ended.synchronize()
+            self._seconds += began.elapsed_time(ended) / 1000
+        self._events.clear()
+        return self._seconds
+
+    def begin(self, views: Sequence[int], batches: Sequence[np.ndarray]) -> None:
+        """Nothing to prepare: any view will do."""
+
+    def targets(self, rows: np.ndarray, on_device: torch.Tensor, pixels: torch.Tensor) -> Targets:
+        """Runs the teacher on ``pixels`` (B, H, W, C) uint8."""
+        with self._timed(), ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(autocast(self._device, self._amp))
+            taps = stack.enter_context(Taps(self._network.model, self._hints)) if self._hints else {}
+            logits = self._network(pixels)
+            hints = {layer: taps[layer].float() for layer in self._hints}
+        # Tensors made in inference mode can't be saved for a backward pass; a copy can.
+        return Targets([logits.float().clone()], {layer: value.clone() for layer, value in hints.items()})
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        if self._device.type != "cuda":
+            began = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - began
+            return
+        pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        pair[0].record()
+        yield
+        pair[1].record()
+        self._events.append(pair)

@@ -1,0 +1,149 @@
+"""Worker processes that make inputs: how they start, end, share memory and report errors."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from softcache.errors import SoftcacheError, UsageError
+from softcache.views._viewed import ViewedDataset
+
+START_METHODS = ("auto", "fork", "spawn", "forkserver")
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def follow_parent(worker: int) -> None:
+    """The ``worker_init_fn`` of a DataLoader.
+
+    A terminal's Ctrl-C and a scheduler's SIGTERM go to every process of the group: only the parent answers, and says
+    where things stand; it ends its workers itself, if need be with a SIGTERM of its own, the second one. When the
+    parent is killed, the kernel ends a worker at once; torch's own watchdog, which is all there is on macOS, takes 5 s.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_the_next_time)
+    sys.excepthook = _unless_the_parent_hung_up
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # blocked by ``starting``
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:  # it had gone before we asked
+            os._exit(1)
+
+
+def _end_the_next_time(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
+def _unless_the_parent_hung_up(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """multiprocessing's thread that hands tensors over would print a traceback when its parent stops in between."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, traceback)
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """While workers start, signals wait: one that arrives before ``follow_parent`` would end in a traceback."""
+    waiting = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
+
+
+def pick_start_method(method: str) -> str:
+    """``auto`` forks on Linux, where a fork is quick and shares what is in memory, and spawns elsewhere."""
+    if method not in START_METHODS:
+        raise UsageError(f"--start-method {method!r} is unknown: {', '.join(START_METHODS)}")
+    if method == "auto":
+        return "fork" if sys.platform == "linux" else "spawn"
+    return method
+
+
+def for_workers(viewed: ViewedDataset, method: str) -> ViewedDataset | SharedViews:
+    """A dataset of keys to be handed to workers that are started by ``method``.
+
+    Resized images are computed now, in this process, so that not every worker computes its own.
+    """
+    if viewed.samples.images is not None and viewed.keeps_bases:
+        viewed.base_images()
+    return viewed if method == "fork" else SharedViews(viewed)
+
+
+class SharedViews:
+    """A dataset of keys that can be pickled to other processes: its images go into memory that all of them share,
+    once, instead of through each one's pipe."""
+
+    def __init__(self, viewed: ViewedDataset):
+        self.viewed = viewed
+        self._arrays: dict[str, torch.Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._arrays is None:
+            self._arrays = {}
+            images = self.viewed.samples.images
+            if images is not None and self.viewed.samples.mapped is None:  # a mapped file is shared as it is
+                self._arrays["images"] = _shared(images)
+            if images is not None and self.viewed.keeps_bases and self.viewed.base_images() is not images:
+                self._arrays["bases"] = _shared(self.viewed.base_images())
+        bare = copy.copy(self.viewed)
+        bare.samples = copy.copy(self.viewed.samples)
+        if "images" in self._arrays:
+            bare.samples.images = None
+        return {"viewed": bare, "arrays": self._arrays}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.viewed, self._arrays = state["viewed"], state["arrays"]
+        if "images" in state["arrays"]:
+            self.viewed.samples.images = state["arrays"]["images"].numpy()
+        if "bases" in state["arrays"]:
+            self.viewed.keep_bases(state["arrays"]["bases"].numpy())
+
+
+def _shared(array: np.ndarray) -> torch.Tensor:
+    tensor = torch.empty(array.shape, dtype=torch.uint8).share_memory_()
+    tensor.numpy()[...] = array
+    return tensor
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A user's error on its way out of a worker."""
+
+    error: SoftcacheError
+
+
+class Shielded(Dataset):
+    """A dataset whose ``SoftcacheError``s are handed on as items; ``raising`` turns them back."""
+
+    def __init__(self, dataset: Any):
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, item: Any) -> Any:
+        try:
+            return self._dataset[item]
+        except SoftcacheError as error:
+            return Failure(error)
+
+
+def raising(items: Iterable[Any]) -> Iterator[Any]:
+    """The items of a loader over a ``Shielded`` dataset; raises the first error among them."""
+    for item in items:
+        if isinstance(item, Failure):
+            raise item.error
+        yield item

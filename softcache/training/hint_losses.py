@@ -1,0 +1,183 @@
+"""Hint losses in a training: which layers are watched, what is trained beside the student, and what they say."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from softcache.console import size
+from softcache.errors import ModelError
+from softcache.losses.hints._shapes import Shape
+from softcache.losses.hints._spec import HintModule, HintTerm
+from softcache.models._hooks import Taps, classifier_path, find_module
+from softcache.models._network import Network
+from softcache.models._through import Through
+
+log = logging.getLogger(__name__)
+REGRESSORS_FILE = "regressors.safetensors"
+
+
+class HintLosses(nn.Module):
+    """The hint terms of a run, with their modules (regressors, variances, memory banks).
+
+    ``rows``: those that are trained on, of ``total`` rows of the dataset; modules with a memory have one entry for
+    each of them, in that order. ``events``: how often watched layers run in one forward pass.
+    """
+
+    def __init__(
+        self, terms: Sequence[HintTerm], modules: Sequence[HintModule], rows: np.ndarray, total: int, events: int
+    ):
+        super().__init__()
+        self.terms = tuple(terms)
+        self.parts = nn.ModuleList(modules)
+        self.events = events
+        place = torch.full((total,), -1, dtype=torch.int64)
+        place[torch.from_numpy(rows)] = torch.arange(len(rows))
+        self.place: Tensor
+        self.register_buffer("place", place, persistent=False)
+
+    @property
+    def layers(self) -> list[str]:
+        """The student's layers that are watched."""
+        return watched(self.terms)
+
+    def forward(self, taps: Mapping[str, Tensor], hints: Mapping[str, Tensor], rows: Tensor, labels: Tensor) -> Any:
+        """Each term's loss, not weighted: a list of scalars.
+
+        ``taps``, ``hints``: the student's and the teacher's activations by layer, batch first; ``rows`` (B,) int64 of
+        the dataset; ``labels`` (B,) int64, -1 where there is none that may be used.
+        """
+        indices = self.place.index_select(0, rows)
+        values = []
+        for term, part in zip(self.terms, self.parts, strict=True):
+            student, teacher = [taps[layer] for layer in term.student], [hints[layer] for layer in term.teacher]
+            values.append(part(student, teacher, indices=indices, labels=labels))
+        return values
+
+    @contextlib.contextmanager
+    def watching(self, student: Network, *, stop: bool = False) -> Iterator[Taps]:
+        """Catches the student's activations; with ``stop`` a forward pass ends, by ``Reached``, with the last."""
+        model, layers = bare(student), self.layers
+        with Taps(model, layers) as taps, _events(model, layers, self.events if stop else None):
+            yield taps
+
+
+class Reached(Exception):
+    """The last watched layer has run, and nothing after it needs to."""
+
+
+def run_up_to(student: Network, pixels: Tensor) -> None:
+    """A forward pass under ``HintLosses.watching(stop=True)``: no module after the last watched one runs."""
+    with contextlib.suppress(Reached):
+        student(pixels)
+
+
+def bare(student: Network) -> nn.Module:
+    """The architecture that layers' names refer to, without what it is wrapped in."""
+    return student.model.backbone if isinstance(student.model, Through) else student.model
+
+
+def watched(terms: Sequence[HintTerm]) -> list[str]:
+    return sorted({layer for term in terms for layer in term.student})
+
+
+@torch.no_grad()
+def probe(student: Network, layers: Sequence[str], pixels: Tensor) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Shapes of a student's layers without the batch, and how often they run in one forward pass.
+
+    ``pixels`` (B, H, W, C) uint8. Errors: ``ModelError`` with the nearest names for a layer that there isn't.
+    """
+    was_training = student.training
+    student.eval()
+    try:
+        with Taps(bare(student), layers) as taps, _events(bare(student), layers, None) as counted:
+            student(pixels)
+        return {layer: tuple(taps[layer].shape[1:]) for layer in layers}, counted[0]
+    finally:
+        student.train(was_training)
+
+
+@contextlib.contextmanager
+def _events(model: nn.Module, layers: Sequence[str], stop_at: int | None) -> Iterator[list[int]]:
+    """Counts runs of layers; raises ``Reached`` at the one with number ``stop_at`` of each forward pass."""
+    counted = [0]
+
+    def count(*_: Any) -> None:
+        counted[0] += 1
+        if counted[0] == stop_at:
+            counted[0] = 0
+            raise Reached
+
+    handles = []
+    for layer in layers:
+        module = find_module(model, layer)
+        register = module.register_forward_pre_hook if layer.endswith(":in") else module.register_forward_hook
+        handles.append(register(count))
+    try:
+        yield counted
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def build_hint_losses(
+    network: Network,
+    terms: Sequence[HintTerm],
+    pixels: Tensor,
+    teacher_shapes: Callable[[Sequence[str]], Sequence[Shape]],
+    rows: np.ndarray,
+    visible: np.ndarray,
+    *,
+    classes: int,
+    seed: int,
+    teacher: Network | None = None,
+) -> HintLosses:
+    """Modules that fit the activations of student and teacher; a term that answers in the student's place (``simkd``)
+    wraps the student's architecture.
+
+    ``pixels`` (B, H, W, C) uint8: some inputs, to find the student's shapes with; ``teacher_shapes``: the shapes of
+    the teacher's layers, without the batch; ``rows``: those that are trained on; ``visible`` (N,): labels that may be
+    used, else -1; ``teacher``: for terms that need its classifier. Errors: ``ModelError`` for a layer that the student
+    doesn't have, ``UsageError`` for shapes that a loss can't use.
+    """
+    shapes, events = probe(network, watched(terms), pixels)
+    modules: list[HintModule] = []
+    for term in terms:
+        extras: dict[str, Any] = {"row_labels": torch.from_numpy(visible[rows].astype(np.int64))}
+        if "teacher_classifier" in term.extras:
+            extras["teacher_classifier"] = _classifier(term, teacher)
+        bank = getattr(term.loss, "bank_bytes", None)
+        if bank is not None:
+            log.info(f"hint loss {term.name!r} keeps {size(bank(len(rows)))} of memory banks for {len(rows):,} rows")
+        module = term.build(
+            [shapes[layer] for layer in term.student],
+            teacher_shapes(term.teacher),
+            rows=len(rows),
+            classes=classes,
+            seed=seed,
+            **extras,
+        )
+        if term.replaces_logits:
+            classifier = extras["teacher_classifier"]
+            learning: Any = module.parts[-1]
+            network.model = Through(network.model, term.student[0], learning.projector, classifier, size=learning.size)
+        modules.append(module)
+    return HintLosses(terms, modules, rows, len(visible), events)
+
+
+def _classifier(term: HintTerm, teacher: Network | None) -> nn.Linear:
+    """A copy of the layer that makes the teacher's logits."""
+    assert teacher is not None
+    path = classifier_path(teacher.model, teacher.classes)
+    found = teacher.model.get_submodule(path)
+    if not isinstance(found, nn.Linear):
+        raise ModelError(f"hint loss {term.name!r} needs a linear classifier, {path} of the teacher is {found}")
+    copied = nn.Linear(found.in_features, found.out_features, bias=found.bias is not None)
+    copied.load_state_dict(found.state_dict())
+    return copied

@@ -1,0 +1,69 @@
+"""What a recipe is composed of: the four kinds of augmentations, told apart by their class variable ``kind``.
+
+``move``    only moves bytes: a whole batch on any device is one gather.
+``image``   first in its recipe: turns the decoded image into a view of the recorded size. With a method ``change`` it
+            may also stand later, where it works on views.
+``pixels``  turns views into views.
+``mix``     last in its recipe: mixes each view with that of a partner row.
+
+Every augmentation has a ``revision``, raised whenever the same spec and key would give other pixels than before.
+An augmentation never changes its input, and what it makes of one key doesn't depend on the others in the batch.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from softcache.datasets._hash import UInt64
+from softcache.views._image import Pixels
+from softcache.views._keys import Int64, Keys, integers
+from softcache.views._move import Motion
+
+
+class Augmentation(Protocol):
+    """Any augmentation."""
+
+    kind: ClassVar[str]
+    revision: ClassVar[int]
+
+
+class MoveAugmentation(Augmentation, Protocol):
+    """Only moves bytes."""
+
+    def motion(self, keys: Keys, size: int) -> Motion:
+        """Where the pixels of each view come from."""
+
+
+class ImageAugmentation(Augmentation, Protocol):
+    """Makes a view from a decoded image."""
+
+    words: ClassVar[int]
+
+    def view(self, image: Pixels, words: UInt64, size: int) -> Pixels:
+        """image: (H, W, C) uint8; words: (``words``,) uint64 drawn from the key. Result: (size, size, C) uint8."""
+
+
+class PixelsAugmentation(Augmentation, Protocol):
+    """Changes the values of pixels."""
+
+    def change(self, images: Pixels, keys: Keys) -> Pixels:
+        """images: (B, S, S, C) uint8. Result: the same shape."""
+
+
+class MixAugmentation(Augmentation, Protocol):
+    """Mixes a view with a partner's."""
+
+    def weights(self, keys: Keys, size: int) -> npt.NDArray[np.float32]:
+        """(B,) float32: the weight of the own label."""
+
+    def mix(self, images: Pixels, partners: Pixels, keys: Keys) -> Pixels:
+        """images, partners: (B, S, S, C) uint8. Result: the same shape."""
+
+
+def partner_rows(keys: Keys, rows: int) -> Int64:
+    """(B,) int64: for each key a row to mix with, uniform over the other rows (its own where there is just one)."""
+    others = integers(keys.words(1)[:, 0], max(1, rows - 1))
+    return np.minimum(others + (others >= keys.indices), rows - 1)
