@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.measure import Result, arguments, row
-from softcache.config.record import TEACHER_FILE, write_config
+from softcache.config.record import TEACHER_FILE, Record
+from softcache.config.teach import TeachConfig
 from softcache.console import show_messages
 from softcache.models._folder import describe, save_network
 from softcache.models._open import open_network
@@ -51,7 +52,7 @@ def main() -> Result:
         network = open_network("cifar:resnet8", classes=10, statistics=samples.statistics, seed=0)
         Path("teacher").mkdir()
         save_network(network, Path("teacher"), TEACHER_FILE)
-        write_config(Path("teacher"), {"model": {**describe(network), "weights": TEACHER_FILE}})
+        Record("teach", TeachConfig(network.spec), {**describe(network), "weights": TEACHER_FILE}).save(Path("teacher"))
         dump("teacher", out="cache")
         taken: dict[str, list[float]] = {"resnet18": [], "cifar:resnet20": [], IMPORTED: []}
         for _ in range(options.repetitions + 1):

@@ -72,7 +72,7 @@ def main() -> None:
     data = {"dataset": dataset, "size": SIZE, "augment": recipe}
     taught = teach(TEACHER, epochs=teacher_epochs, batch_size=64, lr=4e-3, out="teacher", **data)
     assert taught.test is not None
-    dump("teacher", views=VIEWS, hints=("layer2", "fc:in"), out="cache", **data)
+    dump("teacher", views=VIEWS, hint=("layer2", "fc:in"), out="cache", **data)
     names = {ALL: list(settings(epochs)), FEW: list(settings(epochs)), LONGER: ["labels alone", "kl"]}
     jobs = [(column, name, seed) for column in names for name in names[column] for seed in range(options.repetitions)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -17,7 +17,8 @@ from typing import Any
 
 from benchmarks.made import make_arrays, pick_device
 from benchmarks.measure import Result, Row, arguments, paired, ratio, row
-from softcache.config.record import TEACHER_FILE, write_config
+from softcache.config.record import TEACHER_FILE, Record
+from softcache.config.teach import TeachConfig
 from softcache.console import show_messages
 from softcache.models._folder import describe, save_network
 from softcache.models._open import open_network
@@ -98,7 +99,7 @@ def _save(folder: Path, spec: str, classes: int) -> None:
     folder.mkdir()
     network = open_network(spec, classes=classes, statistics=((0.5,) * 3, (0.25,) * 3), seed=0)
     save_network(network, folder, TEACHER_FILE)
-    write_config(folder, {"model": {**describe(network), "weights": TEACHER_FILE}})
+    Record("teach", TeachConfig(network.spec), {**describe(network), "weights": TEACHER_FILE}).save(folder)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def main() -> None:
     teacher = softcache.teach("resnet50")
     if teacher.kept:
         say(f"reusing {OUT / teacher.folder}")
-    cache = softcache.dump("resnet50", hints=("layer3",))
+    cache = softcache.dump("resnet50", hint=("layer3",))
     if not cache.keys:
         say(f"reusing {OUT / cache.folder}")
     record_dump(cache)
@@ -68,7 +68,7 @@ def show(teacher: Any, cache: Any, students: dict[str, Any], seconds: float) -> 
     for name, top1, took in lines:
         print(f"{name:38}  {100 * top1:8.2f} %  {took:6.1f} s")
     per_key = asked["seconds"] / asked["keys"]
-    wanted = [run["train"]["epochs"] * cache.info["rows"] for run in students.values() if run["train"]["cache"]]
+    wanted = [run["options"]["epochs"] * cache.info["rows"] for run in students.values() if run["options"]["cache"]]
     rows = [
         ("in the teacher, once", f"{asked['seconds']:.1f} s for {asked['keys']:,} keys"),
         ("the cache", f"{size(cache.info['bytes'])}: {cache.info['views']} views, logits and layer3"),

@@ -67,6 +67,18 @@ class Bar:
 
 
 @contextmanager
+def advising(what: str) -> Iterator[None]:
+    """Says ``what`` a user can do next when Ctrl-C or SIGTERM ends what is inside, however quiet."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        print(f"stopped: {what}", file=sys.stderr, flush=True)
+        raise
+
+
+@contextmanager
 def bar(title: str, total: int, unit: str) -> Iterator[Bar]:
     """``with bar("dump", keys, "keys") as progress: progress.advance(256)``."""
     shown = Bar(title, total, unit)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from softcache.config.record import TEACHER_FILE, write_config
+from softcache.config.record import TEACHER_FILE, Record
+from softcache.config.teach import TeachConfig
 from softcache.console import show_messages
 from softcache.models._folder import describe, save_network
 from softcache.models._open import open_network
@@ -47,7 +48,7 @@ def small_teacher() -> Callable[..., str]:
         path = Path(folder)
         path.mkdir(parents=True)
         save_network(network, path, TEACHER_FILE)
-        write_config(path, {"model": {**describe(network), "weights": TEACHER_FILE}})
+        Record("teach", TeachConfig(network.spec), {**describe(network), "weights": TEACHER_FILE}).save(path)
         return str(path)
 
     return make

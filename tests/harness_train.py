@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from softcache.cli._main import run
-from softcache.config.record import TEACHER_FILE, write_config
+from softcache.config.record import TEACHER_FILE, Record
+from softcache.config.teach import TeachConfig
 from softcache.console import show_messages
 from softcache.models._folder import describe, save_network
 from softcache.models._open import open_network
@@ -87,7 +88,7 @@ def make_teacher(folder: Path, *, seed: int = 1, spec: str = TEACHER) -> Any:
 def write_teacher(network: Any, folder: Path) -> Any:
     folder.mkdir(parents=True)
     save_network(network, folder, TEACHER_FILE)
-    write_config(folder, {"model": {**describe(network), "weights": TEACHER_FILE}})
+    Record("teach", TeachConfig(network.spec), {**describe(network), "weights": TEACHER_FILE}).save(folder)
     return network
 
 

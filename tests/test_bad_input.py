@@ -156,7 +156,7 @@ def test_views_of_a_cache_are_as_they_were_recorded(
     assert "recorded views" in fails(*asked, "--views-per-image", "2", status=2)
     assert not (here / "run").exists()
     assert run([*asked, "--view-seed", "3"]) == 0
-    assert json.loads((here / "run" / "config.json").read_text())["train"]["view_seed"] == 3
+    assert json.loads((here / "run" / "config.json").read_text())["options"]["view_seed"] == 3
 
 
 def test_options_from_python_are_named_too() -> None:

@@ -48,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_ensemble_of_caches_is_a_cache_of_the_ensemble(
     combine: str, averaged: str, losses: tuple[str, ...], made: Path, tmp_path: Path
 ) -> None:
-    common = {**STEADY, "losses": losses, "combine": combine, "T": "4"}
+    common = {**STEADY, "loss": losses, "combine": combine, "T": "4"}
     fit(tmp_path / "apart", cache=(str(made / "a"), str(made / "b")), **common)
     fit(tmp_path / "one", cache=(str(made / averaged),), **{**common, "teacher_weight": (), "combine": "logits"})
     apart, one = weights(tmp_path / "apart"), weights(tmp_path / "one")
@@ -132,7 +132,7 @@ def test_the_mean_over_one_view_is_that_view_and_pixels_are_fresh(made: Path, tm
     fit(tmp_path / "mean", cache=cache, views=1, epochs=1, targets="mean")
     assert same(weights(tmp_path / "matched"), weights(tmp_path / "mean"))
     recorded = config(tmp_path / "mean")
-    assert recorded["train"]["targets"] == "mean"
+    assert recorded["options"]["targets"] == "mean"
     assert recorded["view_numbers"] == [0]
     # In the second epoch matched views come again, and mean targets get pixels that no one has seen.
     fit(tmp_path / "matched_2", cache=cache, views=1, epochs=2)

@@ -27,7 +27,7 @@ NEEDING = ("dkd:weight=1", "nkd", "wsld")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("labels")
     make_teacher(folder / "teacher")
-    make_cache(folder / "plain", folder / "teacher", hints=("fc:in",))
+    make_cache(folder / "plain", folder / "teacher", hint=("fc:in",))
     for recipe in MIXED:
         make_cache(folder / recipe.partition(":")[0], folder / "teacher", augment=recipe, dtype="float64")
     return folder
@@ -36,11 +36,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "options",
     [
-        {"losses": NEEDING},
-        {"hints": ("crd:teacher=fc:in,student=fc:in,negatives=64",)},
+        {"loss": NEEDING},
+        {"hint": ("crd:teacher=fc:in,student=fc:in,negatives=64",)},
         {"alpha": "0"},
-        {"caches": "cutmix", "losses": NEEDING},
-        {"val_fraction": 0.2, "losses": NEEDING},
+        {"caches": "cutmix", "loss": NEEDING},
+        {"val_fraction": 0.2, "loss": NEEDING},
     ],
     ids=["losses", "crd", "labels alone", "mixed", "held out"],
 )
@@ -73,14 +73,14 @@ def test_labels_outside_the_budget_change_nothing(
 
     true = run("true", "")
     assert same(true, run("hidden", "hidden"))
-    if "hints" not in options:  # crd contrasts classes, and these are the same under other names
+    if "hint" not in options:  # crd contrasts classes, and these are the same under other names
         assert not same(true, run("visible", "visible"))
 
 
 def test_the_budget_is_a_share_of_each_class(made: Path, tmp_path: Path) -> None:
     samples = open_viewed("digits", "train").samples
     fit(tmp_path / "run", alpha="0", label_fraction=0.1, size=SIZE, epochs=1)
-    assert config(tmp_path / "run")["train"]["label_fraction"] == 0.1
+    assert config(tmp_path / "run")["options"]["label_fraction"] == 0.1
     # As many steps as on all rows, drawn from the labelled ones.
     assert lines(tmp_path / "run")[0]["samples"] == len(samples)
 
@@ -114,7 +114,7 @@ def test_mixed_views_are_the_same_in_another_process(capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("recipe", MIXED)
 def test_mixed_views_from_a_cache_equal_those_of_a_live_teacher(recipe: str, made: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"losses": ("kl", "dkd:weight=1"), "label_smoothing": 0.1}
+    options: dict[str, Any] = {"loss": ("kl", "dkd:weight=1"), "label_smoothing": 0.1}
     fit(tmp_path / "cached", cache=(str(made / recipe.partition(":")[0]),), **options)
     live: dict[str, Any] = {"augment": recipe, "size": SIZE, "views": 2, "dtype": "float64"}
     fit(tmp_path / "live", online=True, teacher=str(made / "teacher"), **live, **options)
@@ -169,8 +169,8 @@ def test_knobs_change_over_the_epochs() -> None:
 
 
 def test_a_loss_has_its_own_temperature_unless_one_is_given(made: Path, tmp_path: Path) -> None:
-    fit(tmp_path / "own", cache=(str(made / "plain"),), losses=("kl", "wsld"), epochs=1)
-    fit(tmp_path / "given", cache=(str(made / "plain"),), losses=("kl", "wsld:T=3"), T="6:2:cosine", epochs=1)
+    fit(tmp_path / "own", cache=(str(made / "plain"),), loss=("kl", "wsld"), epochs=1)
+    fit(tmp_path / "given", cache=(str(made / "plain"),), loss=("kl", "wsld:T=3"), T="6:2:cosine", epochs=1)
     assert [entry["T"] for entry in config(tmp_path / "own")["losses"]] == ["4", "2"]
     assert [entry["T"] for entry in config(tmp_path / "given")["losses"]] == ["6:2:cosine", "3"]
 

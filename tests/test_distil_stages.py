@@ -40,7 +40,7 @@ HINT = ("fitnet:teacher=layer1,student=layer1",)
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stages")
     make_teacher(folder / "teacher")
-    make_cache(folder / "cache", folder / "teacher", hints=HINTS)
+    make_cache(folder / "cache", folder / "teacher", hint=HINTS)
     return folder
 
 
@@ -64,7 +64,7 @@ def test_stage_1_lowers_the_hint_error_and_touches_nothing_above_the_guided_laye
     monkeypatch.setattr(
         loop, "save_checkpoint", lambda folder, state: (states.append(_copied(state)), save(folder, state))
     )
-    fit(tmp_path / "run", **cached(made, hints=HINT, hint_epochs=3, epochs=2))
+    fit(tmp_path / "run", **cached(made, hint=HINT, hint_epochs=3, epochs=2))
     before, after = fresh(), states[2]["student"]
     for name, value in before.items():
         moved = not torch.equal(value, after[f"model.{name}"])
@@ -89,14 +89,14 @@ def test_stage_1_lowers_the_hint_error_and_touches_nothing_above_the_guided_laye
 
 
 def test_stage_2_starts_from_the_weights_of_stage_1(made: Path, tmp_path: Path) -> None:
-    fit(tmp_path / "run", **cached(made, hints=HINT, hint_epochs=2, epochs=1, lr=1e-12, weight_decay=0.0))
+    fit(tmp_path / "run", **cached(made, hint=HINT, hint_epochs=2, epochs=1, lr=1e-12, weight_decay=0.0))
     ended = weights(tmp_path / "run")
     assert all(
         torch.allclose(ended[name], value)
         for name, value in fresh().items()
         if "running" not in name and "num_" not in name
     )
-    fit(tmp_path / "long", **cached(made, hints=HINT, hint_epochs=2, epochs=1))
+    fit(tmp_path / "long", **cached(made, hint=HINT, hint_epochs=2, epochs=1))
     regressors = weights(tmp_path / "long", "regressors.safetensors")
     assert set(regressors) == {
         f"parts.0.parts.0.regressor.{name}"
@@ -264,17 +264,17 @@ def test_a_teacher_that_is_not_the_caches_is_refused_for_its_classifier(made: Pa
     make_teacher(tmp_path / "other", seed=9)
     hint = ("simkd:teacher=layer2,student=layer2",)
     with pytest.raises(ModelError, match="was made with"):
-        fit(tmp_path / "run", **cached(made, hints=hint, teacher=str(tmp_path / "other")))
+        fit(tmp_path / "run", **cached(made, hint=hint, teacher=str(tmp_path / "other")))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_a_teacher_of_the_next_generation(made: Path, tmp_path: Path) -> None:
     fit(
         tmp_path / "first",
-        **cached(made, hints=("simkd:teacher=layer2,student=layer2",), teacher=str(made / "teacher")),
+        **cached(made, hint=("simkd:teacher=layer2,student=layer2",), teacher=str(made / "teacher")),
     )
-    again = make_cache(tmp_path / "again", tmp_path / "first", views=1, hints=("projector", "classifier:in"))
-    done = fit(tmp_path / "second", cache=(str(again),), hints=("at:teacher=projector,student=layer2",))
+    again = make_cache(tmp_path / "again", tmp_path / "first", views=1, hint=("projector", "classifier:in"))
+    done = fit(tmp_path / "second", cache=(str(again),), hint=("at:teacher=projector,student=layer2",))
     assert done.test is not None
 
 
@@ -304,7 +304,7 @@ def test_gradients_are_bounded_over_student_and_regressors(
         return step(self, *arguments)
 
     monkeypatch.setattr(torch.optim.SGD, "step", watched)
-    fit(tmp_path / "run", **cached(made, hints=HINT, optimizer="sgd", lr=1e-3, clip_grad=0.01, epochs=1))
+    fit(tmp_path / "run", **cached(made, hint=HINT, optimizer="sgd", lr=1e-3, clip_grad=0.01, epochs=1))
     assert norms
     assert max(norms) == pytest.approx(0.01, rel=1e-3)
 

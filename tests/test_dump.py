@@ -25,7 +25,7 @@ from softcache.cache.reader import Cache
 from softcache.cache.schema import Manifest
 from softcache.cache.writer import BlockWriter
 from softcache.config.dump import DumpConfig
-from softcache.config.record import read_config
+from softcache.config.record import read_record
 from softcache.dumping.identity import portable
 from softcache.errors import CacheError, ModelError, PixelsError, UsageError
 from softcache.stages.layers import layers
@@ -256,7 +256,7 @@ def test_a_new_hint_leaves_the_logits_alone(setting, tmp_path):
     folder = tmp_path / "cache"
     dump(**fresh(setting, out=folder))
     before = times(folder)
-    done = dump(**options(setting, out=folder, hints=(HINTS[0],)))
+    done = dump(**options(setting, out=folder, hint=(HINTS[0],)))
     assert done.keys == 600
     after = times(folder)
     assert {name: after[name] for name in before} == before
@@ -265,15 +265,15 @@ def test_a_new_hint_leaves_the_logits_alone(setting, tmp_path):
     for view in range(2):
         logits, hint = (cache.column(c).gather(view, np.arange(300)) for c in ("logits", f"hint.{HINTS[0]}"))
         assert np.array_equal(logits["digest"], hint["digest"])
-    both = dump(**fresh(setting, out=tmp_path / "both", hints=(HINTS[0],)))
+    both = dump(**fresh(setting, out=tmp_path / "both", hint=(HINTS[0],)))
     assert shards(folder) == shards(both.folder)
     with pytest.raises(CacheError, match=r"hint body\.2 is there as float16, asked for as float32: match --hint-dtype"):
-        dump(**options(setting, out=folder, hints=(HINTS[0],), hint_dtype="float32"))
+        dump(**options(setting, out=folder, hint=(HINTS[0],), hint_dtype="float32"))
 
 
 def test_only_what_is_missing_is_computed(setting, tmp_path, monkeypatch):
     folder = tmp_path / "cache"
-    dump(**fresh(setting, out=folder, hints=HINTS))
+    dump(**fresh(setting, out=folder, hint=HINTS))
     expected = shards(folder)
     log = tmp_path / "forwards"
     monkeypatch.setenv("FORWARDS", str(log))
@@ -286,7 +286,7 @@ def test_only_what_is_missing_is_computed(setting, tmp_path, monkeypatch):
     assert log.stat().st_size == SHARD_ROWS // BATCH + -(-(300 - 4 * SHARD_ROWS) // BATCH) + 1  # one is compared
 
 
-@pytest.mark.parametrize("more", [{"hints": (HINTS[0],)}, {"views": 3}], ids=["hint", "views"])
+@pytest.mark.parametrize("more", [{"hint": (HINTS[0],)}, {"views": 3}], ids=["hint", "views"])
 def test_a_teacher_that_says_something_else_is_not_mixed_in(setting, tmp_path, more):
     folder = tmp_path / "cache"
     dump(**fresh(setting, out=folder))
@@ -302,7 +302,7 @@ def test_last_bits_may_differ_and_are_reported(setting, tmp_path, capsys):
     folder = tmp_path / "cache"
     dump(**fresh(setting, out=folder, codec="fp32"))
     edit_teacher(setting, "self.head(self.body(x))", "self.head(self.body(x)) * (1 + 2**-20)")
-    dump(**options(setting, out=folder, hints=(HINTS[0],)))
+    dump(**options(setting, out=folder, hint=(HINTS[0],)))
     assert capsys.readouterr().err.count("differ from the recorded ones in their last bits") == 1
 
 
@@ -316,7 +316,7 @@ def test_open_files_do_not_grow_with_the_shards_that_are_compared(setting, tmp_p
         opened.append(len(os.listdir("/proc/self/fd")))
 
     monkeypatch.setattr(BlockWriter, "write", counted)
-    dump(**options(setting, out=folder, hints=HINTS))
+    dump(**options(setting, out=folder, hint=HINTS))
     blocks = 2 * -(-300 // SHARD_ROWS)
     assert len(opened) > blocks
     assert max(opened) < opened[0] + blocks
@@ -338,10 +338,10 @@ def test_a_hint_whose_pixels_are_others_is_refused(setting, tmp_path, monkeypatc
 
     monkeypatch.setattr(views, "_views", changed)
     with pytest.raises(PixelsError, match="row 139 in view 0 has other pixels than logits was computed from"):
-        dump(**options(setting, out=folder, hints=(HINTS[0],)))
+        dump(**options(setting, out=folder, hint=(HINTS[0],)))
     monkeypatch.setattr(views, "_views", lambda *a: [images ^ 1 for images in original(*a)])
     with pytest.raises(PixelsError, match="row 0 in view 0 has other pixels than the teacher saw"):
-        dump(**options(setting, out=folder, hints=(HINTS[0],)))
+        dump(**options(setting, out=folder, hint=(HINTS[0],)))
     assert {name: times(folder)[name] for name in before} == before
 
 
@@ -353,7 +353,7 @@ def test_what_is_known_of_a_cache_stays_right_when_it_grows(setting, tmp_path):
     logits = Cache(folder).column("logits").gather(0, np.arange(300))["logits/values"]
     assert first.teacher_top1 == pytest.approx(float((logits.argmax(1) == labels).mean()))
     assert first.codec_error["keys"] == 300
-    dump(**options(setting, out=folder, views=3, hints=(HINTS[1],)))
+    dump(**options(setting, out=folder, views=3, hint=(HINTS[1],)))
     grown = Cache(folder).manifest.state
     assert grown.teacher_top1 == first.teacher_top1
     assert grown.codec_error["keys"] == 900
@@ -391,7 +391,7 @@ def test_no_file_of_a_cache_reaches_the_hdf5_library(setting, tmp_path, monkeypa
     before = (folder / "cache.h5").stat().st_mtime_ns
     assert dump(**options(setting, out=folder)).keys == 0
     assert (folder / "cache.h5").stat().st_mtime_ns == before
-    assert dump(**options(setting, out=folder, hints=(HINTS[0],))).keys == 600
+    assert dump(**options(setting, out=folder, hint=(HINTS[0],))).keys == 600
     (folder / "cache.json").unlink()
     assert dump(**fresh(setting, out=folder)).keys == 0
 
@@ -435,7 +435,7 @@ def test_a_dry_run_writes_nothing(setting, tmp_path, there):
         dump(**fresh(setting, out=folder))
         (setting.root / "weights.pt.fingerprint").unlink()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    found = dump(**fresh(setting, out=folder, views=5, hints=(HINTS[0],)), dry_run=True).estimate
+    found = dump(**fresh(setting, out=folder, views=5, hint=(HINTS[0],)), dry_run=True).estimate
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     assert found is not None
     assert (found.keys, found.missing) == (1500, 1500)
@@ -452,7 +452,7 @@ def test_options_that_can_not_be(setting, tmp_path):
         ({"hint_dtype": "int8"}, "--hint-dtype 'int8' is unknown"),
         ({"fingerprint": "slow"}, "--fingerprint 'slow' is unknown"),
         ({"part": (5, 4)}, "--part 5/4: the first number must be 1 … 4"),
-        ({"compile": True, "hints": ("body.2",)}, "--compile can't be used with --hint"),
+        ({"compile": True, "hint": ("body.2",)}, "--compile can't be used with --hint"),
     ):
         with pytest.raises(UsageError, match=message):
             dump(**fresh(setting, out=tmp_path / "cache", **wrong))
@@ -466,7 +466,7 @@ def test_a_teachers_own_data_is_the_default(here: Path, colour_arrays: str) -> N
     assert (made.info["dataset"], made.info["rows"], made.info["size"]) == ("arrays:colours", 150, 9)
     assert dump(taught.folder.name, views=1).folder == made.folder
     live = train("cifar:resnet8", online=True, teacher=str(taught.folder), views=1, epochs=1)
-    assert read_config(live.folder)["train"]["dataset"] == colour_arrays
+    assert read_record(live.folder).options.dataset == colour_arrays
     assert evaluate(str(taught.folder))["samples"] == 40
     assert layers(taught.folder.name)[0]["shape"] == layers("cifar:resnet8", dataset=colour_arrays)[0]["shape"]
     with pytest.raises(ModelError, match="5 classes"):

@@ -28,7 +28,7 @@ VECTORS = ("cc", "rkd", "pkt")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("losses")
     make_teacher(folder / "teacher")
-    make_cache(folder / "cache", folder / "teacher", hints=HINTS)
+    make_cache(folder / "cache", folder / "teacher", hint=HINTS)
     return folder
 
 
@@ -83,8 +83,8 @@ def test_a_hint_loss_trains_and_is_saved_apart(name: str, made: Path, tmp_path: 
 
 def test_what_a_hint_loss_trains_moves(made: Path, tmp_path: Path) -> None:
     specs = ("fitnet:teacher=layer2,student=layer1", "vid:teacher=layer1,student=layer1")
-    fit(tmp_path / "one", cache=(str(made / "cache"),), hints=specs, epochs=1)
-    fit(tmp_path / "two", cache=(str(made / "cache"),), hints=specs, epochs=2)
+    fit(tmp_path / "one", cache=(str(made / "cache"),), hint=specs, epochs=1)
+    fit(tmp_path / "two", cache=(str(made / "cache"),), hint=specs, epochs=2)
     one, two = (weights(tmp_path / run, "regressors.safetensors") for run in ("one", "two"))
     scale = "parts.1.parts.0.scale"  # vid's variances, which are forgotten in more than one collection
     assert scale in one
@@ -102,7 +102,7 @@ def test_simkd_answers_through_the_teachers_classifier_when_opened_again(made: P
         cache=(str(made / "cache"),),
         alpha="0",
         beta="0",
-        hints=("simkd:teacher=layer2,student=layer2",),
+        hint=("simkd:teacher=layer2,student=layer2",),
         teacher=str(made / "teacher"),
     )
     saved, classifier = weights(tmp_path / "run"), weights(made / "teacher", "teacher.safetensors")
@@ -124,7 +124,7 @@ def test_simkd_answers_through_the_teachers_classifier_when_opened_again(made: P
 
 
 def test_hints_of_a_live_teacher_are_those_of_its_cache(made: Path, tmp_path: Path) -> None:
-    common = {"hints": ("fitnet:teacher=layer1,student=layer1", "rkd:teacher=fc:in,student=fc:in"), "epochs": 1}
+    common = {"hint": ("fitnet:teacher=layer1,student=layer1", "rkd:teacher=fc:in,student=fc:in"), "epochs": 1}
     fit(tmp_path / "cached", cache=(str(made / "cache"),), **common)
     fit(tmp_path / "live", online=True, teacher=str(made / "teacher"), views=2, size=8, **common)
     cached, live = lines(tmp_path / "cached")[0], lines(tmp_path / "live")[0]
@@ -136,7 +136,7 @@ def test_hints_may_come_from_another_cache(made: Path, tmp_path: Path) -> None:
     make_teacher(tmp_path / "other", seed=5)
     plain = make_cache(tmp_path / "plain", tmp_path / "other")
     hint = ("at:teacher=layer1,student=layer1",)
-    fit(tmp_path / "run", cache=(str(plain),), hint_cache=(str(made / "cache"),), hints=hint, epochs=1)
+    fit(tmp_path / "run", cache=(str(plain),), hint_cache=(str(made / "cache"),), hint=hint, epochs=1)
     found = [Path(entry["path"]).name for entry in config(tmp_path / "run")["caches"]]
     assert found == ["plain", "cache"]
     fit(tmp_path / "logits", cache=(str(plain),), epochs=1, alpha="0.9")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from harness_train import HINTS, fit, lines, make_cache, make_teacher, same, weights
 
-from softcache.config.record import read_config, write_config
+from softcache.config.record import read_record
 from softcache.errors import CacheError
 from softcache.stages.train import train
 from softcache.training import loop
@@ -18,19 +19,19 @@ TIMES = ("epoch_s", "data_s", "eval_s", "teacher_s")
 ASKED: dict[str, dict[str, Any]] = {
     "plain": {"T": "8:2:linear", "alpha": "1:0.5:cosine", "clip_grad": 0.5, "accumulate": 2, "label_smoothing": 0.1},
     "hints": {
-        "hints": (
+        "hint": (
             "fitnet:teacher=layer2,student=layer1",
             "crd:teacher=fc:in,student=fc:in,negatives=32",
             "vid:teacher=layer1,student=layer1",
         )
     },
-    "stages": {"hint_epochs": 2, "hints": ("fitnet:teacher=layer1,student=layer1",), "losses": ("dkd", "mse:weight=2")},
-    "ensemble": {"caches": ("a", "b"), "combine": "probs", "teacher_weight": (0.7, 0.3), "losses": ("kl", "dist")},
+    "stages": {"hint_epochs": 2, "hint": ("fitnet:teacher=layer1,student=layer1",), "loss": ("dkd", "mse:weight=2")},
+    "ensemble": {"caches": ("a", "b"), "combine": "probs", "teacher_weight": (0.7, 0.3), "loss": ("kl", "dist")},
     "mean": {"targets": "mean"},
     "held": {"val_fraction": 0.2, "label_fraction": 0.3},
     "mixed": {"caches": ("mixed",), "val_fraction": 0.1},
     "start": {"init_map": ("fc=fc",), "freeze": ("layer1.0.*",), "optimizer": "sgd", "lr": 0.05},
-    "simkd": {"hints": ("simkd:teacher=layer2,student=layer2",), "alpha": "0", "beta": "0"},
+    "simkd": {"hint": ("simkd:teacher=layer2,student=layer2",), "alpha": "0", "beta": "0"},
 }
 
 
@@ -39,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
     make_teacher(folder / "teacher")
     make_teacher(folder / "teacher_b", seed=2)
-    make_cache(folder / "a", folder / "teacher", hints=HINTS)
+    make_cache(folder / "a", folder / "teacher", hint=HINTS)
     make_cache(folder / "b", folder / "teacher_b")
     make_cache(folder / "mixed", folder / "teacher", augment="crop:pad=1+mixup:alpha=0.5")
     return folder
@@ -125,9 +126,9 @@ def test_a_finished_run_stays_as_it_is(made: Path, tmp_path: Path) -> None:
 
 def test_a_run_resumes_with_the_cache_that_it_began_with(made: Path, tmp_path: Path) -> None:
     fit(tmp_path / "run", cache=(str(made / "a"),))
-    config = read_config(tmp_path / "run")
-    config["train"]["cache"] = [str(made / "b")]
-    write_config(tmp_path / "run", config)
+    record = read_record(tmp_path / "run")
+    options = dataclasses.replace(record.options, cache=(str(made / "b"),))
+    dataclasses.replace(record, options=options).save(tmp_path / "run")
     with pytest.raises(CacheError, match=r"is not the cache that .* began with"):
         train(resume=tmp_path / "run")
 
@@ -142,8 +143,8 @@ def test_a_start_from_the_teacher_is_not_made_twice(
         interrupted(patched, 1, saved=True)
         with pytest.raises(Stopped):
             fit(tmp_path / "run", **options)
-    began = read_config(tmp_path / "run")["start"]
+    began = read_record(tmp_path / "run").start
     shutil.rmtree(gone)
     train(resume=tmp_path / "run")
-    assert read_config(tmp_path / "run")["start"] == began
+    assert read_record(tmp_path / "run").start == began
     assert began["copied"] == ["fc.bias"]

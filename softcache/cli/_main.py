@@ -73,10 +73,10 @@ def run(arguments: list[str] | None = None) -> int:
         print(f"softcache: {error}", file=sys.stderr)
         return error.exit_status
     except (KeyboardInterrupt, click.Abort):
-        print("softcache: interrupted; run the same command again to go on", file=sys.stderr)
+        print("softcache: interrupted", file=sys.stderr)
         return 130
     except Terminated:
-        print("softcache: terminated; run the same command again to go on", file=sys.stderr)
+        print("softcache: terminated", file=sys.stderr)
         return 143
     except BrokenPipeError:
         return 1

@@ -1,14 +1,39 @@
-"""Options that several commands share, each written once."""
+"""Options that several commands share, each written once; and how a command shows them in sections."""
 
 from __future__ import annotations
 
 import functools
+import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import click
 
+log = logging.getLogger(__name__)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class Sectioned(click.Command):
+    """A command whose help shows its options in sections, in the order in which they are declared."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            row = parameter.get_help_record(ctx)
+            if row is not None:
+                sections.setdefault(getattr(parameter, "section", "Other"), []).append(row)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+class SectionedOption(click.Option):
+    """An option that knows in which section of the help it stands."""
+
+    def __init__(self, *arguments: Any, section: str = "Other", **settings: Any):
+        super().__init__(*arguments, **settings)
+        self.section = section
 
 
 def together(*options: Decorator) -> Decorator:
@@ -20,77 +45,156 @@ def together(*options: Decorator) -> Decorator:
     return decorate
 
 
-def option(name: str, help: str, **settings: Any) -> Decorator:
-    """``--name`` whose default is the configuration's: the parameter is only passed on when it is given."""
-    return click.option(name, help=help, **settings)
+def section(title: str, *options: Decorator) -> Decorator:
+    """Options that stand under one heading of the help."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        before = len(getattr(function, "__click_params__", []))
+        function = together(*options)(function)
+        for parameter in function.__click_params__[before:]:  # type: ignore[attr-defined]
+            parameter.section = title
+        return function
+
+    return decorate
 
 
-def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Without those that weren't given, so that every default stands in one place, the configuration."""
-    return {key: value for key, value in options.items() if value is not None and value != ()}
+def option(*names: str, help: str, **settings: Any) -> Decorator:
+    """An option whose default is the configuration's: the parameter is only passed on when it is given."""
+    return click.option(*names, help=help, cls=SectionedOption, **settings)
+
+
+def flag(*names: str, help: str) -> Decorator:
+    """An option without a value."""
+    return option(*names, help=help, is_flag=True, default=None)
+
+
+def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command that has its help in sections and takes ``--config FILE``: options from a file, which those on the
+    command line replace."""
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        @functools.wraps(function)
+        def run(config: str | None, **options: Any) -> Any:
+            given = {key: value for key, value in options.items() if value is not None and value != ()}
+            return function(**({**_from_file(config, name, given), **given} if config is not None else given))
+
+        file = SectionedOption(
+            ["--config"],
+            type=click.Path(exists=True, dir_okay=False),
+            metavar="FILE",
+            help="Options from a JSON file, such as a run's config.json; those given here replace them.",
+        )
+        # click reads this list from its end, so that the file comes last.
+        run.__click_params__ = [file, *getattr(function, "__click_params__", [])]  # type: ignore[attr-defined]
+        return click.command(name, cls=Sectioned)(run)
+
+    return decorate
+
+
+def _from_file(path: str, command: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The options in a JSON file: an object of them, or the record of a run or a teacher, which has them as
+    ``options``."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            document = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise click.UsageError(f"--config {path} can't be read: {error}") from None
+    options = document.get("options", document) if isinstance(document, dict) else None
+    if not isinstance(options, dict):
+        raise click.UsageError(f"--config {path} is no JSON object of options")
+    if document.get("command", command) != command:
+        raise click.UsageError(f"--config {path} is of softcache {document['command']}, not of softcache {command}")
+    for name in sorted(options.keys() & given.keys()):
+        if options[name] != given[name]:
+            log.info(f"--{name.replace('_', '-')} {given[name]} replaces {options[name]} of {path}")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+
+
+def numbers(example: str, kind: type) -> Callable[..., Any]:
+    """A callback for a list such as ``150,180,210``."""
+
+    def parse(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[Any, ...] | None:
+        if value is None:
+            return None
+        try:
+            return tuple(kind(part) for part in value.split(","))
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is not a list such as {example}") from None
+
+    return parse
+
+
+def words(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """A callback for a list such as ``layer1=layer1,fc=fc``."""
+    return None if value is None else tuple(part.strip() for part in value.split(","))
 
 
 def data(owner: str = "") -> Decorator:
     """Which samples. ``owner``: who knows its own dataset and size, where nobody says."""
     known = f"{owner}'s own, else " if owner else ""
-    size = f"{known}32 for small sets, 224 for folders, ImageNet"
+    size = f"{known}32 for small sets, 224 for folders and ImageNet"
     return together(
         option(
             "--dataset",
-            f"digits, cifar10, …, folder:PATH, arrays:PATH, python:module:factory.  [default: {known}digits]",
+            help=f"digits, cifar10, …, folder:PATH, arrays:PATH, python:module:factory.  [default: {known}digits]",
         ),
-        option("--data-dir", "Where torchvision's datasets are, or go.  [default: $SOFTCACHE_DATA or datasets/]"),
-        option("--download", "Download the dataset if it is missing.", is_flag=True, default=None),
-        option("--size", f"Side of a view in pixels.  [default: {size}]", type=int),
+        option("--data-dir", help="Where torchvision's datasets are, or go.  [default: $SOFTCACHE_DATA or datasets/]"),
+        flag("--download", help="Download the dataset if it is missing."),
+        option("--size", help=f"Side of a view in pixels.  [default: {size}]", type=int),
     )
 
 
 augment = option(
     "--augment",
-    "View recipe: none, flip, crop:pad=4+flip, rrc+flip, randaugment, mixup:alpha=0.2, …  [default: by dataset: "
+    help="View recipe: none, flip, crop:pad=4+flip, rrc+flip, randaugment, mixup:alpha=0.2, …  [default: by dataset: "
     "crop for digits, crop+flip for CIFAR, rrc+flip for folders]",
 )
-
-evaluating = together(
-    option("--device", "auto, cpu, cuda, cuda:1, mps.  [default: auto]"),
-    option("--workers", "Processes that make pixels.  [default: one a core, none where indexing does]", type=int),
-    option("--amp", "Autocast: off, bf16, fp16.  [default: off]"),
+normalize = option(
+    "--normalize", help="imagenet, dataset, none, or MEANS/STDS.  [default: the weights', else the dataset's]"
 )
-
-compute = together(
-    evaluating,
-    option("--channels-last", "Use the channels_last memory format.", is_flag=True, default=None),
-    option("--compile", "Compile the network with torch.compile.", is_flag=True, default=None),
+device = option("--device", help="auto, cpu, cuda, cuda:1, mps.  [default: auto]")
+workers = option(
+    "--workers", help="Processes that make inputs.  [default: none where indexing does, else one a core]", type=int
 )
+amp = option("--amp", help="Autocast: off, bf16, fp16.  [default: off]")
+channels_last = flag("--channels-last", help="Use the channels_last memory format.")
+compiled = flag("--compile", help="Compile the network with torch.compile.")
+json_ = flag("--json", "json_", help="Print the result as JSON.")
 
 
 def fitting(epochs: int, batch_size: int) -> Decorator:
     """How a network is trained, with the defaults of the command."""
-    return together(
-        option("--epochs", f"Passes over the rows.  [default: {epochs}]", type=int),
-        option("--batch-size", f"Samples per step.  [default: {batch_size}]", type=int),
-        option("--optimizer", "sgd, adam, adamw.  [default: adamw]"),
-        option("--lr", "Peak learning rate.  [default: 0.002]", type=float),
-        option("--weight-decay", "Decay of the weights.  [default: 0.01]", type=float),
-        option("--momentum", "Of SGD (Nesterov).  [default: 0.9]", type=float),
-        option("--schedule", "cosine, step, constant.  [default: cosine]"),
-        option("--warmup", "Epochs of linear rise of the learning rate.  [default: 1]", type=float),
-        option("--milestones", "Epochs of the step schedule, 150,180,210.  [default: 5/8, 3/4, 7/8]", callback=_epochs),
-        option("--gamma", "Factor at each milestone.  [default: 0.1]", type=float),
-        option("--label-smoothing", "Of the hard labels.  [default: 0]", type=float),
-        option("--clip-grad", "Bound on the gradient's norm, 0 for none.  [default: 0]", type=float),
-        option("--accumulate", "Batches per optimizer step.  [default: 1]", type=int),
-        option("--seed", "Of weights, order and dropout.  [default: 0]", type=int),
-        option("--start-method", "How workers start: fork, spawn, forkserver.  [default: auto]"),
-        option("--profile", "Trace an epoch and say where its time went.", is_flag=True, default=None),
-        option("--resident", "Keep pixels and targets in memory: auto, device, host, off.  [default: auto]"),
+    return section(
+        "Optimization",
+        option("--epochs", help=f"Passes over the rows.  [default: {epochs}]", type=int),
+        option("--batch-size", help=f"Samples per step.  [default: {batch_size}]", type=int),
+        option("--optimizer", help="sgd, adam, adamw.  [default: adamw]"),
+        option("--lr", help="Peak learning rate.  [default: 0.002]", type=float),
+        option("--weight-decay", help="Weight decay.  [default: 0.01]", type=float),
+        option("--momentum", help="Momentum of SGD (Nesterov).  [default: 0.9]", type=float),
+        option("--schedule", help="Learning rate schedule: cosine, step, constant.  [default: cosine]"),
+        option("--warmup", help="Epochs of linear rise of the learning rate.  [default: 1]", type=float),
+        option(
+            "--milestones",
+            help="Epochs of the step schedule, 150,180,210.  [default: 5/8, 3/4, 7/8 of the training]",
+            callback=numbers("150,180,210", int),
+        ),
+        option("--gamma", help="Factor of the learning rate at each milestone.  [default: 0.1]", type=float),
+        option("--label-smoothing", help="Label smoothing for the hard-label loss.  [default: 0]", type=float),
+        option("--clip-grad", help="Largest norm of the gradient, 0 for no bound.  [default: 0]", type=float),
+        option("--accumulate", help="Batches per optimizer step.  [default: 1]", type=int),
+        option("--seed", help="Seed of the weights, the order of rows, and dropout.  [default: 0]", type=int),
     )
 
 
-def _epochs(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    try:
-        return tuple(int(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of epochs such as 150,180,210") from None
+running = section(
+    "Device and speed",
+    device,
+    amp,
+    channels_last,
+    compiled,
+    workers,
+    option("--start-method", help="How worker processes start: fork, spawn, forkserver.  [default: auto]"),
+    option("--resident", help="Keep inputs and targets in memory: auto, device, host, off.  [default: auto]"),
+    flag("--profile", help="Trace an epoch and show where its time goes."),
+)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from softcache.cli import _options
+from softcache.cli._options import flag, option, section
 from softcache.cli._print import as_json, percent, rows
 
 
@@ -29,34 +30,53 @@ def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
         raise click.BadParameter(f"{value!r} is neither auto nor a number of rows") from None
 
 
-@click.command("dump")
-@click.option("--teacher", default="resnet50", show_default=True, help="A model, a teacher's or a run's folder.")
-@_options.data("the teacher")
-@click.option("--split", help="train or test.  [default: train]")
-@click.option("--teacher-weights", help="A file of weights, or the name of torchvision's.")
-@click.option(
-    "--normalize", help="imagenet, dataset, none, or MEANS/STDS.  [default: the weights', else the dataset's]"
+@_options.command("dump")
+@section(
+    "Most used",
+    option("--teacher", help="A model, a teacher's or a run's folder.  [default: resnet50]"),
+    option("--views", type=int, help="Recorded views of every image.  [default: 4, or what the cache has]"),
+    option("--hint", multiple=True, metavar="LAYER", help="Keep a layer's activations too; repeatable."),
+    option("--out", type=click.Path(), help="The cache's folder.  [default: caches/TEACHER-DATASET-SPLIT]"),
+    flag("--dry-run", help="Estimate space and time, and stop."),
+    _options.json_,
 )
-@click.option("--teacher-size", type=int, help="Side of the teacher's input.  [default: the views', or its own]")
-@_options.augment
-@click.option("--views", type=int, help="Recorded views of every image.  [default: 4, or what the cache has]")
-@click.option("--view-seed", type=int, help="Seed of the views.  [default: 0, or the cache's]")
-@click.option("--hint", "hints", multiple=True, metavar="LAYER", help="Keep a layer's activations too; repeatable.")
-@click.option("--hint-dtype", type=click.Choice(["float16", "float32"]), help="[default: float16, or the cache's]")
-@click.option("--codec", help="How logits lie on disk: fp16, fp32.  [default: fp16, or the cache's]")
-@click.option("--batch-size", callback=_batch, metavar="N", help="Rows per forward pass.  [default: auto]")
-@click.option("--shard-rows", type=int, help="Rows per shard, a power of two.  [default: by device and size]")
-@click.option(
-    "--dtype", type=click.Choice(["float32", "float64"]), help="Of the teacher.  [default: float32, or the cache's]"
+@section(
+    "Data",
+    _options.data("the teacher"),
+    option("--split", help="train or test.  [default: train]"),
+    _options.augment,
+    option("--view-seed", type=int, help="Seed of the views.  [default: 0, or the cache's]"),
+    option(
+        "--fingerprint",
+        type=click.Choice(["quick", "full"]),
+        help="Fingerprint of files: quick, over names and sizes, or full, over contents.  [default: quick]",
+    ),
 )
-@click.option("--tf32", is_flag=True, default=None, help="Let a GPU use TF32.")
-@click.option("--part", callback=_part, metavar="K/N", help="Compute the K-th of N shares, beside other processes.")
-@click.option("--fingerprint", type=click.Choice(["quick", "full"]), help="Of files: names and sizes, or contents.")
-@_options.compute
-@click.option("--out", type=click.Path(), help="Folder.  [default: caches/TEACHER-DATASET-SPLIT]")
-@click.option("--dry-run", is_flag=True, help="Say how much space and time it takes, and stop.")
-@click.option("--json", "json_", is_flag=True, help="Print the result as JSON.")
-def command(teacher: str, out: str | None, dry_run: bool, json_: bool, **options: Any) -> None:
+@section(
+    "Teacher",
+    option("--teacher-weights", help="A file of weights, or the name of torchvision's."),
+    _options.normalize,
+    option("--teacher-size", type=int, help="Side of the teacher's input.  [default: the views', or its own]"),
+    option("--dtype", type=click.Choice(["float32", "float64"]), help="The teacher's dtype.  [default: float32]"),
+    flag("--tf32", help="Let a GPU use TF32."),
+)
+@section(
+    "Storage",
+    option("--codec", help="How logits are stored: fp16, fp32.  [default: fp16, or the cache's]"),
+    option("--hint-dtype", type=click.Choice(["float16", "float32"]), help="[default: float16, or the cache's]"),
+    option("--shard-rows", type=int, help="Rows per shard, a power of two.  [default: by device and size]"),
+)
+@section(
+    "Device and speed",
+    option("--batch-size", callback=_batch, metavar="N", help="Rows per forward pass.  [default: auto]"),
+    option("--part", callback=_part, metavar="K/N", help="Compute the K-th of N shares, beside other processes."),
+    _options.device,
+    _options.amp,
+    _options.channels_last,
+    _options.compiled,
+    _options.workers,
+)
+def command(dry_run: bool = False, json_: bool = False, **options: Any) -> None:
     """Run the teacher once per key and keep its logits, and hints if asked for.
 
     Run again it computes what is missing: after an interruption, for more --views, or for another --hint; what isn't
@@ -65,7 +85,7 @@ def command(teacher: str, out: str | None, dry_run: bool, json_: bool, **options
     """
     from softcache.stages.dump import dump
 
-    done = dump(teacher, out=out, dry_run=dry_run, **_options.given(options))
+    done = dump(dry_run=dry_run, **options)
     if dry_run:
         assert done.estimate is not None
         if json_:

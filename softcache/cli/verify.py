@@ -8,32 +8,39 @@ from typing import Any
 import click
 
 from softcache.cli import _options
+from softcache.cli._options import flag, option, section
 from softcache.cli._print import as_json, percent
 from softcache.console import duration, size
 
 SHOWN = 20
 
 
-@click.command("verify")
+@_options.command("verify")
 @click.argument("cache", required=False)
-@click.option("--repair", is_flag=True, help="Remove what is damaged; the same dump then computes just that again.")
-@click.option("--teacher", help="Also run this teacher on a sample of keys and compare its logits.")
-@click.option("--teacher-weights", help="Its weights, where they are not in its folder.")
-@click.option("--normalize", help="What its pixels are normalized with, as in dump.")
-@click.option("--sample", type=int, help="Keys that the teacher is run on.  [default: 256]")
-@click.option("--seed", type=int, help="Which keys.  [default: 0]")
-@click.option("--dataset", help="Where the data are, if the cache was made from a path or code of your own.")
-@click.option("--data-dir", help="Where torchvision's datasets are.  [default: $SOFTCACHE_DATA or datasets/]")
-@click.option("--augment", help="The view recipe, if it is code of your own.")
-@click.option("--device", help="Of the teacher: auto, cpu, cuda, mps.  [default: auto]")
-@click.option("--threads", type=click.IntRange(1), help="Files read at once.  [default: one a core, at most 8]")
-@click.option("--json", "json_", is_flag=True, help="Print the result as JSON.")
-def command(cache: str | None, repair: bool, json_: bool, **options: Any) -> int:
+@section(
+    "Options",
+    flag("--repair", help="Remove what is damaged; the same dump then computes just that again."),
+    option("--threads", type=click.IntRange(1), help="Files read at once.  [default: one a core, at most 8]"),
+    _options.json_,
+)
+@section(
+    "Running the teacher again",
+    option("--teacher", help="Also run this teacher on a sample of keys and compare its logits."),
+    option("--teacher-weights", help="Its weights, where they are not in its folder."),
+    _options.normalize,
+    option("--sample", type=int, help="Keys that the teacher is run on.  [default: 256]"),
+    option("--seed", type=int, help="Seed of the sample.  [default: 0]"),
+    option("--dataset", help="Where the data are, if the cache was made from a path or code of your own."),
+    option("--data-dir", help="Where torchvision's datasets are.  [default: $SOFTCACHE_DATA or datasets/]"),
+    option("--augment", help="The view recipe, if it is code of your own."),
+    _options.device,
+)
+def command(cache: str | None = None, repair: bool = False, json_: bool = False, **options: Any) -> int:
     """Check every byte of a cache; exit status 0 if all is there and sound, 1 if not."""
     from softcache.cache.schema import MANIFEST
     from softcache.stages.verify import SET_ASIDE, verify
 
-    found = verify(cache, repair=repair, **_options.given(options))
+    found = verify(cache, repair=repair, **options)
     if json_:
         as_json(found.to_json())
         return 0 if found.ok else 1

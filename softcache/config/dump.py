@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from softcache.cache.reader import Cache
 from softcache.cache.schema import Numerics
 from softcache.config.given import recorded_recipe
+from softcache.config.options import Options
 from softcache.device import DTYPES
 from softcache.errors import UsageError, nearest
 
@@ -25,17 +26,18 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class DumpConfig:
+@dataclass(frozen=True, kw_only=True)
+class DumpConfig(Options):
     """What ``dump`` was asked for. ``None``: as the cache has it, or a default where there is no cache yet.
 
     ``batch_size`` and the numerics are part of what the numbers are (another batch gives other last bits), so they
     are recorded, and a resumed dump takes the recorded ones. ``teacher_size``: the side of the teacher's input, where
     it isn't that of the views. ``dataset``: by default the one that the teacher was trained on, if its folder says so.
-    ``part``: (k, n) does the k-th of n shares of the work.
+    ``part``: (k, n) does the k-th of n shares of the work. ``out``: the folder, by default
+    ``caches/TEACHER-DATASET-SPLIT``; ``dry_run``: only estimate space and time.
     """
 
-    teacher: str = "resnet50"
+    teacher: str = field(default="resnet50", kw_only=False)
     dataset: str | None = None
     split: str = "train"
     data_dir: str | None = None
@@ -47,7 +49,7 @@ class DumpConfig:
     views: int | None = None
     view_seed: int | None = None
     size: int | None = None
-    hints: tuple[str, ...] = ()
+    hint: tuple[str, ...] = ()
     hint_dtype: str | None = None
     codec: str | None = None
     batch_size: int | None = None
@@ -61,8 +63,11 @@ class DumpConfig:
     workers: int = -1
     part: tuple[int, int] | None = None
     fingerprint: str | None = None
+    out: str | None = None
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.views is not None and self.views < 1:
             raise UsageError(f"--views must be at least 1, is {self.views}")
         if self.batch_size is not None and self.batch_size < 1:
@@ -103,7 +108,7 @@ class DumpConfig:
         recorded = dict(DEFAULTS) if cache is None else _recorded(cache, self.augment)
         chosen = {key: value for key, value in recorded.items() if getattr(self, key) is None}
         settled = dataclasses.replace(self, **chosen)
-        if settled.compile and (settled.hints or (cache and cache.manifest.state.hints)):
+        if settled.compile and (settled.hint or (cache and cache.manifest.state.hints)):
             raise UsageError(
                 "--compile can't be used with --hint: layers of a compiled network can't be listened to, and "
                 "uncompiled its last bits would be others; leave one of the two out"

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
+from softcache.config.options import Options
 from softcache.errors import UsageError, nearest
 from softcache.stream.workers import START_METHODS
 from softcache.training.optimization import OPTIMIZERS, SCHEDULES, Optimization
 
-Config = TypeVar("Config")
 
-
-def configure(kind: type[Config], options: dict[str, Any]) -> Config:
-    """The configuration, a dataclass, with these of its fields.
-
-    Errors: ``UsageError`` with the nearest names for an option that it doesn't have.
-    """
-    known = [own.name for own in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    for name in options:
-        if name not in known:
-            raise UsageError(f"{kind.__name__} has no option {name!r}{nearest(name, known)}")
-    return kind(**options)
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """Plain values that go into a run's ``config.json`` as they are.
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(Options):
+    """How a network is trained.
 
     ``epochs`` passes over the rows; ``lr`` the peak learning rate; ``warmup`` epochs of linear rise to it;
     ``milestones`` the epochs at which the step schedule multiplies it by ``gamma``; ``clip_grad`` a bound on the
@@ -58,6 +44,7 @@ class FitConfig:
     profile: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive = ("epochs", "batch_size", "lr", "accumulate")
         for name in positive:
             if not getattr(self, name) > 0:  # nan is neither above nor below
@@ -81,6 +68,3 @@ class FitConfig:
     def optimization(self) -> Optimization:
         """The options that say how parameters are updated."""
         return Optimization(**{own.name: getattr(self, own.name) for own in dataclasses.fields(Optimization)})
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)

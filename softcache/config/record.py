@@ -1,37 +1,137 @@
-"""What the folder of a run or of a teacher says of itself: ``config.json``."""
+"""What the folder of a run or of a teacher says of itself: ``config.json``, as a typed, versioned record."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import torch
+
+import softcache
 from softcache.atomic import replace_file
-from softcache.errors import SoftcacheError
+from softcache.config.options import Options, refuse_unknown
+from softcache.config.teach import TeachConfig
+from softcache.config.train import TrainConfig
+from softcache.errors import SoftcacheError, UsageError
 
 CONFIG = "config.json"
 TEACHER_FILE, STUDENT_FILE = "teacher.safetensors", "student.safetensors"
+VERSION = 1
+KINDS: dict[str, type[Options]] = {"teach": TeachConfig, "train": TrainConfig}
+# Where a folder lies and that it is gone on with are no part of what it is.
+_UNRECORDED = ("out", "resume")
+_PATHS = {
+    "cache",
+    "data_dir",
+    "dataset",
+    "hint_cache",
+    "model",
+    "student",
+    "teacher",
+    "teacher_weights",
+    "weights",
+}
+Config = TypeVar("Config", bound=Options)
 
 
-def write_config(folder: Path, config: dict[str, Any]) -> None:
-    replace_file(folder / CONFIG, (json.dumps(config, indent=1, ensure_ascii=False) + "\n").encode())
+@dataclass(frozen=True)
+class Record(Generic[Config]):
+    """``command``: ``teach`` or ``train``. ``options``: those of the command, with absolute paths. ``model``: what is
+    needed to build the network again. ``start``: where its first parameters came from. ``losses``, ``hints``: terms of
+    the loss with their weights and temperatures, spelled out. ``caches``: path and cache id of each. ``view_numbers``:
+    the recorded views that it is trained on. ``result``: what it came to, once it is finished."""
+
+    command: str
+    options: Config
+    model: dict[str, Any]
+    start: dict[str, Any] = field(default_factory=dict)
+    losses: list[dict[str, Any]] = field(default_factory=list)
+    hints: list[dict[str, Any]] = field(default_factory=list)
+    caches: list[dict[str, str]] = field(default_factory=list)
+    view_numbers: list[int] | None = None
+    held_out_rows: int = 0
+    versions: dict[str, str] = field(
+        default_factory=lambda: {"softcache": softcache.__version__, "torch": str(torch.__version__)}
+    )
+    result: dict[str, Any] | None = None
+
+    def save(self, folder: Path) -> None:
+        """Writes ``config.json`` at once or not at all."""
+        values = {own.name: getattr(self, own.name) for own in dataclasses.fields(self)}
+        options = {name: value for name, value in self.options.to_json().items() if name not in _UNRECORDED}
+        document = {"version": VERSION, **values, "options": options}
+        replace_file(folder / CONFIG, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Errors: ``SoftcacheError`` where there is none or it isn't one."""
+def read_record(folder: Path) -> Record[Any]:
+    """Errors: ``SoftcacheError`` where there is none, for one of another version, and for anything in it that isn't
+    known."""
+    path = folder / CONFIG
+    document = _read_json(path, f"{folder} has no {CONFIG}: it is neither a run nor a teacher")
+    if not isinstance(document, dict) or "version" not in document:
+        raise SoftcacheError(f"{path} is not the record of a run or a teacher")
+    if document["version"] != VERSION:
+        raise SoftcacheError(f"{path} is a record of version {document['version']}, this softcache knows {VERSION}")
+    known = {own.name: own for own in dataclasses.fields(Record)}
+    values = {name: value for name, value in document.items() if name != "version"}
+    for name in values:
+        if name not in known:
+            raise SoftcacheError(f"{path} has {name!r}, which this softcache doesn't know: it was made by another one")
+    if values.get("command") not in KINDS or not all(isinstance(values.get(n), dict) for n in ("options", "model")):
+        raise SoftcacheError(f"{path} is not the record of a run or a teacher")
+    for name, kind in (("losses", list), ("hints", list), ("caches", list), ("start", dict), ("versions", dict)):
+        if not isinstance(values.get(name, kind()), kind):
+            raise SoftcacheError(f"{path}: {name} is not a {kind.__name__}")
+    return Record(**{**values, "options": options_from(values["options"], values["command"], path)})
+
+
+def options_from(options: dict[str, Any], command: str, path: Path) -> Any:
+    """Options of a command as JSON has them. Errors: ``SoftcacheError`` that names the file."""
+    cls = KINDS[command]
     try:
-        config = json.loads((folder / CONFIG).read_bytes())
+        refuse_unknown(cls, options)
+        return cls.of(**{name: tuple(v) if isinstance(v, list) else v for name, v in options.items()})
+    except UsageError as error:
+        raise SoftcacheError(f"{path}: {error}") from None
+
+
+def absolute(spec: str) -> str:
+    """A spec whose path is absolute, so that it means the same in another working folder: ``folder:pets``,
+    ``net.py:make``, ``weights.pt``. Names stay as they are."""
+    source, colon, rest = spec.partition(":")
+    if colon and source in ("folder", "arrays"):
+        return f"{source}:{os.path.abspath(os.path.expanduser(rest))}"
+    file = re.fullmatch(r"(python:)?(.*\.py):([^:/]+)", spec)
+    if file:
+        return f"{file[1] or ''}{os.path.abspath(os.path.expanduser(file[2]))}:{file[3]}"
+    path = os.path.expanduser(spec)
+    return os.path.abspath(path) if os.path.exists(path) else spec
+
+
+def absolute_paths(options: Config) -> Config:
+    """Options whose paths are absolute, so that they can be followed from anywhere."""
+    values = {own.name: getattr(options, own.name) for own in dataclasses.fields(options)}
+    for name in _PATHS & values.keys():
+        value = values[name]
+        values[name] = tuple(map(absolute, value)) if isinstance(value, tuple) else value and absolute(value)
+    return dataclasses.replace(options, **{name: values[name] for name in _PATHS & values.keys()})
+
+
+def recorded_options(folder: Path) -> Any:
+    """The options that the run or teacher in ``folder`` was trained with, its dataset and size among them; None where
+    it has no record."""
+    return read_record(folder).options if (folder / CONFIG).exists() else None
+
+
+def _read_json(path: Path, absent: str) -> Any:
+    try:
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise SoftcacheError(f"{folder} has no {CONFIG}: it is neither a run nor a teacher") from None
-    except (OSError, ValueError) as error:
-        raise SoftcacheError(f"{folder / CONFIG} can't be read: {error}") from None
-    if not isinstance(config, dict):
-        raise SoftcacheError(f"{folder / CONFIG} is not a configuration")
-    return config
-
-
-def recorded_options(folder: Path) -> dict[str, Any]:
-    """What the run or teacher in ``folder`` was trained with, its dataset and size among it."""
-    config = read_config(folder)
-    recorded = config.get("train") or config.get("teach")
-    return recorded if isinstance(recorded, dict) else {}
+        raise SoftcacheError(absent) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise SoftcacheError(f"{path} can't be read: {error}") from None

@@ -34,8 +34,10 @@ def default_data(model: str | None, dataset: str | None, size: int | None) -> tu
     folder = known_folder(model)
     if folder is None and (teacher_folder(model, dataset or "digits") / TEACHER_FILE).exists():
         folder = teacher_folder(model, dataset or "digits")
-    recorded = recorded_options(folder) if folder is not None else {}
-    return dataset or recorded.get("dataset") or "digits", size or recorded.get("size")
+    recorded = recorded_options(folder) if folder is not None else None
+    if recorded is None:
+        return dataset or "digits", size
+    return dataset or recorded.dataset or "digits", size or recorded.size
 
 
 def teacher_source(

@@ -33,8 +33,8 @@ from softcache.cache.schema import (
 from softcache.cache.virtual import is_current
 from softcache.cache.writer import create_or_extend, plan, update_state
 from softcache.config.dump import DEFAULT_VIEWS, DEFAULTS, DumpConfig
-from softcache.config.fit import configure
 from softcache.config.folders import cache_folder, make_folder
+from softcache.config.options import command
 from softcache.config.teachers import default_data, find_teacher, teacher_source
 from softcache.datasets._open import open_samples
 from softcache.device import DTYPES, pick_device, tf32
@@ -74,19 +74,20 @@ class Dumped:
     estimate: Estimate | None = None
 
 
-def dump(teacher: str = "resnet50", *, out: str | Path | None = None, dry_run: bool = False, **options: Any) -> Dumped:
+@command(DumpConfig)
+def dump(asked: DumpConfig) -> Dumped:
     """Computes what is missing of a cache and says what it then is.
 
-    ``options``: the fields of ``DumpConfig``. Errors: ``CacheError`` where ``out`` holds a cache of another
+    Errors: ``CacheError`` where ``out`` holds a cache of another
     identity, its teacher now says something else, or the disk is too small; ``LockedError`` where another process
     writes the same part; ``NumericsError`` with the key for logits that are not finite or don't fit the codec.
     """
     began = time.perf_counter()
-    asked = configure(DumpConfig, {"teacher": teacher, **options})
+    dry_run = asked.dry_run
     part = _part(asked)
     dataset, size = default_data(asked.teacher, asked.dataset, asked.size)
     samples = open_samples(dataset, asked.split, data_dir=asked.data_dir, download=bool(asked.download))
-    folder = Path(out) if out is not None else cache_folder(asked.teacher, samples.spec, asked.split)
+    folder = Path(asked.out) if asked.out is not None else cache_folder(asked.teacher, samples.spec, asked.split)
     existing = Cache(folder) if (folder / MANIFEST).exists() else None
     asked = dataclasses.replace(asked, dataset=dataset, size=asked.size if existing else size)
     config = asked.settled(existing)
@@ -133,7 +134,7 @@ def dump(teacher: str = "resnet50", *, out: str | Path | None = None, dry_run: b
     network = network.to(device, DTYPES[identity.teacher.numerics.dtype]).eval()
     if config.channels_last:
         network.to(memory_format=torch.channels_last)
-    layers = sorted({*config.hints, *(existing.manifest.state.hints if existing else ())})
+    layers = sorted({*config.hint, *(existing.manifest.state.hints if existing else ())})
     forward = Forward(
         network,
         layers,
@@ -144,7 +145,7 @@ def dump(teacher: str = "resnet50", *, out: str | Path | None = None, dry_run: b
     )
     with tf32(identity.teacher.numerics.tf32):
         hints = hint_shapes(
-            forward, viewed, config.hints, config.hint_dtype, identity, existing.manifest if existing else None
+            forward, viewed, config.hint, config.hint_dtype, identity, existing.manifest if existing else None
         )
         guess = estimate(identity, hints, views, folder, existing)
         if dry_run:
@@ -216,9 +217,7 @@ def _is_whole(cache: Cache, config: DumpConfig) -> bool:
     state, views = cache.manifest.state, config.views or cache.views
     return (
         views <= state.views
-        and all(
-            layer in state.hints and config.hint_dtype in (None, state.hints[layer].dtype) for layer in config.hints
-        )
+        and all(layer in state.hints and config.hint_dtype in (None, state.hints[layer].dtype) for layer in config.hint)
         and all((cache.folder / name).exists() for name in (ROWS, SAMPLES))
         and not cache.missing(cache.manifest.columns, views)
     )
@@ -264,7 +263,7 @@ def _batch(config: DumpConfig, network: Network, viewed: ViewedDataset, device: 
         dtype=config.dtype or "float32",
         amp=config.amp or "off",
         channels_last=bool(config.channels_last),
-        hints=config.hints,
+        hints=config.hint,
     )
 
 
@@ -300,7 +299,7 @@ def _told(folder: Path) -> Iterator[None]:
         ) from error
     except BaseException as error:
         if not isinstance(error, Exception):  # Ctrl-C, SIGTERM
-            log.info(f"stopped; {_standing(folder)}")
+            log.info(f"stopped; {_standing(folder)}: run the same command again to go on")
         raise
 
 

@@ -38,7 +38,8 @@ def evaluate(
     """
     folder = known_folder(model)
     if folder is not None:
-        data_dir = data_dir or recorded_options(folder).get("data_dir")
+        recorded = recorded_options(folder)
+        data_dir = data_dir or (recorded.data_dir if recorded else None)
     dataset, size = default_data(model, dataset, size)
     viewed = open_viewed(dataset, split, data_dir=data_dir, download=download, augment="none", size=size)
     if not (viewed.samples.labels >= 0).any():

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from softcache.config.fit import configure
 from softcache.config.folders import make_folder, teacher_folder
-from softcache.config.record import CONFIG, TEACHER_FILE, read_config, write_config
+from softcache.config.options import command
+from softcache.config.record import CONFIG, TEACHER_FILE, Record, absolute_paths, read_record
 from softcache.config.teach import TeachConfig
+from softcache.console import advising
 from softcache.device import pick_device, tf32
 from softcache.distributed import refuse_several
 from softcache.errors import LockedError, SoftcacheError, UsageError
@@ -36,6 +37,10 @@ from softcache.views._viewed import ViewedDataset
 log = logging.getLogger(__name__)
 
 
+# Where or how fast a teacher is trained doesn't make it another one.
+UNIMPORTANT = frozenset({"device", "workers", "resident", "start_method", "profile", "data_dir", "download", "out"})
+
+
 @dataclass(frozen=True)
 class Taught:
     """The teacher's folder, its accuracy on the test split (if there is one), and whether it was there already."""
@@ -46,21 +51,21 @@ class Taught:
     kept: bool
 
 
-def teach(model: str = "resnet50", *, out: str | Path | None = None, **options: Any) -> Taught:
-    """Trains ``model`` on labels and puts it into ``teachers/MODEL-DATASET/`` (or ``out``).
+@command(TeachConfig)
+def teach(config: TeachConfig) -> Taught:
+    """Trains a model on labels and puts it into ``teachers/MODEL-DATASET/`` (or ``out``).
 
-    ``options``: the fields of ``TeachConfig``. The same call again keeps what is there; an interrupted one goes on
-    where it stood. Errors: ``SoftcacheError`` where the folder holds a teacher of another configuration,
-    ``LockedError`` where another process trains into it.
+    The same call again keeps what is there; an interrupted one goes on where it stood. Errors: ``SoftcacheError`` where
+    the folder holds a teacher of another configuration, ``LockedError`` where another process trains into it.
     """
     refuse_several("teach")
-    config = configure(TeachConfig, {"model": model, **options})
-    folder = Path(out) if out is not None else teacher_folder(config.model, config.dataset)
-    wanted = _comparable(config)
+    folder = Path(config.out) if config.out is not None else teacher_folder(config.model, config.dataset)
+    config = absolute_paths(config)
     if (folder / CONFIG).exists():
-        _refuse_other(folder, read_config(folder).get("teach"), wanted)
-        if (folder / TEACHER_FILE).exists():
-            test = read_config(folder).get("test")
+        recorded = read_record(folder)
+        _refuse_other(folder, recorded, config)
+        if recorded.result is not None and (folder / TEACHER_FILE).exists():
+            test = recorded.result["test"]
             return Taught(folder, Accuracy(**test) if test else None, 0.0, True)
     device = pick_device(config.device)
     train = open_viewed(
@@ -90,7 +95,7 @@ def teach(model: str = "resnet50", *, out: str | Path | None = None, **options: 
     make_folder(folder)
     try:
         with FileLock(folder / ".lock", timeout=0), tf32(False):
-            return _teach(network, train, config, folder, wanted, device)
+            return _teach(network, train, config, folder, device)
     except Timeout:
         raise LockedError(f"another process is training into {folder}") from None
 
@@ -100,12 +105,11 @@ def _teach(
     train: ViewedDataset,
     config: TeachConfig,
     folder: Path,
-    wanted: dict[str, Any],
     device: torch.device,
 ) -> Taught:
-    document: dict[str, Any] = {"teach": wanted, "model": {**describe(network), "weights": TEACHER_FILE}}
+    record = Record("teach", config, {**describe(network), "weights": TEACHER_FILE})
     resume = (folder / CONFIG).exists()
-    write_config(folder, document)
+    record.save(folder)
     labels = train.samples.labels
     plan = Plan(np.flatnonzero(labels >= 0), config.batch_size, config.seed, None)
     pixels = pick_pixels(train, device, resident=config.resident, workers=config.workers, start=config.start_method)
@@ -126,38 +130,33 @@ def _teach(
         f"teach {config.model} on {config.dataset}: {len(plan.rows):,} rows, {len(train.samples.classes)} classes, "
         f"{train.size}×{train.size}, recipe {train.recipe}, {config.epochs} epochs on {device}"
     )
-    fitted = fit(
-        network,
-        [Stage(stream, alone, config.epochs)],
-        config.optimization(),
-        device,
-        folder,
-        evaluate,
-        seed=config.seed,
-        amp=config.amp,
-        channels_last=config.channels_last,
-        compiled=config.compile,
-        profile=config.profile,
-        resume=resume,
-    )
+    with advising("run the same command again to go on"):
+        fitted = fit(
+            network,
+            [Stage(stream, alone, config.epochs)],
+            config.optimization(),
+            device,
+            folder,
+            evaluate,
+            seed=config.seed,
+            amp=config.amp,
+            channels_last=config.channels_last,
+            compiled=config.compile,
+            profile=config.profile,
+            resume=resume,
+        )
     test = evaluate(network)
     save_network(network, folder, TEACHER_FILE)
-    document |= {"test": dataclasses.asdict(test) if test else None, "seconds": round(fitted.seconds, 3)}
-    write_config(folder, document)
+    result = {"test": dataclasses.asdict(test) if test else None, "seconds": round(fitted.seconds, 3)}
+    dataclasses.replace(record, result=result).save(folder)
     return Taught(folder, test, fitted.seconds, False)
 
 
-def _comparable(config: TeachConfig) -> dict[str, Any]:
-    """What makes a teacher another one: not where or how fast it was trained."""
-    unimportant = {"device", "workers", "resident", "start_method", "profile", "data_dir", "download"}
-    wanted = {key: value for key, value in config.to_json().items() if key not in unimportant}
-    return {**wanted, "milestones": list(config.milestones)}
-
-
-def _refuse_other(folder: Path, found: Any, wanted: dict[str, Any]) -> None:
-    if not isinstance(found, dict):
+def _refuse_other(folder: Path, found: Record[Any], wanted: TeachConfig) -> None:
+    if not isinstance(found.options, TeachConfig):
         raise SoftcacheError(f"{folder} is not a teacher's folder: use another --out")
-    differing = [key for key in sorted(wanted) if found.get(key) != wanted[key]]
+    theirs, ours = found.options.to_json(), wanted.to_json()
+    differing = [name for name in sorted(ours) if name not in UNIMPORTANT and theirs[name] != ours[name]]
     if differing:
-        shown = "; ".join(f"{key}: {found.get(key)!r} there, {wanted[key]!r} now" for key in differing)
+        shown = "; ".join(f"{name}: {theirs[name]!r} there, {ours[name]!r} now" for name in differing)
         raise SoftcacheError(f"{folder} is a teacher of another configuration ({shown}): use another --out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +14,15 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-import softcache
 from softcache.cache.agreement.data import refuse_pixels
-from softcache.config.fit import configure
+from softcache.config.data import TrainingData, open_data
 from softcache.config.folders import make_folder, new_run_folder
-from softcache.config.record import CONFIG, STUDENT_FILE, read_config, write_config
-from softcache.config.sources import TrainingData, open_source
+from softcache.config.options import command
+from softcache.config.parsed import Parsed, parse
+from softcache.config.record import CONFIG, STUDENT_FILE, Record, absolute_paths, read_record
 from softcache.config.teachers import open_teacher
-from softcache.config.train import TrainConfig, check_options, knob
-from softcache.console import size
+from softcache.config.train import TrainConfig
+from softcache.console import advising, size
 from softcache.device import pick_device, tf32
 from softcache.distributed import refuse_several
 from softcache.errors import CacheError, LockedError, PixelsError, SoftcacheError, UsageError
@@ -39,14 +40,11 @@ from softcache.training.checkpoint import CHECKPOINT
 from softcache.training.evaluation import Accuracy, evaluate_network, evaluator
 from softcache.training.hint_losses import REGRESSORS_FILE, HintLosses, build_hint_losses
 from softcache.training.initialize import initialize_student, keep_frozen_still
-from softcache.training.loop import BEST_FILE, Stage, fit
-from softcache.training.objective import Objective
+from softcache.training.loop import BEST_FILE, Fitted, Stage, fit
 from softcache.training.rows import TrainingRows, choose_rows, without_held
 from softcache.views._viewed import ViewedDataset
 
 log = logging.getLogger(__name__)
-
-__all__ = ["TrainConfig", "Trained", "train"]
 
 # What a resumed run may be told anew, because it may go on elsewhere and none of it changes what is trained.
 MOVABLE = ("data_dir", "device", "download", "profile", "resident", "start_method", "workers")
@@ -81,180 +79,218 @@ class Trained:
 class _Prepared:
     """All that is opened and checked before anything is written."""
 
-    config: TrainConfig
-    device: torch.device
-    source: TrainingData
+    parsed: Parsed
+    data: TrainingData
     rows: TrainingRows
+    device: torch.device
     network: Network
     hint_losses: HintLosses | None
     start: dict[str, Any]
     pixels: PixelSource
 
 
-def train(
-    student: str | None = None, *, out: str | Path | None = None, resume: str | Path | None = None, **options: Any
-) -> Trained:
-    """Trains ``student`` and writes ``config.json``, ``metrics.jsonl`` and ``student.safetensors`` into a run folder.
+@command(TrainConfig)
+def train(options: TrainConfig) -> Trained:
+    """Trains a student and writes ``config.json``, ``metrics.jsonl`` and ``student.safetensors`` into a run's folder.
 
-    ``student``: a model spec, by default resnet18; ``options``: the fields of ``TrainConfig``; ``out``: the folder, by
-    default ``runs/STUDENT-<n>``; ``resume``: a run that was interrupted, whose own options are taken: only those that
-    don't change what is trained (``MOVABLE``) may be given beside it. Errors: ``UsageError`` for options that can't
-    be, ``CacheError`` where the cache doesn't fit the data, ``PixelsError`` where pixels are not those that the
-    teacher saw, ``LockedError`` where another process trains into the folder.
+    With ``resume`` an interrupted run goes on, with its own options: only those that don't change what is trained
+    (``MOVABLE``) may be given beside it. Errors: ``UsageError`` for options that can't be, ``CacheError`` where the
+    cache doesn't fit the data, ``PixelsError`` where pixels are not those that the teacher saw, ``LockedError`` where
+    another process trains into the folder.
     """
     refuse_several("train")
-    if student is not None:
-        options["student"] = student
-    recorded: dict[str, Any] = {}
-    if resume is not None:
-        _refuse_others(Path(resume), {**options, **({} if out is None else {"out": out})})
-        recorded = read_config(Path(resume))
-        config = dataclasses.replace(_recorded_config(Path(resume), recorded), **options)
+    if options.resume is not None:
+        _refuse_others(options)
+        folder = Path(options.resume)
+        record = read_record(folder)
+        prepared = _prepare(parse(_resumed(options, record)), _begun(folder, record), record.view_numbers)
+        _check_caches(folder, record, prepared.data)
     else:
-        config = configure(TrainConfig, options)
-    check_options(config)
-    begun = resume is not None and (Path(resume) / CHECKPOINT).exists()
-    prepared = _prepare(config, recorded.get("start") if begun else None)
-    if resume is not None:
-        folder = Path(resume)
-        _check_resumed(folder, recorded, prepared.source)
-    else:
-        folder = Path(out) if out is not None else new_run_folder(config.student)
+        prepared = _prepare(parse(options))
+        folder = Path(options.out) if options.out is not None else new_run_folder(options.student)
         if (folder / CONFIG).exists():
             raise SoftcacheError(f"{folder} holds a run already: use another --out, or --resume {folder}")
         make_folder(folder)
     try:
         with FileLock(folder / ".lock", timeout=0), tf32(False):
-            return _train(prepared, folder, resume is not None)
+            return _train(prepared, folder, options.resume is not None)
     except Timeout:
         raise LockedError(f"another process is training into {folder}") from None
 
 
-def _prepare(config: TrainConfig, begun: dict[str, Any] | None) -> _Prepared:
-    """``begun``: how the student of a run started that goes on from a checkpoint."""
-    device = pick_device(config.device)
-    source = open_source(config)
-    if source.views is not None and config.views_per_image > len(source.views):
-        raise UsageError(f"--views-per-image {config.views_per_image}: there are {len(source.views)} recorded views")
-    samples = source.viewed.samples
+def _prepare(parsed: Parsed, begun: dict[str, Any] | None = None, view_numbers: list[int] | None = None) -> _Prepared:
+    """``begun``, ``view_numbers``: how a resumed run's student started, where that is behind it, and its views."""
+    options = parsed.options
+    device = pick_device(options.device)
+    data = open_data(parsed, view_numbers)
+    if data.views is not None and options.views_per_image > len(data.views):
+        raise UsageError(f"--views-per-image {options.views_per_image}: there are {len(data.views)} recorded views")
+    samples = data.viewed.samples
     rows = choose_rows(
         samples.labels,
-        val_fraction=config.val_fraction,
-        label_fraction=config.label_fraction,
-        seed=config.seed,
-        labels_alone=config.alone,
-        needing_labels=[term.name for term in config.terms() if term.needs_labels],
+        val_fraction=options.val_fraction,
+        label_fraction=options.label_fraction,
+        seed=options.seed,
+        labels_alone=parsed.labels_alone,
+        needing_labels=[term.name for term in parsed.losses if term.needs_labels],
     )
     network = open_network(
-        config.student,
-        classes=source.classes(),
+        options.student,
+        classes=data.classes(),
         statistics=samples.statistics,
-        weights=config.weights,
-        normalize=config.normalize,
-        size=config.student_size,
-        seed=config.seed,
+        weights=options.weights,
+        normalize=options.normalize,
+        size=options.student_size,
+        seed=options.seed,
+        new_classifier=options.weights is not None,
     )
-    needed = config.needs_teacher()
-    teacher = source.live
-    if teacher is None and needed is not None and not (begun is not None and needed == "--init teacher"):
-        teacher = open_teacher(
-            needed, samples, source.all_caches, teacher=config.teacher, weights=config.teacher_weights
-        )
+    if network.fresh:
+        log.info(f"{options.weights} has other classes: {', '.join(network.fresh)} of the student are new")
+    teacher = _teacher(parsed, data, begun is not None)
     start = initialize_student(
         network,
-        seed=config.seed,
-        weights=config.weights,
-        teacher=teacher if config.copies else None,
-        pairs=dict(_pair(text) for text in config.init_map),
-        frozen=config.freeze,
+        seed=options.seed,
+        weights=options.weights,
+        teacher=teacher if parsed.copied is not None else None,
+        pairs=parsed.copied or {},
+        frozen=options.freeze,
         begun=begun,
     )
     hint_losses = None
-    if config.hints:
+    if parsed.hints:
         hint_losses = build_hint_losses(
             network,
-            config.hint_terms(),
-            source.viewed.clean(np.arange(2) % len(source.viewed)),
-            source.hint_shapes,
+            parsed.hints,
+            data.viewed.clean(np.arange(2) % len(data.viewed)),
+            data.hint_shapes,
             rows.train,
             rows.visible,
-            classes=source.classes(),
-            seed=config.seed,
+            classes=data.classes(),
+            seed=options.seed,
             teacher=teacher,
         )
     keep_frozen_still(network)
     pixels = pick_pixels(
-        source.viewed, device, resident=config.resident, workers=config.workers, start=config.start_method
+        data.viewed, device, resident=options.resident, workers=options.workers, start=options.start_method
     )
-    return _Prepared(config, device, source, rows, network, hint_losses, start, pixels)
+    return _Prepared(parsed, data, rows, device, network, hint_losses, start, pixels)
+
+
+def _teacher(parsed: Parsed, data: TrainingData, begun: bool) -> Network | None:
+    """The teacher itself, where something needs more of it than a cache holds. ``begun``: whether the student has its
+    start behind it, so that there is nothing to copy."""
+    if data.live is not None:
+        return data.live
+    if parsed.needs_teacher is None or (begun and parsed.needs_teacher == "--init teacher"):
+        return None
+    options, samples = parsed.options, data.viewed.samples
+    return open_teacher(
+        parsed.needs_teacher, samples, data.every_cache, teacher=options.teacher, weights=options.teacher_weights
+    )
 
 
 def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
-    config, source, rows, network = prepared.config, prepared.source, prepared.rows, prepared.network
-    device, pixels = prepared.device, prepared.pixels
+    parsed, data, network, device = prepared.parsed, prepared.data, prepared.network, prepared.device
+    options = parsed.options
+    stages = _stages(prepared)
+    evaluate = evaluator(
+        data.dataset,
+        data.viewed.size,
+        device,
+        data_dir=options.data_dir,
+        download=options.download,
+        resident=options.resident,
+        workers=options.workers,
+        start_method=options.start_method,
+        amp=options.amp,
+    )
+    record = _record(prepared)
+    record.save(folder)
+    log.info(_announcement(parsed, data, stages[-1].stream))
+    try:
+        with advising(f"go on with `softcache train --resume {shlex.quote(str(folder))}`"):
+            fitted = fit(
+                network,
+                stages,
+                options.optimization(),
+                device,
+                folder,
+                evaluate,
+                validate=_validator(prepared) if len(prepared.rows.held) else None,
+                seed=options.seed,
+                amp=options.amp,
+                channels_last=options.channels_last,
+                compiled=options.compile,
+                profile=options.profile,
+                log_every=options.log_every,
+                resume=resume,
+            )
+    except PixelsError as error:
+        refuse_pixels(error, data.all_caches, data.viewed)
+    return _finish(prepared, folder, fitted, record, evaluate)
+
+
+def _stages(prepared: _Prepared) -> list[Stage]:
+    """One stage, or with ``--hint-epochs`` one on the hints alone before it."""
+    parsed, data, rows, pixels = prepared.parsed, prepared.data, prepared.rows, prepared.pixels
+    options = parsed.options
     windows, order = pick_windows(
-        source.columns(), config.shuffle, available_memory(), per_image=config.views_per_image
+        data.columns(), options.shuffle, available_memory(), per_image=options.views_per_image
     )
     plan = Plan(
         rows.train,
-        config.batch_size,
-        config.seed,
-        source.views,
+        options.batch_size,
+        options.seed,
+        data.views,
         length=rows.length,
         windows=windows,
-        per_image=config.views_per_image,
-        fits=without_held(source.viewed, rows.held),
+        per_image=options.views_per_image,
+        fits=without_held(data.viewed, rows.held),
     )
 
     def stream(*, logits: bool, hints: bool) -> Stream:
-        resident = isinstance(pixels, ResidentPixels) and pixels.on_device
-        teacher = source.teacher(config, device, resident=resident, logits=logits, hints=hints, windows=windows)
-        exact = config.pixels == "exact"
-        return Stream(source.viewed, pixels, plan, device, visible=rows.visible, teacher=teacher, exact=exact)
-
-    joint = bool(config.hints) and not config.hint_epochs
-    main, objective = stream(logits=True, hints=joint), _objective(config, joint=joint)
-    stages = [Stage(main, objective, config.epochs, prepared.hint_losses if joint else None)]
-    if config.hint_epochs:
-        hint_objective = _objective(dataclasses.replace(config, epochs=config.hint_epochs), joint=True)
-        first = stream(logits=False, hints=True)
-        stages.insert(0, Stage(first, hint_objective, config.hint_epochs, prepared.hint_losses, hints_alone=True))
-    evaluate = evaluator(
-        source.dataset,
-        source.viewed.size,
-        device,
-        data_dir=config.data_dir,
-        download=config.download,
-        resident=config.resident,
-        workers=config.workers,
-        start_method=config.start_method,
-        amp=config.amp,
-    )
-    document = _document(prepared, objective)
-    write_config(folder, document)
-    log.info(_announcement(config, source, plan, main.name, device))
-    if source.columns():
-        log.info(f"targets {main.targets}; {order}")
-    try:
-        fitted = fit(
-            network,
-            stages,
-            config.optimization(),
-            device,
-            folder,
-            evaluate,
-            validate=_validator(prepared) if len(rows.held) else None,
-            seed=config.seed,
-            amp=config.amp,
-            channels_last=config.channels_last,
-            compiled=config.compile,
-            profile=config.profile,
-            log_every=config.log_every,
-            resume=resume,
+        targets = data.targets(
+            prepared.device,
+            logits=logits,
+            layers=parsed.teacher_layers if hints else (),
+            dtype=options.dtype,
+            amp=options.amp,
+            views_per_image=options.views_per_image,
+            resident=isinstance(pixels, ResidentPixels) and pixels.on_device,
+            hold_all=options.resident == "device",
+            windows=windows,
         )
-    except PixelsError as error:
-        refuse_pixels(error, source.all_caches, source.viewed)
-    best = fitted.best()
+        exact = options.pixels == "exact"
+        return Stream(data.viewed, pixels, plan, prepared.device, visible=rows.visible, teacher=targets, exact=exact)
+
+    joint = bool(parsed.hints) and not options.hint_epochs
+    main = stream(logits=bool(parsed.losses), hints=joint)
+    if data.columns():
+        log.info(f"targets {main.targets}; {order}")
+    last = Stage(
+        main, parsed.objective(options.epochs, hints=joint), options.epochs, prepared.hint_losses if joint else None
+    )
+    if not options.hint_epochs:
+        return [last]
+    first = Stage(
+        stream(logits=False, hints=True),
+        parsed.objective(options.hint_epochs, hints=True),
+        options.hint_epochs,
+        prepared.hint_losses,
+        hints_alone=True,
+    )
+    return [first, last]
+
+
+def _finish(
+    prepared: _Prepared,
+    folder: Path,
+    fitted: Fitted,
+    record: Record[TrainConfig],
+    evaluate: Callable[[Network], Accuracy | None],
+) -> Trained:
+    """Saves the student, of the best epoch where held-out rows chose one, and looks at the test split."""
+    network, best = prepared.network, fitted.best()
     if best is not None:
         # A finished run that is resumed has no file of the best any more: it is the student's.
         kept = folder / (BEST_FILE if (folder / BEST_FILE).exists() else STUDENT_FILE)
@@ -275,102 +311,91 @@ def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
     )
     result = {key: value for key, value in trained.to_json().items() if key != "run"}
     student = size((folder / STUDENT_FILE).stat().st_size)
-    write_config(folder, {**document, "result": {**result, "student": student}})
+    dataclasses.replace(record, result={**result, "student": student}).save(folder)
     (folder / BEST_FILE).unlink(missing_ok=True)
     return trained
 
 
-def _objective(config: TrainConfig, *, joint: bool) -> Objective:
-    return Objective(
-        config.terms(),
-        knob("alpha", config.alpha),
-        knob("beta", config.beta) if config.beta is not None else None,
-        knob("T", config.T) if config.T is not None else None,
-        config.epochs,
-        config.label_smoothing,
-        config.hint_terms() if joint else (),
-        config.teacher_weight,
-        config.combine,
+def _validator(prepared: _Prepared) -> Callable[[Network], Accuracy]:
+    """Accuracy on the clean pixels of the held-out rows."""
+    options, seen, device = prepared.parsed.options, prepared.data.viewed, prepared.device
+    clean = ViewedDataset(seen.samples, "none", size=seen.size)
+    pixels = pick_pixels(clean, device, resident=options.resident, workers=options.workers, start=options.start_method)
+    labels, held = seen.samples.labels, prepared.rows.held
+    return lambda network: evaluate_network(network, pixels, labels, device, rows=held, amp=options.amp)
+
+
+def _record(prepared: _Prepared) -> Record[TrainConfig]:
+    """Enough to do the run again, and to resume it from anywhere."""
+    parsed, data = prepared.parsed, prepared.data
+    # The size is written down, so that a run is evaluated on pixels like those that it was trained on.
+    options = dataclasses.replace(
+        parsed.options,
+        dataset=data.dataset,
+        size=data.viewed.size,
+        view_seed=data.viewed.seed,
+        cache=tuple(str(cache.folder.resolve()) for cache in data.named),
+        hint_cache=tuple(str(cache.folder.resolve()) for cache in data.lent),
+    )
+    return Record(
+        "train",
+        absolute_paths(options),
+        {**describe(prepared.network), "weights": STUDENT_FILE},
+        start=prepared.start,
+        losses=[
+            {"loss": str(term), "weight": str(term.weight_schedule()), "T": str(term.T_schedule(parsed.T))}
+            for term in parsed.losses
+        ],
+        hints=[{"hint": str(term), "weight": str(term.weight_schedule())} for term in parsed.hints],
+        caches=[
+            {"path": str(cache.folder.resolve()), "cache_id": cache.manifest.cache_id} for cache in data.every_cache
+        ],
+        view_numbers=data.recorded_views,
+        held_out_rows=len(prepared.rows.held),
     )
 
 
-def _validator(prepared: _Prepared) -> Callable[[Network], Accuracy]:
-    """Accuracy on the clean pixels of the held-out rows."""
-    config, seen, device = prepared.config, prepared.source.viewed, prepared.device
-    clean = ViewedDataset(seen.samples, "none", size=seen.size)
-    pixels = pick_pixels(clean, device, resident=config.resident, workers=config.workers, start=config.start_method)
-    labels, held = seen.samples.labels, prepared.rows.held
-    return lambda network: evaluate_network(network, pixels, labels, device, rows=held, amp=config.amp)
-
-
-def _document(prepared: _Prepared, objective: Objective) -> dict[str, Any]:
-    """What a run's ``config.json`` says: enough to do it again, and to resume it from anywhere."""
-    config, source = prepared.config, prepared.source
-    # The size is written down, so that a run is evaluated on pixels like those that it was trained on.
-    asked = {**config.to_json(), "dataset": source.dataset, "size": source.viewed.size, "view_seed": source.viewed.seed}
-    for key, caches in (("cache", source.named), ("hint_cache", source.lent)):
-        asked[key] = [str(cache.folder.resolve()) for cache in caches]
-    if source.recorded_views is not None:
-        asked["views"] = len(source.recorded_views)
-    return {
-        "train": asked,
-        "model": {**describe(prepared.network), "weights": STUDENT_FILE},
-        "start": prepared.start,
-        "losses": [
-            {"loss": str(term), "weight": str(term.weight_schedule()), "T": str(term.T_schedule(objective.T))}
-            for term in objective.terms
-        ],
-        "hints": [{"hint": str(term), "weight": str(term.weight_schedule())} for term in config.hint_terms()],
-        "caches": [
-            {"path": str(cache.folder.resolve()), "cache_id": cache.manifest.cache_id} for cache in source.all_caches
-        ],
-        "view_numbers": source.recorded_views,
-        "held_out_rows": len(prepared.rows.held),
-        "softcache": softcache.__version__,
-        "torch": str(torch.__version__),
-    }
-
-
-def _pair(text: str) -> tuple[str, str]:
-    student, _, teacher = text.partition("=")
-    return student.strip(), teacher.strip()
-
-
-def _refuse_others(folder: Path, options: dict[str, Any]) -> None:
-    """Errors: ``UsageError`` that names the options that can't be given to a run that goes on."""
-    others = [f"--{name.replace('_', '-')}" for name in sorted(options) if name not in MOVABLE]
+def _refuse_others(options: TrainConfig) -> None:
+    """Errors: ``UsageError`` that names the options that can't be given beside ``--resume``."""
+    others = [f"--{name.replace('_', '-')}" for name in sorted(options.given - {"resume"}) if name not in MOVABLE]
     if others:
-        raise UsageError(f"--resume {folder} goes on with that run's own options: leave out {', '.join(others)}")
+        raise UsageError(
+            f"--resume {options.resume} goes on with that run's own options: leave out {', '.join(others)}"
+        )
 
 
-def _recorded_config(folder: Path, document: dict[str, Any]) -> TrainConfig:
-    recorded = document.get("train")
-    if not isinstance(recorded, dict):
-        raise SoftcacheError(f"{folder} is not a run of softcache train")
-    fields = {f.name for f in dataclasses.fields(TrainConfig)}
-    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recorded.items() if k in fields}
-    return TrainConfig(**options)
+def _resumed(options: TrainConfig, record: Record[Any]) -> TrainConfig:
+    """A run's own options, with those that may be given anew.
+
+    Errors: ``SoftcacheError`` where the folder is a teacher's.
+    """
+    if not isinstance(record.options, TrainConfig):
+        raise SoftcacheError(f"{options.resume} is not a run of softcache train")
+    return dataclasses.replace(record.options, **{name: getattr(options, name) for name in options.given})
 
 
-def _check_resumed(folder: Path, document: dict[str, Any], source: TrainingData) -> None:
-    """Errors: ``CacheError`` where the caches or their views are not those that the run began with."""
-    began = {str(entry["path"]): entry["cache_id"] for entry in document.get("caches", [])}
-    for cache in source.all_caches:
+def _begun(folder: Path, record: Record[Any]) -> dict[str, Any] | None:
+    """How the student started, where a checkpoint has that behind it."""
+    return record.start if (folder / CHECKPOINT).exists() else None
+
+
+def _check_caches(folder: Path, record: Record[Any], data: TrainingData) -> None:
+    """Errors: ``CacheError`` where the caches are not those that the run began with."""
+    began = {str(entry["path"]): entry["cache_id"] for entry in record.caches}
+    for cache in data.every_cache:
         if cache.manifest.cache_id not in began.values():
             raise CacheError(f"{cache.folder} is not the cache that {folder} began with: they are {', '.join(began)}")
-    views = source.recorded_views
-    if document.get("view_numbers", views) != views:
-        raise CacheError(f"{folder} began with views {document['view_numbers']}, now there are {views}")
 
 
-def _announcement(config: TrainConfig, source: TrainingData, plan: Plan, stream: str, device: torch.device) -> str:
-    folders = ", ".join(str(cache.folder) for cache in source.all_caches)
-    targets = "labels alone" if config.alone else "live teacher" if config.online else f"cache {folders}"
-    if config.targets == "mean":
+def _announcement(parsed: Parsed, data: TrainingData, stream: Stream) -> str:
+    options = parsed.options
+    folders = ", ".join(str(cache.folder) for cache in data.all_caches)
+    targets = "labels alone" if parsed.labels_alone else "live teacher" if options.online else f"cache {folders}"
+    if options.targets == "mean":
         targets = f"mean over the views of {targets}"
-    views = "fresh views" if source.views is None else f"{len(source.views)} views"
-    first = f"{config.hint_epochs} epochs on hints, then " if config.hint_epochs else ""
+    views = "fresh views" if data.views is None else f"{len(data.views)} views"
+    first = f"{options.hint_epochs} epochs on hints, then " if options.hint_epochs else ""
     return (
-        f"train {config.student} on {source.dataset}: {plan.keys:,} keys an epoch, {views}, {targets}, "
-        f"stream {stream}, {first}{config.epochs} epochs on {device}"
+        f"train {options.student} on {data.dataset}: {stream.plan.keys:,} keys an epoch, {views}, {targets}, "
+        f"stream {stream.name}, {first}{options.epochs} epochs on {stream.device}"
     )

@@ -69,7 +69,7 @@ class Stream:
         self.targets = teacher.name if teacher is not None else "from labels"
         self._viewed = viewed
         self._pixels = pixels
-        self._device = device
+        self.device = device
         self._teacher = teacher
         self._exact = exact
         self._visible = torch.from_numpy(visible.astype(np.int64)).to(device)
@@ -109,5 +109,5 @@ class Stream:
         if not mixing:
             return None
         partners, weight = (np.concatenate(parts) for parts in zip(*mixing, strict=True))
-        at = torch.from_numpy(partners).to(self._device)
-        return self._visible.index_select(0, at), torch.from_numpy(weight).to(self._device)
+        at = torch.from_numpy(partners).to(self.device)
+        return self._visible.index_select(0, at), torch.from_numpy(weight).to(self.device)

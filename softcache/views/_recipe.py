@@ -77,7 +77,7 @@ def parse_recipe(text: str) -> Recipe:
 
 
 def _named(part: str) -> str:
-    """An augmentation's spec; a file of one's own may be given as for datasets and models, without the component's name."""
+    """An augmentation's spec; a user's file may be given without the component's name, as for datasets and models."""
     own = part.rpartition(":")[0].endswith(".py") and not part.startswith("python:")
     return f"python:{part}" if own else part
 

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from softcache.config.record import TEACHER_FILE, write_config
+from softcache.config.record import TEACHER_FILE, Record
+from softcache.config.teach import TeachConfig
 from softcache.models._folder import describe, save_network
 from softcache.models._hooks import Taps
 from softcache.models._network import Network
@@ -60,7 +61,7 @@ def _fp16(out: Path, data: Path) -> dict[str, Any]:
     dataset = f"arrays:{data}"
     viewed = open_viewed(dataset, "train", augment=RECIPE, view_seed=5, size=8)
     teacher, network = _teacher(Path("golden-grey"), viewed)
-    options = {"views": 2, "view_seed": 5, "size": 8, "hints": ("fc:in",), "shard_rows": 32, "codec": "fp16"}
+    options = {"views": 2, "view_seed": 5, "size": 8, "hint": ("fc:in",), "shard_rows": 32, "codec": "fp16"}
     dump(teacher, dataset=dataset, out=out, augment=RECIPE, batch_size=BATCH, device="cpu", **options)
     return _expected(network, viewed, 2, "<f2", "fc:in")
 
@@ -89,7 +90,7 @@ def _teacher(folder: Path, viewed: ViewedDataset) -> tuple[str, Network]:
             parameter.mul_(20)
     folder.mkdir()
     save_network(network, folder, TEACHER_FILE)
-    write_config(folder, {"model": {**describe(network), "weights": TEACHER_FILE}})
+    Record("teach", TeachConfig(network.spec), {**describe(network), "weights": TEACHER_FILE}).save(folder)
     return str(folder), network
 
 

@@ -1,12 +1,12 @@
-"""Where soft targets and hints come from, and the keys that go with them."""
+"""Opens what a training learns from: the data, the caches of targets, a live teacher."""
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from softcache.cache.schema import LOGITS, hint_column
 from softcache.config.dump import DEFAULT_VIEWS
 from softcache.config.folders import pick_cache
 from softcache.config.given import recorded_dataset, recorded_recipe
+from softcache.config.parsed import Parsed
 from softcache.config.teachers import default_data, find_teacher
 from softcache.config.train import TrainConfig
 from softcache.device import DTYPES
@@ -33,9 +34,9 @@ from softcache.views._open import open_viewed
 from softcache.views._viewed import ViewedDataset
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainingData:
-    """Pixels, and who says what about them.
+    """What is trained on: inputs, and where their targets come from.
 
     ``caches``: of logits, in the order given; ``hints``: teacher's layer → the cache that has it; ``live``: the
     network of ``--online``; ``named``, ``lent``: the caches of ``--cache`` and ``--hint-cache``; ``views``: the
@@ -58,13 +59,18 @@ class TrainingData:
         return list(self.averaged or self.views or ()) or None
 
     @property
+    def every_cache(self) -> list[Cache]:
+        """Those that were named or are read, each once."""
+        return list({cache.folder: cache for cache in [*self.named, *self.lent, *self.all_caches]}.values())
+
+    @property
     def all_caches(self) -> list[Cache]:
-        """Each cache once."""
+        """Those that targets are read from, each once."""
         return list({cache.folder: cache for cache in [*self.caches, *self.hints.values()]}.values())
 
     def classes(self) -> int:
         """Width of the logits."""
-        every = self.all_caches
+        every = self.every_cache
         return every[0].manifest.identity.classes if every else len(self.viewed.samples.classes)
 
     def hint_shapes(self, layers: Sequence[str]) -> list[Shape]:
@@ -82,112 +88,152 @@ class TrainingData:
         hinted = [(cache, hint_column(layer)) for layer, cache in self.hints.items()]
         return [*((cache, LOGITS) for cache in self.caches), *hinted]
 
-    def teacher(
+    def targets(
         self,
-        config: TrainConfig,
         device: torch.device,
         *,
-        resident: bool,
         logits: bool,
-        hints: bool,
-        windows: Windows | None = None,
+        layers: Sequence[str],
+        dtype: str,
+        amp: str,
+        views_per_image: int,
+        resident: bool,
+        hold_all: bool,
+        windows: Windows | None,
     ) -> TargetSource | None:
-        """Who answers in a stage that needs these; None where labels are all."""
-        layers = sorted({layer for term in config.hint_terms() for layer in term.teacher}) if hints else []
+        """Where the targets of a stage come from, which needs logits, or these layers of the teacher; None where it
+        needs neither.
+
+        ``dtype``, ``amp``: arithmetic of a live teacher. ``resident``: whether inputs lie on the device; targets then
+        lie there too where they fit, or in any case with ``hold_all``. ``windows``: the order in which they are read.
+        """
+        if not (logits or layers):
+            return None
         if self.live is not None:
-            return LiveTargets(self.live.to(DTYPES[config.dtype]), layers, device, config.amp)
+            return LiveTargets(self.live.to(DTYPES[dtype]), layers, device, amp)
         columns = {layer: self.hints[layer] for layer in layers}
         caches = self.caches if logits else []
-        if not caches and not columns:
-            return None
-        if config.targets == "mean":
+        if self.averaged:
             return MeanTargets(caches, self.averaged, device)
         assert self.views is not None
         per_view = CachedTargets.bytes_per_view(caches, columns)
-        room = memory_budget(device)  # of what the pixels left
+        room = memory_budget(device)  # of what the inputs left
         keep = max(1, min(len(self.views), room // max(per_view, 1)))
-        fits = config.resident == "device" or config.views_per_image * per_view <= room
+        fits = hold_all or views_per_image * per_view <= room
         hold = resident and windows is None and fits
         return CachedTargets(caches, columns, device, hold=hold, keep_views=keep, blocks=windows)
 
 
-def open_source(config: TrainConfig) -> TrainingData:
-    """Opens and checks everything that pixels, soft targets and hints come from, and writes nothing.
+def open_data(parsed: Parsed, view_numbers: Sequence[int] | None = None) -> TrainingData:
+    """Opens and checks everything that inputs, soft targets and hints come from, and writes nothing.
 
-    Errors: ``CacheError`` where caches don't fit the data, each other, or lack a hint; ``PixelsError`` where the
-    pixels are not those that the teacher saw.
+    ``view_numbers``: the recorded views that a run began with, if it is resumed. Errors: ``CacheError`` where caches
+    don't fit the data, each other, or lack a hint or a view; ``PixelsError`` where the pixels are not those that the
+    teacher saw.
     """
-    data: dict[str, Any] = {"data_dir": config.data_dir, "download": config.download}
-    if config.alone or config.online:
-        dataset, size = default_data(config.teacher if config.online else None, config.dataset, config.size)
-        viewed = open_viewed(
-            dataset, "train", augment=config.augment, view_seed=config.view_seed or 0, size=size, **data
-        )
-        # A labels-only run sees a fresh view every epoch, so that the baseline isn't handicapped.
-        views = config.views or (None if config.alone else DEFAULT_VIEWS)
-        live = None
-        if config.online:
-            assert config.teacher is not None
-            live = find_teacher(
-                config.teacher, viewed.samples, weights=config.teacher_weights, size=config.teacher_size
-            )
-        return TrainingData(viewed, dataset, None if views is None else tuple(range(views)), live=live)
-    others = [Cache(pick_cache(name), verify_reads=config.verify_reads) for name in config.hint_cache]
-    names: tuple[str | None, ...] = config.cache
-    if not names and not (others and config.alpha_is_zero()):
+    options = parsed.options
+    if options.online or (parsed.labels_alone and not options.cache):
+        return _open_without_cache(parsed)
+    others = [Cache(pick_cache(name), verify_reads=options.verify_reads) for name in options.hint_cache]
+    names: tuple[str | None, ...] = options.cache
+    if not names and (parsed.losses or not others):
         names = (None,)
-    caches = [Cache(pick_cache(name), verify_reads=config.verify_reads) for name in names]
+    caches = [Cache(pick_cache(name), verify_reads=options.verify_reads) for name in names]
     _refuse_twice(caches)
-    hints = _find_hints(config, [*others, *caches])
     leading = [*caches, *others][0]
-    first = leading.manifest
-    recipe = first.identity.recipe
-    dataset, augment = recorded_dataset(leading, config.dataset), recorded_recipe(leading, config.augment)
+    viewed, dataset = _open_recorded(leading, options)
+    check_dataset(leading, viewed)
+    # Where alpha is 0 the logits aren't read, so that only what the hints need has to be there.
+    read = caches if parsed.losses else []
+    data = TrainingData(
+        viewed, dataset, None, read, _find_hints(parsed.teacher_layers, [*others, *caches]), named=caches, lent=others
+    )
+    if parsed.labels_alone:  # the baseline beside a cache: its data and recipe, in fresh views
+        return dataclasses.replace(data, views=_first(options.views))
+    visited = complete_views(data.caches, data.hints, options.views, view_numbers)
+    for cache in data.all_caches:
+        check_dataset(cache, viewed, recipe=False)
+    check_together([leading, *data.all_caches], visited)
+    for cache in data.all_caches:
+        check_pixels(cache, viewed, accept_close=options.pixels == "close")
+    if options.targets == "mean":
+        return dataclasses.replace(data, averaged=visited)
+    return dataclasses.replace(data, views=visited)
+
+
+def _open_without_cache(parsed: Parsed) -> TrainingData:
+    """The data of a training on labels alone, or with a live teacher."""
+    options = parsed.options
+    dataset, size = default_data(options.teacher if options.online else None, options.dataset, options.size)
+    viewed = open_viewed(
+        dataset,
+        "train",
+        augment=options.augment,
+        view_seed=options.view_seed or 0,
+        size=size,
+        data_dir=options.data_dir,
+        download=options.download,
+    )
+    if not options.online:
+        # It sees a fresh view every epoch, so that the baseline isn't handicapped.
+        return TrainingData(viewed, dataset, _first(options.views))
+    assert options.teacher is not None
+    live = find_teacher(options.teacher, viewed.samples, weights=options.teacher_weights, size=options.teacher_size)
+    return TrainingData(viewed, dataset, _first(options.views or DEFAULT_VIEWS), live=live)
+
+
+def _open_recorded(cache: Cache, options: TrainConfig) -> tuple[ViewedDataset, str]:
+    """The data of a cache in its views, and the dataset's spec.
+
+    Errors: ``UsageError`` where other views are asked for.
+    """
+    identity = cache.manifest.identity
+    recipe = identity.recipe
+    dataset, augment = recorded_dataset(cache, options.dataset), recorded_recipe(cache, options.augment)
     for name, asked, recorded in (
-        ("size", config.size, recipe["size"]),
-        ("view-seed", config.view_seed, recipe["seed"]),
+        ("size", options.size, recipe["size"]),
+        ("view-seed", options.view_seed, recipe["seed"]),
     ):
         if asked is not None and asked != recorded:
             raise UsageError(f"--{name} {asked}: the cache was made with {recorded}; its views can't be changed now")
     viewed = open_viewed(
         dataset,
-        first.identity.dataset.split,
+        identity.dataset.split,
         augment=augment,
         view_seed=recipe["seed"],
         size=recipe["size"],
-        **data,
+        data_dir=options.data_dir,
+        download=options.download,
     )
-    if config.targets == "mean" and viewed.recipe.mix is not None:
+    if options.targets == "mean" and viewed.recipe.mix is not None:
         raise UsageError(
             f"--targets mean: {viewed.recipe} mixes a row with another in each view, so its mean says nothing of the "
             "row: use --targets matched"
         )
-    # Where alpha is 0 the logits aren't read, so that only what the hints need has to be there.
-    logits = [] if config.alpha_is_zero() else caches
-    source = TrainingData(viewed, dataset, None, logits, hints, named=caches, lent=others)
-    visited = complete_views(source.caches, source.hints, config.views)
-    check_dataset(leading, viewed)
-    for cache in source.all_caches:
-        check_dataset(cache, viewed, recipe=False)
-    check_together([leading, *source.all_caches], visited)
-    for cache in source.all_caches:
-        check_pixels(cache, viewed, accept_close=config.pixels == "close")
-    if config.targets == "matched":
-        source.views = visited
-    else:
-        source.averaged = visited
-    return source
+    return viewed, dataset
 
 
-def complete_views(caches: Sequence[Cache], hints: dict[str, Cache], count: int | None) -> tuple[int, ...]:
-    """The first ``count`` (or all) of the views of which every column that is needed is there.
+def _first(views: int | None) -> tuple[int, ...] | None:
+    return None if views is None else tuple(range(views))
+
+
+def complete_views(
+    caches: Sequence[Cache], hints: dict[str, Cache], count: int | None, numbers: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """The views of which every column that is needed is there: those with these ``numbers``, else the first ``count``
+    of them, else all.
 
     Errors: ``CacheError`` where there are fewer.
     """
     columns = [(cache, LOGITS) for cache in caches] + [(c, hint_column(layer)) for layer, c in hints.items()]
     complete = sorted(set.intersection(*(set(cache.complete_views(column)) for cache, column in columns)))
+    folders = ", ".join(dict.fromkeys(str(cache.folder) for cache, _ in columns))
+    if numbers is not None:
+        absent = sorted(set(numbers) - set(complete))
+        if absent:
+            raise CacheError(f"{folders} has no complete view {absent[0]} any more, which the run began with")
+        return tuple(numbers)
     if len(complete) < (count or 1):
-        folders = ", ".join(dict.fromkeys(str(cache.folder) for cache, _ in columns))
         together = " that all have" if len({cache.folder for cache, _ in columns}) > 1 else ""
         raise CacheError(
             f"{folders} has {len(complete)} complete views{together}, {count or 1} are asked for: "
@@ -204,16 +250,14 @@ def _refuse_twice(caches: Sequence[Cache]) -> None:
             raise UsageError(f"--cache {other} and --cache {cache.folder} are one cache: leave one out")
 
 
-def _find_hints(config: TrainConfig, caches: Sequence[Cache]) -> dict[str, Cache]:
+def _find_hints(layers: Sequence[str], caches: Sequence[Cache]) -> dict[str, Cache]:
     """The first cache that has each of the teacher's layers."""
     found: dict[str, Cache] = {}
-    for term in config.hint_terms():
-        for layer in term.teacher:
-            column = hint_column(layer)
-            having = [cache for cache in caches if column in cache.manifest.columns]
-            if not having:
-                raise CacheError(_lacking(layer, caches))
-            found[layer] = having[0]
+    for layer in layers:
+        having = [cache for cache in caches if hint_column(layer) in cache.manifest.columns]
+        if not having:
+            raise CacheError(_lacking(layer, caches))
+        found[layer] = having[0]
     return found
 
 

@@ -1,0 +1,158 @@
+"""The options of a training, each parsed once and all of them checked against each other, before anything is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from softcache.config.train import TrainConfig
+from softcache.errors import UsageError
+from softcache.losses._schedule import Schedule
+from softcache.losses._terms import Term, parse_terms
+from softcache.losses.hints._spec import HintTerm, parse_hints
+from softcache.training.objective import Objective
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """``losses``: those on logits, none where alpha is 0. ``hints``: the hint losses. ``labels_alone``: whether labels
+    are all that it trains on. ``needs_teacher``: the option that needs the teacher itself, beside what a cache holds of
+    it. ``copied``: pairs of layers of student and teacher whose parameters are copied, empty for the whole network;
+    None where nothing is copied."""
+
+    options: TrainConfig
+    losses: tuple[Term, ...]
+    hints: tuple[HintTerm, ...]
+    alpha: Schedule
+    beta: Schedule | None
+    T: Schedule | None
+    labels_alone: bool
+    needs_teacher: str | None
+    copied: dict[str, str] | None
+
+    @property
+    def teacher_layers(self) -> list[str]:
+        """Layers of the teacher that hint losses look at."""
+        return sorted({layer for term in self.hints for layer in term.teacher})
+
+    def objective(self, epochs: int, *, hints: bool) -> Objective:
+        """What is minimized in a stage of ``epochs``, with the hint losses or without."""
+        options = self.options
+        return Objective(
+            self.losses,
+            self.alpha,
+            self.beta,
+            self.T,
+            epochs,
+            options.label_smoothing,
+            self.hints if hints else (),
+            options.teacher_weight,
+            options.combine,
+        )
+
+
+def parse(options: TrainConfig) -> Parsed:
+    """Errors: ``UsageError`` for values and combinations that can't be."""
+    losses, hints = parse_terms(options.loss), parse_hints(options.hint)
+    alpha, beta, T = _weights(options)
+    if alpha.bounds() == (0.0, 0.0):
+        losses = []
+    labels_alone = not losses and not options.online and not hints
+    pairs = dict(_pair(text, options.init_map) for text in options.init_map)
+    copies = options.init == "teacher" or bool(pairs)
+    replacing = [term.name for term in hints if "teacher_classifier" in term.extras]
+    needs = (
+        "--online" if options.online
+        else f"--hint {replacing[0]}" if replacing
+        else "--init teacher" if copies
+        else None
+    )  # fmt: skip
+    parsed = Parsed(
+        options, tuple(losses), tuple(hints), alpha, beta, T, labels_alone, needs, pairs if copies else None
+    )
+    _check_shares(options, losses)
+    _check_teacher(parsed)
+    _check_hints(parsed)
+    return parsed
+
+
+def _weights(options: TrainConfig) -> tuple[Schedule, Schedule | None, Schedule | None]:
+    alpha, beta, T = (_schedule(name, getattr(options, name)) for name in ("alpha", "beta", "T"))
+    assert alpha is not None
+    if alpha.bounds()[0] < 0:
+        raise UsageError(f"--alpha can't be negative, is {options.alpha}")
+    if beta is None and alpha.bounds()[1] > 1:
+        raise UsageError(f"--alpha {options.alpha} is above 1, where beta = 1 - alpha is negative: give --beta")
+    if beta is not None and beta.bounds()[0] < 0:
+        raise UsageError(f"--beta can't be negative, is {options.beta}")
+    if T is not None and T.bounds()[0] <= 0:
+        raise UsageError(f"--T must be above 0, is {options.T}")
+    return alpha, beta, T
+
+
+def _schedule(name: str, value: float | str | None) -> Schedule | None:
+    """Errors: ``UsageError`` that names the option."""
+    if value is None:
+        return None
+    try:
+        return Schedule.parse(str(value))
+    except UsageError as error:
+        raise UsageError(f"--{name}: {error}") from None
+
+
+def _pair(text: str, pairs: Sequence[str]) -> tuple[str, str]:
+    student, equals, teacher = text.partition("=")
+    if not equals:
+        raise UsageError(f"--init-map {','.join(pairs)} is not STUDENT=TEACHER,STUDENT=TEACHER of layers")
+    return student.strip(), teacher.strip()
+
+
+def _check_shares(options: TrainConfig, losses: Sequence[Term]) -> None:
+    refused = [str(term) for term in losses if not term.through_softmax]
+    if options.combine == "probs" and refused:
+        raise UsageError(
+            f"--combine probs averages soft targets, but loss {refused[0]!r} needs logits: use --combine logits"
+        )
+    shares = ",".join(f"{share:g}" for share in options.teacher_weight)
+    if any(not share > 0 for share in options.teacher_weight):
+        raise UsageError(f"--teacher-weight must be above 0, is {shares}: leave a cache out")
+    if options.teacher_weight and len(options.teacher_weight) != max(1, len(options.cache)):
+        raise UsageError(
+            f"--teacher-weight {shares} has {len(options.teacher_weight)} numbers for "
+            f"{len(options.cache)} caches: give one for each --cache"
+        )
+
+
+def _check_teacher(parsed: Parsed) -> None:
+    options = parsed.options
+    if options.online and options.teacher is None:
+        raise UsageError("--online runs a teacher live: name it with --teacher")
+    if options.online and (options.cache or options.hint_cache):
+        raise UsageError("--online and --cache exclude each other: targets come live or from a cache")
+    if options.teacher_size is not None and not options.online:
+        raise UsageError("--teacher-size goes with --online: what a cache holds was computed at its own size")
+    if options.dtype != "float32" and not options.online:
+        raise UsageError(f"--dtype {options.dtype} goes with --online: what a cache holds was computed in its own")
+    if options.teacher_weights is not None and parsed.needs_teacher is None:
+        raise UsageError("--teacher-weights goes with --online or --init teacher; a cache knows its teacher")
+    if options.teacher is not None and parsed.needs_teacher is None:
+        raise UsageError("--teacher goes with --online or --init teacher; a cache knows its teacher")
+    if parsed.labels_alone and parsed.needs_teacher and options.teacher is None and not options.cache:
+        raise UsageError("--init teacher without a cache: name the teacher with --teacher")
+    if options.init == "teacher" and options.weights is not None:
+        raise UsageError("--init teacher and --weights exclude each other: both say where the student starts")
+    if options.targets == "mean":
+        if parsed.labels_alone or options.online:
+            raise UsageError("--targets mean averages what a cache recorded: it needs a cache, and --alpha above 0")
+        if parsed.hints:
+            raise UsageError("--targets mean has other pixels than the teacher saw, so there are no hints for them")
+
+
+def _check_hints(parsed: Parsed) -> None:
+    options = parsed.options
+    if options.hint_epochs and not parsed.hints:
+        raise UsageError("--hint-epochs trains on hints first: name one with --hint")
+    if options.hint_cache and not parsed.hints:
+        raise UsageError("--hint-cache is where hints are read from: name one with --hint")
+    if options.compile and parsed.hints:
+        raise UsageError("--compile can't be used with --hint: activations are caught by hooks")
