@@ -18,7 +18,7 @@ SHOWN = 20
 @_options.command("verify")
 @click.argument("cache", required=False)
 @section(
-    "Options",
+    "Most used",
     flag("--repair", help="Remove what is damaged; the same dump then computes just that again."),
     option("--threads", type=click.IntRange(1), help="Files read at once.  [default: one a core, at most 8]"),
     _options.json_,

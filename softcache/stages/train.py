@@ -145,7 +145,7 @@ def _prepare(parsed: Parsed, begun: dict[str, Any] | None = None, view_numbers: 
         new_classifier=options.weights is not None,
     )
     if network.fresh:
-        log.info(f"{options.weights} has other classes: {', '.join(network.fresh)} of the student are new")
+        log.info(f"{options.weights} is for other classes: {', '.join(network.fresh)} of the student are new")
     teacher = _teacher(parsed, data, begun is not None)
     start = initialize_student(
         network,

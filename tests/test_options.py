@@ -1,0 +1,353 @@
+"""Options: from Python, from a file and from the command line they mean the same, and bad ones are one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from harness_train import command, make_cache, make_teacher, same, weights
+
+import softcache
+from softcache import DumpConfig, SoftcacheError, TeachConfig, TrainConfig, train
+from softcache.cli import _main
+from softcache.cli._options import Sectioned
+from softcache.config.parsed import parse
+from softcache.config.record import read_record
+from softcache.errors import UsageError
+
+STUDENT = f"{Path(__file__).parent / 'harness_train.py'}:student"
+QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 128, "workers": 0}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("options")
+    make_teacher(folder / "teacher")
+    return make_cache(folder / "cache", folder / "teacher", hint=("layer1",))
+
+
+# From Python.
+
+
+def test_one_value_is_taken_where_several_may_be_given(cache: Path, here: Path) -> None:
+    """A text was once read as the sequence of its letters."""
+    many = train(STUDENT, cache=(str(cache),), loss=("kl",), T="4", alpha="0.9", out="many", **QUICK)
+    one = train(STUDENT, cache=cache, loss="kl", T=4, alpha=0.9, out=Path("one"), **QUICK)
+    assert same(weights(many.folder), weights(one.folder))
+    whole = train(TrainConfig(STUDENT, cache=cache, loss="kl", T=4, out="whole", **QUICK))
+    assert same(weights(many.folder), weights(whole.folder))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": "1"}, "--epochs must be a whole number, is '1'"),
+        ({"epochs": 1.5}, "--epochs must be a whole number, is 1.5"),
+        ({"epochs": True}, "--epochs must be a whole number, is True"),
+        ({"lr": "0.1"}, "--lr must be a number, is '0.1'"),
+        ({"online": "no"}, "--online must be True or False, is 'no'"),
+        ({"loss": 3}, "--loss must be text or a list of such, is 3"),
+        ({"milestones": (1, "2")}, "--milestones must be whole number or a list of such, is (1, '2')"),
+        ({"dataset": 7}, "--dataset must be text or None, is 7"),
+        ({"T": [4]}, r"--T must be a number or text or None, is [4]"),
+        ({"temperature": 4}, "TrainConfig has no option 'temperature'"),
+        ({"losses": ("kl",)}, "TrainConfig has no option 'losses': did you mean loss"),
+    ],
+)
+def test_a_value_of_another_type_is_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        train(**options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    made = TrainConfig(epochs=np.int64(3), lr=np.float32(0.5), milestones=[np.int32(1)])
+    assert (made.epochs, made.lr, made.milestones) == (3, 0.5, (1,))
+    json.dumps(made.to_json())
+
+
+def test_a_configuration_is_given_alone() -> None:
+    with pytest.raises(UsageError, match="got TrainConfig, must be one TrainConfig, or options one by one"):
+        train(TrainConfig(), epochs=3)  # type: ignore[call-overload]
+    with pytest.raises(UsageError, match="got TeachConfig, must be one TrainConfig"):
+        train(TeachConfig())  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("function", "config"), [(train, TrainConfig), (softcache.dump, DumpConfig), (softcache.teach, TeachConfig)]
+)
+def test_signatures_list_every_option_with_its_default(function: Any, config: Any) -> None:
+    found = inspect.signature(function).parameters
+    fields = {own.name: own for own in dataclasses.fields(config)}
+    assert set(found) == set(fields)
+    assert all(found[name].default == own.default for name, own in fields.items())
+
+
+def test_editors_and_type_checkers_know_the_signatures(tmp_path: Path) -> None:
+    """mypy stands for them: it accepts what is right and names each mistake."""
+    file = tmp_path / "use.py"
+    file.write_text(
+        "import softcache\n"
+        "softcache.train('resnet18', cache=('c',), T=4.0, alpha='1:0:linear')\n"
+        "softcache.train(softcache.TrainConfig('resnet18'))\n"
+        "softcache.dump('resnet50', views=4, hint=('layer3',))\n"
+        "softcache.train(epoch=3)\n"
+        "softcache.dump(views='4')\n"
+    )
+    mypy = pytest.importorskip("mypy.api")
+    root = Path(softcache.__file__).parents[1]
+    os.environ["MYPYPATH"] = str(root)
+    out, _, _ = mypy.run([str(file), "--cache-dir", str(tmp_path / "cache"), "--follow-imports=silent"])
+    wrong = sorted({int(line.split(":")[1]) for line in out.splitlines() if ": error:" in line})
+    assert wrong == [5, 6], out
+
+
+@pytest.mark.parametrize("config", [TrainConfig(T=4, loss=("kl", "dkd")), DumpConfig(part=(1, 2)), TeachConfig()])
+def test_options_survive_json(config: Any) -> None:
+    again = type(config).of(**json.loads(json.dumps(config.to_json())))
+    assert again == config
+
+
+# From a file.
+
+
+def test_a_file_gives_options_and_the_command_line_replaces_them(
+    cache: Path, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.json").write_text(json.dumps({"student": STUDENT, "cache": str(cache), "T": 8, **QUICK}))
+    assert command("train", "--config", "mine.json", "--T", "2", "--out", "a") == 0
+    assert "--T 2 replaces 8 of mine.json" in capfd.readouterr().err
+    made = read_record(Path("a")).options
+    assert (made.T, made.student, made.epochs) == (2.0, STUDENT, 1) or made.T == "2"
+    # A run's own record is such a file.
+    assert command("train", "--config", "a/config.json", "--out", "b") == 0
+    assert same(weights(Path("a")), weights(Path("b")))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"epoch": 3}', "no option 'epoch': did you mean epochs"),
+        ("[1]", "no JSON object"),
+        ("{", "can't be read"),
+        ('{"command": "teach", "options": {}}', "is of softcache teach, not of softcache train"),
+    ],
+)
+def test_a_bad_file_is_one_line(here: Path, capfd: pytest.CaptureFixture[str], content: str, message: str) -> None:
+    Path("bad.json").write_text(content)
+    assert command("train", "--config", "bad.json") == 2
+    assert message in capfd.readouterr().err
+
+
+# Help.
+
+
+@pytest.mark.parametrize("name", ["teach", "layers", "dump", "train", "eval", "verify"])
+def test_help_has_sections_of_a_screen_each(name: str) -> None:
+    shown = CliRunner().invoke(_main.main, [name, "--help"], terminal_width=100).output
+    made = _main.main.get_command(click.Context(_main.main), name)
+    assert isinstance(made, Sectioned)
+    sections = {getattr(p, "section", "Other") for p in made.params if isinstance(p, click.Option)}
+    for title in sections:
+        assert f"\n{title}:\n" in shown
+        body = shown.split(f"\n{title}:\n")[1].split("\n\n")[0]
+        assert len(body.splitlines()) <= 24
+    if len(sections) > 2:
+        assert shown.index("Most used:") < min(shown.index(f"{title}:\n") for title in sections - {"Most used"})
+
+
+@pytest.mark.parametrize(("name", "config"), [("teach", TeachConfig), ("train", TrainConfig), ("dump", DumpConfig)])
+def test_help_states_the_defaults_of_the_configuration(name: str, config: Any) -> None:
+    """Every number and word that a default is; options whose default depends on the data say how."""
+    made = _main.main.get_command(click.Context(_main.main), name)
+    assert made is not None
+    fields = {own.name: own for own in dataclasses.fields(config)}
+    options = {p.name: p for p in made.params if isinstance(p, click.Option) and p.name not in ("config", "json_")}
+    assert set(options) == set(fields)
+    for key, option in options.items():
+        default = fields[key].default
+        if isinstance(default, bool) or default in (None, (), -1):
+            continue
+        stated = option.help.rpartition("[default:")[2]  # type: ignore[attr-defined]
+        assert f"{default:g}" in stated if isinstance(default, float) else str(default) in stated, (key, stated)
+
+
+# One parse.
+
+
+def test_each_text_is_parsed_once(cache: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from softcache.losses import _schedule, _terms
+    from softcache.losses.hints import _spec
+
+    seen: list[str] = []
+
+    def noted(real: Any) -> Any:
+        return lambda text: (seen.append(text), real(text))[1]
+
+    monkeypatch.setattr(_terms, "parse_term", noted(_terms.parse_term))
+    monkeypatch.setattr(_spec, "parse_hint", noted(_spec.parse_hint))
+    monkeypatch.setattr(_schedule.Schedule, "parse", noted(_schedule.Schedule.parse))
+    loss, hint = "kl:weight=0.77", "fitnet:teacher=layer1,student=layer1"
+    train(STUDENT, cache=cache, loss=loss, hint=hint, T="8:2:linear", alpha="0.7:0.3:linear", out="a", **QUICK)
+    for text in (loss, hint, "8:2:linear", "0.7:0.3:linear"):
+        assert seen.count(text) == 1, text
+
+
+def test_what_alpha_0_leaves_is_labels() -> None:
+    assert parse(TrainConfig(alpha=0)).labels_alone
+    assert not parse(TrainConfig(alpha=0, hint="fitnet:teacher=a,student=a")).labels_alone
+    assert not parse(TrainConfig(alpha="0:1:linear")).labels_alone
+
+
+# A run's record.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "is a record of version 2"),
+        ({"surprise": 1}, "has 'surprise', which this softcache doesn't know"),
+        ({"options": {"epoch": 3}}, "has no option 'epoch'"),
+        ({"options": {"epochs": "3"}}, "--epochs must be a whole number"),
+        ({"losses": {}}, "losses is not a list"),
+        ({"command": "sing"}, "is not the record of a run or a teacher"),
+    ],
+)
+def test_a_record_with_anything_unknown_is_refused(
+    cache: Path, here: Path, change: dict[str, Any], message: str
+) -> None:
+    train(STUDENT, cache=cache, out="run", **QUICK)
+    path = Path("run/config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(SoftcacheError, match=message):
+        train(resume="run")
+
+
+def test_a_run_is_resumed_from_another_folder(
+    cache: Path, here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Relative paths of the options are recorded as absolute ones."""
+    from softcache.training import loop
+
+    folder = here / "mine"
+    folder.mkdir()
+    for split, rows in (("train", 60), ("test", 20)):
+        np.save(folder / f"{split}_images.npy", np.random.default_rng(0).integers(0, 255, (rows, 8, 8, 1), np.uint8))
+        np.save(folder / f"{split}_labels.npy", np.arange(rows) % 3)
+    Path("net.py").write_text(Path(STUDENT.rpartition(":")[0]).read_text())
+    whole = {"student": "net.py:student", "alpha": 0, "dataset": "arrays:mine", **QUICK, "epochs": 2}
+    train(**whole, out="whole")
+    save = loop.save_checkpoint
+
+    def once(*arguments: Any) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "save_checkpoint", once)
+        with pytest.raises(KeyboardInterrupt):
+            train(**whole, out="run")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    train(resume=here / "run")
+    assert same(weights(here / "whole"), weights(here / "run"))
+
+
+def test_a_run_keeps_its_views_when_others_are_completed(
+    here: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which views, not how many: a run on views 0 and 2 goes on with these once view 1 is there."""
+    from softcache.training import loop
+
+    make_teacher(here / "teacher")
+    cache = make_cache(here / "cache", here / "teacher", views=3)
+    kept = {path.name: path.read_bytes() for path in (cache / "view-0001").iterdir()}
+    for path in (cache / "view-0001").iterdir():
+        path.unlink()
+    options: dict[str, Any] = {"student": STUDENT, "cache": cache, **QUICK, "epochs": 4}
+    train(**options, out="whole")
+    save = loop.save_checkpoint
+
+    def once(*arguments: Any) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "save_checkpoint", once)
+        with pytest.raises(KeyboardInterrupt):
+            train(**options, out="run")
+    for name, content in kept.items():
+        (cache / "view-0001" / name).write_bytes(content)
+    train(resume="run")
+    assert read_record(Path("run")).view_numbers == [0, 2]
+    assert same(weights(Path("whole")), weights(Path("run")))
+
+
+def test_ctrl_c_says_how_to_go_on(cache: Path, here: Path) -> None:
+    """The same command would begin anew: a run has a number of its own."""
+    arguments = ["train", "--student", STUDENT, "--cache", str(cache), "--epochs", "5000", "--out", "my runs/one"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "softcache", "--quiet", *arguments], stderr=subprocess.PIPE, text=True, cwd=here
+    )
+    while not (here / "my runs/one/checkpoint.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert [line for line in told.splitlines() if line][-2:] == [
+        "stopped: go on with `softcache train --resume 'my runs/one'`",
+        "softcache: interrupted",
+    ]
+
+
+# What a training is given.
+
+
+def test_labels_alone_beside_a_cache_have_its_data_and_fresh_views(cache: Path, here: Path) -> None:
+    """The baseline: as a run without a cache on the same data, recipe, size and seed of the views."""
+    beside = train(STUDENT, alpha=0, cache=cache, out="beside", **QUICK)
+    bare = train(STUDENT, alpha=0, dataset="digits", size=8, out="bare", **QUICK)
+    assert same(weights(beside.folder), weights(bare.folder))
+    record = read_record(Path("beside"))
+    assert record.options.cache == (str(cache.resolve()),)
+    assert record.view_numbers is None
+    assert beside.lines[0]["soft_loss"] == 0
+
+
+def test_a_live_teacher_is_not_run_where_nothing_asks_it(cache: Path, here: Path) -> None:
+    """Its second stage has alpha 0 and no hint: labels are all that it learns from."""
+    teacher = str(cache.parent / "teacher")
+    common = {"alpha": 0, "hint": "fitnet:teacher=layer1,student=layer1", "hint_epochs": 1, **QUICK, "epochs": 2}
+    done = train(STUDENT, online=True, teacher=teacher, size=8, out="run", **common)
+    assert [line["teacher_s"] > 0 for line in done.lines] == [True, False, False]
+
+
+def test_weights_of_other_classes_give_all_but_the_classifier(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As for a teacher that is fine-tuned: ImageNet's 1,000 classes in a file, ten here."""
+    import torch
+
+    from softcache.models._open import open_network
+
+    source = open_network("cifar:resnet8", classes=1000, statistics=((0.5,), (0.5,)), seed=5)
+    torch.save(source.model.state_dict(), "imagenet.pt")
+    arguments = ["--student", "cifar:resnet8", "--alpha", "0", "--size", "8", "--lr", "1e-12", "--weight-decay", "0"]
+    assert command("train", *arguments, "--epochs", "1", "--weights", "imagenet.pt", "--out", "run") == 0
+    assert "imagenet.pt is for other classes: fc.weight, fc.bias of the student are new" in capfd.readouterr().err
+    found = weights(Path("run"))
+    torch.testing.assert_close(found["conv1.weight"], source.model.state_dict()["conv1.weight"])
+    assert found["fc.weight"].shape[0] == 10
