@@ -19,13 +19,14 @@ from softcache.config.data import TrainingData, open_data
 from softcache.config.folders import make_folder, new_run_folder
 from softcache.config.options import command
 from softcache.config.parsed import Parsed, parse
-from softcache.config.record import CONFIG, STUDENT_FILE, Record, absolute_paths, read_record
+from softcache.config.record import CONFIG, STUDENT_FILE, Record, absolute_paths
+from softcache.config.resume import refuse_other_caches, resumed
 from softcache.config.teachers import open_teacher
 from softcache.config.train import TrainConfig
 from softcache.console import advising, size
 from softcache.device import pick_device, tf32
 from softcache.distributed import refuse_several
-from softcache.errors import CacheError, LockedError, PixelsError, SoftcacheError, UsageError
+from softcache.errors import LockedError, PixelsError, SoftcacheError, UsageError
 from softcache.models._folder import describe, save_network, save_tensors
 from softcache.models._network import Network
 from softcache.models._open import open_network
@@ -45,9 +46,6 @@ from softcache.training.rows import TrainingRows, choose_rows, without_held
 from softcache.views._viewed import ViewedDataset
 
 log = logging.getLogger(__name__)
-
-# What a resumed run may be told anew, because it may go on elsewhere and none of it changes what is trained.
-MOVABLE = ("data_dir", "device", "download", "profile", "resident", "start_method", "workers")
 
 
 @dataclass
@@ -93,18 +91,18 @@ class _Prepared:
 def train(options: TrainConfig) -> Trained:
     """Trains a student and writes ``config.json``, ``metrics.jsonl`` and ``student.safetensors`` into a run's folder.
 
-    With ``resume`` an interrupted run goes on, with its own options: only those that don't change what is trained
-    (``MOVABLE``) may be given beside it. Errors: ``UsageError`` for options that can't be, ``CacheError`` where the
+    With ``resume`` an interrupted run goes on, with its own options: only those that don't change what is trained may
+    be given beside it. Errors: ``UsageError`` for options that can't be, ``CacheError`` where the
     cache doesn't fit the data, ``PixelsError`` where pixels are not those that the teacher saw, ``LockedError`` where
     another process trains into the folder.
     """
     refuse_several("train")
     if options.resume is not None:
-        _refuse_others(options)
         folder = Path(options.resume)
-        record = read_record(folder)
-        prepared = _prepare(parse(_resumed(options, record)), _begun(folder, record), record.view_numbers)
-        _check_caches(folder, record, prepared.data)
+        own, record = resumed(options)
+        begun = record.start if (folder / CHECKPOINT).exists() else None
+        prepared = _prepare(parse(own), begun, record.view_numbers)
+        refuse_other_caches(folder, record, prepared.data.every_cache)
     else:
         prepared = _prepare(parse(options))
         folder = Path(options.out) if options.out is not None else new_run_folder(options.student)
@@ -353,38 +351,6 @@ def _record(prepared: _Prepared) -> Record[TrainConfig]:
         view_numbers=data.recorded_views,
         held_out_rows=len(prepared.rows.held),
     )
-
-
-def _refuse_others(options: TrainConfig) -> None:
-    """Errors: ``UsageError`` that names the options that can't be given beside ``--resume``."""
-    others = [f"--{name.replace('_', '-')}" for name in sorted(options.given - {"resume"}) if name not in MOVABLE]
-    if others:
-        raise UsageError(
-            f"--resume {options.resume} goes on with that run's own options: leave out {', '.join(others)}"
-        )
-
-
-def _resumed(options: TrainConfig, record: Record[Any]) -> TrainConfig:
-    """A run's own options, with those that may be given anew.
-
-    Errors: ``SoftcacheError`` where the folder is a teacher's.
-    """
-    if not isinstance(record.options, TrainConfig):
-        raise SoftcacheError(f"{options.resume} is not a run of softcache train")
-    return dataclasses.replace(record.options, **{name: getattr(options, name) for name in options.given})
-
-
-def _begun(folder: Path, record: Record[Any]) -> dict[str, Any] | None:
-    """How the student started, where a checkpoint has that behind it."""
-    return record.start if (folder / CHECKPOINT).exists() else None
-
-
-def _check_caches(folder: Path, record: Record[Any], data: TrainingData) -> None:
-    """Errors: ``CacheError`` where the caches are not those that the run began with."""
-    began = {str(entry["path"]): entry["cache_id"] for entry in record.caches}
-    for cache in data.every_cache:
-        if cache.manifest.cache_id not in began.values():
-            raise CacheError(f"{cache.folder} is not the cache that {folder} began with: they are {', '.join(began)}")
 
 
 def _announcement(parsed: Parsed, data: TrainingData, stream: Stream) -> str:

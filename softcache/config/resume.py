@@ -1,0 +1,41 @@
+"""``train --resume``: the options of a run that was interrupted, and whether all that it began with is still there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from softcache.cache.reader import Cache
+from softcache.config.record import Record, read_record
+from softcache.config.train import TrainConfig
+from softcache.errors import CacheError, SoftcacheError, UsageError
+
+# What a resumed run may be told anew, because it may go on elsewhere and none of it changes what is trained.
+MOVABLE = ("data_dir", "device", "download", "profile", "resident", "start_method", "workers")
+
+
+def resumed(options: TrainConfig) -> tuple[TrainConfig, Record[TrainConfig]]:
+    """The options of the run in ``options.resume``, with those that may be given anew, and its record.
+
+    Errors: ``UsageError`` that names others that were given, ``SoftcacheError`` where the folder is no run.
+    """
+    assert options.resume is not None
+    others = [f"--{name.replace('_', '-')}" for name in sorted(options.given - {"resume"}) if name not in MOVABLE]
+    if others:
+        raise UsageError(
+            f"--resume {options.resume} goes on with that run's own options: leave out {', '.join(others)}"
+        )
+    record = read_record(Path(options.resume))
+    if not isinstance(record.options, TrainConfig):
+        raise SoftcacheError(f"{options.resume} is not a run of softcache train")
+    anew = {name: getattr(options, name) for name in options.given if name in MOVABLE}
+    return dataclasses.replace(record.options, **anew), record
+
+
+def refuse_other_caches(folder: Path, record: Record[TrainConfig], caches: Sequence[Cache]) -> None:
+    """Errors: ``CacheError`` where the caches are not those that the run in ``folder`` began with."""
+    began = {str(entry["path"]): entry["cache_id"] for entry in record.caches}
+    for cache in caches:
+        if cache.manifest.cache_id not in began.values():
+            raise CacheError(f"{cache.folder} is not the cache that {folder} began with: they are {', '.join(began)}")
