@@ -1,0 +1,130 @@
+"""What CONTRIBUTING.md promises: a new component is one new file, and everything else finds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import softcache
+
+COMPONENTS = {
+    "losses/squared.py": '''
+"""``squared``: the squared difference of probabilities."""
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Squared:
+    """``mean (p_s - p_t)²``."""
+
+    formula: ClassVar[str] = "mean (p(z_s) - p(z_t))²"
+    source: ClassVar[str] = "a contributor"
+    needs_labels: ClassVar[bool] = False
+    through_softmax: ClassVar[bool] = True
+    zero_for_perfect: ClassVar[bool] = True
+    default_T: ClassVar[float | None] = 1.0
+    default_weight: ClassVar[str] = "1"
+    scale: float = 1.0
+
+    def __call__(self, student, teacher, T, labels=None):
+        return self.scale * ((student / T).softmax(1) - (teacher / T).softmax(1)).square().mean()
+''',
+    "codecs/rounded.py": '''
+"""Logits as whole steps of int16."""
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """An error of at most half a ``step``."""
+
+    step: float = 0.01
+
+    def arrays(self, classes):
+        return {"steps": ("<i2", (classes,))}
+
+    def encode(self, logits_bc):
+        return {"steps": (logits_bc / self.step).round().clamp(-32768, 32767).to(torch.int16)}
+
+    def decode(self, arrays):
+        return arrays["steps"].float() * self.step
+''',
+    "datasets/stripes.py": '''
+"""Vertical and horizontal stripes."""
+from dataclasses import dataclass
+
+import numpy as np
+
+from softcache.datasets._samples import Samples, numbered
+
+
+@dataclass(frozen=True)
+class Stripes:
+    """64 rows a split, two classes."""
+
+    def open(self, split, *, data_dir=None, download=False):
+        labels = np.arange(64, dtype=np.int32) % 2
+        images = np.random.default_rng(len(split)).integers(0, 60, (64, 8, 8, 1)).astype(np.uint8)
+        images[labels == 0, ::2] += 190
+        images[labels == 1, :, ::2] += 190
+        return Samples(
+            spec="stripes", split=split, classes=numbered(2), labels=labels, channels=1, size=8, resize=8,
+            recipe="none", statistics=((0.5,), (0.25,)), images=images,
+        )
+''',
+}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package with one file more for each component."""
+    root = tmp_path_factory.mktemp("checkout")
+    package = Path(softcache.__file__).parent
+    shutil.copytree(package, root / "softcache", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(package.parent / "data", root / "data")
+    for name, text in COMPONENTS.items():
+        (root / "softcache" / name).write_text(text)
+    return root
+
+
+def test_a_loss_a_codec_and_a_dataset_are_one_file_each(checkout: Path, tmp_path: Path) -> None:
+    def run(*arguments: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "softcache", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("teach", "--model", "cifar:resnet8", "--dataset", "stripes", "--epochs", "3", "--out", "teacher")
+    run("dump", "--teacher", "teacher", "--codec", "rounded:step=0.02", "--views", "1", "--out", "cache")
+    found = json.loads(
+        run("train", "--student", "cifar:resnet8", "--cache", "cache", "--loss", "squared:scale=8", "--epochs", "3",
+            "--out", "run", "--json")
+    )  # fmt: skip
+    assert found["test_top1"] is not None
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert recorded["losses"][0]["loss"] == "squared:scale=8"
+    assert recorded["options"]["dataset"] == "stripes"
+    assert json.loads(run("info", "cache", "--json"))["codec"] == "rounded:step=0.02"
+    assert "squared" in run("losses")
+    assert run("verify", "cache", "--teacher", "teacher").rstrip().endswith("every byte is as it was written")
+
+
+def test_the_files_of_the_test_are_what_a_contributor_writes(checkout: Path) -> None:
+    """Nothing else differs from the package itself."""
+    package = Path(softcache.__file__).parent
+    ours = {str(p.relative_to(package)) for p in package.rglob("*.py")}
+    theirs = {str(p.relative_to(checkout / "softcache")) for p in (checkout / "softcache").rglob("*.py")}
+    assert theirs - ours == set(COMPONENTS)
+    assert all((package / name).read_bytes() == (checkout / "softcache" / name).read_bytes() for name in ours)
+    assert np.all([text.count("\n") < 40 for text in COMPONENTS.values()])
