@@ -56,9 +56,10 @@ def _measured(
     data = make_arrays(folder / f"data-{size}", rows, size, classes)
     for name, spec in (("live", teacher), ("cached", "cifar:resnet8")):
         _save(folder / f"{name}-{size}", spec, classes)
-    cache = str(dump(str(folder / f"cached-{size}"), dataset=data, views=2, out=f"cache-{size}", size=size).folder)
+    seen: dict[str, Any] = {"dataset": data, "size": size, "augment": "crop+flip" if size <= 96 else "rrc+flip"}
+    cache = str(dump(str(folder / f"cached-{size}"), views=2, out=f"cache-{size}", **seen).folder)
     common: dict[str, Any] = {
-        "student": student, "dataset": data, "epochs": 2, "batch_size": batch, "size": size, "device": device,
+        "student": student, "epochs": 2, "batch_size": batch, "device": device, **seen,
     }  # fmt: skip
     cached = {"cache": (cache,), "T": "4", "alpha": "1"}
     ways: dict[str, dict[str, Any]] = {

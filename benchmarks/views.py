@@ -41,10 +41,15 @@ def main() -> None:
     epochs = 1 if options.tiny else 3 * options.epochs if options.full else options.epochs
     folder, start = Path(tempfile.mkdtemp(prefix="softcache-views-")), Path.cwd()
     try:
+        recipe = open_samples(dataset, "train").recipe
         if options.rows:
             dataset = _first_rows(dataset, options.rows, folder)
         os.chdir(folder)
-        common: dict[str, Any] = {"dataset": dataset, "size": options.size}
+        common: dict[str, Any] = {
+            "dataset": dataset,
+            "size": options.size,
+            "augment": "crop+flip" if recipe == "none" else recipe,  # views that are all the same show nothing
+        }
         taught = teach("cifar:resnet8" if options.tiny else "cifar:resnet20", epochs=epochs, **common)
         teacher = str(taught.folder)
         dump(teacher, views=max(VIEWS), out="cache", **common)

@@ -74,14 +74,20 @@ def create(kind: str, spec: str) -> Any:
 
 
 def build(kind: str, name: str, rest: str, spec: str | None = None) -> Any:
-    """An instance of ``name`` with the options in ``rest`` (``"pad=4,fill=0"``, or one whole ``rest`` field)."""
-    cls = component(kind, name)
-    whole = [f for f in dataclasses.fields(cls) if f.metadata.get("rest")]
-    if whole:
-        if not rest:
-            raise UsageError(f"{NOUNS[kind]} {name!r} needs something after the colon: {name}:{whole[0].name.upper()}")
-        return cls(**{whole[0].name: rest})
-    return cls(**typed_options(cls, parse_options(rest, spec or name), f"{NOUNS[kind]} {name!r}"))
+    """An instance of ``name`` with the options in ``rest``.
+
+    They are written ``"pad=4,fill=0"``. A component with a ``rest`` field takes the text as it is, a path for example,
+    and its options, if it has others, follow it: ``"/data/pets,test_fraction=0.2"``.
+    """
+    cls, owner = component(kind, name), f"{NOUNS[kind]} {name!r}"
+    whole = [f.name for f in dataclasses.fields(cls) if f.metadata.get("rest")]
+    if not whole:
+        return cls(**typed_options(cls, parse_options(rest, spec or name), owner))
+    known = {f.name for f in dataclasses.fields(cls)} - set(whole)
+    text, options = _options_at_the_end(rest, known, spec or name)
+    if not text:
+        raise UsageError(f"{owner} needs something after the colon: {name}:{whole[0].upper()}")
+    return cls(**typed_options(cls, options, owner, **{whole[0]: text}))
 
 
 def split_spec(spec: str) -> tuple[str, str]:
@@ -103,11 +109,24 @@ def parse_options(rest: str, spec: str) -> dict[str, str]:
     return options
 
 
-def typed_options(cls: type, options: dict[str, str], owner: str) -> dict[str, Any]:
-    """Option strings turned into the types of a dataclass's fields."""
+def _options_at_the_end(text: str, known: set[str], spec: str) -> tuple[str, dict[str, str]]:
+    """``"/a,b,fraction=1"`` → ``("/a,b", {"fraction": "1"})``: only a known option's name ends a path."""
+    options: dict[str, str] = {}
+    while True:
+        head, comma, tail = text.rpartition(",")
+        key, equals, value = (part.strip() for part in tail.partition("="))
+        if not comma or not equals or key not in known:
+            return text.strip(), options
+        if key in options:
+            raise UsageError(f"{spec!r} gives {key!r} twice")
+        text, options[key] = head, value
+
+
+def typed_options(cls: type, options: dict[str, str], owner: str, **others: Any) -> dict[str, Any]:
+    """Option strings turned into the types of a dataclass's fields; ``others``: fields that have their value."""
     hints = typing.get_type_hints(cls)
     fields = {f.name for f in dataclasses.fields(cls)}
-    typed = {}
+    typed = dict(others)
     for key, text in options.items():
         if key not in fields:
             known = nearest(key, fields) if fields else ": it has none"
@@ -127,12 +146,12 @@ def typed_options(cls: type, options: dict[str, str], owner: str) -> dict[str, A
 
 def canonical(name: str, instance: Any) -> str:
     """The spec that gives this instance again, with every option spelled out, for manifests."""
-    parts = []
+    parts: list[str] = []
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
         if field.metadata.get("rest"):
-            return f"{name}:{value}"
-        if value is not None:
+            parts.insert(0, str(value))
+        elif value is not None:
             parts.append(f"{field.name}={_text(value)}")
     return name + (":" + ",".join(parts) if parts else "")
 
@@ -162,6 +181,8 @@ def _value(hint: Any, text: str) -> Any:
 
 
 def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return _describe(typing.get_args(hint)[0])
     if typing.get_origin(hint) is tuple:
         return "a range such as 0.08-1"
     return {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, "valid")

@@ -12,6 +12,8 @@ import pytest
 from softcache.datasets._open import open_samples
 from softcache.datasets._samples import Samples
 from softcache.errors import DatasetError
+from softcache.stages.dump import dump
+from softcache.views._open import open_viewed
 
 
 def write_arrays(root: Path, shape=(20, 8, 8, 3), **replaced) -> dict[str, np.ndarray]:
@@ -41,7 +43,7 @@ def test_arrays(tmp_path):
         ("0", "1", "2", "3"),
         32,
         32,
-        "crop+flip",
+        "none",
     )
     np.testing.assert_allclose(test.statistics[0], (arrays["train_images"] / 255.0).mean(axis=(0, 1, 2)), rtol=1e-12)
 
@@ -60,18 +62,63 @@ def test_arrays_from_an_npz_are_the_same_samples(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("side", "size", "resize", "recipe"),
+    ("side", "size", "resize", "suggested"),
     [
-        (28, 32, 32, "crop+flip"),
-        (64, 64, 64, "crop+flip"),
-        (96, 96, 96, "crop+flip"),
-        (97, 224, 256, "rrc+flip"),
+        (28, 32, 32, "--augment crop:pad=4+flip"),
+        (64, 64, 64, "--augment crop:pad=4+flip"),
+        (96, 96, 96, "--augment crop:pad=4+flip"),
+        (97, 224, 256, "--augment rrc+flip"),
     ],
 )
-def test_default_sizes_of_arrays(tmp_path, side, size, resize, recipe):
+def test_default_sizes_of_arrays(tmp_path, side, size, resize, suggested):
     write_arrays(tmp_path, shape=(4, side, side - 3))
     samples = open_samples(f"arrays:{tmp_path}", "train")
-    assert (samples.size, samples.resize, samples.recipe) == (size, resize, recipe)
+    assert (samples.size, samples.resize, samples.recipe) == (size, resize, "none")
+    assert suggested in samples.advice
+
+
+def test_arrays_are_neither_mirrored_nor_shifted_unless_that_is_asked_for(tmp_path, capsys):
+    """A spectrogram: its axes are time and frequency."""
+    arrays = write_arrays(tmp_path, shape=(20, 32, 32, 3))
+    viewed = open_viewed(f"arrays:{tmp_path}", "train")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "arrays: pictures are not augmented unless you say so: --augment crop:pad=4+flip" in said
+    for view in range(4):
+        assert np.array_equal(viewed.batch(np.arange(20), view).numpy(), arrays["train_images"])
+    open_viewed(f"arrays:{tmp_path}", "train", augment="flip")
+    assert capsys.readouterr().err == ""
+
+
+def test_without_augmentation_one_view_is_all_there_is_to_record(here, small_teacher, colour_arrays):
+    teacher = small_teacher(here / "teacher", dataset=colour_arrays)
+    assert dump(teacher, dataset=colour_arrays, size=8, out="plain").info["views"] == 1
+    assert dump(teacher, dataset=colour_arrays, size=8, out="flipped", augment="flip").info["views"] == 4
+
+
+LABELS = {
+    "unlabelled in disguise": (np.full(20, 2**64 - 1, np.uint64), "label 18446744073709551615 of row 0 is not in -1"),
+    "above 2**63": (np.full(20, 2**63, np.uint64), "label 9223372036854775808 of row 0"),
+    "above 2**31": (np.full(20, 2**31), "label 2147483648 of row 0"),
+    "below -1": (np.full(20, -2, np.int8), "label -2 of row 0"),
+    "fractions": (np.linspace(0, 1, 20), "labels must be whole numbers, found float64"),
+    "truths": (np.ones(20, bool), "labels must be whole numbers, found bool"),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_that_are_none_are_refused_in_a_line(tmp_path, kind):
+    labels, says = LABELS[kind]
+    write_arrays(tmp_path, train_labels=labels)
+    with pytest.raises(DatasetError, match=says) as caught:
+        open_samples(f"arrays:{tmp_path}", "train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint64, ">i2"])
+def test_labels_of_any_integer_dtype_are_the_same_labels(tmp_path, dtype):
+    write_arrays(tmp_path, train_labels=(np.arange(20) % 4).astype(dtype))
+    assert open_samples(f"arrays:{tmp_path}", "train").labels.tolist() == (np.arange(20) % 4).tolist()
 
 
 def test_class_names_and_unlabelled_rows(tmp_path):

@@ -135,10 +135,10 @@ def build_unlabelled_test(root):
     ("build", "split", "says"),
     [
         (build_nothing, "train", "is empty: no class folders and no images"),
-        (build_nothing, "test", "has no test split: no folder test/ or val/"),
+        (build_nothing, "test", "has no test split: none of the folders test/, val/, valid/, validation/"),
         (build_empty_class, "train", "no image in the class folder b"),
         (build_empty_classes, "train", "1 class folders and no image in any"),
-        (build_no_train, "train", r"has no folder train/: put its class folders \(cat\)"),
+        (build_no_train, "train", r"has class folders \(cat\) and no train/: --test-fraction 0.2 holds out"),
         (build_other_classes, "test", "test has classes that .*train lacks: b"),
         (build_unlabelled_test, "test", "no class folders, nothing can be evaluated"),
     ],

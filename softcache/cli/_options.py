@@ -10,6 +10,9 @@ from typing import Any
 
 import click
 
+from softcache.datasets._fraction import with_fraction
+from softcache.errors import UsageError
+
 log = logging.getLogger(__name__)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -76,7 +79,8 @@ def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
         @functools.wraps(function)
         def run(config: str | None, **options: Any) -> Any:
             given = {key: value for key, value in options.items() if value is not None and value != ()}
-            return function(**({**_from_file(config, name, given), **given} if config is not None else given))
+            options = {**_from_file(config, name, given), **given} if config is not None else given
+            return function(**_with_fraction(options))
 
         file = SectionedOption(
             ["--config"],
@@ -89,6 +93,16 @@ def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
         return click.command(name, cls=Sectioned)(run)
 
     return decorate
+
+
+def _with_fraction(options: dict[str, Any]) -> dict[str, Any]:
+    """With ``--test-fraction`` as a part of the dataset's spec."""
+    fraction = options.pop("test_fraction", None)
+    if fraction is None:
+        return options
+    if "dataset" not in options:
+        raise UsageError(f"--test-fraction {fraction:g} divides the files of a dataset: name it with --dataset")
+    return {**options, "dataset": with_fraction(options["dataset"], fraction)}
 
 
 def _from_file(path: str, command: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +150,14 @@ def data(owner: str = "") -> Decorator:
     return together(
         option(
             "--dataset",
-            help=f"digits, cifar10, …, folder:PATH, arrays:PATH, python:module:factory.  [default: {known}digits]",
+            help="digits, cifar10, …, folder:PATH, csv:FILE, parquet:FILE, arrays:PATH, python:module:factory.  "
+            f"[default: {known}digits]",
+        ),
+        option(
+            "--test-fraction",
+            help="Share of the files that is held out as the test split, of a dataset of files that has none; the same "
+            "as folder:PATH,test_fraction=0.2.",
+            type=float,
         ),
         option("--data-dir", help="Where torchvision's datasets are, or go.  [default: $SOFTCACHE_DATA or datasets/]"),
         flag("--download", help="Download the dataset if it is missing."),
@@ -147,7 +168,7 @@ def data(owner: str = "") -> Decorator:
 augment = option(
     "--augment",
     help="View recipe: none, flip, crop:pad=4+flip, rrc+flip, randaugment, mixup:alpha=0.2, …  [default: by dataset: "
-    "crop for digits, crop+flip for CIFAR, rrc+flip for folders]",
+    "crop for digits, crop+flip for CIFAR, rrc+flip for folders, none for arrays]",
 )
 normalize = option(
     "--normalize", help="imagenet, dataset, none, or MEANS/STDS.  [default: the weights', else the dataset's]"

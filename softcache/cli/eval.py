@@ -18,6 +18,7 @@ from softcache.cli._print import as_json, percent, rows
     option("--weights", help="Parameters for a model by name: DEFAULT (torchvision's), or a file."),
     _options.data("the model"),
     option("--split", help="train or test.  [default: test]"),
+    _options.normalize,
     _options.device,
     _options.amp,
     _options.workers,

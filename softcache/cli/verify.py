@@ -31,6 +31,7 @@ SHOWN = 20
     option("--sample", type=int, help="Keys that the teacher is run on.  [default: 256]"),
     option("--seed", type=int, help="Seed of the sample.  [default: 0]"),
     option("--dataset", help="Where the data are, if the cache was made from a path or code of your own."),
+    option("--test-fraction", type=float, help="Share of its files that is held out; a cache knows it."),
     option("--data-dir", help="Where torchvision's datasets are.  [default: $SOFTCACHE_DATA or datasets/]"),
     option("--augment", help="The view recipe, if it is code of your own."),
     _options.device,

@@ -14,7 +14,7 @@ import torch
 from softcache.cache.agreement.data import check_dataset, check_pixels, check_together
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, hint_column
-from softcache.config.dump import DEFAULT_VIEWS
+from softcache.config.dump import default_views
 from softcache.config.folders import pick_cache
 from softcache.config.given import recorded_dataset, recorded_recipe
 from softcache.config.parsed import Parsed
@@ -179,7 +179,7 @@ def _open_without_cache(parsed: Parsed) -> TrainingData:
         return TrainingData(viewed, dataset, _first(options.views))
     assert options.teacher is not None
     live = find_teacher(options.teacher, viewed.samples, weights=options.teacher_weights, size=options.teacher_size)
-    return TrainingData(viewed, dataset, _first(options.views or DEFAULT_VIEWS), live=live)
+    return TrainingData(viewed, dataset, _first(options.views or default_views(viewed.recipe)), live=live)
 
 
 def _open_recorded(cache: Cache, options: TrainConfig) -> tuple[ViewedDataset, str]:

@@ -12,8 +12,16 @@ from softcache.config.given import recorded_recipe
 from softcache.config.options import Options
 from softcache.device import DTYPES
 from softcache.errors import UsageError, nearest
+from softcache.views._recipe import Recipe
 
 DEFAULT_VIEWS = 4
+
+
+def default_views(recipe: Recipe) -> int:
+    """How many views are made of every image where nobody says; of ``none`` all would be the same."""
+    return 1 if recipe.spec == "none" else DEFAULT_VIEWS
+
+
 DEFAULTS: dict[str, Any] = {
     "codec": "fp16",
     "dtype": "float32",

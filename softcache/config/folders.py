@@ -7,12 +7,19 @@ from pathlib import Path
 
 from softcache.atomic import temporary_path
 from softcache.cache.reader import find_caches
+from softcache.datasets._fraction import split_fraction
 from softcache.errors import CacheError, SoftcacheError
 
 
 def slug(spec: str) -> str:
-    """A spec as part of a folder name: ``cifar:resnet56`` → ``cifar-resnet56``, ``folder:/data/pets`` → ``pets``."""
-    if spec.startswith(("folder:", "arrays:")):
+    """A spec as part of a folder name: ``cifar:resnet56`` → ``cifar-resnet56``, ``folder:/data/pets`` → ``pets``.
+
+    A test fraction is part of it, ``pets-test0.2``, for another share is another set of images to train on.
+    """
+    spec, fraction = split_fraction(spec)
+    if fraction is not None:
+        return f"{slug(spec)}-test{fraction:g}"
+    if spec.startswith(("folder:", "csv:", "parquet:", "arrays:")):
         spec = Path(spec.partition(":")[2]).stem
     elif "/" in spec:
         spec = spec.rstrip("/").rpartition("/")[2]

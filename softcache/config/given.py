@@ -7,6 +7,7 @@ import re
 import shlex
 
 from softcache.cache.reader import Cache
+from softcache.datasets._fraction import same_fraction
 from softcache.errors import CacheError, UsageError
 from softcache.views._recipe import parse_recipe
 
@@ -37,9 +38,9 @@ def recorded_dataset(cache: Cache, asked: str | None = None) -> str:
 
     Errors: ``CacheError`` where it is a path or code and nobody asked for it.
     """
-    if asked is not None:
-        return asked
     identity, made = cache.manifest.identity, cache.manifest.state.made
+    if asked is not None:
+        return same_fraction(asked, identity.dataset.spec, str(cache.folder))
     spec = str(made.get("dataset", identity.dataset.spec))
     if not _BY_NAME.fullmatch(spec):
         raise CacheError(

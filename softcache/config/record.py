@@ -104,7 +104,7 @@ def absolute(spec: str) -> str:
     """A spec whose path is absolute, so that it means the same in another working folder: ``folder:pets``,
     ``net.py:make``, ``weights.pt``. Names stay as they are."""
     source, colon, rest = spec.partition(":")
-    if colon and source in ("folder", "arrays"):
+    if colon and source in ("folder", "csv", "parquet", "arrays"):
         return f"{source}:{os.path.abspath(os.path.expanduser(rest))}"
     file = re.fullmatch(r"(python:)?(.*\.py):([^:/]+)", spec)
     if file:

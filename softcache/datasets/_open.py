@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from softcache import registry
+from softcache.datasets._files import check_text
 from softcache.datasets._samples import SPLITS, Samples
 from softcache.errors import DatasetError, UsageError
 
@@ -25,11 +26,11 @@ def open_samples(
 ) -> Samples:
     """One split of a dataset.
 
-    spec: ``digits``, a torchvision dataset's name (``cifar100``), ``folder:PATH``, ``arrays:PATH``,
-    ``python:package.module:factory`` or ``path/to/file.py:factory``. split: ``train`` or ``test``. data_dir: where
-    torchvision's files are, by default ``$SOFTCACHE_DATA`` or else ``datasets`` in the current folder. download:
-    fetch what is missing there. size: side of a recorded view in pixels; the side before the centre crop changes
-    in proportion.
+    spec: ``digits``, a torchvision dataset's name (``cifar100``), ``folder:PATH``, ``csv:FILE``, ``parquet:FILE``,
+    ``arrays:PATH``, ``python:package.module:factory`` or ``path/to/file.py:factory``; those of files may end in
+    ``,test_fraction=0.2``. split: ``train`` or ``test``. data_dir: where torchvision's files are, by default
+    ``$SOFTCACHE_DATA`` or else ``datasets`` in the current folder. download: fetch what is missing there. size: side
+    of a recorded view in pixels; the side before the centre crop changes in proportion.
     Errors: ``UsageError`` for a spec, split or size that can't be, ``DatasetError`` for data that can't be had.
     """
     if split not in SPLITS:
@@ -37,9 +38,10 @@ def open_samples(
     if size is not None and size < 1:
         raise UsageError(f"the size of a view must be at least 1 pixel, found {size}")
     if not spec.strip():
-        raise UsageError("the name of a dataset is empty: digits, cifar100, folder:PATH, arrays:PATH")
+        raise UsageError("the name of a dataset is empty: digits, cifar100, folder:PATH, csv:FILE, arrays:PATH")
     folder = Path(data_dir or os.environ.get(DATA_VARIABLE) or DEFAULT_FOLDER)
     samples: Samples = _source(spec).open(split, data_dir=folder, download=download)
+    check_text(samples.spec, "the dataset's path", "rename it, since it is written into files of text")
     if not len(samples):
         raise DatasetError(f"{samples.spec} has no samples in its {split} split")
     if size is not None and size != samples.size:

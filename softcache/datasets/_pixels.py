@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -27,13 +29,25 @@ def read_image(path: Path, channels: int) -> Pixels:
     Errors: ``DatasetError`` that names the file.
     """
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             pixels = np.array(image.convert("RGB" if channels == 3 else "L"))
     # Pillow's decoders raise SyntaxError for broken headers, ValueError and EOFError for some broken bodies
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DatasetError(f"{path} can't be decoded: {reason}; replace or remove the file") from None
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, opened for reading; a pipe is refused without waiting for its writer.
+
+    Errors: ``OSError``, also for what is not a regular file.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("it is not a regular file")
+    return file
 
 
 def as_pixels(image: Any, channels: int, where: str) -> Pixels:

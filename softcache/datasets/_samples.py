@@ -32,6 +32,7 @@ class Samples:
     crop of ``size``. recipe: default view recipe. statistics: per-channel mean and deviation of the train split,
     of pixels in 0..1. Pixels are in ``images`` (N, H, W, C) uint8, or in the files ``root / names[i]``, or come
     from ``decode(i)``. ``mapped`` is the .npy file behind ``images``: then pickling keeps the path, not the pixels.
+    ``advice``: what to say where nobody chose a recipe.
     """
 
     spec: str
@@ -48,6 +49,7 @@ class Samples:
     root: Path | None = None
     decode: Callable[[int], Pixels] | None = None
     mapped: Path | None = None
+    advice: str = ""
 
     def __post_init__(self) -> None:
         assert self.split in SPLITS, self.split
@@ -149,7 +151,10 @@ def checked_labels(labels: Any, rows: int, classes: int | None, where: str) -> L
     if not np.issubdtype(array.dtype, np.integer):
         raise DatasetError(f"{where}: labels must be whole numbers, found {array.dtype}")
     limit = np.iinfo(np.int32).max if classes is None else classes
-    wrong = np.flatnonzero((array.astype(np.int64) < -1) | (array.astype(np.int64) >= limit))
+    # uint64 stays unsigned: as int64, 2**64-1 would be -1, the mark of a row without a label
+    wide = array.astype(np.uint64 if array.dtype.kind == "u" else np.int64)
+    below = wide < -1 if wide.dtype.kind == "i" else np.zeros(rows, dtype=bool)
+    wrong = np.flatnonzero(below | (wide >= wide.dtype.type(limit)))
     if len(wrong):
         row = int(wrong[0])
         allowed = "-1 (unlabelled) or more" if classes is None else f"-1 (unlabelled) to {classes - 1}"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -53,6 +57,28 @@ def rows_for_test(labels: npt.ArrayLike) -> Mask:
     classes = np.asarray(labels)
     rank, count = _rank_by(splitmix64(np.arange(len(classes), dtype=np.uint64)), classes)
     return rank < (count + 2) // 5
+
+
+def held_out_files(names: Sequence[str], labels: npt.ArrayLike, fraction: float) -> Mask:
+    """The files that are the test split where a share of all files is to be: those with a hash below the fraction.
+
+    names: N paths within the dataset. labels: (N,) integers. fraction: in [0, 1). Result: (N,) bool. The hash is of a
+    file's path alone, so that its split stays what it is when other files come or go, and each class has about the
+    share of its files in the test split. The one exception: of a class whose files would all be held out, the one
+    with the largest hash stays in train.
+    """
+    classes = np.asarray(labels)
+    keys = np.array([_path_hash(name) for name in names], dtype=np.uint64)
+    held = keys < np.uint64(int(fraction * 2**64))
+    for label in np.setdiff1d(classes, classes[~held]):
+        rows = np.flatnonzero(classes == label)
+        held[rows[np.argmax(keys[rows])]] = False
+    return np.asarray(held)
+
+
+def _path_hash(name: str) -> int:
+    """The first 64 bits of the SHA-256 of a path's bytes."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
 
 
 def _ranks(classes: npt.NDArray[np.integer], seed: int, stream: int) -> tuple[npt.NDArray, npt.NDArray]:

@@ -22,8 +22,8 @@ class Arrays:
     Images are uint8, (N, H, W) or (N, H, W, C) with C 1 or 3; the .npy files are memory-mapped. Labels are whole
     numbers (N,), -1 where unlabelled; a train split without a labels file is unlabelled. Class names are the lines
     of ``classes.txt`` beside the arrays, or else numbers up to the largest label. The default size of a view is the
-    longer side where that is 32 to 96, 32 for smaller images, 224 (from 256) for larger ones; the default recipe is
-    ``crop+flip`` up to 96 and ``rrc+flip`` above.
+    longer side where that is 32 to 96, 32 for smaller images, 224 (from 256) for larger ones. The default recipe is
+    ``none``: what may be cropped or mirrored depends on what the arrays show, and nothing here says that.
     """
 
     path: str = field(metadata={"rest": True})
@@ -54,11 +54,20 @@ class Arrays:
             classes=classes,
             labels=labels,
             channels=images.shape[3],
-            **geometry(images),
+            **{**geometry(images), "recipe": "none"},
+            advice=_advice(images),
             statistics=measure(train),
             images=images,
             mapped=source / f"{split}_images.npy" if source.is_dir() else None,
         )
+
+
+def _advice(images: Pixels) -> str:
+    crop = geometry(images)["recipe"].partition("+")[0].replace("crop", "crop:pad=4")
+    return (
+        f"arrays: pictures are not augmented unless you say so: --augment {crop}+flip suits photographs, {crop} what "
+        "must not be mirrored (digits, text), flip what must not be shifted; leave it out for spectrograms and maps"
+    )
 
 
 def _labels(source: Path, split: str, rows: int) -> tuple[Labels, tuple[str, ...]]:

@@ -99,7 +99,12 @@ def _from_items(dataset: Any, *, split: str, spec: str) -> Samples:
 
 
 def _item(dataset: Any, row: int, spec: str) -> tuple[Any, Any]:
-    item = dataset[row]
+    try:
+        item = dataset[row]
+    except SoftcacheError:
+        raise
+    except Exception as error:  # foreign code may raise anything; the cause stays attached for --debug
+        raise DatasetError(f"{spec}, row {row} failed: {type(error).__name__}: {error}") from error
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         raise DatasetError(f"{spec}, row {row}: expected (image, label), found {type(item).__name__}")
     return item[0], item[1]

@@ -138,7 +138,7 @@ def portable(spec: str) -> str:
     if file:
         return Path(file[1]).name
     source, colon, rest = spec.partition(":")
-    if source in ("folder", "arrays") and colon:
+    if source in ("folder", "csv", "parquet", "arrays") and colon:
         return f"{source}:{Path(rest).name}"
     return spec
 

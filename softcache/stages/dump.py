@@ -32,7 +32,7 @@ from softcache.cache.schema import (
 )
 from softcache.cache.virtual import is_current
 from softcache.cache.writer import create_or_extend, plan, update_state
-from softcache.config.dump import DEFAULT_VIEWS, DEFAULTS, DumpConfig
+from softcache.config.dump import DEFAULTS, DumpConfig, default_views
 from softcache.config.folders import cache_folder, make_folder
 from softcache.config.options import command
 from softcache.config.teachers import default_data, find_teacher, teacher_source
@@ -130,7 +130,7 @@ def dump(asked: DumpConfig) -> Dumped:
             return _done(folder, config, began)
         if (folder / SAMPLES).exists():  # verify --repair takes it away where it is damaged
             check_pixels(existing, viewed)
-    views = config.views or (existing.views if existing else DEFAULT_VIEWS)
+    views = config.views or (existing.views if existing else default_views(viewed.recipe))
     network = network.to(device, DTYPES[identity.teacher.numerics.dtype]).eval()
     if config.channels_last:
         network.to(memory_format=torch.channels_last)

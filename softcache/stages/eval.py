@@ -26,6 +26,7 @@ def evaluate(
     data_dir: str | None = None,
     download: bool = False,
     size: int | None = None,
+    normalize: str | None = None,
     device: str = "auto",
     workers: int = -1,
     amp: str = "off",
@@ -34,6 +35,7 @@ def evaluate(
 
     ``model``: a run's or a teacher's folder, which knows its dataset; or a spec, on ``dataset``, with the parameters
     of the teacher that ``teach`` made of it, with ``weights``, or with torchvision's where the classes are ImageNet's.
+    ``normalize``: what pixels are normalized with (``choose_statistics``), by default as the parameters were trained.
     Errors: ``ModelError`` where there are no parameters for it, ``DatasetError`` where the split has no labels.
     """
     folder = known_folder(model)
@@ -47,7 +49,11 @@ def evaluate(
     chosen = pick_device(device)
     spec, found = teacher_source(model, viewed.samples, weights, option="--weights")
     network = open_network(
-        spec, classes=len(viewed.samples.classes), statistics=viewed.samples.statistics, weights=found
+        spec,
+        classes=len(viewed.samples.classes),
+        statistics=viewed.samples.statistics,
+        weights=found,
+        normalize=normalize,
     )
     pixels = pick_pixels(viewed, chosen, workers=workers)
     with tf32(False):

@@ -31,7 +31,7 @@ def layers(
     """
     folder = known_folder(teacher)
     dataset, size = default_data(teacher, dataset, size)
-    viewed = open_viewed(dataset, "train", data_dir=data_dir, download=download, size=size)
+    viewed = open_viewed(dataset, "train", data_dir=data_dir, download=download, augment="none", size=size)
     own = teacher_folder(teacher, viewed.samples.spec)
     spec = str(folder or (own if (own / TEACHER_FILE).exists() else teacher))
     classes = len(viewed.samples.classes) or 1000

@@ -28,7 +28,7 @@ from softcache.models._open import open_network
 from softcache.stream.batches import Stream
 from softcache.stream.inputs import pick_pixels
 from softcache.stream.plan import Plan
-from softcache.training.evaluation import Accuracy, evaluator
+from softcache.training.evaluation import Accuracy, evaluator, open_test
 from softcache.training.loop import Stage, fit
 from softcache.training.objective import Objective
 from softcache.views._open import open_viewed
@@ -79,6 +79,7 @@ def teach(config: TeachConfig) -> Taught:
     )
     if not train.samples.classes:
         raise UsageError(f"{config.dataset} has no labels: a teacher can't be trained on it")
+    test = open_test(config.dataset, train.size, data_dir=config.data_dir, download=config.download)
     network = open_network(
         config.model,
         classes=len(train.samples.classes),
@@ -95,7 +96,7 @@ def teach(config: TeachConfig) -> Taught:
     make_folder(folder)
     try:
         with FileLock(folder / ".lock", timeout=0), tf32(False):
-            return _teach(network, train, config, folder, device)
+            return _teach(network, train, test, config, folder, device)
     except Timeout:
         raise LockedError(f"another process is training into {folder}") from None
 
@@ -103,6 +104,7 @@ def teach(config: TeachConfig) -> Taught:
 def _teach(
     network: Network,
     train: ViewedDataset,
+    test: ViewedDataset | None,
     config: TeachConfig,
     folder: Path,
     device: torch.device,
@@ -116,11 +118,8 @@ def _teach(
     stream = Stream(train, pixels, plan, device, visible=labels, teacher=None)
     alone = Objective((), Schedule.constant(0), Schedule.constant(1), None, config.epochs, config.label_smoothing)
     evaluate = evaluator(
-        config.dataset,
-        train.size,
+        test,
         device,
-        data_dir=config.data_dir,
-        download=config.download,
         resident=config.resident,
         workers=config.workers,
         start_method=config.start_method,
@@ -145,11 +144,11 @@ def _teach(
             profile=config.profile,
             resume=resume,
         )
-    test = evaluate(network)
+    reached = evaluate(network)
     save_network(network, folder, TEACHER_FILE)
-    result = {"test": dataclasses.asdict(test) if test else None, "seconds": round(fitted.seconds, 3)}
+    result = {"test": dataclasses.asdict(reached) if reached else None, "seconds": round(fitted.seconds, 3)}
     dataclasses.replace(record, result=result).save(folder)
-    return Taught(folder, test, fitted.seconds, False)
+    return Taught(folder, reached, fitted.seconds, False)
 
 
 def _refuse_other(folder: Path, found: Record[Any], wanted: TeachConfig) -> None:

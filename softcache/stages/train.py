@@ -38,7 +38,7 @@ from softcache.stream.memory import available_memory
 from softcache.stream.plan import Plan
 from softcache.stream.windows import pick_windows
 from softcache.training.checkpoint import CHECKPOINT
-from softcache.training.evaluation import Accuracy, evaluate_network, evaluator
+from softcache.training.evaluation import Accuracy, evaluate_network, evaluator, open_test
 from softcache.training.hint_losses import REGRESSORS_FILE, HintLosses, build_hint_losses
 from softcache.training.initialize import initialize_student, keep_frozen_still
 from softcache.training.loop import BEST_FILE, Fitted, Stage, fit
@@ -79,6 +79,7 @@ class _Prepared:
 
     parsed: Parsed
     data: TrainingData
+    test: ViewedDataset | None
     rows: TrainingRows
     device: torch.device
     network: Network
@@ -123,6 +124,7 @@ def _prepare(parsed: Parsed, begun: dict[str, Any] | None = None, view_numbers: 
     data = open_data(parsed, view_numbers)
     if data.views is not None and options.views_per_image > len(data.views):
         raise UsageError(f"--views-per-image {options.views_per_image}: there are {len(data.views)} recorded views")
+    test = open_test(data.dataset, data.viewed.size, data_dir=options.data_dir, download=options.download)
     samples = data.viewed.samples
     rows = choose_rows(
         samples.labels,
@@ -171,7 +173,7 @@ def _prepare(parsed: Parsed, begun: dict[str, Any] | None = None, view_numbers: 
     pixels = pick_pixels(
         data.viewed, device, resident=options.resident, workers=options.workers, start=options.start_method
     )
-    return _Prepared(parsed, data, rows, device, network, hint_losses, start, pixels)
+    return _Prepared(parsed, data, test, rows, device, network, hint_losses, start, pixels)
 
 
 def _teacher(parsed: Parsed, data: TrainingData, begun: bool) -> Network | None:
@@ -192,11 +194,8 @@ def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
     options = parsed.options
     stages = _stages(prepared)
     evaluate = evaluator(
-        data.dataset,
-        data.viewed.size,
+        prepared.test,
         device,
-        data_dir=options.data_dir,
-        download=options.download,
         resident=options.resident,
         workers=options.workers,
         start_method=options.start_method,

@@ -15,6 +15,7 @@ from softcache.errors import SoftcacheError
 from softcache.models._network import Network
 from softcache.stream.inputs import PixelSource, pick_pixels
 from softcache.views._open import open_viewed
+from softcache.views._viewed import ViewedDataset
 
 log = logging.getLogger(__name__)
 
@@ -79,23 +80,27 @@ def counts(logits_bc: torch.Tensor, labels_b: torch.Tensor) -> list[torch.Tensor
     return [hit[:, 0].sum().float(), hit.any(1).sum().float(), loss.float()]
 
 
-def evaluator(
-    dataset: str,
-    size: int,
-    device: torch.device,
-    *,
-    data_dir: str | None,
-    download: bool,
-    resident: str,
-    workers: int,
-    start_method: str,
-    amp: str,
-) -> Callable[[Network], Accuracy | None]:
-    """``network → Accuracy`` on the clean test split, or ``None`` where the dataset has none that can be read."""
+def open_test(dataset: str, size: int, *, data_dir: str | None, download: bool) -> ViewedDataset | None:
+    """The clean test split, or None where the dataset has none that can be evaluated on; says so then.
+
+    To be called before anything that takes long. ``size``: side of the views in pixels.
+    """
     try:
         test = open_viewed(dataset, "test", data_dir=data_dir, download=download, augment="none", size=size)
     except SoftcacheError as error:
-        log.warning(f"no test split to evaluate on: {error}")
+        log.warning(f"no test split to evaluate on, so no accuracy will be given: {error}")
+        return None
+    if not (test.samples.labels >= 0).any():
+        log.warning(f"the test split of {dataset} has no labels, so no accuracy will be given")
+        return None
+    return test
+
+
+def evaluator(
+    test: ViewedDataset | None, device: torch.device, *, resident: str, workers: int, start_method: str, amp: str
+) -> Callable[[Network], Accuracy | None]:
+    """``network → Accuracy`` on what ``open_test`` gave, or ``None`` where that is None."""
+    if test is None:
         return lambda network: None
     pixels = pick_pixels(test, device, resident=resident, workers=workers, start=start_method)
     labels = test.samples.labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from softcache.views._keys import Int64, Keys
 from softcache.views._move import Motion, move, move_array, still
 from softcache.views._recipe import parse_recipe
 
+log = logging.getLogger(__name__)
+
 BASE_LIMIT = 1 << 30  # bytes of evaluation pixels that are kept in memory unasked
 
 
@@ -33,6 +36,8 @@ class ViewedDataset:
         if not 0 <= seed < 1 << 64:
             raise UsageError(f"the view seed must be in 0..2**64-1, found {seed}")
         self.samples = samples
+        if recipe is None and samples.advice:
+            log.info(samples.advice)
         self.recipe = parse_recipe(samples.recipe if recipe is None else recipe)
         self.seed = seed
         self.size = samples.size if size is None else size
