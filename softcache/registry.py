@@ -7,17 +7,22 @@ components with entry points of the groups ``softcache.codecs``, ``softcache.los
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import decimal
 import functools
 import importlib
 import importlib.metadata
+import pathlib
 import pkgutil
+import re
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any
 
-from softcache.errors import SoftcacheError, UsageError, nearest
+from softcache.errors import UsageError, nearest
+from softcache.userfile import named_object, told
 
 NOUNS = {
     "codecs": "codec",
@@ -27,6 +32,10 @@ NOUNS = {
     "models": "model source",
     "datasets": "dataset",
 }
+# Kinds whose components may be classes of a user's own, named ``my.py:Focal`` or ``python:package.module:Focal``. (The
+# other kinds have a component called ``python``, which calls a function of the user's.)
+CLASSES = ("codecs", "losses", "losses.hints")
+_CODE = re.compile(r"(?:python:)?(.+?\.py:[^:,]+)(?::(.*))?|python:([^:]+:[^:,]+)(?::(.*))?", re.DOTALL)
 
 
 @functools.cache
@@ -37,12 +46,30 @@ def names(kind: str) -> tuple[str, ...]:
     return tuple(sorted(own | set(_plugins(kind))))
 
 
-@functools.cache
 def component(kind: str, name: str) -> type:
-    """The class of a component.
+    """The class of a component, by its name as ``split_spec`` gives it.
 
-    Errors: ``UsageError`` with the nearest names where there is none.
+    Errors: ``UsageError`` with the nearest names where there is none, and for a class of a user's own that can't be
+    imported or is no frozen dataclass.
     """
+    return _own(kind, name) if kind in CLASSES and is_code(name) else _installed(kind, name)
+
+
+def _own(kind: str, name: str) -> type:
+    found, _ = named_object(name.removeprefix("python:"))
+    if not isinstance(found, type) or not dataclasses.is_dataclass(found):
+        raise UsageError(f"{NOUNS[kind]} {name!r} is no dataclass: decorate a class with @dataclass(frozen=True)")
+    if not found.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise UsageError(f"{NOUNS[kind]} {name!r} is not frozen: decorate the class with @dataclass(frozen=True)")
+    with told(f"{NOUNS[kind]} {name!r}"):
+        typing.get_type_hints(found)
+    return found
+
+
+@functools.cache
+def _installed(kind: str, name: str) -> type:
+    if kind in CLASSES and name.endswith(".py"):
+        raise UsageError(f"{name!r} names a file and no class in it: write {name}:NAME")
     if name not in names(kind):
         raise UsageError(f"no {NOUNS[kind]} is called {name!r}{nearest(name, names(kind))}")
     plugins = _plugins(kind)
@@ -65,11 +92,11 @@ def component(kind: str, name: str) -> type:
 
 
 def create(kind: str, spec: str) -> Any:
-    """An instance from ``name`` or ``name:option=value,option=value``.
+    """An instance from ``name`` or ``name:option=value,option=value``; the name may be code, as ``split_spec`` says.
 
     Errors: ``UsageError`` for an unknown name or option and for a value of the wrong type.
     """
-    name, rest = split_spec(spec)
+    name, rest = split_component(spec) if kind in CLASSES else split_spec(spec)
     return build(kind, name, rest, spec)
 
 
@@ -94,6 +121,26 @@ def split_spec(spec: str) -> tuple[str, str]:
     """``"a:b:c"`` → ``("a", "b:c")``."""
     name, _, rest = spec.partition(":")
     return name.strip(), rest.strip()
+
+
+def split_component(spec: str) -> tuple[str, str]:
+    """Name and options of a component of one of the ``CLASSES``, whose name may be code.
+
+    ``"kl:T=2"`` → ``("kl", "T=2")``; ``"my.py:Focal:gamma=2"`` → ``("python:/absolute/my.py:Focal", "gamma=2")``;
+    ``"python:package.module:Focal"`` → ``("python:package.module:Focal", "")``. Nothing is imported.
+    """
+    found = _CODE.fullmatch(spec.strip())
+    if found is None:
+        return split_spec(spec)
+    if found[3]:
+        return f"python:{found[3].strip()}", (found[4] or "").strip()
+    place, _, name = found[1].rpartition(":")
+    return f"python:{pathlib.Path(place).expanduser().resolve()}:{name.strip()}", (found[2] or "").strip()
+
+
+def is_code(spec: str) -> bool:
+    """Whether a spec of one of the ``CLASSES`` names code of a user's own."""
+    return _CODE.fullmatch(spec.strip()) is not None
 
 
 def parse_options(rest: str, spec: str) -> dict[str, str]:
@@ -136,12 +183,25 @@ def typed_options(cls: type, options: dict[str, str], owner: str, **others: Any)
         except ValueError:
             raise UsageError(f"{owner}: {key}={text!r} is not {_describe(hints[key])}") from None
     try:
-        cls(**typed)
-    except SoftcacheError:
+        with told(owner):
+            cls(**typed)
+    except UsageError as error:
+        if isinstance(error.__cause__, TypeError):  # a field without a default was not given
+            raise UsageError(f"{owner}: {error.__cause__}") from None
         raise
-    except TypeError as error:  # a field without a default was not given
-        raise UsageError(f"{owner}: {error}") from None
     return typed
+
+
+def guarded(name: str, owner: str) -> contextlib.AbstractContextManager[None]:
+    """Within it, what a component of a user's own raises becomes a ``UsageError`` of one line."""
+    return told(owner) if is_code(name) else contextlib.nullcontext()
+
+
+def check_attributes(cls: type, names: Iterable[str], owner: str) -> None:
+    """Errors: ``UsageError`` that names the attributes and methods which a class of a user's own lacks."""
+    own = {name for base in cls.__mro__ if base is not object for name in vars(base)}
+    if missing := [name for name in names if name not in own]:
+        raise UsageError(f"{owner} lacks {', '.join(missing)}: docs/losses.md says what a class of your own must have")
 
 
 def canonical(name: str, instance: Any) -> str:

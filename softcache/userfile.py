@@ -6,15 +6,19 @@ of one name don't meet, an edited file is another module, and a worker that was 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import Any
+
+from softcache.errors import SoftcacheError, UsageError, nearest
 
 __path__: list[str] = []  # modules that have this can have others below them
 
@@ -26,6 +30,63 @@ def load_file(path: Path) -> ModuleType:
     """
     path = path.resolve()
     return importlib.import_module(f"{__name__}.{_sha(path)}_{os.fsencode(path).hex()}")
+
+
+def named_object(target: str) -> tuple[Any, str]:
+    """What ``package.module:NAME`` or ``path/to/file.py:NAME`` names, and the same with the file's path made absolute.
+
+    A file can import its neighbours, but none of them in place of a module that can be had without them. Errors:
+    ``UsageError`` for a file, module or name that is not there, and for a file or module that fails.
+    """
+    place, colon, name = target.rpartition(":")
+    if not colon or not place or not name:
+        raise UsageError(f"{target!r} is not package.module:NAME or path/to/file.py:NAME")
+    if place.endswith(".py"):
+        path = Path(place).expanduser().resolve()
+        if not path.is_file():
+            raise UsageError(f"no file at {path}")
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))
+        place = str(path)
+    elif "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # a console script doesn't look into the current folder by itself
+    try:
+        module = load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:  # foreign code may raise anything; the cause stays attached for --debug
+        if isinstance(error, ModuleNotFoundError) and not place.endswith(".py"):
+            raise UsageError(f"python:{target}: no module is called {error.name!r}") from None
+        raise UsageError(f"{place} can't be imported: {one_line(error)}") from error
+    if not hasattr(module, name):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UsageError(f"{place} has no {name!r}{nearest(name, public)}")
+    return getattr(module, name), f"{place}:{name}"
+
+
+def code_sha(target: str) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of the file or module that ``named_object`` finds."""
+    place = target.rpartition(":")[0]
+    if place.endswith(".py"):
+        return _sha(Path(place).expanduser().resolve())
+    found = importlib.util.find_spec(place)
+    if found is None or found.origin is None or not os.path.isfile(found.origin):
+        raise UsageError(f"python:{target}: the module has no file")
+    return _sha(Path(found.origin))
+
+
+def one_line(error: BaseException) -> str:
+    """``"ValueError: what it says"``, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+
+
+@contextlib.contextmanager
+def told(owner: str) -> Iterator[None]:
+    """What a user's code raises becomes a ``UsageError`` of one line that begins with ``owner``."""
+    try:
+        yield
+    except SoftcacheError:
+        raise
+    except Exception as error:  # foreign code may raise anything; the cause stays attached for --debug
+        raise UsageError(f"{owner} failed: {one_line(error)}") from error
 
 
 class _Finder:

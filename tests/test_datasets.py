@@ -180,8 +180,8 @@ def test_python_module(factories, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "kind", "says"),
     [
-        ("arrys", UsageError, "has no function 'arrys': did you mean arrays"),
-        ("value", UsageError, "has no function 'value'"),
+        ("arrys", UsageError, "has no 'arrys': did you mean arrays"),
+        ("value", UsageError, "value is no function but int"),
         ("fails", DatasetError, "failed for the train split: KeyError: 'no such thing'"),
         ("number", DatasetError, "returned int: it must be Samples"),
         ("floats", DatasetError, "must be uint8"),
@@ -206,7 +206,7 @@ def test_bad_factories(factories, name, kind, says):
         ("folder:/no/such/place", DatasetError, "no folder at /no/such/place"),
         ("arrays:/no/such/place", DatasetError, "no folder and no .npz file at /no/such/place"),
         ("python:no_such_module:f", UsageError, "no module is called 'no_such_module'"),
-        ("python:os", UsageError, "is not package.module:factory"),
+        ("python:os", UsageError, "is not package.module:NAME"),
         ("no/such/file.py:f", UsageError, "no file at .*no/such/file.py"),
         ("digits:size=3", UsageError, "no option 'size'"),
         ("celeba", UsageError, "40 attributes"),

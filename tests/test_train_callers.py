@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from harness_train import command
 
+from softcache.datasets._open import open_samples
 from softcache.losses.hints._spec import parse_hint
 from softcache.models._cifar_resnet import CifarResNet
 from softcache.models._hooks import Taps
@@ -138,3 +140,33 @@ def test_a_student_through_its_teachers_classifier_answers_as_it_learned(here: P
         again = build_through(network.model, through.describe(), 4).eval()
         again.load_state_dict(through.state_dict())
         torch.testing.assert_close(again(x), wanted)
+
+
+def test_eval_normalizes_with_what_it_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A network whose logits are the mean pixel tells which normalization it was given."""
+    (here / "mean.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Mean(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv, self.fc = nn.Conv2d(1, 1, 1), nn.Linear(1, 10)\n"
+        "    def forward(self, x):\n"
+        "        return self.fc(self.conv(x).mean((2, 3)))\n"
+        "def make():\n    return Mean()\n"
+    )
+    state = {
+        "conv.weight": torch.ones(1, 1, 1, 1),
+        "conv.bias": torch.zeros(1),
+        "fc.weight": torch.arange(10.0)[:, None],
+        "fc.bias": torch.zeros(10),
+    }
+    torch.save(state, here / "mean.pt")
+    samples = open_samples("digits", "test", size=8)
+    means = torch.from_numpy(samples.images.astype(np.float64)).mean((1, 2, 3)) / 255
+    labels = torch.from_numpy(samples.labels.astype(np.int64))
+    arguments = ("eval", "mean.py:make", "--weights", "mean.pt", "--size", "8", "--workers", "0", "--json")
+    for normalize, mean, std in (("none", 0.0, 1.0), ("0.25/0.5", 0.25, 0.5)):
+        assert command(*arguments, "--normalize", normalize) == 0
+        found = json.loads(capsys.readouterr().out)
+        logits = ((means - mean) / std)[:, None] * torch.arange(10)
+        assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)

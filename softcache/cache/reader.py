@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from softcache.cache.checksum import checksum
 from softcache.cache.mapping import Rows, map_rows
 from softcache.cache.schema import LOGITS, ROWS, SAMPLES, Manifest, shard_name
 from softcache.cache.shard import Arrays, Attributes, Extent, open_shard, read_extent
+from softcache.codecs._open import is_own, named_again, open_codec, option_of
 from softcache.errors import CacheError, IntegrityError, UsageError
 
 
@@ -26,18 +28,49 @@ class Cache:
 
     ``cache.decode(cache.column("logits").gather(view, rows))`` are the logits of rows in a view.
 
+    ``verify_reads``: compare a shard's checksums before it is used. ``codec``: for a cache whose codec is code of a
+    user's own, that code, which is never run because a cache names it: ``Cache(folder, codec="my.py:Int7")``.
+
     Errors: ``CacheError`` where the folder is no cache or of another format, ``IntegrityError`` where it is damaged.
     """
 
-    def __init__(self, folder: str | Path, *, verify_reads: bool = False):
+    def __init__(self, folder: str | Path, *, verify_reads: bool = False, codec: str | None = None):
         self.folder = Path(folder)
         self.verify_reads = verify_reads
         self.manifest = Manifest.load(self.folder)
+        self._codec: Any = None
+        self._given: str | None = None
+        recorded = self.manifest.identity.codec
         try:
-            self.codec = registry.create("codecs", self.manifest.identity.codec)
-            self.codec.arrays(self.manifest.identity.classes)
+            if not is_own(recorded):
+                self._codec = open_codec(recorded)
+            elif codec is not None:
+                self._codec, self._given = named_again(recorded, codec), codec
+            if self._codec is not None:
+                with registry.guarded(option_of(recorded), f"codec {option_of(recorded)!r}"):
+                    self._codec.arrays(self.manifest.identity.classes)
         except UsageError as error:  # what the manifest says is no usage
-            raise CacheError(f"{self.folder}: its codec can't be had: {error}") from None
+            raise CacheError(f"{self.folder}: codec not available: {error}") from None
+
+    @property
+    def codec(self) -> Any:
+        """How logits lie on disk.
+
+        Errors: ``CacheError`` where it is code that the user hasn't named.
+        """
+        if self._codec is None:
+            own = option_of(self.manifest.identity.codec)
+            raise CacheError(
+                f"{self.folder} was made with a codec that is code, {own}. For safety, softcache runs no code that is "
+                f"named only in a cache: if you trust it, pass --codec {shlex.quote(own)}, or where you have it"
+            )
+        return self._codec
+
+    @property
+    def named_codec(self) -> str:
+        """The spec of the codec. Errors: ``CacheError`` as ``codec``."""
+        assert self.codec is not None
+        return self._given or self.manifest.identity.codec
 
     @property
     def rows(self) -> int:

@@ -58,10 +58,11 @@ def create_or_extend(
     labels: np.ndarray,
     names: list[str] | None,
     samples: tuple[np.ndarray, np.ndarray],
+    codec: str | None = None,
 ) -> Cache:
     """The cache in ``folder``, made if it isn't there and asked to hold at least these views and hints.
 
-    Several processes may call it at once: one makes the manifest, the others find it.
+    ``codec``: as ``Cache`` takes it. Several processes may call it at once: one makes the manifest, the others find it.
 
     Whatever takes its time (rows and samples are written, shards that are there are looked at) is done before the
     manifest is locked.
@@ -97,7 +98,7 @@ def create_or_extend(
             Manifest(identity, state).save(folder)
         else:
             raise CacheError(f"{folder}/{MANIFEST} was taken away or repaired meanwhile: run the same command again")
-    return Cache(folder)
+    return Cache(folder, codec=codec)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,11 @@ from softcache.cli._print import as_json, percent, rows
     option("--T", "T", help="Temperature, or 8:2:linear, 8:2:cosine.  [default: the loss's own, 4 for kl]"),
     option("--alpha", help="Weight of the soft loss, or a schedule; 0 trains on labels alone.  [default: 0.9]"),
     option("--beta", help="Weight of the hard-label loss, or a schedule.  [default: 1 - alpha]"),
-    option("--loss", multiple=True, help="kl, ce, hard, mse, dkd, …, with options: kl:weight=0.9,T=2.  [default: kl]"),
+    option(
+        "--loss",
+        multiple=True,
+        help="kl, ce, hard, mse, dkd, …, my.py:Loss, with options: kl:weight=0.9,T=2.  [default: kl]",
+    ),
     option("--out", type=click.Path(), help="The run's folder.  [default: runs/STUDENT-<n>]"),
     option(
         "--resume",
@@ -105,6 +109,7 @@ from softcache.cli._print import as_json, percent, rows
     "Other",
     option("--shuffle", help="full, or block for a cache larger than memory.  [default: auto]"),
     option("--views-per-image", type=int, help="Views of an image in one batch, from one decode.  [default: 1]"),
+    option("--codec", help="The codec of a cache that was made with code of your own: my.py:Codec."),
     flag("--verify-reads", help="Check each shard's checksums before it is used."),
     option("--log-every", type=int, help="Write every n-th step's losses to steps.jsonl, 0 for none.  [default: 0]"),
 )

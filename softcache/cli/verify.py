@@ -19,6 +19,7 @@ SHOWN = 20
 @click.argument("cache", required=False)
 @section(
     "Most used",
+    option("--codec", help="The codec, if the cache was made with code of your own: my.py:Codec."),
     flag("--repair", help="Remove what is damaged; the same dump then computes just that again."),
     option("--threads", type=click.IntRange(1), help="Files read at once.  [default: one a core, at most 8]"),
     _options.json_,

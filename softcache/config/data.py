@@ -134,11 +134,11 @@ def open_data(parsed: Parsed, view_numbers: Sequence[int] | None = None) -> Trai
     options = parsed.options
     if options.online or (parsed.labels_alone and not options.cache):
         return _open_without_cache(parsed)
-    others = [Cache(pick_cache(name), verify_reads=options.verify_reads) for name in options.hint_cache]
+    others = [_open_cache(name, options) for name in options.hint_cache]
     names: tuple[str | None, ...] = options.cache
     if not names and (parsed.losses or not others):
         names = (None,)
-    caches = [Cache(pick_cache(name), verify_reads=options.verify_reads) for name in names]
+    caches = [_open_cache(name, options) for name in names]
     _refuse_twice(caches)
     leading = [*caches, *others][0]
     viewed, dataset = _open_recorded(leading, options)
@@ -180,6 +180,13 @@ def _open_without_cache(parsed: Parsed) -> TrainingData:
     assert options.teacher is not None
     live = find_teacher(options.teacher, viewed.samples, weights=options.teacher_weights, size=options.teacher_size)
     return TrainingData(viewed, dataset, _first(options.views or default_views(viewed.recipe)), live=live)
+
+
+def _open_cache(name: str | None, options: TrainConfig) -> Cache:
+    """Errors: ``CacheError`` also where its codec is code that wasn't named."""
+    cache = Cache(pick_cache(name), verify_reads=options.verify_reads, codec=options.codec)
+    assert cache.named_codec
+    return cache
 
 
 def _open_recorded(cache: Cache, options: TrainConfig) -> tuple[ViewedDataset, str]:

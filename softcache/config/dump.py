@@ -128,7 +128,7 @@ def _recorded(cache: Cache, augment: str | None) -> dict[str, Any]:
     identity = cache.manifest.identity
     numerics, made = identity.teacher.numerics, cache.manifest.state.made
     return {
-        "codec": identity.codec,
+        "codec": cache.named_codec,
         "teacher_size": identity.teacher.preprocess.get("size"),
         "dtype": numerics.dtype,
         "amp": numerics.amp,

@@ -18,6 +18,7 @@ from softcache.config.options import Options, refuse_unknown
 from softcache.config.teach import TeachConfig
 from softcache.config.train import TrainConfig
 from softcache.errors import SoftcacheError, UsageError
+from softcache.registry import is_code
 
 CONFIG = "config.json"
 TEACHER_FILE, STUDENT_FILE = "teacher.safetensors", "student.safetensors"
@@ -36,6 +37,7 @@ _PATHS = {
     "teacher_weights",
     "weights",
 }
+_CLASSES = {"codec", "hint", "loss"}  # names, or code of the user's own
 Config = TypeVar("Config", bound=Options)
 
 
@@ -106,7 +108,7 @@ def absolute(spec: str) -> str:
     source, colon, rest = spec.partition(":")
     if colon and source in ("folder", "csv", "parquet", "arrays"):
         return f"{source}:{os.path.abspath(os.path.expanduser(rest))}"
-    file = re.fullmatch(r"(python:)?(.*\.py):([^:/]+)", spec)
+    file = re.fullmatch(r"(python:)?(.*?\.py):([^:/]+(?::.*)?)", spec)
     if file:
         return f"{file[1] or ''}{os.path.abspath(os.path.expanduser(file[2]))}:{file[3]}"
     path = os.path.expanduser(spec)
@@ -119,7 +121,11 @@ def absolute_paths(options: Config) -> Config:
     for name in _PATHS & values.keys():
         value = values[name]
         values[name] = tuple(map(absolute, value)) if isinstance(value, tuple) else value and absolute(value)
-    return dataclasses.replace(options, **{name: values[name] for name in _PATHS & values.keys()})
+    for name in _CLASSES & values.keys():
+        several = values[name] if isinstance(values[name], tuple) else (values[name],)
+        made = tuple(absolute(spec) if spec and is_code(spec) else spec for spec in several)
+        values[name] = made if isinstance(values[name], tuple) else made[0]
+    return dataclasses.replace(options, **{name: values[name] for name in (_PATHS | _CLASSES) & values.keys()})
 
 
 def recorded_options(folder: Path) -> Any:

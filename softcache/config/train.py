@@ -30,8 +30,9 @@ class TrainConfig(FitConfig):
     of rows that choose the best epoch. ``views_per_image``: views of an image that share a batch and a decode.
     ``shuffle``: of rows (full), or of blocks of them, for caches that don't fit into memory. ``view_seed``: that of
     views that no cache has recorded, by default 0. ``student_size``, ``teacher_size`` (with ``online``): sides of the
-    networks' inputs, where they aren't that of the views. ``init_map``: pairs STUDENT=TEACHER of layers. ``out``: the
-    run's folder, by default ``runs/STUDENT-<n>``. ``resume``: a run that was interrupted, whose own options are taken.
+    networks' inputs, where they aren't that of the views. ``init_map``: pairs STUDENT=TEACHER of layers. ``codec``:
+    that of a cache that was made with code of a user's own. ``out``: the run's folder, by default
+    ``runs/STUDENT-<n>``. ``resume``: a run that was interrupted, whose own options are taken.
     """
 
     student: str = field(default="resnet18", kw_only=False)
@@ -75,6 +76,7 @@ class TrainConfig(FitConfig):
     teacher_size: int | None = None
     dtype: str = "float32"
     pixels: str = "exact"
+    codec: str | None = None
     verify_reads: bool = False
     log_every: int = 0
     out: str | None = None

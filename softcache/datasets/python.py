@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +11,8 @@ import numpy as np
 
 from softcache.datasets._pixels import ItemDecoder, checked_images, geometry, measure
 from softcache.datasets._samples import Samples, checked_labels, numbered
-from softcache.errors import DatasetError, SoftcacheError, UsageError, nearest
-from softcache.userfile import load_file
+from softcache.errors import DatasetError, SoftcacheError, UsageError
+from softcache.userfile import named_object
 
 MEASURED_ROWS = 256  # rows of a map-style dataset that are decoded to measure its statistics
 
@@ -122,33 +120,9 @@ def _labels(labels: Any, rows: int, classes: Any, spec: str) -> tuple[np.ndarray
 def named_function(target: str) -> tuple[Callable[[str], Any], str]:
     """The function that ``package.module:factory`` or ``path/to/file.py:factory`` names, and the canonical spec.
 
-    A file can import its neighbours, but none of them in place of a module that can be had without them.
-    Errors: ``UsageError`` for a file, module or function that is not there, and for a file that fails.
+    Errors: ``UsageError`` as ``named_object``, and for what can't be called.
     """
-    place, colon, name = target.rpartition(":")
-    if not colon or not place or not name:
-        raise UsageError(f"{target!r} is not package.module:factory or path/to/file.py:factory")
-    if place.endswith(".py"):
-        path = Path(place).expanduser().resolve()
-        if not path.is_file():
-            raise UsageError(f"no file at {path}")
-        if str(path.parent) not in sys.path:
-            sys.path.append(str(path.parent))
-        spec = f"python:{path}:{name}"
-        try:
-            module = load_file(path)
-        except Exception as error:  # foreign code may raise anything; the cause stays attached for --debug
-            raise UsageError(f"{path} can't be imported: {type(error).__name__}: {error}") from error
-    else:
-        spec = f"python:{target}"
-        if "" not in sys.path and str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))  # a console script doesn't look into the current folder by itself
-        try:
-            module = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            raise UsageError(f"{spec}: no module is called {error.name!r}") from None
-    factory = getattr(module, name, None)
+    factory, where = named_object(target)
     if not callable(factory):
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UsageError(f"{place} has no function {name!r}{nearest(name, functions)}")
-    return factory, spec
+        raise UsageError(f"{where} is no function but {type(factory).__name__}")
+    return factory, f"python:{where}"

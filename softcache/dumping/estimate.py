@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from softcache import registry
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, HintColumn, Identity
 from softcache.cache.shard import PAGE
+from softcache.codecs._open import open_codec
 from softcache.console import duration, size
 from softcache.dumping.pipeline import Forward
 from softcache.errors import CacheError
@@ -76,11 +76,10 @@ class Estimate:
 
 
 def estimate(
-    identity: Identity, hints: dict[str, HintColumn], views: int, folder: Path, existing: Cache | None
+    identity: Identity, codec: str, hints: dict[str, HintColumn], views: int, folder: Path, existing: Cache | None
 ) -> Estimate:
-    """Space only. Writes nothing and makes no folder."""
-    codec = registry.create("codecs", identity.codec)
-    coded = codec.arrays(identity.classes).values()
+    """Space only. Writes nothing and makes no folder. ``codec``: a spec."""
+    coded = open_codec(codec).arrays(identity.classes).values()
     per_key = {LOGITS: 4 + sum(math.prod(tail) * np.dtype(dtype).itemsize for dtype, tail in coded)}
     overhead = {LOGITS: _overhead(1 + len(coded))}
     shard_rows = {LOGITS: identity.shard_rows}

@@ -16,9 +16,12 @@ from softcache.cache.writer import update_state
 log = logging.getLogger(__name__)
 
 
-def finish(folder: Path) -> None:
-    """Once nothing is missing: the teacher's accuracy on the labels, and the one file over all shards."""
-    cache = Cache(folder)
+def finish(folder: Path, codec: str | None = None) -> None:
+    """Once nothing is missing: the teacher's accuracy on the labels, and the one file over all shards.
+
+    ``codec``: as ``Cache`` takes it.
+    """
+    cache = Cache(folder, codec=codec)
     if cache.missing(cache.manifest.columns, cache.views):
         return
     if cache.manifest.state.teacher_top1 is None:

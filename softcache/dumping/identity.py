@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 import softcache
-from softcache import registry
 from softcache.cache.schema import (
     MAX_SHARD_BYTES,
     VERSION,
@@ -25,6 +24,7 @@ from softcache.cache.schema import (
     Numerics,
     TeacherIdentity,
 )
+from softcache.codecs._open import recorded_codec
 from softcache.datasets._index import keep_fingerprint
 from softcache.datasets._index import known_fingerprint as known_data_fingerprint
 from softcache.datasets._samples import Samples
@@ -66,9 +66,8 @@ def identify(
         list(samples.classes),
         data,
     )
-    canonical = registry.canonical(registry.split_spec(codec)[0], registry.create("codecs", codec))
     rows = shard_rows or default_shard_rows(viewed, network.classes, numerics.device)
-    return Identity(VERSION, teacher, dataset, viewed.identity(), network.classes, canonical, rows)
+    return Identity(VERSION, teacher, dataset, viewed.identity(), network.classes, recorded_codec(codec), rows)
 
 
 def data_fingerprint(samples: Samples, *, full: bool, keep: bool = True) -> str:

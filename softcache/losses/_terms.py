@@ -28,6 +28,7 @@ from softcache.losses._schedule import Schedule
 from softcache.losses._standardize import standardize
 
 SHARED = ("weight", "T", "standardize")
+ATTRIBUTES = ("needs_labels", "through_softmax", "default_T", "default_weight", "__call__")
 STANDARDIZED_T = 2.0  # arXiv 2403.01427: after standardizing, the logits' scale is 1
 
 
@@ -58,7 +59,11 @@ class Term:
         teacher = teacher.detach()
         if self.standardize:
             student, teacher = standardize(student), standardize(teacher)
-        result: torch.Tensor = self.loss(student, teacher, T, labels)
+        with registry.guarded(self.name, f"loss {self.name!r}"):
+            result: torch.Tensor = self.loss(student, teacher, T, labels)
+        if not isinstance(result, torch.Tensor) or result.ndim:
+            found = f"shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else type(result).__name__
+            raise UsageError(f"loss {self.name!r} must return a scalar tensor, returned {found}")
         return result
 
     @property
@@ -97,7 +102,7 @@ class Term:
             parts.append(f"T={self.T}")
         if self.standardize:
             parts.append("standardize=true")
-        return spec + ("," if ":" in spec else ":") * bool(parts) + ",".join(parts)
+        return spec + ("," if registry.split_component(spec)[1] else ":") * bool(parts) + ",".join(parts)
 
 
 def parse_term(spec: str) -> Term:
@@ -105,8 +110,9 @@ def parse_term(spec: str) -> Term:
 
     Errors: ``UsageError`` for an unknown loss or option (with the nearest names) and for impossible values.
     """
-    name, rest = registry.split_spec(spec)
+    name, rest = registry.split_component(spec)
     cls = registry.component("losses", name)
+    registry.check_attributes(cls, ATTRIBUTES, f"loss {name!r}")
     options = registry.parse_options(rest, spec)
     fields = [f.name for f in dataclasses.fields(cls)]
     for key in options:

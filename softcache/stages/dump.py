@@ -88,7 +88,7 @@ def dump(asked: DumpConfig) -> Dumped:
     dataset, size = default_data(asked.teacher, asked.dataset, asked.size)
     samples = open_samples(dataset, asked.split, data_dir=asked.data_dir, download=bool(asked.download))
     folder = Path(asked.out) if asked.out is not None else cache_folder(asked.teacher, samples.spec, asked.split)
-    existing = Cache(folder) if (folder / MANIFEST).exists() else None
+    existing = Cache(folder, codec=asked.codec) if (folder / MANIFEST).exists() else None
     asked = dataclasses.replace(asked, dataset=dataset, size=asked.size if existing else size)
     config = asked.settled(existing)
     viewed = ViewedDataset(samples, config.augment, seed=config.view_seed or 0, size=config.size)
@@ -147,7 +147,7 @@ def dump(asked: DumpConfig) -> Dumped:
         hints = hint_shapes(
             forward, viewed, config.hint, config.hint_dtype, identity, existing.manifest if existing else None
         )
-        guess = estimate(identity, hints, views, folder, existing)
+        guess = estimate(identity, codec, hints, views, folder, existing)
         if dry_run:
             guess = timed(guess, forward, viewed, identity.teacher.numerics.batch, config.workers)
             return Dumped(folder, 0, time.perf_counter() - began, estimate=guess)
@@ -155,7 +155,7 @@ def dump(asked: DumpConfig) -> Dumped:
         make_folder(folder)
         with _told(folder), writing(folder, part):
             keys = _compute(folder, identity, viewed, forward, hints, views, config)
-            finish(folder)
+            finish(folder, config.codec)
     return _done(folder, config, began, keys)
 
 
@@ -185,6 +185,7 @@ def _compute(
         labels=viewed.samples.labels,
         names=viewed.samples.names,
         samples=kept_samples(viewed),
+        codec=config.codec,
     )
     blocks = plan(cache, views, cache.manifest.columns, _part(config))
     wanted = {column for block in blocks for column in block.columns}
@@ -231,7 +232,7 @@ def _done(folder: Path, config: DumpConfig, began: float, keys: int = 0) -> Dump
             # a dump was killed between its last shard and its end; or another is at work, which does this then
             with contextlib.suppress(LockedError), _told(folder), writing(folder, _part(config)):
                 _remove_leftovers(folder)
-                finish(folder)
+                finish(folder, config.codec)
             cache = Cache(folder)
     return Dumped(folder, keys, time.perf_counter() - began, cache.manifest.state.teacher_top1, cache.describe())
 

@@ -93,12 +93,14 @@ def verify(
     sample: int = 256,
     seed: int = 0,
     threads: int | None = None,
+    codec: str | None = None,
     **options: Any,
 ) -> Verified:
     """Reads every byte of the manifest, ``rows.h5``, ``samples.h5`` and all shards, and compares checksums.
 
     ``repair`` removes what is damaged, so that the same ``dump`` computes just that again. ``teacher``: a spec; it
-    is run on a random ``sample`` of keys and compared (``options``: those of ``rerun``). Errors: ``CacheError``
+    is run on a random ``sample`` of keys and compared (``options``: those of ``rerun``). ``codec``: as ``Cache`` takes
+    it. Errors: ``CacheError``
     where the folder is no cache, ``LockedError`` where ``repair`` finds it being written.
     """
     folder = pick_cache(None if cache is None else str(cache))
@@ -106,14 +108,16 @@ def verify(
         raise CacheError(f"{folder} is no cache: there is no such folder")
     if repair:
         with writing(folder):
-            found = _examine(folder, threads)
+            found = _examine(folder, threads, codec)
             _repair(found)
     else:
-        found = _examine(folder, threads)
+        found = _examine(folder, threads, codec)
     if teacher is not None and found.damaged and not (repair and MANIFEST not in found.removed):
         log.info("the teacher is not asked, as the cache is damaged: repair it first")
     elif teacher is not None:
-        found.teacher = _ask(Cache(folder, verify_reads=True), teacher, sample=sample, seed=seed, **options)
+        found.teacher = _ask(
+            Cache(folder, verify_reads=True, codec=codec), teacher, sample=sample, seed=seed, **options
+        )
     return found
 
 
@@ -174,11 +178,11 @@ def _ask(
     )
 
 
-def _examine(folder: Path, threads: int | None) -> Verified:
+def _examine(folder: Path, threads: int | None, codec: str | None) -> Verified:
     began = time.perf_counter()
     found = Verified(folder)
     try:
-        cache = _check_manifest(folder)
+        cache = _check_manifest(folder, codec)
     except IntegrityError as error:
         what = str(error).removeprefix(f"{folder / MANIFEST}").lstrip(": ")
         found.damaged.append(Damage(MANIFEST, None, None, None, None, what))
@@ -208,9 +212,9 @@ def _examine(folder: Path, threads: int | None) -> Verified:
     return found
 
 
-def _check_manifest(folder: Path) -> Cache:
+def _check_manifest(folder: Path, codec: str | None) -> Cache:
     """The cache, if its manifest is byte for byte what softcache writes."""
-    cache, text = Cache(folder), read_manifest(folder)
+    cache, text = Cache(folder, codec=codec), read_manifest(folder)
     if render(parse(text, folder / MANIFEST)) != text:
         raise IntegrityError(f"{folder / MANIFEST} is not as softcache writes it, though it says the same")
     return cache

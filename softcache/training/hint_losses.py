@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ class HintLosses(nn.Module):
         values = []
         for term, part in zip(self.terms, self.parts, strict=True):
             student, teacher = [taps[layer] for layer in term.student], [hints[layer] for layer in term.teacher]
-            values.append(part(student, teacher, indices=indices, labels=labels))
+            values.append(term.value(typing.cast(HintModule, part), student, teacher, indices=indices, labels=labels))
         return values
 
     @contextlib.contextmanager

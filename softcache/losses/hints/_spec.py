@@ -17,6 +17,7 @@ have also:
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from softcache.errors import UsageError, nearest
 from softcache.losses._schedule import Schedule
 from softcache.losses.hints._shapes import Shape
 
+ATTRIBUTES = ("needs", "default_weight", "build")
 SHARED = ("teacher", "student", "weight")
 FORM = "{name}:teacher=layer3,student=layer3"
 
@@ -76,14 +78,38 @@ class HintTerm:
             raise UsageError(f"hint loss {self.name!r} needs {what}, which this run has not")
         given = {"rows": rows, "classes": classes, "seed": seed, **{k: extras[k] for k in self.extras}}
         students, teachers = [tuple(s) for s in student_shapes], [tuple(t) for t in teacher_shapes]
-        if getattr(self.loss, "several", False):
-            return HintModule([self.loss.build(students, teachers, **given)], several=True)
-        pairs = zip(students, teachers, strict=True)
-        return HintModule([self.loss.build(s, t, **given) for s, t in pairs], several=False)
+        several = bool(getattr(self.loss, "several", False))
+        with registry.guarded(self.name, f"hint loss {self.name!r}"):
+            if several:
+                parts = [self.loss.build(students, teachers, **given)]
+            else:
+                parts = [self.loss.build(s, t, **given) for s, t in zip(students, teachers, strict=True)]
+        if not all(isinstance(part, nn.Module) for part in parts):
+            raise UsageError(f"hint loss {self.name!r}: build must return a torch.nn.Module, returned {parts[0]!r:.60}")
+        return HintModule(parts, several=several)
+
+    def value(
+        self,
+        module: HintModule,
+        student: Sequence[torch.Tensor],
+        teacher: Sequence[torch.Tensor],
+        *,
+        indices: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> torch.Tensor:
+        """The loss by ``module``, which ``build`` made, as a scalar; arguments as ``HintModule.forward`` has them.
+
+        Errors: ``UsageError`` where a loss of a user's own fails or returns something else.
+        """
+        with registry.guarded(self.name, f"hint loss {self.name!r}"):
+            value = module(student, teacher, indices=indices, labels=labels)
+        if value.ndim:
+            raise UsageError(f"hint loss {self.name!r} must return a scalar, returned shape {tuple(value.shape)}")
+        return typing.cast(torch.Tensor, value)
 
     def __str__(self) -> str:
         """The spec that gives this term again."""
-        _, _, options = registry.canonical(self.name, self.loss).partition(":")
+        _, options = registry.split_component(registry.canonical(self.name, self.loss))
         parts = [f"teacher={'/'.join(self.teacher)}", f"student={'/'.join(self.student)}"]
         if self.weight is not None:
             parts.append(f"weight={self.weight}")
@@ -121,8 +147,9 @@ def parse_hint(spec: str) -> HintTerm:
     Errors: ``UsageError`` for an unknown loss or option (with the nearest names), a missing layer, and
     impossible values.
     """
-    name, rest = registry.split_spec(spec)
+    name, rest = registry.split_component(spec)
     cls = registry.component("losses.hints", name)
+    registry.check_attributes(cls, ATTRIBUTES, f"hint loss {name!r}")
     options = registry.parse_options(rest, spec)
     known = (*SHARED, *(f.name for f in dataclasses.fields(cls)))
     for key in options:

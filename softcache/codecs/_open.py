@@ -1,0 +1,114 @@
+"""From a codec's spec to the codec, and how a manifest names it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from softcache import registry
+from softcache.errors import UsageError
+from softcache.userfile import code_sha, told
+
+if TYPE_CHECKING:
+    import torch
+
+ATTRIBUTES = ("arrays", "encode", "decode")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_HASH = " sha256="
+
+
+def open_codec(spec: str) -> Any:
+    """The codec of ``fp16``, ``name:option=value``, or of code of the user's own, ``my.py:Int7:bits=7``.
+
+    Errors: ``UsageError`` for a name, option or class that can't be.
+    """
+    name, _ = registry.split_component(spec)
+    owner = f"codec {name!r}"
+    registry.check_attributes(registry.component("codecs", name), ATTRIBUTES, owner)
+    codec = registry.create("codecs", spec)
+    return _Own(codec, owner) if registry.is_code(name) else codec
+
+
+class _Own:
+    """A codec of a user's own, whose errors are one line and whose results are checked."""
+
+    def __init__(self, codec: Any, owner: str):
+        self._codec, self._owner = codec, owner
+
+    def arrays(self, classes: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        with told(self._owner):
+            found = {
+                str(name): (np.dtype(dtype).str, tuple(map(int, shape)))
+                for name, (dtype, shape) in self._codec.arrays(classes).items()
+            }
+        for name, (dtype, shape) in found.items():
+            if not _NAME.fullmatch(name) or np.dtype(dtype).kind not in "iuf" or not all(n > 0 for n in shape):
+                raise UsageError(f"{self._owner}: arrays() has {name!r} of {dtype} {shape}, which can't be stored")
+        if not found:
+            raise UsageError(f"{self._owner}: arrays() names no array")
+        return found
+
+    def encode(self, logits_bc: torch.Tensor) -> dict[str, torch.Tensor]:
+        with told(self._owner):
+            found: dict[str, torch.Tensor] = self._codec.encode(logits_bc)
+            shapes = {name: tuple(array.shape[1:]) for name, array in found.items()}
+        wanted = {name: shape for name, (_, shape) in self.arrays(logits_bc.shape[1]).items()}
+        if shapes != wanted:
+            raise UsageError(f"{self._owner}: encode() gave samples of {shapes}, arrays() says {wanted}")
+        return found
+
+    def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
+        with told(self._owner):
+            found: torch.Tensor = self._codec.decode(arrays)
+            rows, shape = len(next(iter(arrays.values()))), tuple(found.shape)
+        if len(shape) != 2 or shape[0] != rows:
+            raise UsageError(f"{self._owner}: decode() must give logits (B, C) of {rows} samples, gave {shape}")
+        return found
+
+
+def recorded_codec(spec: str) -> str:
+    """What a manifest has as the codec of this spec: ``fp16``; code without the folder that it lies in, and with a
+    hash of it, as other code may read the same bytes as other numbers: ``my.py:Int7:bits=7 sha256=0123456789abcdef``.
+
+    Errors: ``UsageError`` as ``open_codec``.
+    """
+    name, _ = registry.split_component(spec)
+    open_codec(spec)
+    canonical = registry.canonical(name, registry.create("codecs", spec))
+    if not registry.is_code(name):
+        return canonical
+    target = name.removeprefix("python:")
+    place = target.rpartition(":")[0]
+    if place.endswith(".py"):
+        canonical = Path(place).name + canonical.removeprefix(f"python:{place}")
+    return f"{canonical}{_HASH}{code_sha(target)}"
+
+
+def is_own(recorded: str) -> bool:
+    """Whether a manifest's codec is code of a user's own."""
+    return _HASH in recorded or registry.is_code(recorded)
+
+
+def named_again(recorded: str, given: str) -> Any:
+    """The codec of a cache that was made with code, which the user has named again.
+
+    Errors: ``UsageError`` where it is another one, or the code has changed.
+    """
+    found = recorded_codec(given)
+    if found == recorded:
+        return open_codec(given)
+    theirs, ours = recorded.partition(_HASH), found.partition(_HASH)
+    if theirs[0] == ours[0]:
+        raise UsageError(
+            f"--codec {given}: the code has changed since the dump (sha256 {theirs[2]}… there, {ours[2]}… now): "
+            "restore it, or dump again"
+        )
+    raise UsageError(f"--codec {given}: the cache was made with {theirs[0]}")
+
+
+def option_of(recorded: str) -> str:
+    """What ``--codec`` is to be given for a manifest's codec."""
+    return recorded.partition(_HASH)[0]
