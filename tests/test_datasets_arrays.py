@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 from pathlib import Path
 
@@ -208,3 +209,20 @@ def test_damaged_array_files(tmp_path, content):
             open_samples(f"arrays:{tmp_path}", "train")
     with pytest.raises(DatasetError, match=r"bad\.npz \(train_images\) can't be read as an array"):
         open_samples(f"arrays:{tmp_path}/bad.npz", "train")
+
+
+@pytest.mark.parametrize("name", ["train_images.npy", "train_labels.npy", "classes.txt", "all.npz"])
+def test_pipes_in_place_of_arrays_are_refused_unread(tmp_path, name):
+    write_arrays(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    source = tmp_path / name if name.endswith("npz") else tmp_path
+    with pytest.raises(DatasetError, match=r"can't be read.*: it is not a regular file"):
+        open_samples(f"arrays:{source}", "train")
+
+
+def test_class_names_that_are_no_text_are_refused_in_a_line(tmp_path):
+    write_arrays(tmp_path)
+    (tmp_path / "classes.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(DatasetError, match=r"classes\.txt can't be read: it is not UTF-8 text"):
+        open_samples(f"arrays:{tmp_path}", "train")

@@ -143,7 +143,7 @@ def test_damaged_csv_files(pets, content, says):
 @pytest.mark.parametrize("source", ["csv", pytest.param("parquet", marks=needs_pyarrow)])
 def test_a_table_that_is_none_is_refused_unread(tmp_path, source):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(DatasetError, match="pipe is not a regular file"):
+    with pytest.raises(DatasetError, match="pipe can't be read: it is not a regular file"):
         open_samples(f"{source}:{tmp_path / 'pipe'}", "train")
     with pytest.raises(DatasetError, match="no file at"):
         open_samples(f"{source}:{tmp_path / 'gone'}", "train")

@@ -14,6 +14,7 @@ import numpy as np
 
 from softcache.datasets._files import TEST_NAMES, check_text, file_samples, say_test_split, several
 from softcache.datasets._fraction import fraction_option
+from softcache.datasets._pixels import open_regular
 from softcache.datasets._samples import Samples
 from softcache.datasets._subset import held_out_files
 from softcache.errors import DatasetError
@@ -37,11 +38,10 @@ def read_table_file(path: Path) -> bytes:
     Errors: ``DatasetError`` where there is none or it can't be read.
     """
     try:
-        if not path.exists():
-            raise DatasetError(f"no file at {path}")
-        if not path.is_file():
-            raise DatasetError(f"{path} is not a regular file")
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        raise DatasetError(f"no file at {path}") from None
     except OSError as error:
         raise DatasetError(f"{path} can't be read: {error.strerror or error}") from None
 

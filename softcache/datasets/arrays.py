@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from softcache.datasets._pixels import Pixels, checked_images, geometry, measure
+from softcache.datasets._pixels import Pixels, checked_images, geometry, measure, open_regular
 from softcache.datasets._samples import Labels, Samples, checked_labels, numbered
 from softcache.errors import DatasetError
 
@@ -100,12 +100,12 @@ def _load(source: Path, name: str) -> npt.NDArray | None:
             path = source / f"{name}.npy"
             if not path.exists():
                 return None
-            if name.endswith("_images"):
-                return np.lib.format.open_memmap(path, mode="c")
-            with path.open("rb") as stream:
+            with open_regular(path) as stream:
+                if name.endswith("_images"):
+                    return np.lib.format.open_memmap(path, mode="c")
                 return np.lib.format.read_array(stream, allow_pickle=False)
         # opened here, because np.load leaves a file open that is no archive
-        with source.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        with open_regular(source) as stream, np.load(stream, allow_pickle=False) as arrays:
             return arrays[name] if name in arrays.files else None
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         where = source / f"{name}.npy" if source.is_dir() else f"{source} ({name})"
@@ -124,5 +124,10 @@ def _class_names(source: Path) -> tuple[str, ...]:
     path = (source if source.is_dir() else source.parent) / "classes.txt"
     if not path.exists():
         return ()
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        with open_regular(path) as stream:
+            lines = stream.read().decode().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror or error
+        raise DatasetError(f"{path} can't be read: {reason}") from None
     return tuple(line.strip() for line in lines if line.strip())
