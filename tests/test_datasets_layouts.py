@@ -16,7 +16,7 @@ from PIL import Image
 
 from softcache.cache.reader import Cache
 from softcache.config.folders import slug
-from softcache.datasets._fraction import split_fraction, with_fraction
+from softcache.datasets._fraction import same_fraction, split_fraction, with_fraction
 from softcache.datasets._open import open_samples
 from softcache.datasets._subset import held_out_files
 from softcache.errors import DatasetError, UsageError
@@ -146,6 +146,7 @@ def test_a_comma_in_a_path_is_part_of_the_path(tmp_path):
 
 def test_the_option_is_the_same_as_the_spec(here, capsys):
     assert with_fraction("csv:pets.csv,test_fraction=0.2", 0.2) == "csv:pets.csv,test_fraction=0.2"
+    assert same_fraction("arrays:x", "folder:pets,test_fraction=0.2", "a cache") == "arrays:x"
     assert split_fraction("folder:/data/pets,test_fraction=0.2") == ("folder:/data/pets", 0.2)
     assert slug("folder:/data/pets,test_fraction=0.2") == "pets-test0.2"
     class_folders(here / "pets", 1)
@@ -194,8 +195,13 @@ def test_a_cache_of_the_train_part_knows_the_fraction(here, capsys):
 
 @pytest.mark.parametrize("arguments", [("teach", "--model"), ("train", "--alpha", "0", "--student")])
 def test_a_missing_test_split_is_said_before_the_training(here, capsys, arguments):
+    """Before even the network is built, which may take a while."""
     class_folders(here / "pets/train", 2)
     data = ("--dataset", f"folder:{here / 'pets'}", "--size", "8", "--epochs", "1", "--workers", "0")
+    assert command(*arguments, "cifar:resnet9", *data, "--out", "out") == 2
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("warning: no test split to evaluate on")
+    assert "resnet9" in last
     assert command(*arguments, "cifar:resnet8", *data, "--out", "out") == 0
     lines = capsys.readouterr().err.splitlines()
     (warning,) = [place for place, line in enumerate(lines) if "no test split to evaluate on" in line]

@@ -131,14 +131,14 @@ def test_the_estimate_is_what_a_dump_then_takes(setting, warm, undisturbed, tmp_
     cache = Cache(folder)
     written = sum(path.stat().st_size for path in folder.glob("view-*/*.h5"))
     identity, hints = cache.manifest.identity, cache.manifest.state.hints
-    fresh = estimate(identity, hints, 3, tmp_path / "none" / "yet", None)
+    fresh = estimate(identity, identity.codec, hints, 3, tmp_path / "none" / "yet", None)
     shard_count = 3 * 3 * 5
     assert written <= fresh.needed <= written + shard_count * 3 * 4096
     assert fresh.needed == fresh.total
     assert (fresh.keys, fresh.missing, fresh.existing) == (900, 900, 0)
-    whole = estimate(identity, hints, 3, folder, cache)
+    whole = estimate(identity, identity.codec, hints, 3, folder, cache)
     assert (whole.needed, whole.missing) == (0, 0)
-    more = estimate(identity, hints, 4, folder, cache)
+    more = estimate(identity, identity.codec, hints, 4, folder, cache)
     assert more.missing == 300
     assert more.needed == fresh.needed // 3
 
@@ -150,7 +150,7 @@ def test_the_estimate_counts_the_whole_blocks_of_a_new_hint(tmp_path):
     cache, _ = make_cache(tmp_path / "cache", rows=100, shard_rows=64, views=2)
     hints = {"layer": HintColumn([5, 3], "float16", 64)}
     identity: Identity = cache.manifest.identity
-    found = estimate(identity, hints, 2, cache.folder, cache)
+    found = estimate(identity, identity.codec, hints, 2, cache.folder, cache)
     assert found.missing == 200
     assert found.bytes_per_key["hint.layer"] == 5 * 3 * 2 + 4
     assert found.needed == 200 * 34 + 4 * 8 * 4096

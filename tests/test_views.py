@@ -373,7 +373,7 @@ def test_transforms_that_give_no_pixels(name: str, says: str, transforms_file: P
     assert global_state() == before
 
 
-@pytest.mark.parametrize(("name", "says"), [("nothing", "can be called"), ("absent", "no function"), ("Keyed", "")])
+@pytest.mark.parametrize(("name", "says"), [("nothing", "can be called"), ("absent", "has no 'absent'"), ("Keyed", "")])
 def test_factories_that_give_no_transform(name: str, says: str, transforms_file: Path) -> None:
     if not says:
         assert parse_recipe(f"{transforms_file}:{name}").first is not None

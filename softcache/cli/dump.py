@@ -34,7 +34,11 @@ def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @section(
     "Most used",
     option("--teacher", help="A model, a teacher's or a run's folder.  [default: resnet50]"),
-    option("--views", type=int, help="Recorded views of every image.  [default: the cache's, else 4, or 1 of none]"),
+    option(
+        "--views",
+        type=int,
+        help="Recorded views of every image.  [default: the cache's, else 4; 1 with --augment none]",
+    ),
     option("--hint", multiple=True, metavar="LAYER", help="Keep a layer's activations too; repeatable."),
     option("--out", type=click.Path(), help="The cache's folder.  [default: caches/TEACHER-DATASET-SPLIT]"),
     flag("--dry-run", help="Estimate space and time, and stop."),

@@ -59,8 +59,8 @@ def same_fraction(asked: str, recorded: str, owner: str) -> str:
     Errors: ``UsageError`` where ``asked`` has another one.
     """
     own, theirs = split_fraction(asked)[1], split_fraction(recorded)[1]
-    if own == theirs:
-        return asked
+    if own == theirs or asked.partition(":")[0] not in SOURCES:
+        return asked  # data of another kind is another set, which whoever compares them says
     if own is not None:
         made = "without one" if theirs is None else f"with {theirs:g}"
         advice = "leave it out" if theirs is None else f"leave it out, or pass {theirs:g}"
