@@ -45,6 +45,10 @@ class LockedError(CacheError):
     """Another process is at work on the same folder."""
 
 
+class NotNamedError(SoftcacheError):
+    """A path or code that only a file of a folder names, and not the user."""
+
+
 class NumericsError(SoftcacheError):
     """Logits, hints or losses that are not finite, or don't fit their codec."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,23 @@ from softcache.views._open import open_viewed
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """State and cache folders that begin empty, in place of the user's; processes that tests start have them too."""
+    folder = tmp_path_factory.mktemp("user")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("SOFTCACHE_STATE", str(folder / "state"))
+        patched.setenv("SOFTCACHE_CACHE", str(folder / "cache"))
+        yield folder
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state folder of this test's own, so that nothing is remembered yet."""
+    monkeypatch.setenv("SOFTCACHE_STATE", str(tmp_path / "state"))
+    return tmp_path / "state"
 
 
 @pytest.fixture(autouse=True)

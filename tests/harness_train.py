@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from softcache.cli._main import run
+from softcache.config.given import remember_folder
 from softcache.config.record import TEACHER_FILE, Record
 from softcache.config.teach import TeachConfig
 from softcache.console import show_messages
@@ -88,7 +89,9 @@ def make_teacher(folder: Path, *, seed: int = 1, spec: str = TEACHER) -> Any:
 def write_teacher(network: Any, folder: Path) -> Any:
     folder.mkdir(parents=True)
     save_network(network, folder, TEACHER_FILE)
-    Record("teach", TeachConfig(network.spec), {**describe(network), "weights": TEACHER_FILE}).save(folder)
+    options = TeachConfig(network.spec)
+    Record("teach", options, {**describe(network), "weights": TEACHER_FILE}).save(folder)
+    remember_folder(folder, options, network.spec)
     return network
 
 

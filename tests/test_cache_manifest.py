@@ -18,7 +18,7 @@ from softcache.cache.reader import Cache
 from softcache.cache.schema import MAX_MANIFEST_BYTES, Manifest, canonical_json, parse, render
 from softcache.cli._main import run
 from softcache.config.given import recorded_dataset, recorded_recipe, recorded_teacher
-from softcache.errors import CacheError, IntegrityError, SoftcacheError, UsageError
+from softcache.errors import CacheError, IntegrityError, NotNamedError, SoftcacheError, UsageError
 from softcache.stages.train import train
 
 
@@ -236,7 +236,7 @@ def test_no_code_that_a_manifest_names_is_imported(
     spec = form.format(marked, file=tmp_path / "planted.py")
     _at(where, {"dataset": spec, "teacher": spec} if where == "state.made" else spec)(document)
     _sign(folder, document)
-    with pytest.raises(SoftcacheError, match="because a file says so"):
+    with pytest.raises(SoftcacheError, match="named only in a cache"):
         train("cifar:resnet8", cache=(str(folder),), out=tmp_path / "run")
     assert not (tmp_path / "imported").exists()
     assert not (tmp_path / "run").exists()
@@ -264,7 +264,7 @@ def test_only_names_of_datasets_are_followed(made: str, trusted: bool, folder: P
     if trusted:
         assert recorded_dataset(cache) == made
     else:
-        with pytest.raises(CacheError, match="--dataset"):
+        with pytest.raises(NotNamedError, match="--dataset"):
             recorded_dataset(cache)
     assert recorded_dataset(cache, "folder:/mine") == "folder:/mine"
 
@@ -276,7 +276,7 @@ def test_only_names_of_teachers_are_followed(folder: Path) -> None:
         assert recorded_teacher(Cache(_sign(folder, document))) == made
     for made in ("teachers/mine", "python:os:getcwd", "x.py:factory", "/tmp/x", ".."):
         document["state"]["made"] = {"teacher": made}
-        with pytest.raises(CacheError, match="--teacher"):
+        with pytest.raises(NotNamedError, match="--teacher"):
             recorded_teacher(Cache(_sign(folder, document)))
         assert recorded_teacher(Cache(folder), made) == made
 
@@ -289,7 +289,7 @@ def test_a_recipe_of_ones_own_is_taken_when_it_is_asked_for(folder: Path) -> Non
         recorded_recipe(cache, "flip")
     document["identity"]["recipe"]["spec"] = "python:torchvision.transforms.v2:Identity"
     cache = Cache(_sign(folder, document))
-    with pytest.raises(CacheError, match="--augment"):
+    with pytest.raises(NotNamedError, match="--augment"):
         recorded_recipe(cache)
     assert recorded_recipe(cache, "python:torchvision.transforms.v2:Identity").startswith("python:")
 

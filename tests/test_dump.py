@@ -26,8 +26,8 @@ from softcache.cache.schema import Manifest
 from softcache.cache.writer import BlockWriter
 from softcache.config.dump import DumpConfig
 from softcache.config.record import read_record
-from softcache.dumping.identity import portable
 from softcache.errors import CacheError, ModelError, PixelsError, UsageError
+from softcache.remembered import portable
 from softcache.stages.layers import layers
 
 LARGE = ("resnet18", "vit_b_32", "densenet121", "swin_t", "convnext_tiny", "googlenet", "maxvit_t", "inception_v3")
@@ -429,11 +429,12 @@ def test_a_folder_without_a_manifest_whose_shards_cannot_be_read(setting, tmp_pa
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "extension"])
-def test_a_dry_run_writes_nothing(setting, tmp_path, there):
+def test_a_dry_run_writes_nothing(setting, tmp_path, there, monkeypatch):
     folder = tmp_path / "cache"
     if there:
         dump(**fresh(setting, out=folder))
-        (setting.root / "weights.pt.fingerprint").unlink()
+    monkeypatch.setenv("SOFTCACHE_CACHE", str(tmp_path / "own" / "cache"))
+    monkeypatch.setenv("SOFTCACHE_STATE", str(tmp_path / "own" / "state"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     found = dump(**fresh(setting, out=folder, views=5, hint=(HINTS[0],)), dry_run=True).estimate
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

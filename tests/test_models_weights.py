@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -160,28 +161,43 @@ def test_the_fingerprint_sees_names_dtypes_shapes_and_bits_but_neither_order_nor
     assert len(fingerprint({"h": torch.zeros(3, dtype=torch.bfloat16), "e": torch.zeros(0)})) == 64
 
 
-def test_a_files_fingerprint_is_kept_until_the_file_changes(tmp_path):
+def test_a_files_fingerprint_is_kept_until_the_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOFTCACHE_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "x.safetensors"
     state = model().state_dict()
     save_file(state, path)
     assert fingerprint_file_cached(path) == fingerprint(state)
     assert fingerprint_file_cached(path, compute=lambda: pytest.fail("computed again")) == fingerprint(state)
-    (tmp_path / "x.safetensors.fingerprint").write_text("{half")
+    [kept] = (tmp_path / "cache" / "fingerprints").iterdir()
+    kept.write_text("{half")
     assert fingerprint_file_cached(path) == fingerprint(state)
     status = path.stat()
     save_file({**state, "3.bias": torch.ones(10)}, path)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     assert fingerprint_file_cached(path) != fingerprint(state)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.safetensors", "x.safetensors.fingerprint"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "x.safetensors"]
     with pytest.raises(ModelError, match="no file of weights"):
         fingerprint_file_cached(tmp_path / "gone.pt")
 
 
-def test_a_fingerprint_that_can_not_be_kept_is_given_all_the_same(tmp_path):
-    save_file(model().state_dict(), tmp_path / "x.safetensors")
-    (tmp_path / "x.safetensors.fingerprint").mkdir()  # also stops the superuser
-    assert len(fingerprint_file_cached(tmp_path / "x.safetensors")) == 64
+def test_a_fingerprint_that_can_not_be_kept_is_given_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOFTCACHE_CACHE", str(tmp_path / "a file" / "cache"))  # also stops the superuser
+    (tmp_path / "a file").touch()
+    state = model().state_dict()
+    save_file(state, tmp_path / "x.safetensors")
+    assert fingerprint_file_cached(tmp_path / "x.safetensors") == fingerprint(state)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_kept_fingerprint_of_one_file_is_not_that_of_another(tmp_path):
+    for name, bias in (("a", 0.0), ("b", 1.0)):
+        (tmp_path / name).mkdir()
+        save_file({**model().state_dict(), "3.bias": torch.full((10,), bias)}, tmp_path / name / "x.safetensors")
+    a, b = (fingerprint_file_cached(tmp_path / name / "x.safetensors") for name in "ab")
+    assert a != b
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "b" / "x.safetensors")
+    never = functools.partial(pytest.fail, "computed again")
+    assert fingerprint_file_cached(tmp_path / "link.safetensors", compute=never) == b
 
 
 @pytest.fixture
@@ -206,11 +222,7 @@ def test_a_folder_gives_the_same_network_to_the_bit(folder):
     assert torch.equal(again.eval()(PIXELS), original(PIXELS))
     assert equal(load_file(folder / "teacher.safetensors"), original.model.state_dict())  # names without a prefix
     assert fingerprint_file_cached(folder / "teacher.safetensors") == fingerprint(original.model.state_dict())
-    assert sorted(os.listdir(folder)) == [
-        "config.json",
-        "teacher.safetensors",
-        "teacher.safetensors.fingerprint",
-    ]
+    assert sorted(os.listdir(folder)) == ["config.json", "teacher.safetensors"]
 
 
 def test_the_same_network_is_saved_as_the_same_bytes(tmp_path, folder):

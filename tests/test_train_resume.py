@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness_train import HINTS, fit, lines, make_cache, make_teacher, same, weights
+from harness_train import HINTS, TEACHER, fit, lines, make_cache, make_teacher, same, weights
 
+from softcache.config.given import remember_folder
 from softcache.config.record import read_record
-from softcache.errors import CacheError
+from softcache.errors import CacheError, NotNamedError
 from softcache.stages.train import train
 from softcache.training import loop
 
@@ -129,6 +130,10 @@ def test_a_run_resumes_with_the_cache_that_it_began_with(made: Path, tmp_path: P
     record = read_record(tmp_path / "run")
     options = dataclasses.replace(record.options, cache=(str(made / "b"),))
     dataclasses.replace(record, options=options).save(tmp_path / "run")
+    # What the user gave was for another description.
+    with pytest.raises(NotNamedError, match=r"softcache --allow .*py:student --allow .*/b"):
+        train(resume=tmp_path / "run")
+    remember_folder(tmp_path / "run", options, options.student)
     with pytest.raises(CacheError, match=r"is not the cache that .* began with"):
         train(resume=tmp_path / "run")
 
@@ -138,6 +143,7 @@ def test_a_start_from_the_teacher_is_not_made_twice(
 ) -> None:
     gone = tmp_path / "gone"
     shutil.copytree(made / "teacher", gone)
+    remember_folder(gone, read_record(gone).options, TEACHER)
     options: dict[str, Any] = {"cache": (str(made / "a"),), "init_map": ("fc=fc",), "teacher": str(gone)}
     with monkeypatch.context() as patched:
         interrupted(patched, 1, saved=True)

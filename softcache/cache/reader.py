@@ -21,6 +21,7 @@ from softcache.cache.schema import LOGITS, ROWS, SAMPLES, Manifest, shard_name
 from softcache.cache.shard import Arrays, Attributes, Extent, open_shard, read_extent
 from softcache.codecs._open import is_own, named_again, open_codec, option_of
 from softcache.errors import CacheError, IntegrityError, UsageError
+from softcache.remembered import given_before
 
 
 class Cache:
@@ -29,7 +30,8 @@ class Cache:
     ``cache.decode(cache.column("logits").gather(view, rows))`` are the logits of rows in a view.
 
     ``verify_reads``: compare a shard's checksums before it is used. ``codec``: for a cache whose codec is code of a
-    user's own, that code, which is never run because a cache names it: ``Cache(folder, codec="my.py:Int7")``.
+    user's own, that code, which is never run because a cache names it: ``Cache(folder, codec="my.py:Int7")``; by
+    default what the user gave for this cache before.
 
     Errors: ``CacheError`` where the folder is no cache or of another format, ``IntegrityError`` where it is damaged.
     """
@@ -44,8 +46,8 @@ class Cache:
         try:
             if not is_own(recorded):
                 self._codec = open_codec(recorded)
-            elif codec is not None:
-                self._codec, self._given = named_again(recorded, codec), codec
+            elif named := codec or given_before(self.folder, "codec", self.manifest.cache_id):
+                self._codec, self._given = named_again(recorded, named), named
             if self._codec is not None:
                 with registry.guarded(option_of(recorded), f"codec {option_of(recorded)!r}"):
                     self._codec.arrays(self.manifest.identity.classes)

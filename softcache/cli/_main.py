@@ -15,6 +15,7 @@ import softcache.cli
 from softcache._version import __version__
 from softcache.console import show_messages
 from softcache.errors import SoftcacheError, nearest
+from softcache.remembered import set_process
 
 ORDER = ("teach", "layers", "dump", "train", "eval", "info", "verify", "losses")
 
@@ -41,9 +42,18 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="softcache")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("--quiet", "-q", is_flag=True, help="Print results and errors only.")
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="SPEC",
+    help="Follow this path, or run this code, where a folder names it: file.py:factory, folder:PATH; repeatable.",
+)
+@click.option("--no-remember", is_flag=True, help="Don't remember which paths and code were given for which folder.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads that torch may use.  [default: all cores]")
 @click.pass_context
-def main(ctx: click.Context, debug: bool, quiet: bool, threads: int | None) -> None:
+def main(
+    ctx: click.Context, debug: bool, quiet: bool, allow: tuple[str, ...], no_remember: bool, threads: int | None
+) -> None:
     """Run an expensive teacher once; train many students from what it said.
 
     \b
@@ -53,6 +63,7 @@ def main(ctx: click.Context, debug: bool, quiet: bool, threads: int | None) -> N
     """
     ctx.obj = {"debug": debug}
     show_messages(quiet=quiet)
+    set_process(writes=not no_remember, allowed=allow)
     if threads and not ctx.resilient_parsing:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # torch isn't imported yet, and its workers inherit it
 

@@ -16,7 +16,7 @@ from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, hint_column
 from softcache.config.dump import default_views
 from softcache.config.folders import pick_cache
-from softcache.config.given import recorded_dataset, recorded_recipe
+from softcache.config.given import recorded_dataset, recorded_recipe, remember_cache
 from softcache.config.parsed import Parsed
 from softcache.config.teachers import default_data, find_teacher
 from softcache.config.train import TrainConfig
@@ -67,6 +67,13 @@ class TrainingData:
     def all_caches(self) -> list[Cache]:
         """Those that targets are read from, each once."""
         return list({cache.folder: cache for cache in [*self.caches, *self.hints.values()]}.values())
+
+    def quick_fingerprint(self) -> str | None:
+        """That of the samples, where a cache of them has recorded it."""
+        for cache in self.every_cache:
+            if cache.manifest.state.made.get("fingerprint") == "quick":
+                return cache.manifest.identity.dataset.fingerprint
+        return None
 
     def classes(self) -> int:
         """Width of the logits."""
@@ -134,11 +141,11 @@ def open_data(parsed: Parsed, view_numbers: Sequence[int] | None = None) -> Trai
     options = parsed.options
     if options.online or (parsed.labels_alone and not options.cache):
         return _open_without_cache(parsed)
-    others = [_open_cache(name, options) for name in options.hint_cache]
+    others = [_open_cache(name, options, "--hint-cache") for name in options.hint_cache]
     names: tuple[str | None, ...] = options.cache
     if not names and (parsed.losses or not others):
         names = (None,)
-    caches = [_open_cache(name, options) for name in names]
+    caches = [_open_cache(name, options, "--cache") for name in names]
     _refuse_twice(caches)
     leading = [*caches, *others][0]
     viewed, dataset = _open_recorded(leading, options)
@@ -156,6 +163,7 @@ def open_data(parsed: Parsed, view_numbers: Sequence[int] | None = None) -> Trai
     check_together([leading, *data.all_caches], visited)
     for cache in data.all_caches:
         check_pixels(cache, viewed, accept_close=options.pixels == "close")
+    remember_cache(leading, dataset=dataset, augment=options.augment)
     if options.targets == "mean":
         return dataclasses.replace(data, averaged=visited)
     return dataclasses.replace(data, views=visited)
@@ -182,10 +190,11 @@ def _open_without_cache(parsed: Parsed) -> TrainingData:
     return TrainingData(viewed, dataset, _first(options.views or default_views(viewed.recipe)), live=live)
 
 
-def _open_cache(name: str | None, options: TrainConfig) -> Cache:
+def _open_cache(name: str | None, options: TrainConfig, option: str) -> Cache:
     """Errors: ``CacheError`` also where its codec is code that wasn't named."""
-    cache = Cache(pick_cache(name), verify_reads=options.verify_reads, codec=options.codec)
+    cache = Cache(pick_cache(name, option=option), verify_reads=options.verify_reads, codec=options.codec)
     assert cache.named_codec
+    remember_cache(cache, codec=options.codec)
     return cache
 
 

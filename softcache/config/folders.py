@@ -9,6 +9,7 @@ from softcache.atomic import temporary_path
 from softcache.cache.reader import find_caches
 from softcache.datasets._fraction import split_fraction
 from softcache.errors import CacheError, SoftcacheError
+from softcache.localfiles import local_path
 
 
 def slug(spec: str) -> str:
@@ -61,13 +62,14 @@ def make_folder(folder: Path) -> None:
         raise SoftcacheError(f"can't write to {folder}: {error.strerror or error}") from None
 
 
-def pick_cache(cache: str | None, root: str = "caches") -> Path:
+def pick_cache(cache: str | None, root: str = "caches", *, option: str = "the cache") -> Path:
     """The cache that was named, or the only one there is.
 
-    Errors: ``CacheError`` with the list of caches where there are several, or with the command that makes one.
+    ``option``: what it was named with. Errors: ``UsageError`` for an address of another machine, ``CacheError`` with
+    the list of caches where there are several, or with the command that makes one.
     """
     if cache is not None:
-        folder = Path(cache)
+        folder = local_path(cache, option)
         if not (folder / "cache.json").exists() and (Path(root) / cache / "cache.json").exists():
             return Path(root) / cache
         return folder

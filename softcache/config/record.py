@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -14,11 +12,12 @@ import torch
 
 import softcache
 from softcache.atomic import replace_file
+from softcache.config.given import FOLLOWED
 from softcache.config.options import Options, refuse_unknown
 from softcache.config.teach import TeachConfig
 from softcache.config.train import TrainConfig
 from softcache.errors import SoftcacheError, UsageError
-from softcache.registry import is_code
+from softcache.remembered import absolute
 
 CONFIG = "config.json"
 TEACHER_FILE, STUDENT_FILE = "teacher.safetensors", "student.safetensors"
@@ -26,31 +25,21 @@ VERSION = 1
 KINDS: dict[str, type[Options]] = {"teach": TeachConfig, "train": TrainConfig}
 # Where a folder lies and that it is gone on with are no part of what it is.
 _UNRECORDED = ("out", "resume")
-_PATHS = {
-    "cache",
-    "data_dir",
-    "dataset",
-    "hint_cache",
-    "model",
-    "student",
-    "teacher",
-    "teacher_weights",
-    "weights",
-}
-_CLASSES = {"codec", "hint", "loss"}  # names, or code of the user's own
 Config = TypeVar("Config", bound=Options)
 
 
 @dataclass(frozen=True)
 class Record(Generic[Config]):
     """``command``: ``teach`` or ``train``. ``options``: those of the command, with absolute paths. ``model``: what is
-    needed to build the network again. ``start``: where its first parameters came from. ``losses``, ``hints``: terms of
-    the loss with their weights and temperatures, spelled out. ``caches``: path and cache id of each. ``view_numbers``:
-    the recorded views that it is trained on. ``result``: what it came to, once it is finished."""
+    needed to build the network again. ``data``: what it was trained on, as ``describe_data`` says it. ``start``: where
+    its first parameters came from. ``losses``, ``hints``: terms of the loss with their weights and temperatures,
+    spelled out. ``caches``: path and cache id of each. ``view_numbers``: the recorded views that it is trained on.
+    ``result``: what it came to, once it is finished."""
 
     command: str
     options: Config
     model: dict[str, Any]
+    data: dict[str, Any] | None = None
     start: dict[str, Any] = field(default_factory=dict)
     losses: list[dict[str, Any]] = field(default_factory=list)
     hints: list[dict[str, Any]] = field(default_factory=list)
@@ -102,30 +91,15 @@ def options_from(options: dict[str, Any], command: str, path: Path) -> Any:
         raise SoftcacheError(f"{path}: {error}") from None
 
 
-def absolute(spec: str) -> str:
-    """A spec whose path is absolute, so that it means the same in another working folder: ``folder:pets``,
-    ``net.py:make``, ``weights.pt``. Names stay as they are."""
-    source, colon, rest = spec.partition(":")
-    if colon and source in ("folder", "csv", "parquet", "arrays"):
-        return f"{source}:{os.path.abspath(os.path.expanduser(rest))}"
-    file = re.fullmatch(r"(python:)?(.*?\.py):([^:/]+(?::.*)?)", spec)
-    if file:
-        return f"{file[1] or ''}{os.path.abspath(os.path.expanduser(file[2]))}:{file[3]}"
-    path = os.path.expanduser(spec)
-    return os.path.abspath(path) if os.path.exists(path) else spec
-
-
 def absolute_paths(options: Config) -> Config:
     """Options whose paths are absolute, so that they can be followed from anywhere."""
     values = {own.name: getattr(options, own.name) for own in dataclasses.fields(options)}
-    for name in _PATHS & values.keys():
+    named = [name for name in FOLLOWED if name in values]
+    for name in named:
         value = values[name]
-        values[name] = tuple(map(absolute, value)) if isinstance(value, tuple) else value and absolute(value)
-    for name in _CLASSES & values.keys():
-        several = values[name] if isinstance(values[name], tuple) else (values[name],)
-        made = tuple(absolute(spec) if spec and is_code(spec) else spec for spec in several)
-        values[name] = made if isinstance(values[name], tuple) else made[0]
-    return dataclasses.replace(options, **{name: values[name] for name in (_PATHS | _CLASSES) & values.keys()})
+        whole = tuple(absolute(one, name) for one in value) if isinstance(value, tuple) else None
+        values[name] = (value and absolute(value, name)) if whole is None else whole
+    return dataclasses.replace(options, **{name: values[name] for name in named})
 
 
 def recorded_options(folder: Path) -> Any:

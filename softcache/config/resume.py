@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from softcache.cache.reader import Cache
+from softcache.config.given import followed_options
 from softcache.config.record import Record, read_record
 from softcache.config.train import TrainConfig
 from softcache.errors import CacheError, SoftcacheError, UsageError
+from softcache.localfiles import local_path
 
 # What a resumed run may be told anew, because it may go on elsewhere and none of it changes what is trained.
 MOVABLE = ("data_dir", "device", "download", "profile", "resident", "start_method", "workers")
@@ -18,7 +20,8 @@ MOVABLE = ("data_dir", "device", "download", "profile", "resident", "start_metho
 def resumed(options: TrainConfig) -> tuple[TrainConfig, Record[TrainConfig]]:
     """The options of the run in ``options.resume``, with those that may be given anew, and its record.
 
-    Errors: ``UsageError`` that names others that were given, ``SoftcacheError`` where the folder is no run.
+    Errors: ``UsageError`` that names others that were given, ``SoftcacheError`` where the folder is no run,
+    ``NotNamedError`` where its options name paths or code that the user never gave for it.
     """
     assert options.resume is not None
     others = [f"--{name.replace('_', '-')}" for name in sorted(options.given - {"resume"}) if name not in MOVABLE]
@@ -26,11 +29,12 @@ def resumed(options: TrainConfig) -> tuple[TrainConfig, Record[TrainConfig]]:
         raise UsageError(
             f"--resume {options.resume} goes on with that run's own options: leave out {', '.join(others)}"
         )
-    record = read_record(Path(options.resume))
+    folder = local_path(options.resume, "--resume")
+    record = read_record(folder)
     if not isinstance(record.options, TrainConfig):
         raise SoftcacheError(f"{options.resume} is not a run of softcache train")
     anew = {name: getattr(options, name) for name in options.given if name in MOVABLE}
-    return dataclasses.replace(record.options, **anew), record
+    return dataclasses.replace(followed_options(folder, record.options, anew), **anew), record
 
 
 def refuse_other_caches(folder: Path, record: Record[TrainConfig], caches: Sequence[Cache]) -> None:

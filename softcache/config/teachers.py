@@ -6,13 +6,17 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from softcache.cache.reader import Cache
 from softcache.config.folders import slug, teacher_folder
-from softcache.config.given import recorded_teacher
-from softcache.config.record import TEACHER_FILE, recorded_options
+from softcache.config.given import recorded_dataset_of, recorded_teacher
+from softcache.config.record import TEACHER_FILE, read_record, recorded_options
+from softcache.datasets._index import describe_data
+from softcache.datasets._open import open_samples
 from softcache.datasets._samples import Samples
-from softcache.errors import ModelError, UsageError
+from softcache.errors import ModelError, SoftcacheError, UsageError
+from softcache.localfiles import local_path
 from softcache.models._network import Network
 from softcache.models._open import open_network
 from softcache.models._weights import fingerprint
@@ -20,10 +24,42 @@ from softcache.models._weights import fingerprint
 
 def known_folder(model: str) -> Path | None:
     """The folder that ``model`` is: a run's or a teacher's own, or that of a teacher by the name in ``teachers/``."""
+    if "://" in model:
+        local_path(model, "the model")
     if Path(model).is_dir():
         return Path(model)
     named = Path("teachers") / model  # the name that `softcache teach` printed
     return named if (named / TEACHER_FILE).exists() else None
+
+
+def own_teacher(model: str, samples: Samples) -> Path | None:
+    """The folder in ``teachers/`` of the teacher that ``teach`` made of ``model`` on these samples, if there is one.
+
+    Errors: ``ModelError`` where that folder has the name and holds a teacher of other data.
+    """
+    folder = teacher_folder(model, samples.spec)
+    if not (folder / TEACHER_FILE).exists():
+        return None
+    recorded = read_record(folder).data
+    if recorded is not None and not _same_data(recorded, samples):
+        raise ModelError(
+            f"{folder} was trained on {recorded.get('spec')}, which is other data than {samples.spec}: if it is the "
+            f"teacher that you mean, name its folder, ./{folder}; else train one with `softcache teach --model "
+            f"{shlex.quote(model)} --dataset {shlex.quote(samples.spec)} --out FOLDER`"
+        )
+    return folder
+
+
+def _same_data(recorded: dict[str, Any], samples: Samples) -> bool:
+    """Whether a teacher's own record is of these samples, or of others of their dataset; its spec is not opened."""
+    if recorded.get("spec") == samples.spec:
+        return True
+    try:
+        split = str(recorded.get("split"))
+        same_split = samples if samples.split == split else open_samples(samples.spec, split)
+    except SoftcacheError:
+        return False
+    return bool(recorded.get("fingerprint") == describe_data(same_split)["fingerprint"])
 
 
 def default_data(model: str | None, dataset: str | None, size: int | None) -> tuple[str, int | None]:
@@ -35,9 +71,9 @@ def default_data(model: str | None, dataset: str | None, size: int | None) -> tu
     if folder is None and (teacher_folder(model, dataset or "digits") / TEACHER_FILE).exists():
         folder = teacher_folder(model, dataset or "digits")
     recorded = recorded_options(folder) if folder is not None else None
-    if recorded is None:
+    if folder is None or recorded is None:
         return dataset or "digits", size
-    return dataset or recorded.dataset or "digits", size or recorded.size
+    return dataset or recorded_dataset_of(folder, recorded) or "digits", size or recorded.size
 
 
 def teacher_source(
@@ -55,8 +91,8 @@ def teacher_source(
     folder = known_folder(teacher)
     if folder is not None:
         return (str(folder) if os.sep in str(folder) else f"./{folder}"), None
-    own = teacher_folder(teacher, samples.spec)
-    if (own / TEACHER_FILE).exists():
+    own = own_teacher(teacher, samples)
+    if own is not None:
         return str(own), None
     if classes in (1000, None) and ":" not in teacher:
         return teacher, "DEFAULT"
@@ -80,7 +116,13 @@ def find_teacher(
     spec, chosen = teacher_source(teacher, samples, weights)
     classes = len(samples.classes) or None
     return open_network(
-        spec, classes=classes, statistics=samples.statistics, weights=chosen, normalize=normalize, size=size
+        spec,
+        classes=classes,
+        class_names=samples.classes,
+        statistics=samples.statistics,
+        weights=chosen,
+        normalize=normalize,
+        size=size,
     )
 
 

@@ -1,14 +1,13 @@
-"""The fingerprint of a folder of images, kept beside them: asking a million files for their sizes takes a while.
+"""The fingerprint of a folder of images, kept in the user's cache folder.
 
-What is kept holds while the listing is the same, no folder has changed since (a file that is added, removed or
-replaced changes its folder's times), and a sample of the files has the sizes and times it had. A file that is written
-over in place, outside of that sample, goes unnoticed here; so this answers only whether anything is left to do, and
-whoever computes something asks every file again.
+Asking a million files for their sizes takes a while. What is kept holds while the listing is the same, no folder has
+changed since (a file that is added, removed or replaced changes its folder's times), and a sample of the files has the
+sizes and times it had. A file that is written over in place, outside of that sample, goes unnoticed here; so this
+answers only whether anything is left to do, and whoever computes something asks every file again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from softcache.atomic import replace_file
+from softcache import localfiles
 from softcache.datasets._samples import Samples
 
 SAMPLED = 256
@@ -26,30 +25,35 @@ SETTLED_S = 2.0  # a folder that changed just now may change again within the sa
 
 def known_fingerprint(samples: Samples) -> str | None:
     """What ``keep_fingerprint`` kept, where it still holds."""
-    if samples.names is None:
+    if samples.names is None or samples.root is None:
         return None
     try:
-        record = json.loads(_place(samples).read_text())
-        now = _stamps(samples)
-        return str(record["sha256"]) if {**record, **now} == record else None
-    except (OSError, ValueError, TypeError, KeyError):  # none, half of one, or a file that has gone
+        return localfiles.known_fingerprint(samples.root, _stamps(samples), samples.split)
+    except OSError:  # a file that has gone
         return None
 
 
 def keep_fingerprint(samples: Samples, sha256: str) -> None:
-    """Keeps the quick fingerprint of samples in files; in a folder that can't be written to nothing is kept."""
-    if samples.names is None:
+    """Keeps the quick fingerprint of samples in files; where the user's cache folder can't be written to, nothing."""
+    if samples.names is None or samples.root is None:
         return
-    with contextlib.suppress(OSError):
+    try:
         stamps = _stamps(samples)
-        if stamps["newest"] > time.time_ns() - SETTLED_S * 1e9:
-            return
-        replace_file(_place(samples), (json.dumps({**stamps, "sha256": sha256}) + "\n").encode())
+    except OSError:  # a file that has gone
+        return
+    if stamps["newest"] <= time.time_ns() - SETTLED_S * 1e9:
+        localfiles.keep_fingerprint(samples.root, stamps, sha256, samples.split)
 
 
-def _place(samples: Samples) -> Any:
-    assert samples.root is not None
-    return samples.root / f".softcache-{samples.split}.fingerprint"
+def describe_data(samples: Samples, fingerprint: str | None = None) -> dict[str, Any]:
+    """What a run's or a teacher's ``config.json`` says of the samples that it was trained on.
+
+    ``fingerprint``: the quick one, where it is known already.
+    """
+    if fingerprint is None:
+        fingerprint = samples.fingerprint()
+        keep_fingerprint(samples, fingerprint)
+    return {"spec": samples.spec, "split": samples.split, "rows": len(samples), "fingerprint": fingerprint}
 
 
 def _stamps(samples: Samples) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import Any
 
 from softcache import registry
 from softcache.datasets._files import check_text
 from softcache.datasets._samples import SPLITS, Samples
 from softcache.errors import DatasetError, UsageError
+from softcache.localfiles import local_path
 
 DATA_VARIABLE = "SOFTCACHE_DATA"
 DEFAULT_FOLDER = "datasets"
@@ -39,7 +39,7 @@ def open_samples(
         raise UsageError(f"the size of a view must be at least 1 pixel, found {size}")
     if not spec.strip():
         raise UsageError("the name of a dataset is empty: digits, cifar100, folder:PATH, csv:FILE, arrays:PATH")
-    folder = Path(data_dir or os.environ.get(DATA_VARIABLE) or DEFAULT_FOLDER)
+    folder = local_path(data_dir or os.environ.get(DATA_VARIABLE) or DEFAULT_FOLDER, "--data-dir")
     samples: Samples = _source(spec).open(split, data_dir=folder, download=download)
     check_text(samples.spec, "the dataset's path", "rename it, since it is written into files of text")
     if not len(samples):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 import sys
 import time
 import warnings
@@ -33,6 +32,7 @@ from softcache.models._hooks import classifier_path
 from softcache.models._network import Network
 from softcache.models._open import open_network, weights_file
 from softcache.models._weights import fingerprint, fingerprint_file_cached, known_fingerprint
+from softcache.remembered import portable, portable_recipe
 from softcache.views._viewed import ViewedDataset
 
 
@@ -67,11 +67,13 @@ def identify(
         data,
     )
     rows = shard_rows or default_shard_rows(viewed, network.classes, numerics.device)
-    return Identity(VERSION, teacher, dataset, viewed.identity(), network.classes, recorded_codec(codec), rows)
+    recipe = {**viewed.identity(), "spec": portable_recipe(viewed.recipe.spec)}
+    return Identity(VERSION, teacher, dataset, recipe, network.classes, recorded_codec(codec), rows)
 
 
 def data_fingerprint(samples: Samples, *, full: bool, keep: bool = True) -> str:
-    """Of the samples; the quick one is kept beside files of images, unless nothing is to be written."""
+    """Of the samples; the quick one of files of images is kept in the user's cache folder, unless nothing is to be
+    written."""
     if full:
         return samples.fingerprint(full=True)
     sha256 = samples.fingerprint()
@@ -81,7 +83,7 @@ def data_fingerprint(samples: Samples, *, full: bool, keep: bool = True) -> str:
 
 
 def weights_fingerprint(network: Network, *, keep: bool = True) -> str:
-    """Of the parameters; kept beside their file, where there is one, unless nothing is to be written."""
+    """Of the parameters; that of a file is kept in the user's cache folder, unless nothing is to be written."""
     if network.weights_path is None or not keep:
         known = None if network.weights_path is None else known_fingerprint(network.weights_path)
         return known or fingerprint(network.model.state_dict())
@@ -100,8 +102,8 @@ def known_identity(
     codec: str,
     shard_rows: int | None,
 ) -> Identity | None:
-    """The identity without the teacher's parameters being read or hashed: from the fingerprints that are kept beside
-    their file and the samples', and an architecture that has shapes but no memory. ``None`` where that can't be.
+    """The identity without the teacher's parameters being read or hashed: from the fingerprints that are kept of
+    their file and the samples, and an architecture that has shapes but no memory. ``None`` where that can't be.
 
     ``spec``, ``weights``: as ``teacher_source`` finds them; ``size``: of the teacher's input; ``full``: whether the
     data's fingerprint is over contents. It is good enough to know whether anything is left to do; whoever computes
@@ -118,6 +120,7 @@ def known_identity(
             network = open_network(
                 spec,
                 classes=len(samples.classes) or None,
+                class_names=samples.classes,
                 statistics=samples.statistics,
                 weights=weights,
                 normalize=normalize,
@@ -129,17 +132,6 @@ def known_identity(
             return identify(network, sha256, data, viewed, numerics, codec=codec, shard_rows=shard_rows)
     except Exception:  # a network that can't be built without memory: it is built in earnest, which says what is wrong
         return None
-
-
-def portable(spec: str) -> str:
-    """A spec without where things lie on this machine: a cache may be copied to another."""
-    file = re.fullmatch(r"(?:python:)?(.*\.py:.*)", spec)
-    if file:
-        return Path(file[1]).name
-    source, colon, rest = spec.partition(":")
-    if source in ("folder", "csv", "parquet", "arrays") and colon:
-        return f"{source}:{Path(rest).name}"
-    return spec
 
 
 def default_batch(viewed: ViewedDataset, device: str) -> int:

@@ -17,15 +17,21 @@ from softcache.errors import ModelError
 from softcache.models._checkpoint import METADATA_KEY, load_state
 from softcache.models._network import Network
 from softcache.models._preprocess import Preprocess
-from softcache.models._source import Weights
+from softcache.models._source import Weights, described_class_names
 from softcache.models._through import Through, build_through
+from softcache.remembered import folder_identity, follow
 
 CONFIG = "config.json"
 
 
 def describe(network: Network) -> dict[str, Any]:
     """What is needed to build the network again, but for its parameters, as JSON values."""
-    found = {"spec": network.spec, "classes": network.classes, "preprocess": network.preprocess.to_dict()}
+    found: dict[str, Any] = {
+        "spec": network.spec,
+        "classes": network.classes,
+        "class_names": None if network.class_names is None else list(network.class_names),
+        "preprocess": network.preprocess.to_dict(),
+    }
     return found | ({"through": network.model.describe()} if isinstance(network.model, Through) else {})
 
 
@@ -91,30 +97,37 @@ def described(description: dict[str, Any], weights_path: Path, *, owner: str | N
         statistics=(preprocess.mean, preprocess.std),
         trained_size=preprocess.trained_size,
         size=preprocess.size,
+        class_names=described_class_names(description),
     )
     return Described(spec, preprocess, weights, description.get("through"))
 
 
 def read_folder(folder: str | Path) -> Described:
-    """The network of a teacher's or a run's folder.
+    """The network of a teacher's or a run's folder. Its architecture is the one that ``config.json`` names, where that
+    is a plain name, and else the code that the user gave for this folder (``softcache.remembered``).
 
     Errors: ``ModelError`` where there is no such folder, no ``config.json`` of softcache's in it, or no
-    parameters.
+    parameters; ``NotNamedError`` where it names code that the user never gave.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise ModelError(f"no folder {folder}: a model is a name, a file.py:factory, or a teacher's or run's folder")
     path = folder / CONFIG
     try:
-        description = json.loads(path.read_text())["model"]
-        weights = folder / description["weights"]
+        document = json.loads(path.read_text())
+        description = document["model"]
+        spec, filename = str(description["spec"]), str(description["weights"])
     except FileNotFoundError:
         raise ModelError(f"{folder} is no teacher and no run: it has no {CONFIG}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} can't be read as the configuration of a teacher or run ({error!r})") from error
+    if Path(filename).name != filename or filename == "..":
+        raise ModelError(f"{path} names {filename!r} as its file of weights, which is not a file of this folder")
+    weights = folder / filename
     if not weights.is_file():
         raise ModelError(f"{folder} has no {weights.name}: its training has not finished, run it again to continue it")
-    return described(description, weights, owner=str(path))
+    known = follow(folder, "model", spec, folder_identity(folder), made=f"the network in {folder} is {spec}")
+    return described({**description, "spec": known}, weights, owner=str(path))
 
 
 def is_folder_spec(spec: str) -> bool:

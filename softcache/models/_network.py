@@ -27,6 +27,7 @@ class Network(nn.Module):
     preprocess: size and normalization.
     fresh: names of parameters that kept their random start when weights were loaded (a new classifier).
     weights_path: the file that the parameters were read from, if any.
+    class_names: what the logits stand for, in their order, where that is known.
     trained_part: path of the only module that is trained, or None for all of them; the rest then stays in
         evaluation mode, so that running means of frozen layers don't move.
     still: paths of modules that stay in evaluation mode, for the same reason.
@@ -43,6 +44,7 @@ class Network(nn.Module):
         self.preprocess = preprocess
         self.fresh: tuple[str, ...] = ()
         self.weights_path: Path | None = None
+        self.class_names: tuple[str, ...] | None = None
         self.trained_part: str | None = None
         self.still: tuple[str, ...] = ()
         self._set_constants()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from softcache.datasets._samples import numbered
 from softcache.errors import ModelError, UsageError
 from softcache.models._folder import is_folder_spec, read_folder
 from softcache.models._network import Network, input_channels
@@ -23,6 +24,7 @@ def open_network(
     spec: str,
     *,
     classes: int | None,
+    class_names: Sequence[str] | None = None,
     statistics: Statistics | None = None,
     weights: str | Path | None = None,
     normalize: str | None = None,
@@ -36,6 +38,8 @@ def open_network(
     spec: ``resnet50`` (torchvision), ``cifar:resnet56``, ``timm:NAME``, ``python:package.module:factory``,
         ``path/to/file.py:factory``, or the folder of a teacher or run, which brings its parameters.
     classes: width of the logits; None for folders and published weights: theirs.
+    class_names: of the data, in the order of its labels; parameters that are known to be of other classes, or of these
+        in another order, are refused. None or empty: the names that the parameters come with.
     statistics: the data set's mean and standard deviation, used where neither weights nor ``normalize`` say
         others.
     weights: None (random, but for folders), ``"DEFAULT"`` or another name of published weights, or a file.
@@ -63,6 +67,7 @@ def open_network(
             raise ModelError(f"how many classes {spec} should have is not known: there are no weights that say it")
     if found is not None and not new_classifier:
         _refuse_other_classes(found, found.classes, classes)
+        _refuse_other_names(found, tuple(class_names or ()), classes)
     size = size or (recorded.preprocess.size if recorded else None) or (found.size if found else None)
     with _seeded(seed), _without_memory() if skeleton else contextlib.nullcontext():
         model = source.build(classes, size)
@@ -85,6 +90,8 @@ def open_network(
     network = Network(model, spec=spec, classes=classes, channels=channels, preprocess=preprocess)
     network.fresh = fresh
     network.weights_path = found.path if found else None
+    names = tuple(class_names or (found.class_names if found and not fresh else None) or ())
+    network.class_names = names if len(names) == classes else None
     return network
 
 
@@ -105,6 +112,20 @@ def _refuse_other_classes(weights: Weights, found: int | None, classes: int) -> 
             f"{weights.title} has {found} classes and the data has {classes}: "
             "fine-tune it first (softcache teach --weights …), or give weights for these classes"
         )
+
+
+def _refuse_other_names(weights: Weights, ours: tuple[str, ...], classes: int) -> None:
+    theirs = weights.class_names
+    if theirs is None or not len(theirs) == len(ours) == classes:
+        return
+    if theirs == ours or numbered(classes) in (ours, theirs):
+        return  # data without names for its classes has numbers for them
+    place = next(n for n, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+    kind = "the classes of the data in another order" if set(theirs) == set(ours) else "other classes than the data"
+    raise ModelError(
+        f"{weights.title} has {kind}: its output {place} is {theirs[place]!r}, label {place} of the data is "
+        f"{ours[place]!r}; name the dataset that it was trained on, or fine-tune it (softcache teach --weights …)"
+    )
 
 
 class _NotDrawn(TorchFunctionMode):

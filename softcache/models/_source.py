@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ class Weights:
         there.
     classes, statistics, trained_size: what is known of them without loading; ``None`` where nothing is.
     size: the only input size that they work for, where there is one.
+    class_names: what their outputs stand for, where a file of softcache's says it.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Weights:
     statistics: Statistics | None = None
     trained_size: int | None = None
     size: int | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 class NetworkSource(Protocol):
@@ -69,7 +71,17 @@ def file_weights(path: str | Path) -> Weights:
         return Weights(title, lambda: load_state(path), path)
     preprocess = Preprocess.from_dict(description["preprocess"])
     statistics = (preprocess.mean, preprocess.std)
-    return Weights(title, lambda: load_state(path), path, description["classes"], statistics, size=preprocess.size)
+    names = described_class_names(description)
+    classes, size = description["classes"], preprocess.size
+    return Weights(title, lambda: load_state(path), path, classes, statistics, size=size, class_names=names)
+
+
+def described_class_names(description: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Names of the classes in a network's description, one for each; None where it has none."""
+    names = description.get("class_names")
+    if not isinstance(names, list) or len(names) != description.get("classes"):
+        return None
+    return tuple(map(str, names))
 
 
 def only_files(weights: str, model: str) -> Weights:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from softcache.atomic import replace_file
+from softcache import localfiles
 from softcache.errors import ModelError
 from softcache.models._checkpoint import load_state
 
 __all__ = ["classes_in", "fingerprint", "fingerprint_file_cached", "fit", "known_fingerprint", "load_state"]
-
-
-KEPT = ".fingerprint"
 
 
 def fit(
@@ -84,43 +79,38 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def fingerprint_file_cached(path: str | Path, compute: Callable[[], str] | None = None) -> str:
-    """The fingerprint of a file's parameters, kept in ``<path>.fingerprint`` until size or times change.
+    """The fingerprint of a file's parameters, kept in the user's cache folder until the file's size, times or inode
+    change.
 
     compute: gives the fingerprint where it isn't known yet; by default that of ``load_state(path)``, which
         for the files that softcache writes is that of the network's own state dict.
 
-    In a folder that can't be written to it is computed each time.
+    Where that folder can't be written to it is computed each time.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise ModelError(f"no file of weights at {path}")
     before = _stamp(path)
-    sha256 = known_fingerprint(path)
+    sha256 = localfiles.known_fingerprint(path, before)
     if sha256 is not None:
         return sha256
     sha256 = compute() if compute is not None else fingerprint(load_state(path))
-    with contextlib.suppress(OSError):  # a read-only folder: only speed is lost
-        replace_file(path.with_name(path.name + KEPT), (json.dumps({**before, "sha256": sha256}) + "\n").encode())
+    localfiles.keep_fingerprint(path, before, sha256)
     return sha256
 
 
 def known_fingerprint(path: str | Path) -> str | None:
-    """The fingerprint that is kept beside a file, where the file has still the size and times it had then."""
+    """The fingerprint that is kept of a file, where the file has still the size, times and inode it had then."""
     path = Path(path).expanduser()
-    try:
-        record = json.loads(path.with_name(path.name + KEPT).read_text())
-        if isinstance(record, dict) and {**record, **_stamp(path)} == record:
-            return str(record["sha256"])
-    except (OSError, ValueError, KeyError):
-        pass  # no file, or none kept yet, or half of one
-    return None
+    return localfiles.known_fingerprint(path, _stamp(path)) if path.is_file() else None
 
 
 def _stamp(path: Path) -> dict[str, int]:
     """Changes with the content: unlike the time of modification, which tools that copy or unpack files set as they
     like, that of the inode's change can't be chosen."""
     status = path.stat()
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
+    times = {"mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
+    return {"size": status.st_size, **times, "inode": status.st_ino}
 
 
 def _without_prefix(state: Mapping[str, Tensor], names: Iterable[str], prefix: str) -> Mapping[str, Tensor]:

@@ -34,8 +34,9 @@ from softcache.cache.virtual import is_current
 from softcache.cache.writer import create_or_extend, plan, update_state
 from softcache.config.dump import DEFAULTS, DumpConfig, default_views
 from softcache.config.folders import cache_folder, make_folder
+from softcache.config.given import remember_cache
 from softcache.config.options import command
-from softcache.config.teachers import default_data, find_teacher, teacher_source
+from softcache.config.teachers import default_data, find_teacher, known_folder, teacher_source
 from softcache.datasets._open import open_samples
 from softcache.device import DTYPES, pick_device, tf32
 from softcache.distributed import local_rank, rank, world
@@ -54,6 +55,7 @@ from softcache.dumping.identity import (
 from softcache.dumping.pipeline import Forward, run_blocks
 from softcache.dumping.prepare import check_teacher, hint_shapes, kept_samples
 from softcache.errors import CacheError, LockedError, UsageError
+from softcache.localfiles import local_path
 from softcache.models._network import Network
 from softcache.views._viewed import ViewedDataset
 
@@ -85,9 +87,10 @@ def dump(asked: DumpConfig) -> Dumped:
     began = time.perf_counter()
     dry_run = asked.dry_run
     part = _part(asked)
+    out = None if asked.out is None else local_path(asked.out, "--out")
     dataset, size = default_data(asked.teacher, asked.dataset, asked.size)
     samples = open_samples(dataset, asked.split, data_dir=asked.data_dir, download=bool(asked.download))
-    folder = Path(asked.out) if asked.out is not None else cache_folder(asked.teacher, samples.spec, asked.split)
+    folder = out or cache_folder(asked.teacher, samples.spec, asked.split)
     existing = Cache(folder, codec=asked.codec) if (folder / MANIFEST).exists() else None
     asked = dataclasses.replace(asked, dataset=dataset, size=asked.size if existing else size)
     config = asked.settled(existing)
@@ -178,7 +181,7 @@ def _compute(
         made=provenance(
             viewed,
             forward.device,
-            teacher=config.teacher,
+            teacher=_found_from_everywhere(config.teacher),
             teacher_weights=config.teacher_weights,
             fingerprint=config.fingerprint or DEFAULTS["fingerprint"],
         ),
@@ -187,6 +190,7 @@ def _compute(
         samples=kept_samples(viewed),
         codec=config.codec,
     )
+    _remember(cache, config)
     blocks = plan(cache, views, cache.manifest.columns, _part(config))
     wanted = {column for block in blocks for column in block.columns}
     forward.layers = [layer for layer in cache.manifest.state.hints if hint_column(layer) in wanted]
@@ -226,6 +230,7 @@ def _is_whole(cache: Cache, config: DumpConfig) -> bool:
 
 def _done(folder: Path, config: DumpConfig, began: float, keys: int = 0) -> Dumped:
     cache = Cache(folder)
+    _remember(cache, config)
     if not keys and os.access(folder, os.W_OK):
         remove_stale_locks(folder)
         if dead_temporaries(folder) or not is_current(cache):
@@ -235,6 +240,18 @@ def _done(folder: Path, config: DumpConfig, began: float, keys: int = 0) -> Dump
                 finish(folder, config.codec)
             cache = Cache(folder)
     return Dumped(folder, keys, time.perf_counter() - began, cache.manifest.state.teacher_top1, cache.describe())
+
+
+def _found_from_everywhere(teacher: str) -> str:
+    """A teacher's spec; a folder of one by its whole path."""
+    folder = known_folder(teacher)
+    return teacher if folder is None else str(folder.absolute())
+
+
+def _remember(cache: Cache, config: DumpConfig) -> None:
+    """All of these were opened by now: the user gave them, now or before."""
+    teacher = _found_from_everywhere(config.teacher)
+    remember_cache(cache, dataset=config.dataset, teacher=teacher, augment=config.augment, codec=config.codec)
 
 
 def _remove_leftovers(folder: Path) -> None:

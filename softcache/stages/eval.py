@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from softcache.config.given import recorded_data_dir, remember_data
 from softcache.config.record import recorded_options
 from softcache.config.teachers import default_data, known_folder, teacher_source
 from softcache.device import pick_device, tf32
@@ -39,11 +40,13 @@ def evaluate(
     Errors: ``ModelError`` where there are no parameters for it, ``DatasetError`` where the split has no labels.
     """
     folder = known_folder(model)
+    recorded = recorded_options(folder) if folder is not None else None
     if folder is not None:
-        recorded = recorded_options(folder)
-        data_dir = data_dir or (recorded.data_dir if recorded else None)
+        data_dir = data_dir or recorded_data_dir(folder)
     dataset, size = default_data(model, dataset, size)
     viewed = open_viewed(dataset, split, data_dir=data_dir, download=download, augment="none", size=size)
+    if folder is not None and recorded is not None:
+        remember_data(folder, recorded, dataset)
     if not (viewed.samples.labels >= 0).any():
         raise DatasetError(f"{dataset}/{split} has no labels to compare with")
     chosen = pick_device(device)
@@ -51,6 +54,7 @@ def evaluate(
     network = open_network(
         spec,
         classes=len(viewed.samples.classes),
+        class_names=viewed.samples.classes,
         statistics=viewed.samples.statistics,
         weights=found,
         normalize=normalize,

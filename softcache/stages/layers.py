@@ -6,9 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from softcache.config.folders import teacher_folder
-from softcache.config.record import TEACHER_FILE
-from softcache.config.teachers import default_data, known_folder
+from softcache.config.teachers import default_data, known_folder, own_teacher
 from softcache.models._hooks import classifier_path
 from softcache.models._layers import list_layers
 from softcache.models._open import open_network
@@ -32,10 +30,15 @@ def layers(
     folder = known_folder(teacher)
     dataset, size = default_data(teacher, dataset, size)
     viewed = open_viewed(dataset, "train", data_dir=data_dir, download=download, augment="none", size=size)
-    own = teacher_folder(teacher, viewed.samples.spec)
-    spec = str(folder or (own if (own / TEACHER_FILE).exists() else teacher))
-    classes = len(viewed.samples.classes) or 1000
-    network = open_network(spec, classes=classes, statistics=viewed.samples.statistics, seed=0)
+    samples = viewed.samples
+    spec = str(folder or own_teacher(teacher, samples) or teacher)
+    network = open_network(
+        spec,
+        classes=len(samples.classes) or 1000,
+        class_names=samples.classes,
+        statistics=samples.statistics,
+        seed=0,
+    )
     found = []
     for layer in list_layers(network, viewed.clean(np.arange(2))):
         count = int(np.prod(layer.shape)) * FLOAT16_BYTES

@@ -13,13 +13,16 @@ import torch
 from filelock import FileLock, Timeout
 
 from softcache.config.folders import make_folder, teacher_folder
+from softcache.config.given import remember_folder
 from softcache.config.options import command
 from softcache.config.record import CONFIG, TEACHER_FILE, Record, absolute_paths, read_record
 from softcache.config.teach import TeachConfig
 from softcache.console import advising
+from softcache.datasets._index import describe_data
 from softcache.device import pick_device, tf32
 from softcache.distributed import refuse_several
 from softcache.errors import LockedError, SoftcacheError, UsageError
+from softcache.localfiles import local_path
 from softcache.losses._schedule import Schedule
 from softcache.models._folder import describe, save_network
 from softcache.models._hooks import freeze_all_but_classifier
@@ -59,7 +62,7 @@ def teach(config: TeachConfig) -> Taught:
     the folder holds a teacher of another configuration, ``LockedError`` where another process trains into it.
     """
     refuse_several("teach")
-    folder = Path(config.out) if config.out is not None else teacher_folder(config.model, config.dataset)
+    folder = local_path(config.out, "--out") if config.out is not None else teacher_folder(config.model, config.dataset)
     config = absolute_paths(config)
     if (folder / CONFIG).exists():
         recorded = read_record(folder)
@@ -83,6 +86,7 @@ def teach(config: TeachConfig) -> Taught:
     network = open_network(
         config.model,
         classes=len(train.samples.classes),
+        class_names=train.samples.classes,
         statistics=train.samples.statistics,
         weights=config.weights,
         normalize=config.normalize,
@@ -109,9 +113,13 @@ def _teach(
     folder: Path,
     device: torch.device,
 ) -> Taught:
-    record = Record("teach", config, {**describe(network), "weights": TEACHER_FILE})
+    data = describe_data(train.samples)
+    record = Record("teach", config, {**describe(network), "weights": TEACHER_FILE}, data)
     resume = (folder / CONFIG).exists()
+    if resume:
+        _refuse_other_data(folder, read_record(folder).data, data)
     record.save(folder)
+    remember_folder(folder, config, network.spec)
     labels = train.samples.labels
     plan = Plan(np.flatnonzero(labels >= 0), config.batch_size, config.seed, None)
     pixels = pick_pixels(train, device, resident=config.resident, workers=config.workers, start=config.start_method)
@@ -159,3 +167,13 @@ def _refuse_other(folder: Path, found: Record[Any], wanted: TeachConfig) -> None
     if differing:
         shown = "; ".join(f"{name}: {theirs[name]!r} there, {ours[name]!r} now" for name in differing)
         raise SoftcacheError(f"{folder} is a teacher of another configuration ({shown}): use another --out")
+
+
+def _refuse_other_data(folder: Path, began: dict[str, Any] | None, now: dict[str, Any]) -> None:
+    """A training that goes on must see the data that it began with."""
+    differing = [key for key in now if key != "spec" and began is not None and began.get(key) != now[key]]
+    if differing:
+        raise SoftcacheError(
+            f"{folder} was begun on other data than {now['spec']} now has ({', '.join(differing)} differ): "
+            "use another --out"
+        )

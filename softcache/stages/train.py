@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from softcache.cache.agreement.data import refuse_pixels
 from softcache.config.data import TrainingData, open_data
 from softcache.config.folders import make_folder, new_run_folder
+from softcache.config.given import remember_folder
 from softcache.config.options import command
 from softcache.config.parsed import Parsed, parse
 from softcache.config.record import CONFIG, STUDENT_FILE, Record, absolute_paths
@@ -24,9 +25,11 @@ from softcache.config.resume import refuse_other_caches, resumed
 from softcache.config.teachers import open_teacher
 from softcache.config.train import TrainConfig
 from softcache.console import advising, size
+from softcache.datasets._index import describe_data
 from softcache.device import pick_device, tf32
 from softcache.distributed import refuse_several
 from softcache.errors import LockedError, PixelsError, SoftcacheError, UsageError
+from softcache.localfiles import local_path
 from softcache.models._folder import describe, save_network, save_tensors
 from softcache.models._network import Network
 from softcache.models._open import open_network
@@ -106,7 +109,7 @@ def train(options: TrainConfig) -> Trained:
         refuse_other_caches(folder, record, prepared.data.every_cache)
     else:
         prepared = _prepare(parse(options))
-        folder = Path(options.out) if options.out is not None else new_run_folder(options.student)
+        folder = local_path(options.out, "--out") if options.out is not None else new_run_folder(options.student)
         if (folder / CONFIG).exists():
             raise SoftcacheError(f"{folder} holds a run already: use another --out, or --resume {folder}")
         make_folder(folder)
@@ -137,6 +140,7 @@ def _prepare(parsed: Parsed, begun: dict[str, Any] | None = None, view_numbers: 
     network = open_network(
         options.student,
         classes=data.classes(),
+        class_names=samples.classes,
         statistics=samples.statistics,
         weights=options.weights,
         normalize=options.normalize,
@@ -203,6 +207,7 @@ def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
     )
     record = _record(prepared)
     record.save(folder)
+    remember_folder(folder, record.options, network.spec)
     log.info(_announcement(parsed, data, stages[-1].stream))
     try:
         with advising(f"go on with `softcache train --resume {shlex.quote(str(folder))}`"):
@@ -338,6 +343,7 @@ def _record(prepared: _Prepared) -> Record[TrainConfig]:
         "train",
         absolute_paths(options),
         {**describe(prepared.network), "weights": STUDENT_FILE},
+        describe_data(data.viewed.samples, data.quick_fingerprint()),
         start=prepared.start,
         losses=[
             {"loss": str(term), "weight": str(term.weight_schedule()), "T": str(term.T_schedule(parsed.T))}

@@ -143,7 +143,7 @@ def _ask(
 
     from softcache.cache.agreement.data import check_dataset
     from softcache.cache.agreement.teacher import compare
-    from softcache.config.given import recorded_dataset, recorded_recipe
+    from softcache.config.given import recorded_dataset, recorded_recipe, remember_cache
     from softcache.config.teachers import find_teacher
     from softcache.device import DTYPES, pick_device
     from softcache.dumping.pipeline import Forward
@@ -173,9 +173,12 @@ def _ask(
     if numerics.memory_format == "channels_last":
         network.to(memory_format=torch.channels_last)
     forward = Forward(network, [], where, amp=numerics.amp)
-    return compare(
+    found = compare(
         cache, viewed, lambda pixels: forward(pixels)[0], where, sample=sample, seed=seed, same_weights=same_weights
     )
+    if not found.other_pixels:
+        remember_cache(cache, dataset=dataset, augment=augment)
+    return found
 
 
 def _examine(folder: Path, threads: int | None, codec: str | None) -> Verified:
