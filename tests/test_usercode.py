@@ -229,6 +229,7 @@ def test_a_codec_of_ones_own_stores_what_the_installed_one_stores(own_cache, ins
 def test_no_code_is_run_because_a_cache_names_it(own_cache, inside, tmp_path, monkeypatch, capsys):
     """The file that the cache names lies in the current folder, and would show that it was run."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOFTCACHE_STATE", str(tmp_path / "state"))  # that of another user, who didn't make the cache
     Path("own.py").write_text("open('was-run', 'w').close()\n" + OWN)
     student = ("--student", STUDENT, "--epochs", "1", "--workers", "0")
     for arguments in (
