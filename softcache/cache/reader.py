@@ -253,9 +253,10 @@ class ColumnReader:
         # As unsigned numbers negative ones are larger than any row. What lies beyond the last row may not be mapped.
         if len(rows) and int(rows.view(np.uint64).max()) >= self.cache.rows:
             raise _out_of_range(rows, self.cache)
+        maps = self.map(view)  # compared with the files before anything is allocated for what the manifest says
         out = self.empty(len(rows)) if out is None else out
         part = rows // self._shard_rows
-        for name, mapped in self.map(view).items():
+        for name, mapped in maps.items():
             mapped.take(rows, out[name], part)
         return out
 

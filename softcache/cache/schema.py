@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -26,8 +27,12 @@ VERSION = 1
 MANIFEST = "cache.json"
 ROWS, SAMPLES, VIRTUAL = "rows.h5", "samples.h5", "cache.h5"
 LOGITS = "logits"
-KEPT_SAMPLES = 64
+KEPT_SAMPLES = 64  # rows whose pixels are kept
+MAX_SAMPLES_BYTES = 256 * 2**20  # of kept pixels: of large views fewer rows are kept
+MAX_CHANNELS = 4
+MAX_SIDE = 2**13  # pixels of a view's side: one row of four channels has then MAX_SAMPLES_BYTES
 MAX_SHARD_BYTES = 512 * 2**20
+MAX_HINT_BYTES = 256 * 2**20  # one row of a hint
 MAX_MANIFEST_BYTES = 16 * 2**20  # parsed, that is at most some 400 MiB
 MAX_SHARDS = 2**20  # of all views and columns
 _LAYER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(:in)?")
@@ -136,7 +141,10 @@ class Manifest:
         return self.state.views * sum(map(self.shards, self.columns))
 
     def save(self, folder: Path) -> None:
-        """Replaces ``cache.json`` at once or not at all."""
+        """Replaces ``cache.json`` at once or not at all.
+
+        Errors: ``CacheError`` for what ``load`` would refuse.
+        """
         state = dataclasses.asdict(self.state)
         document = {
             "softcache": VERSION,
@@ -151,6 +159,7 @@ class Manifest:
                 f"{folder}: a cache has at most {MAX_SHARDS:,} shards and {MAX_MANIFEST_BYTES >> 20} MiB of manifest, "
                 f"this one would have {self.all_shards():,} and {len(text) >> 20} MiB: raise --shard-rows, or split it"
             )
+        _check(self.identity, self.state, folder / MANIFEST)
         replace_file(folder / MANIFEST, text)
 
     @classmethod
@@ -266,31 +275,58 @@ class _Preprocess:
     trained_size: int | None
 
 
+def samples_kept(row_bytes: int) -> int:
+    """Of how many rows a cache keeps the pixels, ``row_bytes`` each: few enough to be read at once."""
+    return min(KEPT_SAMPLES, MAX_SAMPLES_BYTES // row_bytes)
+
+
 def _check(identity: Identity, state: State, path: Path) -> None:
+    """Bounds every number of a manifest, so that nothing is read, allocated or counted because a file says so.
+
+    Errors: ``IntegrityError`` that names the value.
+    """
     recipe = from_json(_Recipe, identity.recipe, f"{path}: identity.recipe")
     from_json(_Preprocess, identity.teacher.preprocess, f"{path}: identity.teacher.preprocess")
-    sizes = [identity.shard_rows, *(hint.shard_rows for hint in state.hints.values())]
-    good = (
-        identity.format == VERSION
-        and 0 < identity.dataset.rows < 2**40
-        and 0 < identity.classes < 2**24
-        and all(0 < size <= 2**30 and size & (size - 1) == 0 for size in sizes)
-        and 0 <= state.views < 10_000
-        and 0 <= state.name_bytes < 2**16
-        and len(state.samples_shape) >= 1
-        and all(0 < n < 2**20 for n in state.samples_shape)
-        and 0 < identity.teacher.numerics.batch < 2**31
-        and _HEX.fullmatch(identity.teacher.weights)
-        and 0 <= recipe.seed < 2**64
-        and 0 < recipe.size < 2**16
-        and 0 < recipe.resize < 2**16
-        and all(0 < n < 2**31 for hint in state.hints.values() for n in hint.shape)
-        and all(len(hint.shape) <= 8 and hint.dtype in ("float16", "float32") for hint in state.hints.values())
-        and all(_LAYER.fullmatch(layer) and len(layer) < 200 for layer in state.hints)
-        and Manifest(identity, state).all_shards() <= MAX_SHARDS
+    hints = state.hints.values()
+    sizes = [identity.shard_rows, *(hint.shard_rows for hint in hints)]
+    bounds: dict[str, tuple[object, bool]] = {
+        "format": (identity.format, identity.format == VERSION),
+        "rows": (identity.dataset.rows, 0 < identity.dataset.rows < 2**40),
+        "classes": (identity.classes, 0 < identity.classes < 2**24),
+        "shard_rows": (sizes, all(0 < size <= 2**30 and size & (size - 1) == 0 for size in sizes)),
+        "views": (state.views, 0 <= state.views < 10_000),
+        "name_bytes": (state.name_bytes, 0 <= state.name_bytes < 2**16),
+        "batch": (identity.teacher.numerics.batch, 0 < identity.teacher.numerics.batch < 2**31),
+        "weights": (identity.teacher.weights, bool(_HEX.fullmatch(identity.teacher.weights))),
+        "recipe.seed": (recipe.seed, 0 <= recipe.seed < 2**64),
+        "recipe.size": (recipe.size, 0 < recipe.size <= MAX_SIDE),
+        "recipe.resize": (recipe.resize, 0 < recipe.resize < 2**16),
+        "hints": (list(state.hints), all(_LAYER.fullmatch(layer) and len(layer) < 200 for layer in state.hints)),
+        "hints.shape": ([hint.shape for hint in hints], all(map(_is_hint_shape, hints))),
+        "hints.dtype": ([hint.dtype for hint in hints], all(h.dtype in ("float16", "float32") for h in hints)),
+    }
+    wrong = [f"{name} {_short(value)}" for name, (value, good) in bounds.items() if not good]
+    if not wrong and not _is_samples_shape(state.samples_shape, identity.dataset.rows, recipe.size):
+        wrong = [f"samples_shape {_short(state.samples_shape)} for views of {recipe.size} pixels"]
+    if not wrong and Manifest(identity, state).all_shards() > MAX_SHARDS:
+        wrong = [f"{_short(Manifest(identity, state).all_shards())} shards"]
+    if wrong:
+        raise IntegrityError(f"{path} has values that no cache can have: {wrong[0]}")
+
+
+def _is_samples_shape(shape: list[int], rows: int, size: int) -> bool:
+    """Whether kept pixels (K, H, W, C) can be those of views of this size: compared before anything is read."""
+    if len(shape) != 4 or shape[1:3] != [size, size] or not 0 < shape[3] <= MAX_CHANNELS:
+        return False
+    return 0 < shape[0] <= min(rows, samples_kept(size * size * shape[3]))
+
+
+def _is_hint_shape(hint: HintColumn) -> bool:
+    return (
+        len(hint.shape) <= 8
+        and all(0 < n < 2**31 for n in hint.shape)
+        and math.prod(hint.shape) * (2 if hint.dtype == "float16" else 4) <= MAX_HINT_BYTES
     )
-    if not good:
-        raise IntegrityError(f"{path} has values that no cache can have")
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:

@@ -143,6 +143,25 @@ def words(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
     return None if value is None else tuple(part.strip() for part in value.split(","))
 
 
+def _limit_pixels(ctx: click.Context, parameter: click.Parameter, value: int | None) -> None:
+    """For this command Pillow's limit is the user's; whoever opens a dataset takes it to the processes that decode."""
+    if value is None or ctx.resilient_parsing:
+        return
+    from PIL import Image  # imported here, as help needs none of it
+
+    ctx.call_on_close(functools.partial(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS))
+    Image.MAX_IMAGE_PIXELS = value
+
+
+max_image_pixels = option(
+    "--max-image-pixels",
+    type=click.IntRange(1),
+    expose_value=False,
+    callback=_limit_pixels,
+    help="Refuse image files of more pixels, width times height.  [default: 89478485, Pillow's]",
+)
+
+
 def data(owner: str = "") -> Decorator:
     """Which samples. ``owner``: who knows its own dataset and size, where nobody says."""
     known = f"{owner}'s own, else " if owner else ""
@@ -162,6 +181,7 @@ def data(owner: str = "") -> Decorator:
         option("--data-dir", help="Where torchvision's datasets are, or go.  [default: $SOFTCACHE_DATA or datasets/]"),
         flag("--download", help="Download the dataset if it is missing."),
         option("--size", help=f"Side of a view in pixels.  [default: {size}]", type=int),
+        max_image_pixels,
     )
 
 

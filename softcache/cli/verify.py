@@ -34,6 +34,7 @@ SHOWN = 20
     option("--dataset", help="Where the data are, if the cache was made from a path or code of your own."),
     option("--test-fraction", type=float, help="Share of its files that is held out; a cache knows it."),
     option("--data-dir", help="Where torchvision's datasets are.  [default: $SOFTCACHE_DATA or datasets/]"),
+    _options.max_image_pixels,
     option("--augment", help="The view recipe, if it is code of your own."),
     _options.device,
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from softcache.cache.reader import Cache
-from softcache.cache.schema import Numerics
+from softcache.cache.schema import MAX_SIDE, Numerics
 from softcache.config.given import recorded_recipe
 from softcache.config.options import Options
 from softcache.device import DTYPES
@@ -78,6 +78,8 @@ class DumpConfig(Options):
         super().__post_init__()
         if self.views is not None and self.views < 1:
             raise UsageError(f"--views must be at least 1, is {self.views}")
+        if self.size is not None and self.size > MAX_SIDE:
+            raise UsageError(f"--size must be at most {MAX_SIDE}, is {self.size}")
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"--batch-size must be at least 1, is {self.batch_size}")
         if self.shard_rows is not None and (self.shard_rows < 1 or self.shard_rows & (self.shard_rows - 1)):

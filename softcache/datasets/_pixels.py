@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +21,24 @@ Pixels = npt.NDArray[np.uint8]
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 IMAGENET_STATISTICS: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+BITS_PER_SAMPLE, PHOTOMETRIC, BLACK_IS_ZERO = 258, 262, 1  # tags of TIFF, and a value of the second
 CHUNK_BYTES = 1 << 24
 MEASURED_BYTES = 1 << 28  # a larger train split is measured on evenly spaced rows of about this many bytes
 
 
 def read_image(path: Path, channels: int) -> Pixels:
-    """Decodes a file with Pillow to uint8 (H, W, channels); EXIF orientation is not applied, as in torchvision.
+    """Decodes a file with Pillow to uint8 (H, W, channels).
 
-    Errors: ``DatasetError`` that names the file.
+    As in torchvision EXIF orientation is not applied, transparency is dropped, and an animation is its first frame.
+
+    Errors: ``DatasetError`` that names the file, also where it has more than ``Image.MAX_IMAGE_PIXELS`` pixels or
+    values whose range is not known.
     """
     try:
-        with open_regular(path) as file, Image.open(file) as image:
-            pixels = np.array(image.convert("RGB" if channels == 3 else "L"))
+        with open_regular(path) as file, _opened(file, path) as image:
+            pixels = np.array(_eight_bits(image, channels, str(path)))
     # Pillow's decoders raise SyntaxError for broken headers, ValueError and EOFError for some broken bodies
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DatasetError(f"{path} can't be decoded: {reason}; replace or remove the file") from None
     return pixels.reshape(*pixels.shape[:2], channels)
@@ -56,7 +62,7 @@ def as_pixels(image: Any, channels: int, where: str) -> Pixels:
     Errors: ``DatasetError`` for anything else.
     """
     if isinstance(image, Image.Image):
-        image = image.convert("RGB" if channels == 3 else "L")
+        image = _eight_bits(image, channels, where)
     pixels = np.array(image)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
         raise DatasetError(
@@ -67,6 +73,58 @@ def as_pixels(image: Any, channels: int, where: str) -> Pixels:
     if pixels.shape[2] != channels:
         raise DatasetError(f"{where}: expected {channels} channels, found {pixels.shape[2]}")
     return pixels
+
+
+def _opened(file: BinaryIO, path: Path) -> Image.Image:
+    """An image whose header has been read. What Pillow warns of (and loads) is refused here before it is decoded."""
+    limit = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(file)
+        except Image.DecompressionBombError as error:  # twice the limit; it says "Image size (N pixels) exceeds …"
+            raise _too_large(path, int("".join(re.findall(r"\((\d+) pixels\)", str(error))) or 0)) from None
+    if limit is not None and image.width * image.height > limit:
+        raise _too_large(path, image.width * image.height)
+    return image
+
+
+def _too_large(path: Path, pixels: int) -> DatasetError:
+    return DatasetError(
+        f"{path} has {pixels:,} pixels, more than the {Image.MAX_IMAGE_PIXELS:,} that are decoded unless you say so: "
+        f"remove the file, or allow it with --max-image-pixels {pixels}"
+    )
+
+
+def _eight_bits(image: Image.Image, channels: int, where: str) -> Image.Image:
+    """An image in mode RGB or L. Pillow's own conversion cuts wider values off at 255, so they are scaled here.
+
+    16 bits become 8 by division by 257 and rounding, the exact inverse of how 8 bits are widened to 16 (65535 is
+    white in both). Colour of 16 bits a channel is decoded by Pillow to the upper 8 of them.
+    """
+    if image.mode.startswith("I"):
+        if not _has_16_bits(image):
+            raise DatasetError(f"{where} has whole numbers of {_unknown_range(image)}")
+        values = np.asarray(image).astype(np.uint32)  # (H, W), 0..65535
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise DatasetError(f"{where} has floating-point numbers of {_unknown_range(image)}")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns where such a palette is made RGB at once
+    return image.convert("RGB" if channels == 3 else "L")
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    """Whether the values of a grey image wider than 8 bits go from 0, black, to 65535, white."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None:  # of TIFF, which may also have 12 bits, signed numbers, and white at 0
+        return image.mode != "I" and tags.get(BITS_PER_SAMPLE) == (16,) and tags.get(PHOTOMETRIC) == BLACK_IS_ZERO
+    # Mode I has 32 bits. Pillow uses it for PNG and PGM of 16 bits, and scales PGM of other ranges to them.
+    return image.mode != "I" or image.format in ("PNG", "PPM")
+
+
+def _unknown_range(image: Image.Image) -> str:
+    return f"mode {image.mode} ({image.format or 'no file'}), whose black and white are not known: convert it to 8 bits"
 
 
 @dataclass(frozen=True)

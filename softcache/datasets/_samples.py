@@ -6,14 +6,23 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from softcache.datasets._pixels import Pixels, Statistics, map_images, read_image, row_chunks
+from softcache.datasets._pixels import (
+    CHUNK_BYTES,
+    Pixels,
+    Statistics,
+    map_images,
+    open_regular,
+    read_image,
+    row_chunks,
+)
 from softcache.errors import DatasetError
 
 Labels = npt.NDArray[np.int32]
@@ -33,6 +42,7 @@ class Samples:
     of pixels in 0..1. Pixels are in ``images`` (N, H, W, C) uint8, or in the files ``root / names[i]``, or come
     from ``decode(i)``. ``mapped`` is the .npy file behind ``images``: then pickling keeps the path, not the pixels.
     ``advice``: what to say where nobody chose a recipe.
+    max_image_pixels: files of more pixels are refused; Pillow's limit, which goes along to other processes.
     """
 
     spec: str
@@ -50,6 +60,7 @@ class Samples:
     decode: Callable[[int], Pixels] | None = None
     mapped: Path | None = None
     advice: str = ""
+    max_image_pixels: int | None = field(default_factory=lambda: Image.MAX_IMAGE_PIXELS)
 
     def __post_init__(self) -> None:
         assert self.split in SPLITS, self.split
@@ -118,7 +129,9 @@ class Samples:
                 try:
                     yield f"{name}\0{os.stat(path).st_size}\0".encode("utf-8", "surrogateescape")
                     if full:
-                        yield path.read_bytes()
+                        with open_regular(path) as file:
+                            while piece := file.read(CHUNK_BYTES):
+                                yield piece
                 except OSError as error:
                     raise DatasetError(f"{path} can't be read: {error.strerror or error}") from None
         else:
@@ -136,6 +149,7 @@ class Samples:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        Image.MAX_IMAGE_PIXELS = self.max_image_pixels
         if self.mapped is not None:
             self.images = map_images(self.mapped)
 

@@ -71,9 +71,10 @@ def _from_items(dataset: Any, *, split: str, spec: str) -> Samples:
     if not len(dataset):
         raise DatasetError(f"{spec} has no samples in its {split} split")
     first = _item(dataset, 0, spec)[0]
-    grey = (
-        first.mode in ("1", "L", "I", "F") if hasattr(first, "mode") else np.ndim(first) == 2 or np.shape(first)[2] == 1
-    )
+    if hasattr(first, "mode"):
+        grey = first.mode in ("1", "L", "F") or first.mode.startswith("I")
+    else:
+        grey = np.ndim(first) == 2 or np.shape(first)[2] == 1
     channels = 1 if grey else 3
     labels = getattr(dataset, "targets", None)
     if labels is None or len(labels) != len(dataset):

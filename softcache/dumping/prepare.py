@@ -10,7 +10,15 @@ import torch
 
 from softcache.cache.agreement.recorded import Recorded, first_recorded
 from softcache.cache.reader import Cache
-from softcache.cache.schema import KEPT_SAMPLES, LOGITS, MAX_SHARD_BYTES, HintColumn, Identity, Manifest, hint_column
+from softcache.cache.schema import (
+    LOGITS,
+    MAX_SHARD_BYTES,
+    HintColumn,
+    Identity,
+    Manifest,
+    hint_column,
+    samples_kept,
+)
 from softcache.dumping.identity import default_shard_rows
 from softcache.dumping.pipeline import Forward
 from softcache.errors import CacheError
@@ -60,7 +68,8 @@ def hint_shapes(
 
 def kept_samples(viewed: ViewedDataset) -> tuple[np.ndarray, np.ndarray]:
     """Rows spread over the dataset and their pixels in view 0, so that a mismatch can be looked at later."""
-    rows = np.unique(np.linspace(0, len(viewed) - 1, KEPT_SAMPLES).astype(np.int64))
+    count = samples_kept(viewed.size**2 * viewed.samples.channels)
+    rows = np.unique(np.linspace(0, len(viewed) - 1, count).astype(np.int64))
     return rows, viewed.batch(rows, 0).numpy()
 
 

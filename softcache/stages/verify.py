@@ -7,17 +7,18 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softcache.atomic import is_temporary, remove_dead_temporaries, sync_folder
-from softcache.cache.checksum import check_file
+from softcache.cache.checksum import Flaw, check_file
 from softcache.cache.locks import is_lock, writing
 from softcache.cache.reader import Cache
-from softcache.cache.schema import MANIFEST, ROWS, SAMPLES, VIRTUAL, parse, read_manifest, render
+from softcache.cache.schema import MANIFEST, ROWS, SAMPLES, VIRTUAL, parse, read_manifest, render, shard_name
 from softcache.cache.shard import Arrays, Attributes
 from softcache.config.folders import pick_cache
 from softcache.console import Bar, bar
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 SET_ASIDE = "cache.json.damaged"
 MAX_THREADS = 8
+AHEAD = 4  # files that wait for each thread
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,11 @@ class Verified:
 
 @dataclass(frozen=True)
 class _File:
-    path: Path
-    attributes: Attributes
-    arrays: Arrays
-    view: int | None = None
-    first_row: int | None = None
-    rows: int | None = None
+    """A file of a cache that is there: ``rows`` or ``samples``, or a ``column``'s shard."""
+
+    name: str
+    column: str
+    shard: tuple[int, int] | None = None  # view and number
 
 
 def verify(
@@ -191,26 +192,21 @@ def _examine(folder: Path, threads: int | None, codec: str | None) -> Verified:
         found.damaged.append(Damage(MANIFEST, None, None, None, None, what))
         found.parts = [name for name in _names(folder) if is_temporary(os.path.basename(name))]
         return found
-    files = list(_files(cache))
-    known = {str(file.path.relative_to(folder)) for file in files} | {MANIFEST, VIRTUAL}
+    there = list(_present(cache, found.missing))
+    known = {file.name for file in there} | {MANIFEST, VIRTUAL}
     for name in _names(folder):
         if is_temporary(os.path.basename(name)):
             found.parts.append(name)
         elif name not in known and not is_lock(name):
             found.foreign.append(name)
-    there = []
-    for file in files:
-        if os.path.lexists(file.path):
-            there.append(file)
-        else:
-            found.missing.append(str(file.path.relative_to(folder)))
-    sizes = {file.path: os.path.getsize(file.path) for file in there if file.path.is_file()}
+    size = sum(os.path.getsize(folder / file.name) for file in there if (folder / file.name).is_file())
     workers = threads or min(MAX_THREADS, os.cpu_count() or 1)
-    with bar("verify", sum(sizes.values()), "bytes") as shown:
-        for file, flaws in zip(there, _check_all(there, workers, shown), strict=True):
-            name = str(file.path.relative_to(folder))
-            found.damaged += [Damage(name, f.array, file.view, file.first_row, file.rows, f.what) for f in flaws]
-    found.files, found.bytes = len(there) + 1, sum(sizes.values()) + os.path.getsize(folder / MANIFEST)
+    with bar("verify", size, "bytes") as shown:
+        for file, flaws in _check_all(cache, there, workers, shown):
+            view, number = file.shard or (None, None)
+            first, rows = (None, None) if number is None else cache.shard_range(file.column, number)
+            found.damaged += [Damage(file.name, f.array, view, first, rows, f.what) for f in flaws]
+    found.files, found.bytes = len(there) + 1, size + os.path.getsize(folder / MANIFEST)
     found.seconds = time.perf_counter() - began
     return found
 
@@ -223,31 +219,60 @@ def _check_manifest(folder: Path, codec: str | None) -> Cache:
     return cache
 
 
-def _files(cache: Cache) -> Iterator[_File]:
-    yield _File(cache.folder / ROWS, cache.file_attributes("rows"), cache.rows_arrays())
-    yield _File(cache.folder / SAMPLES, cache.file_attributes("samples"), cache.samples_arrays())
+def _present(cache: Cache, missing: list[str]) -> Iterator[_File]:
+    """The cache's files that are there; names of the others go to ``missing``."""
+    for name in (ROWS, SAMPLES):
+        if os.path.lexists(cache.folder / name):
+            yield _File(name, name.removesuffix(".h5"))
+        else:
+            missing.append(name)
+    absent = set(cache.missing(cache.manifest.columns, cache.views))
     for view in range(cache.views):
         for column in cache.manifest.columns:
             for number in range(cache.manifest.shards(column)):
-                first, rows = cache.shard_range(column, number)
-                attributes = cache.shard_attributes(view, column, number)
-                path = cache.shard_path(view, column, number)
-                yield _File(path, attributes, cache.arrays(column, rows), view, first, rows)
+                name = shard_name(view, column, number)
+                if (view, column, number) in absent:
+                    missing.append(name)
+                else:
+                    yield _File(name, column, (view, number))
 
 
-def _check_all(files: list[_File], workers: int, shown: Bar) -> Iterator[Any]:
-    lock = threading.Lock()
+def _check_all(cache: Cache, files: list[_File], workers: int, shown: Bar) -> Iterator[tuple[_File, list[Flaw]]]:
+    """Each file with its flaws, in order. Whatever ends this early, a signal too, ends the threads within a block."""
+    lock, stop = threading.Lock(), threading.Event()
 
     def advance(count: int) -> None:
+        if stop.is_set():
+            raise CancelledError
         with lock:
             shown.advance(count)
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="softcache-verify") as pool:
-        try:
-            yield from pool.map(lambda file: check_file(file.path, file.attributes, file.arrays, advance), files)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    def check(file: _File) -> list[Flaw]:
+        return check_file(cache.folder / file.name, *_expected(cache, file), advance)
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="softcache-verify")
+    waiting: deque[tuple[_File, Future[list[Flaw]]]] = deque()
+    try:
+        for file in files:
+            waiting.append((file, pool.submit(check, file)))
+            if len(waiting) > AHEAD * workers:
+                first, flaws = waiting.popleft()
+                yield first, flaws.result()
+        for file, flaws in waiting:
+            yield file, flaws.result()
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def _expected(cache: Cache, file: _File) -> tuple[Attributes, Arrays]:
+    """What a file must hold."""
+    if file.shard is None:
+        return cache.file_attributes(file.column), cache.rows_arrays() if file.name == ROWS else cache.samples_arrays()
+    view, number = file.shard
+    return cache.shard_attributes(view, file.column, number), cache.arrays(
+        file.column, cache.shard_range(file.column, number)[1]
+    )
 
 
 def _names(folder: Path) -> list[str]:
