@@ -175,7 +175,11 @@ def test_help_states_the_defaults_of_the_configuration(name: str, config: Any) -
     made = _main.main.get_command(click.Context(_main.main), name)
     assert made is not None
     fields = {own.name: own for own in dataclasses.fields(config)}
-    options = {p.name: p for p in made.params if isinstance(p, click.Option) and p.name not in ("config", "json_")}
+    options = {
+        p.name: p
+        for p in made.params
+        if isinstance(p, click.Option) and p.expose_value and p.name not in ("config", "json_")
+    }
     del options["test_fraction"]  # it is a part of the dataset's spec, and no field beside it
     assert set(options) == set(fields)
     for key, option in options.items():
