@@ -22,7 +22,7 @@ HEAVY = "fitnet:teacher=layer2,student=layer2"
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dominance")
     make_teacher(folder / "teacher")
-    make_cache(folder / "cache", folder / "teacher", hints=HINTS)
+    make_cache(folder / "cache", folder / "teacher", hint=HINTS)
     return folder
 
 
