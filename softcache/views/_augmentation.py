@@ -12,6 +12,7 @@ augmentation never changes its input, and its result for one key doesn't depend 
 
 from __future__ import annotations
 
+import typing
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -46,6 +47,7 @@ class ImageAugmentation(Augmentation, Protocol):
         """image: (H, W, C) uint8; words: (``words``,) uint64 drawn from the key. Result: (size, size, C) uint8."""
 
 
+@typing.runtime_checkable
 class PixelsAugmentation(Augmentation, Protocol):
     """Changes the values of pixels."""
 

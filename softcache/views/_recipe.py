@@ -9,7 +9,7 @@ from typing import Any
 
 from softcache import registry
 from softcache.errors import UsageError
-from softcache.views._augmentation import Augmentation, ImageAugmentation, MixAugmentation
+from softcache.views._augmentation import Augmentation, ImageAugmentation, MixAugmentation, PixelsAugmentation
 
 Numbered = tuple[int, Augmentation]
 
@@ -92,7 +92,7 @@ def _check(text: str, names: list[str], augmentations: list[Any]) -> None:
             raise UsageError(f"view recipe {text!r} has {name!r} twice: leave one out")
         if place and name == "none":
             raise UsageError(f"view recipe {text!r}: 'none' leaves pixels as they are and can only stand first")
-        if place and augmentation.kind == "image" and not hasattr(augmentation, "change"):
+        if place and augmentation.kind == "image" and not isinstance(augmentation, PixelsAugmentation):
             raise UsageError(f"view recipe {text!r}: {name!r} takes the decoded image, so it must stand first")
         if augmentation.kind == "mix" and not last:
             raise UsageError(f"view recipe {text!r}: {name!r} mixes finished views, so it must stand last, and alone")

@@ -65,12 +65,23 @@ class Python:
         seed_generators(words)
         try:
             transform = _made(self.target)
-            result = transform(image, words) if getattr(transform, "keyed", False) else transform(to_pil(image))
+            result = transform(image, words) if _is_keyed(transform) else transform(to_pil(image))
         except SoftcacheError:
             raise
         except Exception as error:  # foreign code may raise anything; the cause stays attached for --debug
             raise DatasetError(f"{owner} failed: {type(error).__name__}: {error}") from error
         return resize_and_crop(as_pixels(result, image.shape[2], owner), size, size)
+
+
+@typing.runtime_checkable
+class _Keyed(typing.Protocol):
+    """A transform that draws from the words of the key alone."""
+
+    keyed: bool
+
+
+def _is_keyed(transform: Any) -> bool:
+    return isinstance(transform, _Keyed) and transform.keyed
 
 
 @functools.lru_cache(maxsize=16)
