@@ -17,6 +17,7 @@ from softcache import registry
 from softcache.console import size
 from softcache.device import pick_device
 from softcache.losses._terms import parse_term
+from softcache.losses.hints._hint_loss import hint_loss_type
 from softcache.losses.hints._spec import parse_hint
 from softcache.models._hooks import Taps
 from softcache.models._open import open_network
@@ -48,18 +49,19 @@ class Step:
         self.T = self.term.T_schedule().at(0, 1)
 
     def _build_hint(self, name: str, rows: int, generator: torch.Generator, device: torch.device) -> None:
-        cls = registry.component("losses.hints", name)
+        cls = hint_loss_type(name)
         if name == "reviewkd":
             self.layers, shapes = REVIEWED, REVIEWED_SHAPES
         else:
-            vector = cls.needs == "vector"  # type: ignore[attr-defined]
+            vector = "vectors" in cls.needs and "positions" not in cls.needs
             self.layers, shapes = ["fc:in" if vector else "layer3"], [VECTOR if vector else MAP]
         term = parse_hint(f"{name}:teacher={'/'.join(self.layers)},student={'/'.join(self.layers)}")
-        if hasattr(term.loss, "bank_bytes"):
-            self.note = f"{size(term.loss.bank_bytes(rows))} of banks for {rows:,} rows"
+        bank = term.loss.bank_bytes(rows)
+        if bank:
+            self.note = f"{size(bank)} of banks for {rows:,} rows"
         row_labels = torch.randint(0, CLASSES, (rows,), generator=generator)
         extras: dict[str, Any] = {"row_labels": row_labels, "teacher_classifier": nn.Linear(64, CLASSES)}
-        self.module = term.build(shapes, shapes, rows=rows, classes=CLASSES, seed=0, **extras).to(device).train()
+        self.module = term.build(shapes, shapes, row_count=rows, classes=CLASSES, seed=0, **extras).to(device).train()
         batch = len(self.labels)
         self.hints = [torch.randn(batch, *shape, generator=generator).relu().to(device) for shape in shapes]
 
@@ -70,7 +72,7 @@ class Step:
             loss = self.term(logits, self.teacher, self.T, self.labels)
             if self.layers:
                 seen = [taps[layer] for layer in self.layers]
-                loss = loss + 1e-6 * self.module(seen, self.hints, indices=self.rows, labels=self.labels)
+                loss = loss + 1e-6 * self.module(seen, self.hints, positions=self.rows, labels=self.labels)
             loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad()

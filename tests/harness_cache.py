@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from softcache import registry
+from softcache.atomic import commit
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, DatasetIdentity, HintColumn, Identity, Numerics, TeacherIdentity, hint_column
-from softcache.cache.shard import write_arrays
+from softcache.cache.shard import Attributes, write_temporary
 from softcache.cache.writer import create_or_extend
 from softcache.models._preprocess import Preprocess
 from softcache.views._digest import digest
@@ -24,6 +25,11 @@ def identity(rows: int, classes: int, shard_rows: int, codec: str, recipe: dict[
     teacher = TeacherIdentity("made", "0" * 64, Preprocess((0.0,), (1.0,)).to_dict(), "fc", numerics)
     dataset = DatasetIdentity("made", "train", rows, [str(k) for k in range(classes)], "0" * 64)
     return Identity(1, teacher, dataset, recipe, classes, codec, shard_rows)
+
+
+def write_shard(path: Path, attributes: Attributes, arrays: dict[str, np.ndarray]) -> None:
+    """A whole file at once."""
+    commit(write_temporary(path, attributes, arrays), path)
 
 
 def make_cache(
@@ -76,5 +82,5 @@ def make_cache(
                 path.parent.mkdir(exist_ok=True)
                 first, count = cache.shard_range(column, number)
                 part = {name: array[first : first + count] for name, array in {"digest": digests, **arrays}.items()}
-                write_arrays(path, cache.shard_attributes(view, column, number), part)
+                write_shard(path, cache.shard_attributes(view, column, number), part)
     return cache, expected

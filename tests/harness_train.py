@@ -107,7 +107,7 @@ def fit(out: Path, **options: Any) -> Any:
     return train(STUDENT, out=out, **settings)
 
 
-def command(*arguments: str | Path) -> int:
+def command(*arguments: str | Path | int) -> int:
     """``softcache ARGUMENTS`` in this process, which is as talkative afterwards as before."""
     try:
         return run([str(argument) for argument in arguments])

@@ -10,9 +10,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from harness_cache import write_shard
 
 from softcache.cache.hdf5 import lookup3, read_structure
-from softcache.cache.shard import PAGE, Arrays, Attributes, open_shard, read_extent, write_arrays
+from softcache.cache.shard import PAGE, Arrays, Attributes, open_shard, read_extent
 from softcache.errors import IntegrityError
 
 ROWS = 6
@@ -50,7 +51,7 @@ def by_hand(path: Path, change: Callable[[h5py.File, dict[str, Any]], None] | No
 
 def test_the_plain_one_opens_whoever_wrote_it(tmp_path: Path) -> None:
     ours = tmp_path / "ours.h5"
-    write_arrays(ours, ATTRIBUTES, VALUES)
+    write_shard(ours, ATTRIBUTES, VALUES)
     for path in (ours, by_hand(tmp_path / "theirs.h5")):
         extents = open_shard(path, ATTRIBUTES, ARRAYS)
         with h5py.File(path) as file:
@@ -204,7 +205,7 @@ def test_other_versions_of_the_container_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shift", [-PAGE, 8, PAGE, 1 << 40, (1 << 64) - PAGE])
 def test_an_array_elsewhere_is_refused_though_the_checksums_agree(shift: int, tmp_path: Path) -> None:
     path = tmp_path / "shard.h5"
-    write_arrays(path, ATTRIBUTES, VALUES)
+    write_shard(path, ATTRIBUTES, VALUES)
     offset = open_shard(path, ATTRIBUTES, ARRAYS)["digest"].offset
     _forge(path, offset.to_bytes(8, "little"), ((offset + shift) % 2**64).to_bytes(8, "little"))
     with pytest.raises(IntegrityError):
@@ -215,7 +216,7 @@ def test_two_arrays_over_the_same_bytes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "shard.h5"
     arrays = {"digest": VALUES["digest"], "logits/values": VALUES["digest"]}
     held: Arrays = dict.fromkeys(arrays, ("<u4", (ROWS,)))
-    write_arrays(path, ATTRIBUTES, arrays)
+    write_shard(path, ATTRIBUTES, arrays)
     one, other = (open_shard(path, ATTRIBUTES, held)[name].offset for name in held)
     _forge(path, one.to_bytes(8, "little"), other.to_bytes(8, "little"))
     with pytest.raises(IntegrityError, match="over something else"):
@@ -256,7 +257,7 @@ def test_a_description_that_goes_round_ends(size: int, message: str, tmp_path: P
 @pytest.mark.parametrize(("keep", "more"), [(0, 0), (7, 0), (100, 0), (5000, 0), (-1, 0), (None, 1), (None, 5000)])
 def test_truncated_and_lengthened_files_are_refused(keep: int | None, more: int, tmp_path: Path) -> None:
     path = tmp_path / "shard.h5"
-    write_arrays(path, ATTRIBUTES, VALUES)
+    write_shard(path, ATTRIBUTES, VALUES)
     path.write_bytes(path.read_bytes()[:keep] + b"\0" * more)
     with pytest.raises(IntegrityError, match=r"no HDF5 file|truncated"):
         open_shard(path, ATTRIBUTES, ARRAYS)
@@ -274,7 +275,7 @@ def test_pipes_devices_and_folders_are_not_read(tmp_path: Path) -> None:
 
 
 def test_a_link_to_a_shard_is_followed_and_checked_like_a_file(tmp_path: Path) -> None:
-    write_arrays(tmp_path / "store", ATTRIBUTES, VALUES)
+    write_shard(tmp_path / "store", ATTRIBUTES, VALUES)
     (tmp_path / "shard.h5").symlink_to("store")
     assert open_shard(tmp_path / "shard.h5", ATTRIBUTES, ARRAYS).keys() == ARRAYS.keys()
     (tmp_path / "other.h5").symlink_to("/etc/passwd")

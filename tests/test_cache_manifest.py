@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness_cache import write_shard
 from harness_damage import small_cache
 
 from softcache.cache.reader import Cache
@@ -197,13 +198,12 @@ def test_a_pipe_for_a_manifest_is_not_opened(folder: Path) -> None:
 
 
 def test_kept_samples_of_rows_that_are_not_there(tmp_path: Path) -> None:
-    from softcache.cache.shard import write_arrays
 
     cache = small_cache(tmp_path / "cache")
     path = cache.folder / "samples.h5"
     arrays = {"index": np.array([20], "<i8"), "pixels": np.zeros((1, 8, 8, 1), np.uint8)}
     path.unlink()
-    write_arrays(path, cache.file_attributes("samples"), arrays)
+    write_shard(path, cache.file_attributes("samples"), arrays)
     with pytest.raises(IntegrityError, match="rows that the cache doesn't have"):
         _ = cache.samples
 

@@ -20,14 +20,15 @@ COMPONENTS = {
 from dataclasses import dataclass
 from typing import ClassVar
 
+from softcache.losses._loss import Loss
+
 
 @dataclass(frozen=True)
-class Squared:
+class Squared(Loss):
     """``mean (p_s - p_t)²``."""
 
     formula: ClassVar[str] = "mean (p(z_s) - p(z_t))²"
     source: ClassVar[str] = "a contributor"
-    needs_labels: ClassVar[bool] = False
     through_softmax: ClassVar[bool] = True
     zero_for_perfect: ClassVar[bool] = True
     default_T: ClassVar[float | None] = 1.0

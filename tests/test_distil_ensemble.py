@@ -69,7 +69,7 @@ def test_shares_are_scaled_and_equal_by_default() -> None:
 
     def soft(shares: tuple[float, ...]) -> float:
         objective = Objective(terms, Schedule.constant(1), None, None, 1, shares=shares)
-        return float(objective.soft(student, teachers, labels, 0))
+        return float(objective.soft(objective.soft_values(student, teachers, labels, 0), 0))
 
     mean = (teachers[0] + teachers[1]) / 2
     assert soft(()) == pytest.approx(float((student - mean).square().mean()))
@@ -87,7 +87,9 @@ def test_averaged_probabilities_without_a_temperature_are_those_at_1() -> None:
     )
     probs = 0.3 * first.softmax(1) + 0.7 * second.softmax(1)
     expected = -student.log_softmax(1)[0, int(probs.argmax())]
-    assert float(objective.soft(student, [first, second], labels, 0)) == pytest.approx(float(expected))
+    assert float(objective.soft(objective.soft_values(student, [first, second], labels, 0), 0)) == pytest.approx(
+        float(expected)
+    )
 
 
 def test_caches_of_other_pixels_are_refused_and_of_the_same_pixels_by_another_name_are_not(

@@ -99,7 +99,7 @@ def test_stage_2_starts_from_the_weights_of_stage_1(made: Path, tmp_path: Path) 
     fit(tmp_path / "long", **cached(made, hint=HINT, hint_epochs=2, epochs=1))
     regressors = weights(tmp_path / "long", "regressors.safetensors")
     assert set(regressors) == {
-        f"parts.0.parts.0.regressor.{name}"
+        f"by_term.0.by_layer.0.regressor.{name}"
         for name in (
             "conv.weight",
             "norm.weight",

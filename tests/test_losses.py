@@ -272,7 +272,7 @@ def test_declares_itself(loss):
     assert type(loss).__dataclass_params__.frozen
     assert loss.formula
     assert loss.source
-    assert isinstance(loss.needs_labels, bool)
+    assert loss.needs <= {"labels"}
     assert isinstance(loss.through_softmax, bool)
     assert loss.default_T is None or loss.default_T > 0
     assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(loss))
@@ -316,7 +316,7 @@ def test_order_of_the_batch_does_not_matter(loss):
 def test_unlabelled_rows(loss):
     s, t, y = inputs(unlabelled=2)
     T = temperature(loss)
-    if loss.needs_labels:
+    if "labels" in loss.needs:
         torch.testing.assert_close(loss(s, t, T, y), loss(s[2:], t[2:], T, y[2:]))
         s.requires_grad_()
         none = loss(s, t, T, torch.full_like(y, -1))

@@ -35,15 +35,15 @@ def splitmix(x):
 def build(dtype=torch.float64, seed=0, **options):
     text = "".join(f",{key}={value}" for key, value in options.items())
     term = parse_hint(f"crd:teacher=a,student=a{text}")
-    return term.build([(6,)], [(9,)], rows=ROWS, classes=CLASSES, seed=seed, row_labels=LABELS).to(dtype)
+    return term.build([(6,)], [(9,)], row_count=ROWS, classes=CLASSES, seed=seed, row_labels=LABELS).to(dtype)
 
 
 def crd(**options):
-    return build(**options).parts[0]
+    return build(**options).by_layer[0]
 
 
 def evaluate(module, student, teacher):
-    return module([student], [teacher], indices=INDICES)
+    return module([student], [teacher], positions=INDICES)
 
 
 def test_crd_draws_are_splitmix_of_seed_step_and_row():
@@ -77,8 +77,8 @@ def test_crd_negatives_are_of_other_classes_and_do_not_depend_on_the_batch():
 def test_crd_without_labels_takes_any_row_but_itself():
     term = parse_hint("crd:teacher=a,student=a,negatives=2000")
     labels = torch.full((ROWS,), -1)
-    module = term.build([(6,)], [(9,)], rows=ROWS, classes=CLASSES, seed=0, row_labels=labels)
-    part = module.parts[0]
+    module = term.build([(6,)], [(9,)], row_count=ROWS, classes=CLASSES, seed=0, row_labels=labels)
+    part = module.by_layer[0]
     assert part.negatives == ROWS - 1
     part.negatives = 4000
     for row in (0, 17, ROWS - 1):
@@ -87,8 +87,8 @@ def test_crd_without_labels_takes_any_row_but_itself():
 
 def test_crd_refuses_one_class():
     term = parse_hint("crd:teacher=a,student=a")
-    with pytest.raises(UsageError, match="contrasts classes, but all rows have one"):
-        term.build([(6,)], [(9,)], rows=5, classes=1, seed=0, row_labels=torch.zeros(5, dtype=torch.int64))
+    with pytest.raises(UsageError, match="contrasts classes, but all rows have the same class"):
+        term.build([(6,)], [(9,)], row_count=5, classes=1, seed=0, row_labels=torch.zeros(5, dtype=torch.int64))
 
 
 def test_crd_says_its_memory():
@@ -119,7 +119,7 @@ def formula_crd(part, s, t, chosen):
 
 def test_crd_is_the_contrastive_estimate_and_remembers():
     module = build(negatives=12)
-    part = module.parts[0]
+    part = module.by_layer[0]
     s, t = features((6,), 1), features((9,), 2)
     wanted, banks, z = formula_crd(part, s, t, part.draw(INDICES))
     value = evaluate(module, s, t)
@@ -140,7 +140,7 @@ def test_crd_resumes_to_the_same_bits():
     resumed = build(torch.float32, negatives=12)
     resumed.load_state_dict(whole.state_dict())
     assert torch.equal(evaluate(whole, s + 1, t), evaluate(resumed, s + 1, t))
-    assert torch.equal(whole.parts[0].bank_s, resumed.parts[0].bank_s)
+    assert torch.equal(whole.by_layer[0].bank_s, resumed.by_layer[0].bank_s)
 
 
 def test_crd_by_copies_is_the_same_as_by_products(monkeypatch):
@@ -165,6 +165,6 @@ def test_crd_slope_is_of_the_bank_before_the_batch():
     training = build(negatives=12)
     (slope,) = torch.autograd.grad(evaluate(training, s, t), s)
     frozen = build(negatives=12)
-    frozen.parts[0].z.copy_(training.parts[0].z)
+    frozen.by_layer[0].z.copy_(training.by_layer[0].z)
     (wanted,) = torch.autograd.grad(evaluate(frozen.eval(), s, t), s)
     torch.testing.assert_close(slope, wanted)

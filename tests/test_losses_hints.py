@@ -32,7 +32,7 @@ def features(shape, seed=0, batch=BATCH, dtype=torch.float64):
 
 def build(name, student, teacher, dtype=torch.float64, seed=0, **options):
     text = "".join(f",{key}={value}" for key, value in options.items())
-    several = getattr(registry.component("losses.hints", name), "several", False)
+    several = registry.component("losses.hints", name).several
     layers, count = ("a/b/c", 3) if several else ("a", 1)
     term = parse_hint(f"{name}:teacher={layers},student={layers}{text}")
     width = teacher[0] if len(teacher) != 2 else teacher[1]
@@ -42,7 +42,7 @@ def build(name, student, teacher, dtype=torch.float64, seed=0, **options):
     module = term.build(
         [student] * count,
         [teacher] * count,
-        rows=ROWS,
+        row_count=ROWS,
         classes=CLASSES,
         seed=seed,
         row_labels=LABELS,
@@ -53,7 +53,7 @@ def build(name, student, teacher, dtype=torch.float64, seed=0, **options):
 
 def evaluate(module, student, teacher, count=1):
     labels = LABELS[INDICES[: len(student)]]
-    return module([student] * count, [teacher] * count, indices=INDICES[: len(student)], labels=labels)
+    return module([student] * count, [teacher] * count, positions=INDICES[: len(student)], labels=labels)
 
 
 def loss_of(name, student, teacher, **options):
@@ -63,7 +63,7 @@ def loss_of(name, student, teacher, **options):
 
 @pytest.mark.parametrize("initial", [1e-4, 1.0, 30.0, 1000.0])
 def test_vid_starts_at_any_variance(initial):
-    part = build("vid", (3, 2, 2), (5, 2, 2), initial=initial)[0].parts[0]
+    part = build("vid", (3, 2, 2), (5, 2, 2), initial=initial)[0].by_layer[0]
     scale = part.scale.detach().double()
     np.testing.assert_allclose(torch.nn.functional.softplus(scale) + 1e-5, initial, rtol=1e-5)
 
@@ -71,7 +71,7 @@ def test_vid_starts_at_any_variance(initial):
 def test_vid_is_the_negative_log_likelihood_and_starts_at_its_variance():
     s, t = features((3, 2, 2), 1), features((5, 2, 2), 2)
     module, _ = build("vid", (3, 2, 2), (5, 2, 2), initial=2.5)
-    part = module.parts[0]
+    part = module.by_layer[0]
     variance = np.log1p(np.exp(part.scale.detach().numpy())) + 1e-5
     np.testing.assert_allclose(variance, 2.5, rtol=1e-6)
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_vid_is_the_negative_log_likelihood_and_starts_at_its_variance():
 def test_fitnet_is_a_mean_square_after_projection_and_norm():
     s, t = features((6,), 1), features((9,), 2)
     module, _ = build("fitnet", (6,), (9,))
-    x = s.numpy() @ module.parts[0].regressor.linear.weight.detach().numpy().T
+    x = s.numpy() @ module.by_layer[0].regressor.linear.weight.detach().numpy().T
     x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
     assert evaluate(module, s, t).item() == pytest.approx(((x - t.numpy()) ** 2).mean(), rel=1e-9)
 
@@ -97,13 +97,13 @@ def test_fitnet_is_a_mean_square_after_projection_and_norm():
 def test_reviewkd_pyramid_and_fusion():
     """Values of the loss's parts by hand: one layer with the fusion's convolutions set to the identity."""
     term = parse_hint("reviewkd:teacher=a/b,student=a/b")
-    module = term.build([(2, 8, 8), (2,)], [(2, 8, 8), (2,)], rows=ROWS, classes=CLASSES, seed=0).double().eval()
-    for fusion in module.parts[0].fusions:
+    module = term.build([(2, 8, 8), (2,)], [(2, 8, 8), (2,)], row_count=ROWS, classes=CLASSES, seed=0).double().eval()
+    for fusion in module.by_layer[0].fusions:
         nn.init.dirac_(fusion.reduce[0].weight)
         nn.init.dirac_(fusion.expand[0].weight)
         for norm in (fusion.reduce[1], fusion.expand[1]):
             norm.eps = 1e-300  # no more than nothing beside a variance, and some versions of torch refuse 0
-    attention = module.parts[0].fusions[0].attention
+    attention = module.by_layer[0].fusions[0].attention
     nn.init.zeros_(attention.weight)
     nn.init.constant_(attention.bias, 0.3)
     s, v = features((2, 8, 8), 1), features((2,), 2)
@@ -116,13 +116,13 @@ def test_reviewkd_pyramid_and_fusion():
         pooled = difference.reshape(BATCH, 2, size, 8 // size, size, 8 // size).mean((3, 5))
         total, weights = total + weight * (pooled**2).mean(), weights + weight
     wanted = total / weights + ((v - w) ** 2).mean().item()
-    got = module([s, v], [t, w], indices=None, labels=None)
+    got = module([s, v], [t, w], positions=None, labels=None)
     assert got.item() == pytest.approx(wanted, rel=1e-9)
 
 
 def test_simkd_learns_maps_at_the_hints_size():
     module, _ = build("simkd", (4, 6, 6), (5, 3, 3))
-    part = module.parts[0].eval()
+    part = module.by_layer[0].eval()
     s, t = features((4, 6, 6), 1), features((5, 3, 3), 2)
     x = part.projector(F.avg_pool2d(s, 2))
     assert evaluate(module, s, t).item() == pytest.approx(((x - t) ** 2).mean().item(), rel=1e-9)
@@ -132,16 +132,16 @@ def test_simkd_learns_maps_at_the_hints_size():
 def test_simkd_refuses_a_classifier_that_does_not_fit():
     term = parse_hint("simkd:teacher=layer4,student=layer4")
     with pytest.raises(UsageError, match="takes 7 and gives 4, but the hint has 5 channels"):
-        term.build([(4, 6, 6)], [(5, 3, 3)], rows=1, classes=4, seed=0, teacher_classifier=nn.Linear(7, 4))
-    with pytest.raises(UsageError, match="needs teacher classifier, which this run has not"):
-        term.build([(4, 6, 6)], [(5, 3, 3)], rows=1, classes=4, seed=0)
+        term.build([(4, 6, 6)], [(5, 3, 3)], row_count=1, classes=4, seed=0, teacher_classifier=nn.Linear(7, 4))
+    with pytest.raises(UsageError, match="needs the teacher classifier, which this training doesn't have"):
+        term.build([(4, 6, 6)], [(5, 3, 3)], row_count=1, classes=4, seed=0)
 
 
 # The contract, for whatever is in the folder.
 
 
 def takes_vectors(name):
-    return registry.component("losses.hints", name).needs.startswith(("any", "vector"))
+    return "maps" not in registry.component("losses.hints", name).needs
 
 
 @pytest.fixture(params=NAMES)
@@ -154,7 +154,6 @@ def test_declares_itself(name):
     assert type(loss).__dataclass_params__.frozen
     assert loss.formula
     assert loss.source
-    assert loss.needs
     assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(loss))
 
 
@@ -180,7 +179,7 @@ def test_vectors(name):
 
 @pytest.mark.parametrize("name", ["at", "nst"])
 def test_losses_on_places_refuse_vectors(name):
-    with pytest.raises(UsageError, match=r"compares places of a map, found a vector \(6\): name a layer"):
+    with pytest.raises(UsageError, match=r"compares positions of a map, found a vector \(6\): name a layer"):
         build(name, (6,), (4, 4, 4))
 
 
@@ -196,7 +195,7 @@ def test_equal_activations_are_at_0_where_the_definition_says_so(name):
     loss = registry.component("losses.hints", name)
     s = features((4, 3, 3), 1).requires_grad_()
     module, count = build(name, (4, 3, 3), (4, 3, 3))
-    if getattr(loss, "zero_for_perfect", False):
+    if loss.zero_for_perfect:
         value = evaluate(module, s, s.detach(), count)
         assert value.item() == pytest.approx(0, abs=1e-12)
         value.backward()

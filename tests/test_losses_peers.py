@@ -32,8 +32,8 @@ def their(loss, s, t, targets=None):
 def ours(spec, s, t, **extras):
     name, _, rest = spec.partition(":")
     term = parse_hint(f"{name}:teacher=a,student=a,{rest}")
-    module = term.build([s.shape[1:]], [t.shape[1:]], rows=20, classes=4, seed=0, **extras).double()
-    return module, module([s], [t], indices=torch.arange(len(s))).item()
+    module = term.build([s.shape[1:]], [t.shape[1:]], row_count=20, classes=4, seed=0, **extras).double()
+    return module, module([s], [t], positions=torch.arange(len(s))).item()
 
 
 LOGITS = 2 * randn(8, 6, seed=1), 2 * randn(8, 6, seed=2)
@@ -98,7 +98,7 @@ def test_cc():
 def test_vid():
     s, t = randn(4, 3, 2, 2), randn(4, 5, 2, 2, seed=1)
     module, value = ours("vid", s, t)
-    part = module.parts[0]
+    part = module.by_layer[0]
     variance = (nn.functional.softplus(part.scale) + 1e-5)[:, None, None]
     peer = theirs.VIDLoss({"s": FEATURES["s"]})
     assert value == pytest.approx(their(peer, (part.mean(s), variance), t), rel=1e-9)
@@ -118,15 +118,15 @@ def test_crd():
     s, t = VECTORS
     extras = {"row_labels": torch.arange(20) % 4}
     term = parse_hint("crd:teacher=a,student=a,negatives=6")
-    module = term.build([(5,)], [(7,)], rows=20, classes=4, seed=0, **extras).double()
-    part, rows = module.parts[0], torch.arange(8)
+    module = term.build([(5,)], [(7,)], row_count=20, classes=4, seed=0, **extras).double()
+    part, rows = module.by_layer[0], torch.arange(8)
     peer = theirs.CRDLoss("n", "e", "n", 128, 20, num_negative_samples=6, num_samples=20).double()
     peer.memory_v1, peer.memory_v2 = part.bank_s.clone(), part.bank_t.clone()
     chosen = torch.cat([rows[:, None], part.draw(rows)], dim=1)
     e_s, e_t = (nn.functional.normalize(f(x), dim=1).detach() for f, x in ((part.student, s), (part.teacher, t)))
     supplement = {"pos_idx": rows, "contrast_idx": chosen}
     wanted = peer({"n": {"output": e_s}, "e": {"input": supplement}}, {"n": {"output": e_t}})
-    got = module([s], [t], indices=rows)
+    got = module([s], [t], positions=rows)
     assert got.item() == pytest.approx(wanted.item(), rel=1e-5)  # its 1e-7 beside the noise
     torch.testing.assert_close(part.bank_s, peer.memory_v1)
     torch.testing.assert_close(part.bank_t, peer.memory_v2)

@@ -22,7 +22,7 @@ def features(shape, seed=0, batch=BATCH, dtype=torch.float64):
 def loss_of(name, student, teacher, **options):
     text = "".join(f",{key}={value}" for key, value in options.items())
     term = parse_hint(f"{name}:teacher=a,student=a{text}")
-    module = term.build([student.shape[1:]], [teacher.shape[1:]], rows=BATCH, classes=3, seed=0)
+    module = term.build([student.shape[1:]], [teacher.shape[1:]], row_count=BATCH, classes=3, seed=0)
     return module.to(student.dtype)([student], [teacher])
 
 

@@ -127,7 +127,7 @@ def test_a_term_standardizes_both_sides():
         ("kl:T=4:0:linear", "T must be above 0"),
         ("kl:T=hot", "'kl:T=hot': T: 'hot' is not a number, START:END:linear"),
         ("kl:standardize=maybe", "standardize='maybe' is not true or false"),
-        ("hard:standardize=true", "the teacher's argmax is the same standardized: leave out standardize"),
+        ("hard:standardize=true", "standardized logits give the same loss 'hard': leave out standardize"),
         ("mse:T=2", "loss 'mse' has no temperature: leave out T"),
         ("kl:weight", "'weight' is not option=value"),
     ],
@@ -189,7 +189,7 @@ def test_hints_parse():
     assert term.weight_schedule().at(0, 2) == 4
     assert parse_hint("rkd:teacher=fc:in,student=fc:in").teacher == ("fc:in",)
     assert parse_hint("at:teacher=layer1/layer2,student=a.0/a.1").student == ("a.0", "a.1")
-    assert parse_hint("crd:teacher=fc:in,student=fc:in").extras == ("row_labels",)
+    assert parse_hint("crd:teacher=fc:in,student=fc:in").needs == {"vectors", "positions", "row labels"}
     assert parse_hint("simkd:teacher=a,student=b").replaces_logits
 
 
@@ -206,20 +206,20 @@ def test_hints_round_trip():
     ("spec", "message"),
     [
         ("fitnets:teacher=a,student=b", "no hint loss is called 'fitnets': did you mean fitnet?"),
-        ("fitnet", "'fitnet' lacks both layers: --hint fitnet:teacher=layer3,student=layer3"),
-        ("fitnet:teacher=a", "lacks the student's layer: --hint fitnet:teacher=layer3,student=layer3"),
+        ("fitnet", "'fitnet' lacks both layers: write --hint fitnet:teacher=layer3,student=layer3"),
+        ("fitnet:teacher=a", "lacks the student's layer: write --hint fitnet:teacher=layer3,student=layer3"),
         ("fitnet:student=a", "lacks the teacher's layer"),
         ("rkd:teacher=a,student=b,angel=2", "hint loss 'rkd' has no option 'angel': did you mean angle"),
         ("rkd:teacher=a,student=b,angle=x", "hint loss 'rkd': angle='x' is not a number"),
         ("at:teacher=a/b,student=c", "names 2 of the teacher's layers and 1 of the student's"),
         ("at:teacher=a,student=c,weight=-1", "a weight can't be negative"),
-        ("vid:teacher=a,student=c,initial=0", "is a variance: it must be above 0"),
-        ("vid:teacher=a,student=c,initial=inf", "is a variance: it must be above 0"),
-        ("pkt:teacher=a,student=c,eps=0", "it must be above 0"),
-        ("simkd:teacher=a,student=c,factor=0", "it must be 1 or more"),
-        ("reviewkd:teacher=a/b,student=c/d,channels=0", "it must be 1 or more"),
-        ("cc:teacher=a,student=c,order=0", "it must be 1 or more"),
-        ("crd:teacher=a,student=c,momentum=1", "momentum from 0 to below 1"),
+        ("vid:teacher=a,student=c,initial=0", "is a variance and must be above 0"),
+        ("vid:teacher=a,student=c,initial=inf", "is a variance and must be above 0"),
+        ("pkt:teacher=a,student=c,eps=0", "must be above 0"),
+        ("simkd:teacher=a,student=c,factor=0", "must be 1 or more"),
+        ("reviewkd:teacher=a/b,student=c/d,channels=0", "must be 1 or more"),
+        ("cc:teacher=a,student=c,order=0", "must be 1 or more"),
+        ("crd:teacher=a,student=c,momentum=1", "momentum from 0 to below 1, found 16384, 128, 0.07 and 1"),
     ],
 )
 def test_bad_hints(spec, message):
@@ -242,11 +242,11 @@ def test_several_hints():
 def test_layers_of_one_hint_are_summed():
     term = parse_hint("sp:teacher=a/b,student=a/b")
     shapes = [(3, 2, 2), (5,)]
-    module = term.build(shapes, shapes, rows=4, classes=2, seed=0)
+    module = term.build(shapes, shapes, row_count=4, classes=2, seed=0)
     generator = torch.Generator().manual_seed(0)
     s, t = ([torch.randn(4, *shape, generator=generator) for shape in shapes] for _ in range(2))
     single = parse_hint("sp:teacher=a,student=a")
-    alone = [single.build([x], [x], rows=4, classes=2, seed=0) for x in shapes]
+    alone = [single.build([x], [x], row_count=4, classes=2, seed=0) for x in shapes]
     parts = [m([a], [b]) for m, a, b in zip(alone, s, t, strict=True)]
     torch.testing.assert_close(module(s, t), parts[0] + parts[1])
 

@@ -54,7 +54,7 @@ def test_mapped_rows_are_the_files_rows(
 ) -> None:
     files, whole = write_parts(tmp_path, rows, width, offset)
     mapped = map_rows(files, join=join)
-    assert mapped.is_joined == ((joined and join and LINUX) or len(rows) == 1)
+    assert (mapped._joined is not None) == ((joined and join and LINUX) or len(rows) == 1)
     assert np.array_equal(np.concatenate(mapped.parts), whole)
     wanted = np.r_[len(whole) - 1, 0, 0, np.random.default_rng(0).integers(0, len(whole), 500)]
     out = np.empty((len(wanted), width), "<i2")
@@ -102,7 +102,7 @@ def test_where_addresses_are_scarce_each_file_gets_a_map_of_its_own(
     files, whole = write_parts(tmp_path, [2048, 2048], 2, 4096)
     monkeypatch.setattr(mapping, "_reserve", lambda length: None)
     mapped = map_rows(files)
-    assert not mapped.is_joined
+    assert mapped._joined is None
     assert np.array_equal(np.concatenate(mapped.parts), whole)
 
 

@@ -114,12 +114,12 @@ def test_rows_that_come_twice_are_remembered_once() -> None:
     shuffled = torch.tensor([0, 3, 1, 2])  # the first of row 3 still comes before its second
     banks = []
     for order in (torch.arange(4), shuffled):
-        module = term.build([(5,)], [(6,)], rows=12, classes=3, seed=0, row_labels=labels).eval()
+        module = term.build([(5,)], [(6,)], row_count=12, classes=3, seed=0, row_labels=labels).eval()
         generator = torch.Generator().manual_seed(1)
         s, t = (torch.randn(4, width, generator=generator)[order] for width in (5, 6))
         module.train()
-        module([s], [t], indices=rows[order], labels=labels[rows[order]])
-        banks.append(module.parts[0].bank_s.clone())
+        module([s], [t], positions=rows[order], labels=labels[rows[order]])
+        banks.append(module.by_layer[0].bank_s.clone())
     torch.testing.assert_close(banks[0], banks[1])
 
 
@@ -129,8 +129,8 @@ def test_a_student_through_its_teachers_classifier_answers_as_it_learned(here: P
     assert isinstance(network.model, CifarResNet)
     classifier = torch.nn.Linear(6, 4)
     term = parse_hint("simkd:teacher=x,student=layer3")
-    module = term.build([(64, 8, 8)], [(6, 4, 4)], rows=9, classes=4, seed=0, teacher_classifier=classifier).eval()
-    part = module.parts[0]
+    module = term.build([(64, 8, 8)], [(6, 4, 4)], row_count=9, classes=4, seed=0, teacher_classifier=classifier).eval()
+    part = module.by_layer[0]
     through = Through(network.model, "layer3", part.projector, classifier, size=part.size).eval()
     x = torch.randn(3, 3, 32, 32)
     with torch.no_grad(), Taps(network.model, ["layer3"]) as taps:

@@ -86,7 +86,7 @@ def test_what_a_hint_loss_trains_moves(made: Path, tmp_path: Path) -> None:
     fit(tmp_path / "one", cache=(str(made / "cache"),), hint=specs, epochs=1)
     fit(tmp_path / "two", cache=(str(made / "cache"),), hint=specs, epochs=2)
     one, two = (weights(tmp_path / run, "regressors.safetensors") for run in ("one", "two"))
-    scale = "parts.1.parts.0.scale"  # vid's variances, which are forgotten in more than one collection
+    scale = "by_term.1.by_layer.0.scale"  # vid's variances, which are forgotten in more than one collection
     assert scale in one
     assert all(not torch.equal(one[key], two[key]) for key in one if not key.endswith("num_batches_tracked"))
     line = lines(tmp_path / "two")[1]
@@ -149,7 +149,7 @@ def test_hints_may_come_from_another_cache(made: Path, tmp_path: Path) -> None:
     [
         (["--hint", "fitnet:teacher=layer3,student=layer1"], "layer1, layer2.*softcache dump.*--hint layer3 --out"),
         (["--hint", "fitnet:teacher=layer1,student=leyer1"], "no layer 'leyer1'.*did you mean layer1"),
-        (["--hint", "at:teacher=fc:in,student=fc:in"], "compares places of a map"),
+        (["--hint", "at:teacher=fc:in,student=fc:in"], "compares positions of a map"),
         (["--hint-epochs", "2"], "name one with --hint"),
         (["--T", "8:2"], "--T: '8:2' is not a number, START:END:linear"),
         (["--alpha", "2"], "give --beta"),

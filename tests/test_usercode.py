@@ -26,17 +26,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from softcache.losses.hints import HintLoss
+
 
 @dataclass(frozen=True)
-class Mine:
+class Mine:  # inherits nothing, so it declares everything
     """kl, written anew, with a factor."""
 
     factor: float = 1.0
     formula = "factor T² KL"
     source = "none"
-    needs_labels = False
+    example = "--loss own.py:Mine"
+    needs = frozenset()
     through_softmax = True
     zero_for_perfect = True
+    standardizes = True
+    standardized_weight = None
     default_T = 4.0
     default_weight = "1"
 
@@ -46,13 +51,13 @@ class Mine:
 
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(HintLoss):
     """at, written anew."""
 
     power: int = 2
     formula = "mean (a(f_s) - a(f_t))²"
     source = "none"
-    needs = "maps"
+    needs = frozenset({"maps"})
     default_weight = "1000"
 
     def build(self, student_shape, teacher_shape, **given):
@@ -147,12 +152,9 @@ def test_a_hint_loss_of_ones_own_is_the_installed_one(inside, tmp_path):
 
 LOSS = """
 from dataclasses import dataclass
+from softcache.losses import Loss
 @dataclass(frozen=True)
-class L:
-    needs_labels = False
-    through_softmax = True
-    default_T = 1.0
-    default_weight = "1"
+class L(Loss):
     def __call__(self, student, teacher, T, labels=None):
         {body}
 """
@@ -172,7 +174,22 @@ class L:
         (
             "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass L: x: int = 1",
             "own.py:L",
-            "lacks needs_labels, through_softmax, default_T, default_weight, __call__",
+            "lacks formula, source, example, needs, .*, zero_for_perfect, __call__: add what is missing, or inherit",
+        ),
+        (
+            LOSS.partition("    def")[0] + "    default_T = 1.0",
+            "own.py:L",
+            r"lacks __call__: add what is missing, or inherit the defaults of softcache\.losses\.Loss",
+        ),
+        (
+            LOSS.format(body="return student.sum()") + "    needs = frozenset({'label'})",
+            "own.py:L",
+            "needs 'label', which no training has: did you mean labels",
+        ),
+        (
+            LOSS.format(body="return student.sum()") + "    needs = 'maps'",
+            "own.py:L",
+            "needs must be a frozenset of labels",
         ),
         (
             "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass L:\n    x: 'Nothing' = 1",

@@ -43,11 +43,6 @@ class Rows:
         self._joined = parts[0] if len(parts) == 1 else joined
         self._gap = stride - self._part_rows if len(parts) > 1 else 0
 
-    @property
-    def is_joined(self) -> bool:
-        """Whether one ``take`` reaches all rows."""
-        return self._joined is not None
-
     def take(self, rows: np.ndarray, out: np.ndarray, part: np.ndarray | None = None) -> None:
         """``out[k] = row rows[k]``; ``rows`` (B,) int64 must be in range. No loop over rows. ``part``: the part that
         each row lies in, for who has several arrays of the same rows."""

@@ -102,11 +102,6 @@ class ShardWriter:
         self._part.unlink(missing_ok=True)
 
 
-def write_arrays(path: Path, attributes: Attributes, arrays: dict[str, np.ndarray]) -> None:
-    """A whole file at once."""
-    _written(path, attributes, arrays).commit()
-
-
 def write_temporary(path: Path, attributes: Attributes, arrays: dict[str, np.ndarray]) -> Path:
     """A whole file that only has to be given its name, ``path``, by ``atomic.commit``."""
     return _written(path, attributes, arrays).finish()

@@ -6,22 +6,45 @@ import dataclasses
 
 import click
 
-from softcache.cli._print import as_json, table
+from softcache.cli._print import as_json, rows, table
 
 
 @click.command("losses")
+@click.argument("name", required=False)
 @click.option("--json", "json_", is_flag=True, help="Print the losses as JSON.")
-def command(json_: bool) -> None:
-    """List the losses of --loss and --hint: formula, options with defaults, what they need, source."""
-    from softcache.losses._describe import describe_losses
+def command(name: str | None, json_: bool) -> None:
+    """List the losses of --loss and --hint, or describe the one called NAME.
 
-    found = describe_losses()
-    if json_:
-        as_json([dataclasses.asdict(row) for row in found])
+    The list has each loss's formula, its options with their defaults, what it needs, and its source. The description
+    of one loss adds the command that trains with the weights of its paper.
+    """
+    from softcache.losses._describe import describe_loss, describe_losses
+
+    if name is None:
+        found = describe_losses()
+        if json_:
+            as_json([dataclasses.asdict(row) for row in found])
+            return
+        header = ["option", "name", "formula", "options", "weight", "T", "needs", "source"]
+        lines = [
+            [f"--{r.kind}", r.name, r.formula, ",".join(r.options) or "–", r.weight, r.T or "–", r.needs, r.source]
+            for r in found
+        ]
+        table(header, lines)
         return
-    header = ["option", "name", "formula", "options", "weight", "T", "needs", "source"]
-    lines = [
-        [f"--{r.kind}", r.name, r.formula, ",".join(r.options) or "–", r.weight, r.T or "–", r.needs, r.source]
-        for r in found
-    ]
-    table(header, lines)
+    row = describe_loss(name)
+    if json_:
+        as_json(dataclasses.asdict(row))
+        return
+    rows(
+        [
+            ("formula", row.formula),
+            ("options", ", ".join(row.options) or "none beside those of every loss"),
+            ("needs", row.needs),
+            ("default weight", row.weight),
+            *([("default T", row.T)] if row.T else []),
+            ("source", row.source),
+            ("command", row.command),
+        ]
+    )
+    click.echo(f"\n{row.description}")

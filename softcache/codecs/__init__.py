@@ -1,1 +1,1 @@
-"""One file a codec: how logits lie on disk."""
+"""Codecs, one file each: how logits are stored on disk."""

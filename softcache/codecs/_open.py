@@ -1,4 +1,4 @@
-"""From a codec's spec to the codec, and how a manifest names it."""
+"""From the spec of a codec to the codec, and the name of a codec in a manifest."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ _HASH = " sha256="
 
 
 def open_codec(spec: str) -> Any:
-    """The codec of ``fp16``, ``name:option=value``, or of code of the user's own, ``my.py:Int7:bits=7``.
+    """The codec of a spec: ``fp16``, ``name:option=value``, or a class of the user's own, ``my.py:Int7:bits=7``.
 
-    Errors: ``UsageError`` for a name, option or class that can't be.
+    Errors: ``UsageError`` for an unknown name or option and for a class that is not a codec.
+
+    >>> open_codec("fp16").arrays(classes=10)
+    {'values': ('<f2', (10,))}
     """
     name, _ = registry.split_component(spec)
     owner = f"codec {name!r}"
@@ -33,7 +36,7 @@ def open_codec(spec: str) -> Any:
 
 
 class _Own:
-    """A codec of a user's own, whose errors are one line and whose results are checked."""
+    """A codec of the user's own: its errors become one line, and its results are checked."""
 
     def __init__(self, codec: Any, owner: str):
         self._codec, self._owner = codec, owner
@@ -70,10 +73,13 @@ class _Own:
 
 
 def recorded_codec(spec: str) -> str:
-    """What a manifest has as the codec of this spec: ``fp16``; code without the folder that it lies in, and with a
-    hash of it, as other code may read the same bytes as other numbers: ``my.py:Int7:bits=7 sha256=0123456789abcdef``.
+    """The name of a codec in a manifest: ``fp16``, or for code ``my.py:Int7:bits=7 sha256=0123456789abcdef``.
 
-    Errors: ``UsageError`` as ``open_codec``.
+    Code is named without the folder of its file, and with a hash, because other code may decode the same bytes to other
+    numbers. Errors: ``UsageError`` as ``open_codec``.
+
+    >>> recorded_codec("fp32")
+    'fp32'
     """
     name, _ = registry.split_component(spec)
     open_codec(spec)
@@ -88,14 +94,18 @@ def recorded_codec(spec: str) -> str:
 
 
 def is_own(recorded: str) -> bool:
-    """Whether a manifest's codec is code of a user's own."""
+    """Whether the codec of a manifest is code of the user's own.
+
+    >>> is_own("fp16"), is_own("my.py:Int7 sha256=0123456789abcdef")
+    (False, True)
+    """
     return _HASH in recorded or registry.is_code(recorded)
 
 
 def named_again(recorded: str, given: str) -> Any:
-    """The codec of a cache that was made with code, which the user has named again.
+    """The codec ``given`` by the user for a cache whose codec is code.
 
-    Errors: ``UsageError`` where it is another one, or the code has changed.
+    Errors: ``UsageError`` where it is another codec, and where its code has changed.
     """
     found = recorded_codec(given)
     if found == recorded:
@@ -110,5 +120,9 @@ def named_again(recorded: str, given: str) -> Any:
 
 
 def option_of(recorded: str) -> str:
-    """What ``--codec`` is to be given for a manifest's codec."""
+    """The value of ``--codec`` for the codec of a manifest.
+
+    >>> option_of("my.py:Int7:bits=7 sha256=0123456789abcdef")
+    'my.py:Int7:bits=7'
+    """
     return recorded.partition(_HASH)[0]

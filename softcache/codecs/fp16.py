@@ -9,16 +9,22 @@ import torch
 
 @dataclass(frozen=True)
 class Fp16:
-    """Half precision. Relative error at most 2⁻¹¹; logits beyond ±65504 overflow and are refused."""
+    """Half precision. The relative error is at most 2⁻¹¹; logits beyond ±65504 overflow and are refused.
+
+    >>> codec = Fp16()
+    >>> stored = codec.encode(torch.tensor([[1.0, 2049.0, 1e5]]))
+    >>> codec.decode(stored)  # 2049 needs 12 bits
+    tensor([[1.0000e+00, 2.0480e+03,        inf]])
+    """
 
     def arrays(self, classes: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Name → dtype on disk and shape of one sample."""
+        """Name → dtype on disk and shape of one sample, for a number of classes."""
         return {"values": ("<f2", (classes,))}
 
     def encode(self, logits_bc: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, C) floats on any device → arrays of one row a sample. Overflow shows as infinities."""
+        """Logits (B, C) on any device → arrays with one row for each sample. Values that overflow become infinite."""
         return {"values": logits_bc.to(torch.float16)}
 
     def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
-        """(B, C) float32."""
+        """Arrays with one row for each sample → logits (B, C) float32."""
         return arrays["values"].to(torch.float32)

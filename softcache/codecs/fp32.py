@@ -1,4 +1,4 @@
-"""Logits as they are: 4 bytes a class."""
+"""Logits in single precision: 4 bytes a class."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ import torch
 
 @dataclass(frozen=True)
 class Fp32:
-    """Single precision: no error for a float32 teacher; a float64 teacher's logits are rounded once."""
+    """Single precision. The logits of a float32 teacher have no error, those of a float64 teacher are rounded once.
+
+    >>> codec = Fp32()
+    >>> codec.arrays(classes=10)
+    {'values': ('<f4', (10,))}
+    >>> codec.decode(codec.encode(torch.tensor([[0.5, 2049.0]])))
+    tensor([[5.0000e-01, 2.0490e+03]])
+    """
 
     def arrays(self, classes: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Name → dtype on disk and shape of one sample."""
+        """Name → dtype on disk and shape of one sample, for a number of classes."""
         return {"values": ("<f4", (classes,))}
 
     def encode(self, logits_bc: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, C) floats on any device → arrays of one row a sample."""
+        """Logits (B, C) on any device → arrays with one row for each sample."""
         return {"values": logits_bc.to(torch.float32)}
 
     def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
-        """(B, C) float32."""
+        """Arrays with one row for each sample → logits (B, C) float32."""
         return arrays["values"]

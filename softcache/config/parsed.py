@@ -60,7 +60,7 @@ def parse(options: TrainConfig) -> Parsed:
     labels_alone = not losses and not options.online and not hints
     pairs = dict(_pair(text, options.init_map) for text in options.init_map)
     copies = options.init == "teacher" or bool(pairs)
-    replacing = [term.name for term in hints if "teacher_classifier" in term.extras]
+    replacing = [term.name for term in hints if "teacher classifier" in term.needs]
     needs = (
         "--online" if options.online
         else f"--hint {replacing[0]}" if replacing

@@ -1,16 +1,23 @@
-"""What losses there are, for a table."""
+"""What losses there are, for tables and pages."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from dataclasses import dataclass
 
 from softcache import registry
+from softcache.errors import UsageError, nearest
+from softcache.losses._loss import Loss, loss_type
+from softcache.losses.hints._hint_loss import HintLoss, hint_loss_type
 
 
 @dataclass(frozen=True)
 class LossRow:
-    """One loss: ``kind`` is the option that takes it, "loss" or "hint"; ``T`` is "" where it has none."""
+    """One loss. ``kind`` is the option that takes it, "loss" or "hint"; ``T`` is "" where it has none.
+
+    ``command`` trains with the weights of the paper; ``description`` is the text that its class is documented with.
+    """
 
     kind: str
     name: str
@@ -20,33 +27,55 @@ class LossRow:
     weight: str
     T: str
     source: str
+    command: str
+    description: str
 
 
 def describe_losses() -> list[LossRow]:
-    """A row for each loss on logits, then for each on activations, by name."""
-    rows = []
-    for name in registry.names("losses"):
-        cls = registry.component("losses", name)
-        needs = "logits, labels" if cls.needs_labels else "logits"  # type: ignore[attr-defined]
-        rows.append(_row("loss", name, cls, needs))
-    for name in registry.names("losses.hints"):
-        cls = registry.component("losses.hints", name)
-        rows.append(_row("hint", name, cls, cls.needs))  # type: ignore[attr-defined]
-    return rows
+    """A row for each loss on logits, then for each loss on activations, by name.
+
+    >>> [row.T for row in describe_losses() if row.name == "kl"]
+    ['4']
+    """
+    return [describe_loss(name) for name in (*registry.names("losses"), *registry.names("losses.hints"))]
 
 
-def _row(kind: str, name: str, cls: type, needs: str) -> LossRow:
-    temperature = getattr(cls, "default_T", None)
+def describe_loss(name: str) -> LossRow:
+    """The row of one loss of either kind.
+
+    Errors: ``UsageError`` with the nearest names where there is none.
+
+    >>> describe_loss("dkd").command
+    'softcache train --loss dkd --alpha 1 --beta 1'
+    """
+    if name in registry.names("losses"):
+        loss = loss_type(name)
+        return _row("loss", name, loss, loss.default_T)
+    if name in registry.names("losses.hints"):
+        return _row("hint", name, hint_loss_type(name), None)
+    known = (*registry.names("losses"), *registry.names("losses.hints"))
+    raise UsageError(f"no loss or hint loss is called {name!r}{nearest(name, known)}")
+
+
+def _row(kind: str, name: str, cls: type[Loss] | type[HintLoss], temperature: float | None) -> LossRow:
     return LossRow(
         kind=kind,
         name=name,
-        formula=cls.formula,  # type: ignore[attr-defined]
+        formula=cls.formula,
         options=tuple(f"{f.name}={_default(f)}" for f in dataclasses.fields(cls)),
-        needs=needs,
-        weight=str(cls.default_weight),  # type: ignore[attr-defined]
+        needs=_needs(kind, cls.needs),
+        weight=cls.default_weight,
         T="" if temperature is None else f"{temperature:g}",
-        source=cls.source,  # type: ignore[attr-defined]
+        source=cls.source,
+        command=f"softcache train {cls.example}",
+        description=inspect.cleandoc(cls.__doc__ or "").partition("\n>>> ")[0].strip(),
     )
+
+
+def _needs(kind: str, needs: frozenset[str]) -> str:
+    shapes = {"maps", "vectors"}
+    first = ["logits"] if kind == "loss" else sorted(needs & shapes) or ["any shape"]
+    return ", ".join([*first, *sorted(needs - shapes)])
 
 
 def _default(field: dataclasses.Field[object]) -> str:

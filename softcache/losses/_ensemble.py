@@ -1,4 +1,4 @@
-"""Averages of several teachers' soft targets, in the form of logits."""
+"""The averaged soft targets of several teachers, in the form of logits."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from softcache.losses._precision import full_precision
 def average_probabilities(logits: Sequence[torch.Tensor], weights: Sequence[float], T: float) -> torch.Tensor:
     """Pseudo-logits ``T · log Σ_k w_k softmax(z_k/T)``: their softmax at T is the averaged soft targets.
 
-    ``logits``: one (B, C) a teacher; ``weights``: one a teacher, above 0, scaled here to sum 1. A loss with
-    ``through_softmax`` gets exactly what it would get from the averaged probabilities, as long as it is
-    called with the same T; the others must be refused. Summed as logarithms, so that nothing underflows.
+    ``logits``: one (B, C) for each teacher. ``weights``: one for each teacher, above 0; they are scaled to sum 1. A
+    loss with ``through_softmax`` that is called with the same T has the value that it has for the averaged
+    probabilities. Other losses must be refused. The sum is taken over logarithms, so that nothing underflows.
+
+    >>> a, b = torch.tensor([[3.0, 1.0]]).log(), torch.tensor([[1.0, 3.0]]).log()
+    >>> average_probabilities([a, b], [1, 1], T=1.0).softmax(1)
+    tensor([[0.5000, 0.5000]])
     """
     shares = torch.tensor(weights, dtype=logits[0].dtype, device=logits[0].device)
     shares = torch.log(shares / shares.sum())

@@ -1,4 +1,4 @@
-"""Losses are computed in at least float32, whatever autocast and the networks' dtype are."""
+"""Losses are computed in at least float32, whatever the dtype of autocast and of the networks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ R = TypeVar("R")
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Runs a function with autocast off and its half-precision tensors as float32; float64 stays float64.
 
-    The function must have a floating tensor among its arguments (or in a list of them), which also names the
-    device. Tensors from ``torch.inference_mode`` are copied: autograd can't keep those for its backward pass.
+    At least one argument must be a floating-point tensor or a list of them: it tells the device. Tensors that were made
+    under ``torch.inference_mode`` are copied, because autograd can't save them for the backward pass.
+
+    >>> total = full_precision(torch.sum)
+    >>> total(torch.ones(2, dtype=torch.float16)).dtype
+    torch.float32
     """
 
     @functools.wraps(function)

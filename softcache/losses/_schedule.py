@@ -1,4 +1,4 @@
-"""A number that may change over the epochs: ``4``, ``8:2:linear``, ``8:2:cosine``, ``0:1:warmup=20``."""
+"""Numbers that may change over the epochs: ``4``, ``8:2:linear``, ``8:2:cosine``, ``0:1:warmup=20``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ FORMS = "a number, START:END:linear, START:END:cosine or START:END:warmup=EPOCHS
 
 @dataclass(frozen=True)
 class Schedule:
-    """One knob over the epochs of a run.
+    """A number over the epochs of a training.
 
-    ``constant``: ``start`` throughout. ``linear`` and ``cosine``: ``start`` in the first epoch and ``end`` in
-    the last. ``warmup``: the n-th epoch (from 1) has ``start + (end - start) * n / warmup`` and every one
-    from the ``warmup``-th on ``end``, so that the first epoch is not wholly without the term.
+    ``constant``: always ``start``. ``linear`` and ``cosine``: ``start`` in the first epoch, ``end`` in the last.
+    ``warmup``: ``start + (end - start) * n / warmup`` in the n-th epoch (from 1), and ``end`` from epoch ``warmup`` on,
+    so that a term that warms up from 0 takes part in the first epoch.
+
+    >>> schedule = Schedule.parse("0:1:warmup=4")
+    >>> [schedule.at(epoch, epochs=6) for epoch in range(6)]
+    [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     """
 
     start: float
@@ -30,9 +34,9 @@ class Schedule:
 
     @classmethod
     def parse(cls, text: str) -> Schedule:
-        """The schedule of a text in one of the four forms.
+        """The schedule that a text in one of the four forms gives.
 
-        Errors: ``UsageError`` that tells the forms.
+        Errors: ``UsageError`` that lists the forms.
         """
         parts = [part.strip() for part in str(text).split(":")]
         try:
@@ -46,11 +50,11 @@ class Schedule:
                 if shape == "warmup" and int(count) > 0:
                     return cls(start, end, shape, int(count))
         except ValueError:
-            pass  # the message below says what was found and which forms there are
+            pass  # the message below lists the forms
         raise UsageError(f"{text!r} is not {FORMS}")
 
     def at(self, epoch: float, epochs: int) -> float:
-        """The value in ``epoch`` (the first is 0) of a run of ``epochs``."""
+        """The value in ``epoch`` (the first is 0) of a training of ``epochs``."""
         if self.shape == "constant":
             return self.start
         if self.shape == "warmup":
@@ -62,7 +66,7 @@ class Schedule:
         return self.start + (self.end - self.start) * done
 
     def bounds(self) -> tuple[float, float]:
-        """Least and greatest value that it can take."""
+        """The least and the greatest value."""
         return min(self.start, self.end), max(self.start, self.end)
 
     def __str__(self) -> str:

@@ -1,16 +1,7 @@
 """From ``--loss kl:weight=0.9,T=2`` to a term of the training loss.
 
-``weight``, ``T`` and ``standardize`` are options of every loss; the others are the fields of its dataclass.
-``weight`` and ``T`` may be schedules over the epochs. A ``T`` in a loss's own spec overrides the command's.
-
-A loss is a frozen dataclass, called as ``loss(student, teacher, T, labels)`` with logits (B, C), a float and labels
-(B,) int64 (-1 for none) or None, that returns a scalar, with the class attributes
-
-- ``formula`` (one line), ``source``, ``default_weight`` (text of a schedule), ``default_T`` (None: it has none);
-- ``needs_labels``: then it is a mean over labelled rows, 0 (with a graph) where a batch has none;
-- ``through_softmax``: the teacher's logits enter only through ``softmax(z / T)``;
-- ``zero_for_perfect``: 0 where both sides are equal;
-- ``standardized_weight``, if its default weight is another one with ``standardize=true``.
+``weight``, ``T`` and ``standardize`` are options of every loss. The others are the fields of its dataclass, whose
+contract is ``Loss``. ``weight`` and ``T`` may be schedules over the epochs.
 """
 
 from __future__ import annotations
@@ -18,17 +9,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from softcache import registry
 from softcache.errors import UsageError, nearest
+from softcache.losses._contract import Need
+from softcache.losses._loss import Loss, loss_type
 from softcache.losses._schedule import Schedule
 from softcache.losses._standardize import standardize
 
 SHARED = ("weight", "T", "standardize")
-ATTRIBUTES = ("needs_labels", "through_softmax", "default_T", "default_weight", "__call__")
 STANDARDIZED_T = 2.0  # arXiv 2403.01427: after standardizing, the logits' scale is 1
 
 
@@ -36,12 +27,12 @@ STANDARDIZED_T = 2.0  # arXiv 2403.01427: after standardizing, the logits' scale
 class Term:
     """One loss on logits with its weight and temperature.
 
-    ``weight`` and ``T`` are None where the spec gives none: then the loss's own default weight holds, and the
-    command's temperature, or where that isn't given either, the loss's own default.
+    ``weight`` and ``T`` are None where the spec gives none. Then the default weight of the loss holds, and ``--T`` or,
+    without it, the default temperature of the loss.
     """
 
     name: str
-    loss: Any
+    loss: Loss
     weight: Schedule | None = None
     T: Schedule | None = None
     standardize: bool = False
@@ -49,12 +40,11 @@ class Term:
     def __call__(
         self, student: torch.Tensor, teacher: torch.Tensor, T: float, labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The loss, not yet weighted: logits (B, C) twice, labels (B,) int64 with -1 for none → scalar.
+        """Logits (B, C) of student and teacher, labels (B,) int64 with -1 for none → a scalar, not weighted.
 
-        ``teacher`` gets no gradient, whatever is handed in. Errors: ``UsageError`` where labels are needed
-        and none are given.
+        ``teacher`` gets no gradient. Errors: ``UsageError`` where labels are needed and none are given.
         """
-        if self.loss.needs_labels and labels is None:
+        if "labels" in self.needs and labels is None:
             raise UsageError(f"loss {self.name!r} needs labels: choose one that needs none, such as kl")
         teacher = teacher.detach()
         if self.standardize:
@@ -67,24 +57,24 @@ class Term:
         return result
 
     @property
-    def needs_labels(self) -> bool:
-        return bool(self.loss.needs_labels)
+    def needs(self) -> frozenset[Need]:
+        return self.loss.needs
 
     @property
     def through_softmax(self) -> bool:
-        """Whether averaged probabilities can stand in for the teacher's logits: ``average_probabilities``."""
-        return bool(self.loss.through_softmax) and not self.standardize
+        """Whether pseudo-logits of ``average_probabilities`` can take the place of the teacher's logits."""
+        return self.loss.through_softmax and not self.standardize
 
     def weight_schedule(self) -> Schedule:
-        """Its own weight, else the loss's default, which may itself be a schedule (``dkd`` warms up)."""
+        """Its own weight, or the default weight of the loss, which may be a schedule (``dkd`` warms up)."""
         if self.weight is not None:
             return self.weight
-        if self.standardize and hasattr(self.loss, "standardized_weight"):
+        if self.standardize and self.loss.standardized_weight is not None:
             return Schedule.parse(self.loss.standardized_weight)
-        return Schedule.parse(str(self.loss.default_weight))
+        return Schedule.parse(self.loss.default_weight)
 
     def T_schedule(self, given: Schedule | None = None) -> Schedule:
-        """Its own temperature, else ``given`` (the command's ``--T``), else the loss's default."""
+        """Its own temperature, or ``given`` (``--T``), or the default temperature of the loss."""
         own = self.T if self.T is not None else given
         if own is not None:
             return own
@@ -93,7 +83,7 @@ class Term:
         return Schedule.constant(self.loss.default_T if self.loss.default_T is not None else 1.0)
 
     def __str__(self) -> str:
-        """The spec that gives this term again."""
+        """The spec of this term, which ``parse_term`` reads."""
         spec = registry.canonical(self.name, self.loss)
         parts = []
         if self.weight is not None:
@@ -106,13 +96,16 @@ class Term:
 
 
 def parse_term(spec: str) -> Term:
-    """``"kl:weight=0.9,T=8:2:linear"`` → a term.
+    """The term of a spec.
 
-    Errors: ``UsageError`` for an unknown loss or option (with the nearest names) and for impossible values.
+    Errors: ``UsageError`` for an unknown loss or option (with the nearest names) and for values that are not allowed.
+
+    >>> term = parse_term("kl:weight=0.9,T=8:2:linear")
+    >>> [term.T_schedule().at(epoch, epochs=3) for epoch in range(3)]
+    [8.0, 5.0, 2.0]
     """
     name, rest = registry.split_component(spec)
-    cls = registry.component("losses", name)
-    registry.check_attributes(cls, ATTRIBUTES, f"loss {name!r}")
+    cls = loss_type(name)
     options = registry.parse_options(rest, spec)
     fields = [f.name for f in dataclasses.fields(cls)]
     for key in options:
@@ -124,20 +117,20 @@ def parse_term(spec: str) -> Term:
     T = _schedule(spec, "T", options.pop("T", None))
     if T is not None and T.bounds()[0] <= 0:
         raise UsageError(f"{spec!r}: T must be above 0")
-    if T is not None and cls.default_T is None:  # type: ignore[attr-defined]
+    if T is not None and cls.default_T is None:
         raise UsageError(f"{spec!r}: loss {name!r} has no temperature: leave out T")
     standardized = registry.typed_options(_Flag, _only(options, "standardize"), f"loss {name!r}")
     flag = standardized.get("standardize", False)
-    if flag and name == "hard":
-        raise UsageError(f"{spec!r}: the teacher's argmax is the same standardized: leave out standardize")
+    if flag and not cls.standardizes:
+        raise UsageError(f"{spec!r}: standardized logits give the same loss {name!r}: leave out standardize")
     loss = cls(**registry.typed_options(cls, options, f"loss {name!r}"))
     return Term(name, loss, weight, T, flag)
 
 
 def parse_terms(specs: Iterable[str]) -> list[Term]:
-    """One term a spec, in their order; no spec at all gives ``kl``.
+    """The terms of several specs, in order; ``kl`` where there is no spec.
 
-    Errors: ``UsageError`` as ``parse_term``, and for the same spec twice.
+    Errors: ``UsageError`` as ``parse_term``, and for a spec that is given twice.
     """
     terms = [parse_term(spec) for spec in specs] or [parse_term("kl")]
     seen: set[str] = set()

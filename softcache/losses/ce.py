@@ -8,30 +8,32 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from softcache.losses._loss import Loss
 from softcache.losses._precision import full_precision
 
 
 @dataclass(frozen=True)
-class CE:
-    """``-T² Σ_c softmax(z_t/T) log softmax(z_s/T)``, mean over the batch.
+class CE(Loss):
+    """``-T² Σ_c softmax(z_t/T) log softmax(z_s/T)``, averaged over the batch.
 
-    It is ``kl`` plus the entropy of the soft targets: another value, the same gradient.
+    This is ``kl`` plus the entropy of the soft targets, times T²: the value differs, the gradient is the same.
     Source: arXiv 1503.02531, section 2.
+
+    >>> CE()(torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]), T=1.0)  # log 2 for any teacher
+    tensor(0.6931)
     """
 
     formula: ClassVar[str] = "-T² Σ softmax(z_t/T) log softmax(z_s/T)"
     source: ClassVar[str] = "Hinton 2015, arXiv 1503.02531"
-    needs_labels: ClassVar[bool] = False
+    example: ClassVar[str] = "--loss ce --alpha 0.9"
     through_softmax: ClassVar[bool] = True
-    zero_for_perfect: ClassVar[bool] = False
     default_T: ClassVar[float | None] = 4.0
-    default_weight: ClassVar[str] = "1"
     standardized_weight: ClassVar[str] = "9"
 
     @full_precision
     def __call__(
         self, student: torch.Tensor, teacher: torch.Tensor, T: float, labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logits (B, C) twice → scalar; ``labels`` play no part."""
+        """Logits (B, C) of student and teacher → a scalar. ``labels`` are ignored."""
         targets = F.softmax(teacher / T, dim=1)
         return -T * T * (targets * F.log_softmax(student / T, dim=1)).sum(1).mean()

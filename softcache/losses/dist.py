@@ -8,22 +8,27 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from softcache.losses._loss import Loss
 from softcache.losses._precision import full_precision
 
 
 @dataclass(frozen=True)
-class DIST:
+class DIST(Loss):
     """``T² [beta (1 - mean_b ρ(p_s[b], p_t[b])) + gamma (1 - mean_c ρ(p_s[:, c], p_t[:, c]))]``.
 
-    p: softmax at T; ρ: Pearson's correlation. Where one side is constant ρ doesn't exist and the row or class
-    adds 0 (and no gradient) to its mean. ``eps`` is added to the product of norms, 1e-8 in the published
-    code: it silences classes whose probabilities are that small; 0 is Pearson's ρ. The paper: T 4 on
-    CIFAR-100 and 1 on ImageNet, weight 2 beside the labels' term of weight 1. Source: arXiv 2205.10536.
+    p: the softmax at T. ρ: Pearson's correlation. Where one side is constant, ρ doesn't exist, and the sample or class
+    adds 0 (and no gradient) to its mean. ``eps`` is added to the product of norms. The published code has 1e-8, which
+    silences classes whose probabilities are that small; 0 is Pearson's ρ. The paper uses T 4 on CIFAR-100 and 1 on
+    ImageNet, and weight 2 beside the hard-label loss with weight 1. Source: arXiv 2205.10536.
+
+    >>> student, teacher = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
+    >>> DIST()(student, teacher, T=1.0)  # ρ is -1 between classes; within a class one sample is constant
+    tensor(2.)
     """
 
     formula: ClassVar[str] = "T² [beta (1 - mean_b ρ(p_s, p_t)) + gamma (1 - mean_c ρ(p_s, p_t))]"
     source: ClassVar[str] = "DIST, arXiv 2205.10536"
-    needs_labels: ClassVar[bool] = False
+    example: ClassVar[str] = "--loss dist:eps=1e-8 --alpha 1 --beta 1"
     through_softmax: ClassVar[bool] = True
     zero_for_perfect: ClassVar[bool] = True
     default_T: ClassVar[float | None] = 4.0
@@ -37,7 +42,7 @@ class DIST:
     def __call__(
         self, student: torch.Tensor, teacher: torch.Tensor, T: float, labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logits (B, C) twice → scalar; ``labels`` play no part."""
+        """Logits (B, C) of student and teacher → a scalar. ``labels`` are ignored."""
         p_s, p_t = F.softmax(student / T, dim=1), F.softmax(teacher / T, dim=1)
         between = _distance(p_s, p_t, self.eps)
         within = _distance(p_s.T, p_t.T, self.eps)
@@ -54,8 +59,8 @@ def _distance(a: torch.Tensor, b: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def _centred(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows without their mean, over their largest entry (so that squares don't underflow); that entry; and
-    whether the row varies by more than rounding does."""
+    """Rows minus their mean, divided by their largest entry so that squares don't underflow; that entry; and whether
+    the row varies at all."""
     x = x - x.mean(1, keepdim=True)
     largest = x.detach().abs().amax(1)
     varies = largest > 0

@@ -8,24 +8,31 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from softcache.losses._contract import Need
 from softcache.losses._labelled import at_label, label_mask, labelled_mean, log_others
+from softcache.losses._loss import Loss
 from softcache.losses._precision import full_precision
 
 
 @dataclass(frozen=True)
-class DKD:
-    """``alpha T² KL(b_t ‖ b_s) + beta T² KL(q_t ‖ q_s)``, mean over labelled rows.
+class DKD(Loss):
+    """``alpha T² KL(b_t ‖ b_s) + beta T² KL(q_t ‖ q_s)``, averaged over labelled samples.
 
-    b: the pair (p_y, 1 - p_y) of the label's class at T; q: softmax at T over the other classes. ``kl`` is
-    this with ``alpha`` 1 and ``beta`` 1 - p_t[y] of each row. ``beta`` is chosen by pair in the paper: 2, 6
-    or 8 on CIFAR-100, and 0.5 with T 1 and no warm-up on ImageNet. The default weight is the paper's warm-up:
-    it rises to 1 over the first 20 epochs (``weight=1`` for none); the labels' term has weight 1 beside it.
+    b: the pair (p_y, 1 - p_y) of the label's class at T. q: the softmax at T over the other classes. With ``alpha`` 1
+    and, for each sample, ``beta`` 1 - p_t[y], this is ``kl``. The paper chooses ``beta`` by pair of networks: 2, 6 or 8
+    on CIFAR-100, and 0.5 with T 1 and no warm-up on ImageNet. The default weight is the paper's warm-up, which rises to
+    1 over the first 20 epochs (``weight=1`` for none); the hard-label loss has weight 1 beside it.
     Source: arXiv 2203.08679, equation 7.
+
+    >>> teacher = torch.tensor([[2.0, 1.0, 1.0]]).log()  # b_t = (1/2, 1/2), q_t = q_s = (1/2, 1/2)
+    >>> DKD()(torch.zeros(1, 3), teacher, T=1.0, labels=torch.tensor([0]))  # b_s = (1/3, 2/3)
+    tensor(0.0589)
     """
 
     formula: ClassVar[str] = "alpha T² KL(b_t ‖ b_s) + beta T² KL(q_t ‖ q_s)"
     source: ClassVar[str] = "DKD, arXiv 2203.08679"
-    needs_labels: ClassVar[bool] = True
+    example: ClassVar[str] = "--loss dkd --alpha 1 --beta 1"
+    needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
     through_softmax: ClassVar[bool] = True
     zero_for_perfect: ClassVar[bool] = True
     default_T: ClassVar[float | None] = 4.0
@@ -35,8 +42,11 @@ class DKD:
     beta: float = 8.0
 
     @full_precision
-    def __call__(self, student: torch.Tensor, teacher: torch.Tensor, T: float, labels: torch.Tensor) -> torch.Tensor:
-        """Logits (B, C) twice and labels (B,) int64, -1 for none → scalar."""
+    def __call__(
+        self, student: torch.Tensor, teacher: torch.Tensor, T: float, labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits (B, C) of student and teacher, and labels (B,) int64, -1 for none → a scalar."""
+        assert labels is not None
         mask = label_mask(labels, student.shape[1])
         target = _pair_kl(student / T, teacher / T, labels, mask)
         log_qs, log_qt = log_others(student / T, mask), log_others(teacher / T, mask)
@@ -45,7 +55,10 @@ class DKD:
 
 
 def _pair_kl(s: torch.Tensor, t: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """KL of (p_y, 1 - p_y), (B,); log(1 - p_y) sums the others' logarithms, so p_y near 1 loses no digits."""
+    """(B,): KL of the pairs (p_y, 1 - p_y).
+
+    log(1 - p_y) is the logsumexp of the other classes, which loses no digits where p_y is near 1.
+    """
     log_s, log_t = F.log_softmax(s, dim=1), F.log_softmax(t, dim=1)
     hit_s, hit_t = at_label(log_s, labels), at_label(log_t, labels)
     miss_s = torch.logsumexp(log_s.masked_fill(mask, float("-inf")), dim=1)

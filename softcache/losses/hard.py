@@ -1,4 +1,4 @@
-"""``hard``: cross-entropy with the class that the teacher would answer."""
+"""``hard``: cross-entropy with the class that the teacher predicts."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from softcache.losses._loss import Loss
 from softcache.losses._precision import full_precision
 
 
 @dataclass(frozen=True)
-class Hard:
-    """``-log softmax(z_s)[argmax z_t]``, mean over the batch; no temperature.
+class Hard(Loss):
+    """``-log softmax(z_s)[argmax z_t]``, averaged over the batch; it has no temperature.
 
     Source: hard-label distillation of DeiT, arXiv 2012.12877, equation 3.
+
+    >>> Hard()(torch.zeros(1, 4), torch.tensor([[0.0, 5.0, 1.0, 2.0]]), T=1.0)  # log 4
+    tensor(1.3863)
     """
 
     formula: ClassVar[str] = "-log softmax(z_s)[argmax z_t]"
     source: ClassVar[str] = "DeiT, arXiv 2012.12877"
-    needs_labels: ClassVar[bool] = False
+    example: ClassVar[str] = "--loss hard --alpha 0.5"
+    standardizes: ClassVar[bool] = False
     through_softmax: ClassVar[bool] = True
-    zero_for_perfect: ClassVar[bool] = False
-    default_T: ClassVar[float | None] = None
-    default_weight: ClassVar[str] = "1"
 
     @full_precision
     def __call__(
         self, student: torch.Tensor, teacher: torch.Tensor, T: float, labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logits (B, C) twice → scalar; ``T`` and ``labels`` play no part."""
+        """Logits (B, C) of student and teacher → a scalar. ``T`` and ``labels`` are ignored."""
         return F.cross_entropy(student, teacher.argmax(1))

@@ -8,31 +8,35 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from softcache.losses._loss import Loss
 from softcache.losses._precision import full_precision
 
 
 @dataclass(frozen=True)
-class KL:
-    """``T² KL(softmax(z_t/T) ‖ softmax(z_s/T))``, summed over classes, mean over the batch.
+class KL(Loss):
+    """``T² KL(softmax(z_t/T) ‖ softmax(z_s/T))``, summed over classes, averaged over the batch.
 
-    T² keeps the gradient of one size over T, so that the weight against the labels' term holds for every T.
-    Source: arXiv 1503.02531, section 2.
+    The factor T² keeps the size of the gradient nearly the same for every T, so that the weight of this loss beside
+    the hard-label loss need not change with T. Source: arXiv 1503.02531, section 2.
+
+    >>> teacher = torch.tensor([[3.0, 1.0]]).log()  # probabilities 3/4 and 1/4
+    >>> KL()(torch.zeros(1, 2), teacher, T=1.0)  # log 2 minus the teacher's entropy
+    tensor(0.1308)
     """
 
     formula: ClassVar[str] = "T² KL(softmax(z_t/T) ‖ softmax(z_s/T))"
     source: ClassVar[str] = "Hinton 2015, arXiv 1503.02531"
-    needs_labels: ClassVar[bool] = False
+    example: ClassVar[str] = "--loss kl --alpha 0.9"
     through_softmax: ClassVar[bool] = True
     zero_for_perfect: ClassVar[bool] = True
     default_T: ClassVar[float | None] = 4.0
-    default_weight: ClassVar[str] = "1"
     standardized_weight: ClassVar[str] = "9"
 
     @full_precision
     def __call__(
         self, student: torch.Tensor, teacher: torch.Tensor, T: float, labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logits (B, C) twice → scalar; ``labels`` play no part."""
+        """Logits (B, C) of student and teacher → a scalar. ``labels`` are ignored."""
         log_s = F.log_softmax(student / T, dim=1)
         log_t = F.log_softmax(teacher / T, dim=1)
         return T * T * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)

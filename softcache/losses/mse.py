@@ -1,4 +1,4 @@
-"""``mse``: the squared difference of the logits themselves."""
+"""``mse``: the mean squared difference of the logits."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from softcache.losses._loss import Loss
 from softcache.losses._precision import full_precision
 
 
 @dataclass(frozen=True)
-class MSE:
-    """``mean_bc (z_s - z_t)²``; no temperature.
+class MSE(Loss):
+    """``mean_bc (z_s - z_t)²``; it has no temperature.
 
-    On logits without mean, the gradient of ``kl`` at a high temperature tends to half of this one's.
+    For logits with mean 0, the gradient of ``kl`` at a high temperature tends to half the gradient of this loss.
     Source: arXiv 1312.6184; arXiv 1503.02531, section 2.1.
+
+    >>> MSE()(torch.zeros(1, 2), torch.tensor([[1.0, 3.0]]), T=1.0)
+    tensor(5.)
     """
 
     formula: ClassVar[str] = "mean (z_s - z_t)²"
     source: ClassVar[str] = "Ba & Caruana 2014, arXiv 1312.6184"
-    needs_labels: ClassVar[bool] = False
-    through_softmax: ClassVar[bool] = False
+    example: ClassVar[str] = "--loss mse --alpha 1"
     zero_for_perfect: ClassVar[bool] = True
-    default_T: ClassVar[float | None] = None
-    default_weight: ClassVar[str] = "1"
 
     @full_precision
     def __call__(
         self, student: torch.Tensor, teacher: torch.Tensor, T: float, labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logits (B, C) twice → scalar; ``T`` and ``labels`` play no part."""
+        """Logits (B, C) of student and teacher → a scalar. ``T`` and ``labels`` are ignored."""
         return F.mse_loss(student, teacher.to(student.dtype))

@@ -113,31 +113,6 @@ def classifier_path(model: nn.Module, classes: int) -> str:
     return paths[-1]
 
 
-def replace_classifier(model: nn.Module, classes: int, found: int | None = None) -> str:
-    """Puts a new layer with ``classes`` outputs in the place of the one that makes the logits.
-
-    found: how many outputs that layer has now; None: it is the last linear or convolutional layer.
-
-    Returns its path.
-    """
-    if found is None:
-        counts = [count for count in map(_outputs, model.modules()) if count is not None]
-        if not counts:
-            raise ModelError(f"{type(model).__name__} has no linear or convolutional layer")
-        found = counts[-1]
-    path = classifier_path(model, found)
-    old = model.get_submodule(path)
-    new: nn.Module
-    if isinstance(old, nn.Linear):
-        new = nn.Linear(old.in_features, classes, bias=old.bias is not None)
-    else:
-        assert isinstance(old, nn.Conv2d)
-        new = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, bias=old.bias is not None)  # type: ignore[arg-type]
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, new.to(old.weight.device, old.weight.dtype))
-    return path
-
-
 def freeze_all_but_classifier(network: Network) -> str:
     """Lets only the layer that makes the logits learn; the others stay as in evaluation. Returns its path."""
     path = classifier_path(network.model, network.classes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +20,6 @@ class Layer:
     kind: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-
-    @property
-    def bytes_per_sample(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def list_layers(network: Network, pixels: Tensor) -> list[Layer]:

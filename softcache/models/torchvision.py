@@ -22,10 +22,8 @@ from softcache.models._preprocess import Statistics
 from softcache.models._source import Weights, file_weights
 
 _AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
-_FIXED = {
-    "vit_": "image_size",
-    "maxvit_": "input_size",
-}  # prefix of the name, the argument that fixes the size
+# Networks whose input size is fixed when they are built: prefix of the name, argument of torchvision's builder.
+_FIXED = {"vit_": "image_size", "maxvit_": "input_size"}
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
@@ -50,10 +48,10 @@ class Torchvision:
         options: dict[str, Any] = {"weights": None, "num_classes": classes}
         if self.name in _AUXILIARY:
             options |= {"aux_logits": False, "init_weights": True}
-        fixed = self.input_size(size)[0]
-        if fixed is not None:
-            argument = next(value for prefix, value in _FIXED.items() if self.name.startswith(prefix))
-            options[argument] = fixed if argument == "image_size" else (fixed, fixed)
+        for prefix, argument in _FIXED.items():
+            if self.name.startswith(prefix):
+                side = self.input_size(size)[0]
+                options[argument] = side if argument == "image_size" else (side, side)
         try:
             return torchvision.models.get_model(self.name, **options)
         except (AssertionError, ValueError, RuntimeError) as error:  # an AssertionError from torch._assert

@@ -135,7 +135,7 @@ def _prepare(parsed: Parsed, begun: dict[str, Any] | None = None, view_numbers: 
         label_fraction=options.label_fraction,
         seed=options.seed,
         labels_alone=parsed.labels_alone,
-        needing_labels=[term.name for term in parsed.losses if term.needs_labels],
+        needing_labels=[term.name for term in parsed.losses if "labels" in term.needs],
     )
     network = open_network(
         options.student,

@@ -1,4 +1,4 @@
-"""Hint losses in a training: which layers are watched, what is trained beside the student, and what they say."""
+"""Hint losses in a training: the watched layers, the modules that are trained beside the student, and their values."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ REGRESSORS_FILE = "regressors.safetensors"
 
 
 class HintLosses(nn.Module):
-    """The hint terms of a run, with their modules (regressors, variances, memory banks).
+    """The hint terms of a run, with their modules (regressors, variances, memory banks) in ``by_term``.
 
-    ``rows``: those that are trained on, of ``total`` rows of the dataset; modules with a memory have one entry for
-    each of them, in that order. ``events``: how often watched layers run in one forward pass.
+    ``rows``: the rows of the dataset that are trained on, of ``total``. A module with a memory has one entry for each
+    of them, in this order. ``events``: how often the watched layers run in one forward pass.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class HintLosses(nn.Module):
     ):
         super().__init__()
         self.terms = tuple(terms)
-        self.parts = nn.ModuleList(modules)
+        self.by_term = nn.ModuleList(modules)
         self.events = events
-        place = torch.full((total,), -1, dtype=torch.int64)
-        place[torch.from_numpy(rows)] = torch.arange(len(rows))
-        self.place: Tensor
-        self.register_buffer("place", place, persistent=False)
+        position_of_row = torch.full((total,), -1, dtype=torch.int64)
+        position_of_row[torch.from_numpy(rows)] = torch.arange(len(rows))
+        self.position_of_row: Tensor
+        self.register_buffer("position_of_row", position_of_row, persistent=False)
 
     @property
     def layers(self) -> list[str]:
@@ -49,28 +49,29 @@ class HintLosses(nn.Module):
         return watched(self.terms)
 
     def forward(self, taps: Mapping[str, Tensor], hints: Mapping[str, Tensor], rows: Tensor, labels: Tensor) -> Any:
-        """Each term's loss, not weighted: a list of scalars.
+        """The loss of each term, not weighted: a list of scalars.
 
-        ``taps``, ``hints``: the student's and the teacher's activations by layer, batch first; ``rows`` (B,) int64 of
-        the dataset; ``labels`` (B,) int64, -1 where there is none that may be used.
+        ``taps``, ``hints``: activations of the student and of the teacher by layer, batch first. ``rows`` (B,) int64:
+        rows of the dataset. ``labels`` (B,) int64, -1 for a sample without a label that may be used.
         """
-        indices = self.place.index_select(0, rows)
+        positions = self.position_of_row.index_select(0, rows)
         values = []
-        for term, part in zip(self.terms, self.parts, strict=True):
+        for term, module in zip(self.terms, self.by_term, strict=True):
             student, teacher = [taps[layer] for layer in term.student], [hints[layer] for layer in term.teacher]
-            values.append(term.value(typing.cast(HintModule, part), student, teacher, indices=indices, labels=labels))
+            built = typing.cast(HintModule, module)
+            values.append(term.value(built, student, teacher, positions=positions, labels=labels))
         return values
 
     @contextlib.contextmanager
     def watching(self, student: Network, *, stop: bool = False) -> Iterator[Taps]:
-        """Catches the student's activations; with ``stop`` a forward pass ends, by ``Reached``, with the last."""
+        """Catches the student's activations; with ``stop``, ``Reached`` ends a forward pass after the last of them."""
         model, layers = bare(student), self.layers
         with Taps(model, layers) as taps, _events(model, layers, self.events if stop else None):
             yield taps
 
 
 class Reached(Exception):
-    """The last watched layer has run, and nothing after it needs to."""
+    """The last watched layer has run, so the rest of the forward pass is not needed."""
 
 
 def run_up_to(student: Network, pixels: Tensor) -> None:
@@ -80,7 +81,7 @@ def run_up_to(student: Network, pixels: Tensor) -> None:
 
 
 def bare(student: Network) -> nn.Module:
-    """The architecture that layers' names refer to, without what it is wrapped in."""
+    """The architecture whose layers are named, without the wrapper that ``simkd`` adds."""
     return student.model.backbone if isinstance(student.model, Through) else student.model
 
 
@@ -92,7 +93,7 @@ def watched(terms: Sequence[HintTerm]) -> list[str]:
 def probe(student: Network, layers: Sequence[str], pixels: Tensor) -> tuple[dict[str, tuple[int, ...]], int]:
     """Shapes of a student's layers without the batch, and how often they run in one forward pass.
 
-    ``pixels`` (B, H, W, C) uint8. Errors: ``ModelError`` with the nearest names for a layer that there isn't.
+    ``pixels`` (B, H, W, C) uint8. Errors: ``ModelError`` with the nearest names for a layer that doesn't exist.
     """
     was_training = student.training
     student.eval()
@@ -139,34 +140,33 @@ def build_hint_losses(
     seed: int,
     teacher: Network | None = None,
 ) -> HintLosses:
-    """Modules that fit the activations of student and teacher; a term that answers in the student's place (``simkd``)
-    wraps the student's architecture.
+    """Builds the modules of all hint terms; one that replaces the logits (``simkd``) wraps the student's architecture.
 
-    ``pixels`` (B, H, W, C) uint8: some inputs, to find the student's shapes with; ``teacher_shapes``: the shapes of
-    the teacher's layers, without the batch; ``rows``: those that are trained on; ``visible`` (N,): labels that may be
-    used, else -1; ``teacher``: for terms that need its classifier. Errors: ``ModelError`` for a layer that the student
-    doesn't have, ``UsageError`` for shapes that a loss can't use.
+    ``pixels`` (B, H, W, C) uint8: any inputs, from which the shapes of the student's layers are found.
+    ``teacher_shapes``: returns the shapes of the teacher's layers without the batch. ``rows``: the rows of the dataset
+    that are trained on. ``visible`` (N,): labels of all rows of the dataset, -1 for those that may not be used.
+    ``teacher``: for terms that need its classifier.
+    Errors: ``ModelError`` for a layer that the student doesn't have, ``UsageError`` for shapes that a loss can't use.
     """
     shapes, events = probe(network, watched(terms), pixels)
     modules: list[HintModule] = []
     for term in terms:
-        extras: dict[str, Any] = {"row_labels": torch.from_numpy(visible[rows].astype(np.int64))}
-        if "teacher_classifier" in term.extras:
-            extras["teacher_classifier"] = _classifier(term, teacher)
-        bank = getattr(term.loss, "bank_bytes", None)
-        if bank is not None:
-            log.info(f"hint loss {term.name!r} keeps {size(bank(len(rows)))} of memory banks for {len(rows):,} rows")
+        classifier = _classifier(term, teacher) if "teacher classifier" in term.needs else None
+        bank = term.loss.bank_bytes(len(rows))
+        if bank:
+            log.info(f"hint loss {term.name!r} keeps {size(bank)} of memory banks for {len(rows):,} rows")
         module = term.build(
             [shapes[layer] for layer in term.student],
             teacher_shapes(term.teacher),
-            rows=len(rows),
+            row_count=len(rows),
             classes=classes,
             seed=seed,
-            **extras,
+            row_labels=torch.from_numpy(visible[rows].astype(np.int64)),
+            teacher_classifier=classifier,
         )
         if term.replaces_logits:
-            classifier = extras["teacher_classifier"]
-            learning: Any = module.parts[-1]
+            assert classifier is not None, f"hint loss {term.name!r} replaces logits without a classifier"
+            learning: Any = module.by_layer[-1]
             network.model = Through(network.model, term.student[0], learning.projector, classifier, size=learning.size)
         modules.append(module)
     return HintLosses(terms, modules, rows, len(visible), events)

@@ -229,6 +229,8 @@ def _epoch(
                     scaler.step(optimizer)
                     scaler.update()
                     optimizer.zero_grad(set_to_none=True)
+            if local == 0 and number == 0:
+                objective.warn_of_dominance(parts, local)
             meter.add(parts, batch)
             work.step_lines.add(epoch * steps + number, parts)
             work.shown.advance(1, f"epoch {epoch + 1}")

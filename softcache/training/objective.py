@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,13 +15,17 @@ from softcache.losses._schedule import Schedule
 from softcache.losses._terms import Term
 from softcache.losses.hints._spec import HintTerm
 
+log = logging.getLogger(__name__)
+
+DOMINANT = 0.99  # the share of the loss above which a term leaves the others without influence
+
 
 @dataclass(frozen=True)
 class LossValues:
-    """Scalars on the device: ``total`` is what is minimized; ``soft`` and ``hard`` are unweighted by alpha, beta.
+    """Scalars on the device. ``total`` is minimized; ``soft`` and ``hard`` are not multiplied by alpha and beta.
 
-    ``hint`` is the weighted sum of the hint losses, ``hints`` each of them unweighted. In a stage on hints alone there
-    is no ``soft`` and no ``hard``.
+    ``soft`` is the weighted sum of the losses on logits, ``hint`` that of the hint losses. ``softs`` and ``hints`` are
+    their single values, not weighted. In a stage on hints alone ``soft`` and ``hard`` are None.
     """
 
     total: torch.Tensor
@@ -27,6 +33,7 @@ class LossValues:
     hard: torch.Tensor | None
     hint: torch.Tensor
     hints: tuple[torch.Tensor, ...] = ()
+    softs: tuple[torch.Tensor, ...] = ()
 
 
 def hard_loss(
@@ -35,10 +42,14 @@ def hard_loss(
     smoothing: float = 0.0,
     mixed: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy with the labels, averaged over labelled rows; 0, with a graph, where a batch has none.
+    """Cross-entropy with the labels, averaged over labelled samples; 0, with a graph, where a batch has none.
 
-    ``labels_b`` (B,) int64, -1 where a row has no label. ``mixed``: the partners' labels (B,) and the weight of the
-    own label (B,) float32, for views that mix two images; such a row counts when both are labelled.
+    ``labels_b`` (B,) int64, -1 for a sample without a label. ``smoothing``: label smoothing. ``mixed``: for views that
+    mix two images, the partners' labels (B,) and the weight of the sample's own label (B,) float32; such a sample
+    counts where both are labelled.
+
+    >>> hard_loss(torch.zeros(2, 4), torch.tensor([1, -1]))  # log 4
+    tensor(1.3863)
     """
     scores = logits_bc.float() if logits_bc.dtype in (torch.float16, torch.bfloat16) else logits_bc
     labelled = labels_b >= 0
@@ -52,17 +63,17 @@ def hard_loss(
         partner_b, weight_b = mixed
         labelled = labelled & (partner_b >= 0)
         losses = weight_b * rows(labels_b) + (1 - weight_b) * rows(partner_b)
-    # Masked and divided on the device: indexing by a mask would make the host wait for it.
+    # Samples are masked and counted on the device: indexing by a mask would make the host wait for it.
     return torch.where(labelled, losses, 0.0).sum() / labelled.sum().clamp_min(1)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """All terms of the training loss, with the knobs that may change over the epochs.
+    """All terms of the training loss, with weights and temperatures that may change over the epochs.
 
-    ``terms``: losses on logits, empty for labels alone. ``beta`` is 1 - alpha where it isn't given. A ``T`` in a
-    term's own spec overrides ``T``, and where neither is given a loss has its own. ``shares``: one a teacher, equal by
-    default; ``combine``: whether their logits or, at each term's T, their probabilities are averaged.
+    ``terms``: losses on logits, empty for labels alone. ``beta`` None: 1 - alpha. A ``T`` in the spec of a term
+    overrides ``T``; without either the default of the loss holds. ``shares``: a weight for each teacher, by default 1.
+    ``combine``: "logits" averages the teachers' logits, "probs" their probabilities at each term's T.
     """
 
     terms: Sequence[Term]
@@ -84,18 +95,27 @@ class Objective:
         """T of each term."""
         return [term.T_schedule(self.T).at(epoch, self.epochs) for term in self.terms]
 
-    def soft(
+    def soft_values(
         self, student_bc: torch.Tensor, teachers: Sequence[torch.Tensor], labels_b: torch.Tensor, epoch: int
-    ) -> torch.Tensor:
-        """``Σ wₖ·lossₖ`` at the teachers' logits, (B, C) each. ``labels_b``: those that may be used."""
-        total = student_bc.new_zeros((), dtype=torch.float32)
+    ) -> list[torch.Tensor]:
+        """The value of each term, not weighted, at the teachers' logits, (B, C) each. ``labels_b``: (B,) int64, -1 for
+        a sample without a label that may be used."""
+        if not self.terms:
+            return []
+        values = []
         combined = self._combined(teachers) if self.combine == "logits" or len(teachers) == 1 else None
         for term, T in zip(self.terms, self.temperatures(epoch), strict=True):
-            weight = term.weight_schedule().at(epoch, self.epochs)
-            # A loss without a temperature has the probabilities themselves averaged.
+            # For a loss without a temperature the probabilities themselves are averaged.
             at = T if term.loss.default_T is not None else 1.0
             teacher = combined if combined is not None else average_probabilities(teachers, self._shares(teachers), at)
-            total = total + weight * term(student_bc, teacher, T, labels_b)
+            values.append(term(student_bc, teacher, T, labels_b))
+        return values
+
+    def soft(self, values: Sequence[torch.Tensor], epoch: int) -> torch.Tensor:
+        """The weighted sum of the losses on logits."""
+        total = torch.zeros_like(values[0], dtype=torch.float32)
+        for term, value in zip(self.terms, values, strict=True):
+            total = total + term.weight_schedule().at(epoch, self.epochs) * value
         return total
 
     def hint(self, values: Sequence[torch.Tensor], epoch: int) -> torch.Tensor:
@@ -127,12 +147,47 @@ class Objective:
         epoch: int,
         hints: Sequence[torch.Tensor] = (),
     ) -> LossValues:
-        """``labels_b`` what the soft losses may know of the labels, ``visible_b`` what the hard term may (B,) int64;
-        ``hints`` the hint losses' values."""
+        """The values of all terms for a batch.
+
+        ``labels_b``, ``visible_b`` (B,) int64: labels that the losses on logits and the hard-label loss may use, else
+        -1. ``hints``: the values of the hint losses.
+        """
         alpha, beta = self.weights(epoch)
         zero = student_bc.new_zeros((), dtype=torch.float32)
-        soft = self.soft(student_bc, teachers, labels_b, epoch) if self.terms else zero
-        # Also where beta is 0, so that the curve can be looked at; its gradient is then multiplied away.
+        softs = self.soft_values(student_bc, teachers, labels_b, epoch)
+        soft = self.soft(softs, epoch) if softs else zero
+        # Also computed where beta is 0, for the metrics; its gradient is then multiplied by 0.
         hard = hard_loss(student_bc, visible_b, self.label_smoothing, mixed)
         hint = self.hint(hints, epoch) if self.hints else zero
-        return LossValues(alpha * soft + beta * hard + hint, soft, hard, hint, tuple(hints))
+        return LossValues(alpha * soft + beta * hard + hint, soft, hard, hint, tuple(hints), tuple(softs))
+
+    def warn_of_dominance(self, values: LossValues, epoch: int) -> None:
+        """Logs a warning where one of several terms is more than ``DOMINANT`` of the loss. Waits for the device once.
+
+        Terms are compared by their absolute values, because a loss such as ``vid`` may be negative.
+        """
+        alpha, beta = self.weights(epoch)
+        terms = []
+        if values.softs:  # a stage on hints alone has none
+            terms = [(f"loss {term}", "weight=", alpha, term.weight_schedule()) for term in self.terms]
+        terms += [(f"hint loss {term}", "weight=", 1.0, term.weight_schedule()) for term in self.hints]
+        scalars = [*values.softs, *values.hints]
+        if values.hard is not None:
+            terms.append(("the hard-label loss", "--beta ", 1.0, Schedule.constant(beta)))
+            scalars.append(values.hard)
+        numbers = torch.stack([value.detach().float() for value in scalars]).tolist()
+        sizes = [
+            abs(factor * weight.at(epoch, self.epochs) * number)
+            for (_, _, factor, weight), number in zip(terms, numbers, strict=True)
+        ]
+        largest, total = max(sizes), sum(sizes)
+        rest = total - largest
+        if not DOMINANT * total < largest < total < math.inf:
+            return
+        name, option, _, weight = terms[sizes.index(largest)]
+        used = weight.at(epoch, self.epochs)
+        log.warning(
+            f"{name} is {100 * largest / total:.2f} % of the loss at the first step: {largest:,.4g} beside {rest:,.4g} "
+            f"for all other terms. Lower its weight, {used:.4g}: with "
+            f"{option}{used * rest / largest:.3g} it would equal the others"
+        )

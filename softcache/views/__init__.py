@@ -1,1 +1,1 @@
-"""One file an augmentation recipe, and the dataset of keys."""
+"""Augmentations, one file each, and the dataset of keys."""

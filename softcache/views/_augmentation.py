@@ -1,4 +1,4 @@
-"""What a recipe is composed of: the four kinds of augmentations, told apart by their class variable ``kind``.
+"""The four kinds of augmentations in a recipe, which differ in their class variable ``kind``.
 
 ``move``    only moves bytes: a whole batch on any device is one gather.
 ``image``   first in its recipe: turns the decoded image into a view of the recorded size. With a method ``change`` it
@@ -6,12 +6,13 @@
 ``pixels``  turns views into views.
 ``mix``     last in its recipe: mixes each view with that of a partner row.
 
-Every augmentation has a ``revision``, raised whenever the same spec and key would give other pixels than before.
-An augmentation never changes its input, and what it makes of one key doesn't depend on the others in the batch.
+Every augmentation has a ``revision``, which is raised whenever the same spec and key give other pixels than before. An
+augmentation never changes its input, and its result for one key doesn't depend on the other keys in the batch.
 """
 
 from __future__ import annotations
 
+import typing
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -46,6 +47,7 @@ class ImageAugmentation(Augmentation, Protocol):
         """image: (H, W, C) uint8; words: (``words``,) uint64 drawn from the key. Result: (size, size, C) uint8."""
 
 
+@typing.runtime_checkable
 class PixelsAugmentation(Augmentation, Protocol):
     """Changes the values of pixels."""
 

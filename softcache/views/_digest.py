@@ -30,8 +30,12 @@ def digest(pixels: torch.Tensor) -> torch.Tensor: ...
 def digest(pixels: np.ndarray | torch.Tensor) -> UInt32 | torch.Tensor:
     """The digest of each sample.
 
-    pixels: (B, …) of any fixed-size dtype. Result: (B,) uint32 for an array; for a tensor (B,) int64 holding
-    0..2**32-1, on its device and without a wait for it.
+    pixels: (B, …) of any fixed-size dtype. Result: (B,) uint32 for an array; for a tensor (B,) int64 with values in
+    0..2**32-1, on the same device and without waiting for it.
+
+    >>> images = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8, 1)
+    >>> digest(images).tolist() == digest(torch.from_numpy(images)).tolist()
+    True
     """
     if isinstance(pixels, np.ndarray):
         return (finalize(_sums(pixels)) >> np.uint64(32)).astype(np.uint32)
@@ -41,18 +45,20 @@ def digest(pixels: np.ndarray | torch.Tensor) -> UInt32 | torch.Tensor:
 
 
 def digest_sums(pixels: torch.Tensor) -> torch.Tensor:
-    """The part of a digest that needs the bytes: (B, …) → (B,) int64. On a GPU three kernels, where ``digest`` is
-    eighteen: the rest can be done once for many batches."""
+    """The part of a digest that reads the bytes: (B, …) → (B,) int64.
+
+    On a GPU this takes three kernels and ``digest`` eighteen; the rest can be computed once for many batches.
+    """
     return _sums_tensor(pixels)
 
 
 def digest_of_sums(sums: torch.Tensor) -> torch.Tensor:
-    """What is left to do: ``digest_of_sums(digest_sums(pixels))`` is ``digest(pixels)``."""
+    """The rest of a digest: ``digest_of_sums(digest_sums(pixels))`` is ``digest(pixels)``."""
     return _shifted(_finalize_tensor(sums), 32)
 
 
 def digest_named(sample: Mapping[str, np.ndarray | torch.Tensor]) -> UInt32 | torch.Tensor:
-    """The digest of samples that are named arrays, over names, dtypes, shapes and bytes in the order of names.
+    """The digest of samples that are named arrays. It covers names, dtypes, shapes and bytes, in the order of names.
 
     sample: name → (B, …), all arrays or all tensors. Result: as ``digest``.
     """
@@ -89,7 +95,7 @@ def _sums(array: np.ndarray) -> UInt64:
     if raw.shape[1] % 4:
         raw = np.pad(raw, ((0, 0), (0, -raw.shape[1] % 4)))
     words = raw.view("<i4")  # (B, n)
-    # einsum widens in small buffers: twice as fast as a product of arrays that were widened as a whole
+    # einsum converts to int64 in small buffers, which is twice as fast as converting whole arrays
     sums = np.einsum("bn,n->b", words, _weights(words.shape[1]), dtype=np.int64, casting="safe")
     return sums.view(np.uint64)
 
@@ -116,7 +122,7 @@ def _signed(word: int) -> int:
 
 
 def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """A logical shift to the right: torch's of int64 copies the sign."""
+    """A logical shift to the right; torch's shift of int64 copies the sign bit."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 

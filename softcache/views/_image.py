@@ -1,4 +1,4 @@
-"""Arrays, Pillow images, and the evaluation geometry. Resizing is Pillow's: integers, the same on every machine."""
+"""Arrays, Pillow images, and resizing. Pillow resizes in integer arithmetic, equal on every machine."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ def from_pil(image: Image.Image) -> Pixels:
 
 
 def resize_and_crop(pixels: Pixels, resize: int, size: int) -> Pixels:
-    """Shorter side resized to ``resize`` (bilinear, antialiased), then the central ``size`` × ``size`` pixels.
+    """Resizes the shorter side to ``resize`` (bilinear, antialiased) and crops the central ``size`` × ``size`` pixels.
 
-    pixels: (H, W, C) uint8; result: (size, size, C), which is ``pixels`` itself where nothing is to be done.
-    The same as torchvision's ``Resize(resize)`` and ``CenterCrop(size)`` on a Pillow image; size ≤ resize.
+    pixels: (H, W, C) uint8; size ≤ resize. Result: (size, size, C), a view of ``pixels`` where nothing is resized. It
+    equals that of torchvision's ``Resize(resize)`` and ``CenterCrop(size)`` on a Pillow image.
+
+    >>> resize_and_crop(np.zeros((30, 40, 3), np.uint8), resize=16, size=8).shape
+    (8, 8, 3)
     """
     height, width = pixels.shape[:2]
     short = min(height, width)
     if short != resize:
         height, width = resize * height // short, resize * width // short
         pixels = from_pil(to_pil(pixels).resize((width, height), Image.Resampling.BILINEAR))
-    # round() to even, as torchvision: for an odd margin the crop may lie on either side of the middle
+    # round() rounds to even, as torchvision does: an odd margin may be larger on either side
     top, left = round((height - size) / 2), round((width - size) / 2)
     return pixels[top : top + size, left : left + size]
 
@@ -39,11 +42,11 @@ def resize_and_crop(pixels: Pixels, resize: int, size: int) -> Pixels:
 def resize_box(pixels: Pixels, box: tuple[int, int, int, int], size: int) -> Pixels:
     """The box (top, left, height, width) of an (H, W, C) image, resized to (size, size, C).
 
-    It is cut out first, so that pixels outside of it have no say: torchvision's ``resized_crop``.
+    The box is cropped first, so pixels outside of it have no influence, as in torchvision's ``resized_crop``.
     """
     top, left, height, width = box
     cut = pixels[top : top + height, left : left + width]
     if (height, width) == (size, size):
         return cut
-    # contiguous: Pillow would copy it anyway, in a slower way
+    # Pillow copies an array that isn't contiguous, which is slower
     return from_pil(to_pil(np.ascontiguousarray(cut)).resize((size, size), Image.Resampling.BILINEAR))

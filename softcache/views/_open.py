@@ -1,4 +1,4 @@
-"""Open a dataset and see it through a recipe."""
+"""Opening a dataset with a recipe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def open_viewed(
     view_seed: int = 0,
     size: int | None = None,
 ) -> ViewedDataset:
-    """One split of a dataset, seen through a recipe (by default the dataset's own).
+    """One split of a dataset, augmented by a recipe (by default that of the dataset).
 
     ``size``: side of the views in pixels, by default the dataset's. Errors: ``DatasetError`` where the samples aren't
     there or can't be read, ``UsageError`` for an unknown dataset or recipe or a size that can't be.

@@ -1,4 +1,4 @@
-"""A recipe: augmentations in a row, written ``crop:pad=4+flip``."""
+"""Recipes: augmentations that are applied one after another, written ``crop:pad=4+flip``."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 from softcache import registry
 from softcache.errors import UsageError
-from softcache.views._augmentation import Augmentation, ImageAugmentation, MixAugmentation
+from softcache.views._augmentation import Augmentation, ImageAugmentation, MixAugmentation, PixelsAugmentation
 
 Numbered = tuple[int, Augmentation]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a view's pixels are made from a row.
+    """How the pixels of a view are made from a row.
 
-    spec: canonical, with every option spelled out. names, augmentations: the components in their order. An
-    augmentation's position is part of what its keys draw, so appending one leaves the others' numbers as they were.
+    spec: the canonical spec, with all options. names, augmentations: the components in their order. The random numbers
+    of an augmentation depend on its position, so appending another one doesn't change them.
     """
 
     spec: str
@@ -44,7 +44,7 @@ class Recipe:
 
     @property
     def moves(self) -> bool:
-        """Whether bytes are only moved, so that views can be made on any device by indexing."""
+        """Whether all augmentations only move bytes, so that views can be made on any device by indexing."""
         return all(augmentation.kind == "move" for augmentation in self.augmentations)
 
     @property
@@ -57,9 +57,12 @@ class Recipe:
 
 
 def parse_recipe(text: str) -> Recipe:
-    """The recipe of a spec, ``name:option=value,…`` joined by ``+``.
+    """The recipe of a spec: augmentations ``name:option=value,…``, joined by ``+``.
 
-    Errors: ``UsageError`` for an unknown augmentation or option, and for augmentations that can't stand where they do.
+    Errors: ``UsageError`` for an unknown augmentation or option, and for an augmentation in a wrong position.
+
+    >>> parse_recipe("crop+flip").spec
+    'crop:pad=4,fill=0+flip:p=0.5'
     """
     parts = [part.strip() for part in text.split("+")]
     if not all(parts):
@@ -69,7 +72,7 @@ def parse_recipe(text: str) -> Recipe:
     augmentations = [registry.create("views", part) for part in parts]
     _check(text, names, augmentations)
     if len(augmentations) > 1 and names[0] == "none" and augmentations[1].kind != "image":
-        del names[0], augmentations[0]  # it says what holds anyway, and shouldn't shift the others' numbers
+        del names[0], augmentations[0]  # it changes nothing, and must not shift the positions of the others
     spec = "+".join(
         registry.canonical(name, augmentation) for name, augmentation in zip(names, augmentations, strict=True)
     )
@@ -89,7 +92,7 @@ def _check(text: str, names: list[str], augmentations: list[Any]) -> None:
             raise UsageError(f"view recipe {text!r} has {name!r} twice: leave one out")
         if place and name == "none":
             raise UsageError(f"view recipe {text!r}: 'none' leaves pixels as they are and can only stand first")
-        if place and augmentation.kind == "image" and not hasattr(augmentation, "change"):
+        if place and augmentation.kind == "image" and not isinstance(augmentation, PixelsAugmentation):
             raise UsageError(f"view recipe {text!r}: {name!r} takes the decoded image, so it must stand first")
         if augmentation.kind == "mix" and not last:
             raise UsageError(f"view recipe {text!r}: {name!r} mixes finished views, so it must stand last, and alone")

@@ -1,6 +1,6 @@
-"""Distributions as tables of integers, computed so that they come out the same on every machine.
+"""Distributions as tables of integers that are equal on every machine.
 
-``decimal`` rounds +, -, ·, /, exp and ln correctly whatever the platform, where libm's functions differ in last bits.
+``decimal`` rounds +, -, ·, /, exp and ln correctly on every platform, whereas the last bits of libm's functions differ.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The dataset of keys: row and view in, uint8 pixels out, the same for whoever asks, today and tomorrow."""
+"""The dataset of keys: a row and a view give uint8 pixels, equal in every process and on every machine."""
 
 from __future__ import annotations
 
@@ -21,15 +21,23 @@ from softcache.views._recipe import parse_recipe
 
 log = logging.getLogger(__name__)
 
-BASE_LIMIT = 1 << 30  # bytes of evaluation pixels that are kept in memory unasked
+BASE_LIMIT = 1 << 30  # the most bytes of evaluation pixels that are kept in memory
 
 
 class ViewedDataset:
-    """Samples seen through a recipe.
+    """Samples, augmented by a recipe.
 
-    recipe: a spec, by default the samples' own. seed: of the views, 0..2**64-1. size: side of a view in pixels, by
-    default the samples'. A method that takes ``indices`` takes any integers of shape (B,). No call changes the state
-    of a random generator. What it computes once (resized images) doesn't travel when it is pickled.
+    recipe: a spec, by default that of the samples. seed: of the views, 0..2**64-1. size: the side of a view in pixels,
+    by default that of the samples. ``indices`` are integers (B,): rows. No method changes the state of a random
+    generator. Resized images that are kept in memory are not pickled.
+
+    >>> from softcache.views._open import open_viewed
+    >>> viewed = open_viewed("digits", "train", augment="crop+flip")
+    >>> pixels = viewed.batch([3, 5], view=1)
+    >>> pixels.shape, pixels.dtype
+    (torch.Size([2, 32, 32, 1]), torch.uint8)
+    >>> bool((viewed.batch([5], view=1)[0] == pixels[1]).all())  # a key has the same pixels in every batch
+    True
     """
 
     def __init__(self, samples: Samples, recipe: str | None = None, *, seed: int = 0, size: int | None = None) -> None:
@@ -76,7 +84,7 @@ class ViewedDataset:
         return self.batch_views(indices, [view])[0]
 
     def batch_views(self, indices: npt.ArrayLike, views: Sequence[int]) -> list[torch.Tensor]:
-        """``batch`` for several views, with one decode of each row (and one more of each partner it mixes with)."""
+        """``batch`` for several views. Each row is decoded once, and once more for each view that mixes it."""
         return [torch.from_numpy(images) for images in self._views(_rows(indices), views)]
 
     def clean(self, indices: npt.ArrayLike) -> torch.Tensor:
@@ -84,9 +92,9 @@ class ViewedDataset:
         return torch.from_numpy(self._base(_rows(indices)))
 
     def base_images(self) -> Pixels:
-        """Evaluation pixels of all rows: (N, size, size, C) uint8, not to be written to.
+        """Evaluation pixels of all rows: (N, size, size, C) uint8, read-only by convention.
 
-        They are the samples' own array where its images have the view size already, and computed once elsewhere.
+        This is the array of the samples where its images have the view's size already. Otherwise it is computed once.
         Errors: ``DatasetError`` for samples that are not in memory.
         """
         images = self.samples.images
@@ -108,7 +116,7 @@ class ViewedDataset:
 
     @property
     def _bases_fit(self) -> bool:
-        """Whether evaluation pixels of all rows are there already, or may be computed and kept."""
+        """Whether the evaluation pixels of all rows exist already, or are small enough to be computed and kept."""
         images = self.samples.images
         if images is None:
             return False
@@ -116,14 +124,14 @@ class ViewedDataset:
         return self._bases is not None or needed <= BASE_LIMIT or images.shape[1:3] == (self.size, self.size)
 
     def keep_bases(self, bases: Pixels) -> None:
-        """Takes ``base_images`` that another process computed, (N, size, size, C) uint8, instead of computing them."""
+        """Uses ``base_images`` (N, size, size, C) uint8 that another process computed."""
         assert bases.shape == (len(self), self.size, self.size, self.samples.channels), bases.shape
         self._bases = bases
 
     def parameters(self, indices: npt.ArrayLike, view: int) -> dict[str, npt.NDArray[np.int32]]:
         """What ``move_by`` needs for keys of a recipe that only moves bytes: name → (B,) int32.
 
-        Cheap for a whole epoch's keys at once; to be indexed and moved to a device as one likes.
+        This is cheap for all keys of an epoch at once. The result can be indexed and moved to a device.
         """
         motion = self._motion(_rows(indices), view)
         return {
@@ -133,7 +141,7 @@ class ViewedDataset:
         }
 
     def move_by(self, base: torch.Tensor, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Views from evaluation pixels, by indexing and without a wait for the device.
+        """Views from evaluation pixels, by indexing and without waiting for the device.
 
         base: (B, size, size, C) uint8; parameters: as ``parameters`` gives, (B,) integers on the same device.
         Result: the same bytes as ``batch``.
@@ -204,7 +212,7 @@ class ViewedDataset:
         return starts
 
     def _between(self, images: Pixels, rows: Int64, view: int) -> Pixels:
-        """The augmentations in the middle, with neighbours that only move bytes taken as one."""
+        """The augmentations in the middle. Neighbours that only move bytes are applied as one motion."""
         motion = still(len(rows))
         for number, augmentation in self.recipe.between:
             keys = self._keys(rows, view, number)

@@ -1,4 +1,4 @@
-"""Other people's random transforms, made a function of the key: their generators are seeded and put back."""
+"""Random transforms of other libraries as functions of the key: their generators are seeded and restored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = 4  # drawn from the key for each sample
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Puts torch's default CPU generator, ``random`` and numpy's old global one back, whatever is drawn inside."""
+    """Restores the states of torch's default CPU generator, of ``random`` and of ``numpy.random`` after the block."""
     states = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
     try:
         yield
@@ -32,8 +32,8 @@ def generators_kept() -> Iterator[None]:
 
 
 def seed_generators(words: UInt64) -> None:
-    """Seeds all three from a key's words. CUDA's generators stay: transforms run on the host."""
-    # not torch.manual_seed, which would also seed every accelerator, at a hundred times the price
+    """Seeds all three generators from the words of a key. CUDA's are left alone, because transforms run on the host."""
+    # torch.manual_seed would also seed every accelerator, which takes a hundred times as long
     torch.default_generator.manual_seed(int(words[0]) >> 1)
     random.seed(int(words[1]))
     np.random.seed(int(words[2]) >> 32)

@@ -1,4 +1,4 @@
-"""Random shifts: a crop of the view's size out of the image padded on all sides."""
+"""Random shifts: a crop of the view's size from the image, padded on all sides."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from softcache.views._move import Motion
 
 @dataclass(frozen=True)
 class Crop:
-    """Pads by ``pad`` pixels of value ``fill`` (0..255) and cuts the view's size out at a uniform offset.
+    """Pads by ``pad`` pixels of value ``fill`` (0..255) and crops the view's size at a uniformly drawn offset.
 
-    The same as torchvision's ``RandomCrop(size, padding=pad, fill=fill)`` at the same offset.
+    At the same offset the result is that of torchvision's ``RandomCrop(size, padding=pad, fill=fill)``.
+
+    >>> keys = Keys(seed=0, indices=np.arange(1000), view=0, position=0)
+    >>> motion = Crop(pad=1).motion(keys, size=8)
+    >>> sorted(set(motion.top.tolist()))
+    [-1, 0, 1]
     """
 
     pad: int = 4
@@ -27,9 +32,9 @@ class Crop:
 
     def __post_init__(self) -> None:
         if self.pad < 0:
-            raise UsageError(f"view recipe 'crop': pad={self.pad} is negative: give 0 or more pixels")
+            raise UsageError(f"view recipe 'crop': pad={self.pad} is negative: give a number of pixels from 0")
         if not 0 <= self.fill <= 255:
-            raise UsageError(f"view recipe 'crop': fill={self.fill} is no pixel value: give one in 0..255")
+            raise UsageError(f"view recipe 'crop': fill={self.fill} is not a pixel value: give one in 0..255")
 
     def motion(self, keys: Keys, size: int) -> Motion:
         """Offsets, uniform over the (2·pad + 1)² positions."""

@@ -1,4 +1,4 @@
-"""CutMix: views with a box of another."""
+"""CutMix: views with a box of another view."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ from softcache.views._tables import LARGEST_ALPHA, ONE, beta_shares
 
 @dataclass(frozen=True)
 class Cutmix:
-    """A box of the partner pasted at its place; the weight of the own label is the share of pixels that are left.
+    """Pastes a box of the partner at the same place. The weight of the own label is the share of own pixels.
 
-    The box has 1-λ of the area, λ from Beta(alpha, alpha), and a uniform centre; what lies outside is cut off. The
-    partner is uniform over the other rows.
+    The box has the share 1-λ of the area, with λ drawn from Beta(alpha, alpha). Its centre is drawn uniformly, and what
+    lies outside of the image is cut off. The partner is drawn uniformly from the other rows.
     Source: Yun et al., "CutMix: regularization strategy to train strong classifiers with localizable features",
     2019, equation 2.
+
+    >>> keys = Keys(seed=0, indices=np.arange(4), view=0, position=0)
+    >>> own, partners = np.ones((4, 8, 8, 1), np.uint8), np.zeros((4, 8, 8, 1), np.uint8)
+    >>> mixed = Cutmix().mix(own, partners, keys)
+    >>> np.allclose(mixed.mean((1, 2, 3)), Cutmix().weights(keys, size=8))
+    True
     """
 
     alpha: float = 1.0
@@ -41,10 +47,12 @@ class Cutmix:
         return (1 - (bottom - top) * (right - left) / (size * size)).astype(np.float32)
 
     def boxes(self, keys: Keys, size: int) -> tuple[Int64, Int64, Int64, Int64]:
-        """Boxes of the partners' pixels, for images of size × size: top, left, bottom, right, (B,) each."""
-        words = keys.words(4)  # the first one draws the partner
+        """The boxes with pixels of the partners, in images of size × size: top, left, bottom, right, (B,) each."""
+        words = keys.words(4)  # the first is used to draw the partner
         area = (ONE - beta_shares(words[:, 1], self.alpha)) * (size * size) // ONE
-        side = np.sqrt(area.astype(np.float64)).astype(np.int64)  # exact: IEEE 754 rounds roots correctly
+        side = np.sqrt(area.astype(np.float64)).astype(
+            np.int64
+        )  # exact, because IEEE 754 rounds square roots correctly
         edges = []
         for word in (words[:, 2], words[:, 3]):
             low = integers(word, size) - side // 2

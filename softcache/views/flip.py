@@ -12,7 +12,13 @@ from softcache.views._move import Motion, still
 
 @dataclass(frozen=True)
 class Flip:
-    """Mirrors an image left to right with probability ``p``."""
+    """Mirrors an image left to right with probability ``p``.
+
+    >>> import numpy as np
+    >>> keys = Keys(seed=0, indices=np.arange(3), view=0, position=0)
+    >>> Flip(p=1.0).motion(keys, size=8).mirror.tolist()
+    [True, True, True]
+    """
 
     p: float = 0.5
 
@@ -21,9 +27,9 @@ class Flip:
 
     def __post_init__(self) -> None:
         if not 0 <= self.p <= 1:
-            raise UsageError(f"view recipe 'flip': p={self.p:g} is no probability: give one in 0..1")
+            raise UsageError(f"view recipe 'flip': p={self.p:g} is not a probability: give one in 0..1")
 
     def motion(self, keys: Keys, size: int) -> Motion:
-        """Which of the keys are mirrored."""
+        """Mirrors the keys that are drawn."""
         rest = still(len(keys.indices))
         return Motion(rest.top, rest.left, chances(keys.words(1)[:, 0], self.p))

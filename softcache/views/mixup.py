@@ -16,9 +16,16 @@ from softcache.views._tables import LARGEST_ALPHA, ONE, beta_shares
 
 @dataclass(frozen=True)
 class Mixup:
-    """λ·own + (1-λ)·partner, rounded, with λ from Beta(alpha, alpha) and the partner uniform over the other rows.
+    """λ·own + (1-λ)·partner, rounded; λ is drawn from Beta(alpha, alpha), the partner uniformly from the other rows.
 
     Source: Zhang et al., "mixup: beyond empirical risk minimization", 2017, equation 1.
+
+    >>> keys = Keys(seed=0, indices=np.arange(4), view=0, position=0)
+    >>> own, partners = np.zeros((4, 2, 2, 1), np.uint8), np.full((4, 2, 2, 1), 200, np.uint8)
+    >>> mixed = Mixup(alpha=1.0).mix(own, partners, keys)
+    >>> wanted = 200 * (1 - Mixup(alpha=1.0).weights(keys, size=2))
+    >>> bool(np.abs(mixed[:, 0, 0, 0] - wanted).max() <= 0.5)
+    True
     """
 
     alpha: float = 0.2
@@ -42,5 +49,5 @@ class Mixup:
         return ((images * share + partners * (ONE - share) + ONE // 2) >> 16).astype(np.uint8)
 
     def _shares(self, keys: Keys) -> Int64:
-        # the first word draws the partner
+        # the first word is used to draw the partner
         return beta_shares(keys.words(2)[:, 1], self.alpha)

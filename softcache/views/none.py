@@ -11,14 +11,20 @@ from softcache.views._move import Motion, still
 
 @dataclass(frozen=True)
 class Plain:
-    """The image resized and centre-cropped to the view size, as torchvision's reference evaluation does.
+    """The image, resized and centre-cropped to the view's size as in torchvision's reference evaluation.
 
-    It stands alone, or first before a ``python:`` augmentation that is to get these pixels and not the decoded image.
+    It stands alone, or before a ``python:`` augmentation that should get these pixels rather than the decoded image.
+
+    >>> import numpy as np
+    >>> keys = Keys(seed=0, indices=np.arange(3), view=0, position=0)
+    >>> motion = Plain().motion(keys, size=8)
+    >>> motion.top.tolist(), motion.mirror.tolist()
+    ([0, 0, 0], [False, False, False])
     """
 
     kind: ClassVar[str] = "move"
     revision: ClassVar[int] = 1
 
     def motion(self, keys: Keys, size: int) -> Motion:
-        """Nothing moves."""
+        """Moves nothing."""
         return still(len(keys.indices))

@@ -1,4 +1,4 @@
-"""A user's own transform."""
+"""A transform of the user's own."""
 
 from __future__ import annotations
 
@@ -22,13 +22,19 @@ from softcache.views._wrapped import WORDS, as_pixels, generators_kept, seed_gen
 class Python:
     """``python:package.module:factory`` or ``path/to/file.py:factory``: ``factory()`` gives the transform.
 
-    It is called with a Pillow image, as torchvision's transforms are, with torch's, ``random``'s and numpy's
-    generators seeded from the key. With an attribute ``keyed = True`` it is called with the (H, W, C) uint8 array and
-    four uint64 words of the key instead, and draws from nothing else. It returns a Pillow image, a (C, H, W) tensor
-    or an (H, W, C) array, uint8, with the channels it was given.
+    The transform is called with a Pillow image, as torchvision's transforms are. Before each call the generators of
+    torch, ``random`` and numpy are seeded from the key. A transform with the attribute ``keyed = True`` is called with
+    the (H, W, C) uint8 array and four uint64 words of the key instead, and must draw from nothing else. The result is a
+    Pillow image, a (C, H, W) tensor or an (H, W, C) array, uint8, with as many channels as the input.
 
-    First in its recipe it is given the decoded image (``none+python:…`` gives it the evaluation pixels), and later
-    the view so far. Where its result hasn't the view's size, the shorter side is resized to it and the centre cropped.
+    A transform that stands first in its recipe gets the decoded image (``none+python:…``: the evaluation pixels). A
+    later one gets the view so far. A result of another size is resized by its shorter side and centre-cropped.
+
+    >>> mirror = Python("torchvision.transforms:RandomHorizontalFlip")  # mirrors with probability 1/2
+    >>> keys = Keys(seed=0, indices=np.arange(100), view=0, position=0)
+    >>> images = np.tile(np.arange(4, dtype=np.uint8)[:, None], (100, 4, 1, 1))
+    >>> sorted(set(mirror.change(images, keys)[:, 0, 0, 0].tolist()))
+    [0, 3]
     """
 
     target: str = field(metadata={"rest": True})
@@ -38,7 +44,7 @@ class Python:
     words: ClassVar[int] = WORDS
 
     def __post_init__(self) -> None:
-        _made(self.target)  # a transform that can't be had is better missed before the work than in it
+        _made(self.target)  # a missing transform is found before any work is done
 
     def view(self, image: Pixels, words: UInt64, size: int) -> Pixels:
         """image: (H, W, C) uint8; words: (4,) uint64. Result: (size, size, C) uint8."""
@@ -59,12 +65,23 @@ class Python:
         seed_generators(words)
         try:
             transform = _made(self.target)
-            result = transform(image, words) if getattr(transform, "keyed", False) else transform(to_pil(image))
+            result = transform(image, words) if _is_keyed(transform) else transform(to_pil(image))
         except SoftcacheError:
             raise
         except Exception as error:  # foreign code may raise anything; the cause stays attached for --debug
             raise DatasetError(f"{owner} failed: {type(error).__name__}: {error}") from error
         return resize_and_crop(as_pixels(result, image.shape[2], owner), size, size)
+
+
+@typing.runtime_checkable
+class _Keyed(typing.Protocol):
+    """A transform that draws from the words of the key alone."""
+
+    keyed: bool
+
+
+def _is_keyed(transform: Any) -> bool:
+    return isinstance(transform, _Keyed) and transform.keyed
 
 
 @functools.lru_cache(maxsize=16)

@@ -17,9 +17,16 @@ BINS = 31
 
 @dataclass(frozen=True)
 class Randaugment:
-    """``n`` operations of magnitude ``m`` (0..30) drawn from fourteen, on Pillow images.
+    """``n`` of fourteen operations on Pillow images, with magnitude ``m`` (0..30).
 
     Source: Cubuk et al., "RandAugment: practical automated data augmentation with a reduced search space", 2019.
+
+    >>> import numpy as np
+    >>> keys = Keys(seed=0, indices=np.arange(2), view=0, position=0)
+    >>> images = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8, 1)
+    >>> one, again = (Randaugment().change(images, keys) for _ in range(2))
+    >>> one.shape, bool((one == again).all())
+    ((2, 8, 8, 1), True)
     """
 
     n: int = 2
@@ -30,9 +37,9 @@ class Randaugment:
 
     def __post_init__(self) -> None:
         if self.n < 1:
-            raise UsageError(f"view recipe 'randaugment': n={self.n} operations: give 1 or more")
+            raise UsageError(f"view recipe 'randaugment': n={self.n} is too small: give 1 operation or more")
         if not 0 <= self.m < BINS:
-            raise UsageError(f"view recipe 'randaugment': m={self.m} is no magnitude: give one in 0..{BINS - 1}")
+            raise UsageError(f"view recipe 'randaugment': m={self.m} is not a magnitude: give one in 0..{BINS - 1}")
 
     def change(self, images: Pixels, keys: Keys) -> Pixels:
         """images: (B, S, S, C) uint8. Result: the same shape."""

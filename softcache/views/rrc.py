@@ -16,11 +16,16 @@ TRIES = 10
 
 @dataclass(frozen=True)
 class Rrc:
-    """A box of a random share of the decoded image's area and a random aspect ratio, resized to the view's size.
+    """Crops a box with a random share of the image's area and a random aspect ratio, and resizes it to the view's size.
 
-    scale: range of the share of the area, uniform; ratio: range of width/height, log-uniform. As torchvision's
-    ``RandomResizedCrop``: ten tries to find a box that fits, then the largest central one within the ratios.
-    Source: Szegedy et al., "Going deeper with convolutions", 2014, section 6.
+    scale: the range of the share, drawn uniformly. ratio: the range of width/height, drawn log-uniformly. As in
+    torchvision's ``RandomResizedCrop``, ten boxes are tried. Where none fits, the largest central box within the ratios
+    is taken. Source: Szegedy et al., "Going deeper with convolutions", 2014, section 6.
+
+    >>> import numpy as np
+    >>> words = np.arange(Rrc.words, dtype=np.uint64)
+    >>> Rrc(scale=(1.0, 1.0), ratio=(1.0, 1.0)).box(32, 32, words)  # the whole image: top, left, height, width
+    (0, 0, 32, 32)
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -33,11 +38,11 @@ class Rrc:
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise UsageError(
-                f"view recipe 'rrc': scale={_range(self.scale)} is no range of shares: give one in 0..1, as 0.08-1"
+                f"view recipe 'rrc': scale={_range(self.scale)} is not a range of shares: give one such as 0.08-1"
             )
         if not 0 < self.ratio[0] <= self.ratio[1] <= 1000:
             raise UsageError(
-                f"view recipe 'rrc': ratio={_range(self.ratio)} is no range of ratios: give one as 0.75-1.3333"
+                f"view recipe 'rrc': ratio={_range(self.ratio)} is not a range of ratios: give one such as 0.75-1.3333"
             )
 
     def view(self, image: Pixels, words: UInt64, size: int) -> Pixels:
@@ -45,7 +50,7 @@ class Rrc:
         return resize_box(image, self.box(image.shape[0], image.shape[1], words), size)
 
     def box(self, height: int, width: int, words: UInt64) -> tuple[int, int, int, int]:
-        """The box (top, left, height, width) that these words draw in an image of this size."""
+        """The box (top, left, height, width) that is drawn from these words in an image of this size."""
         low, high = (round(share * 2**32) for share in self.scale)
         ratios = log_uniform(*self.ratio)
         halves = [half for word in words.tolist() for half in (word >> 32, word & 0xFFFFFFFF)]
@@ -53,7 +58,7 @@ class Rrc:
             area, aspect, down, right = halves[at : at + 4]
             area = height * width * (low + (area * (high - low + 1) >> 32))  # in 1/2**32
             aspect = ratios[aspect >> (32 - RATIO_BITS)]  # in 1/2**32
-            # √(4x) rounded down, plus one, halved: √x rounded
+            # (⌊√(4x)⌋ + 1) // 2 is √x, rounded
             box_width = (math.isqrt(4 * area * aspect >> 64) + 1) // 2
             box_height = (math.isqrt(4 * area // aspect) + 1) // 2
             if 0 < box_width <= width and 0 < box_height <= height:

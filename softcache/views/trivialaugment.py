@@ -14,9 +14,16 @@ from softcache.views._wrapped import change_each
 
 @dataclass(frozen=True)
 class Trivialaugment:
-    """One operation of random magnitude out of fourteen with wide ranges, on Pillow images.
+    """One of fourteen operations on Pillow images, with a random magnitude from a wide range.
 
     Source: Müller, Hutter, "TrivialAugment: tuning-free yet state-of-the-art data augmentation", 2021.
+
+    >>> import numpy as np
+    >>> keys = Keys(seed=0, indices=np.arange(2), view=0, position=0)
+    >>> images = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8, 1)
+    >>> one, again = (Trivialaugment().change(images, keys) for _ in range(2))
+    >>> one.shape, bool((one == again).all())
+    ((2, 8, 8, 1), True)
     """
 
     kind: ClassVar[str] = "pixels"

@@ -1,1 +1,5 @@
-"""One file a loss on activations."""
+"""Losses on activations, one file each."""
+
+from softcache.losses.hints._hint_loss import HintLoss
+
+__all__ = ["HintLoss"]

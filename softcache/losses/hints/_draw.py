@@ -1,4 +1,4 @@
-"""Rows drawn by key: the same seed, step and row draw the same others, on every device and in any batch."""
+"""Random numbers by key: equal seeds, steps and rows give equal numbers on every device and in any batch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
 
 
 def keyed_integers(key_b: torch.Tensor, count: int, below_b: torch.Tensor) -> torch.Tensor:
-    """(B, count) int64: the first ``count`` numbers of each key (B,) int64, in 0..below-1, below (B,) < 2³¹.
+    """(B, count) int64: the first ``count`` numbers of each key (B,) int64, in 0..below-1, with below (B,) < 2³¹.
 
-    splitmix64 of a counter, its upper 31 bits scaled; int64 wraps around as the unsigned one would.
+    They are the upper 31 bits of splitmix64 of a counter, scaled. int64 wraps around as uint64 does.
+
+    >>> keyed_integers(torch.tensor([7]), 4, torch.tensor([1]))  # the only number below 1
+    tensor([[0, 0, 0, 0]])
     """
     counters = torch.arange(1, count + 1, device=key_b.device) * GOLDEN
     bits = _mixed(key_b[:, None] + counters) >> 33 & 0x7FFFFFFF
@@ -26,7 +29,7 @@ def keys(seed: int, step: torch.Tensor, rows_b: torch.Tensor) -> torch.Tensor:
 
 
 def _mixed(z: torch.Tensor) -> torch.Tensor:
-    """splitmix64's finalizer; ``>>`` of int64 keeps the sign, so the upper bits are masked off."""
+    """The finalizer of splitmix64. ``>>`` of int64 copies the sign bit, so the upper bits are masked."""
     z = (z ^ (z >> 30 & 0x3FFFFFFFF)) * MIX_1
     z = (z ^ (z >> 27 & 0x1FFFFFFFFF)) * MIX_2
     return z ^ (z >> 31 & 0x1FFFFFFFF)

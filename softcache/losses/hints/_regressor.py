@@ -1,4 +1,4 @@
-"""From a guided layer's shape to a hint's, for every pair of shapes: a trained projection and batch norm."""
+"""Regressors: a trained projection and batch norm from the shape of a guided layer to that of a hint."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from torch import nn
 
 from softcache.losses.hints._shapes import Shape, as_vector, grid, resize_matrix
 
-LARGEST_KERNEL = 4  # beyond, a strided convolution costs more parameters than it gives: resize instead
+# A larger strided convolution has too many parameters: it is replaced by a 1×1 convolution and resizing.
+LARGEST_KERNEL = 4
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over axis 1 of any shape; a batch with one value a channel uses the running statistics."""
+    """Batch norm over axis 1 of any shape. A batch with one value for each channel uses the running statistics."""
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
         return None
@@ -25,20 +26,24 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def regressor(student_shape: Shape, teacher_shape: Shape) -> nn.Module:
-    """A module from (B, *student_shape) to (B, *teacher_shape); its initial values are torch's generator's.
+    """A module from (B, *student_shape) to (B, *teacher_shape). Initial values are drawn from torch's generator.
 
-    - tokens to tokens: linear for each token, then interpolation over L where the lengths differ;
-    - anything to a vector: the mean over places, then linear;
-    - a vector to a map or tokens: linear, the same at every place;
-    - maps (and tokens laid out as a square) to maps or tokens: a 1×1 convolution where sizes agree, a strided
-      one where the student's is 2 to 4 times larger, a transposed one where it is 2 to 4 times smaller, else
-      a 1×1 convolution and resizing. A class token is left out of maps, and made from the mean of the places.
+    - Tokens to tokens: a linear layer for each token, then interpolation over L where the lengths differ.
+    - Anything to a vector: the mean over positions, then a linear layer.
+    - A vector to a map or tokens: a linear layer, whose output is repeated at every position.
+    - Maps (and tokens that form a square) to maps or tokens: a 1×1 convolution where the sizes agree, a strided one
+      where the student's map is 2 to 4 times larger, a transposed one where it is 2 to 4 times smaller, and a 1×1
+      convolution and resizing otherwise. A class token is left out of maps, and is the mean of the positions of tokens
+      that are made from maps.
+
+    >>> regressor((8, 6, 6), (16, 3, 3))(torch.zeros(2, 8, 6, 6)).shape
+    torch.Size([2, 16, 3, 3])
     """
     if len(student_shape) == 2 and len(teacher_shape) == 2:
         return _Tokens(student_shape, teacher_shape)
     if len(teacher_shape) == 1 or len(student_shape) == 1:
-        return _Everywhere(student_shape, teacher_shape)
-    return _Places(student_shape, teacher_shape)
+        return _Repeated(student_shape, teacher_shape)
+    return _Grid(student_shape, teacher_shape)
 
 
 class _Tokens(nn.Module):
@@ -58,8 +63,8 @@ class _Tokens(nn.Module):
         return out
 
 
-class _Everywhere(nn.Module):
-    """One linear map of the pooled activation, repeated at every place of the teacher's shape."""
+class _Repeated(nn.Module):
+    """A linear layer of the pooled activation, repeated at every position of the teacher's shape."""
 
     def __init__(self, student: Shape, teacher: Shape) -> None:
         super().__init__()
@@ -77,8 +82,8 @@ class _Everywhere(nn.Module):
         return x.expand(-1, *self.teacher)
 
 
-class _Places(nn.Module):
-    """Between two grids of places, of maps or of tokens."""
+class _Grid(nn.Module):
+    """From one grid of positions to another, of maps or of tokens."""
 
     def __init__(self, student: Shape, teacher: Shape) -> None:
         super().__init__()
@@ -114,7 +119,7 @@ class _Places(nn.Module):
 
 
 def _grid_of(shape: Shape) -> tuple[int, list[int]]:
-    """Class tokens, and [C, H, W] of the places."""
+    """The number of class tokens, and [C, H, W] of the grid."""
     if len(shape) == 3:
         return 0, list(shape)
     skipped, height, width = grid(shape[0])
@@ -122,7 +127,7 @@ def _grid_of(shape: Shape) -> tuple[int, list[int]]:
 
 
 def _factor(larger: list[int], smaller: list[int]) -> int:
-    """The whole number 2 to LARGEST_KERNEL between two sizes, else 1."""
+    """The whole number from 2 to LARGEST_KERNEL by which both sides differ, or 1 where there is none."""
     factor = larger[0] // smaller[0]
     fits = larger == [factor * s for s in smaller]
     return factor if fits and 1 < factor <= LARGEST_KERNEL else 1

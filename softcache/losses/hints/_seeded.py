@@ -1,4 +1,4 @@
-"""Initial parameters that depend on a seed and on nothing else."""
+"""Initial parameters that depend on a seed alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, the CPU's generator starts at ``seed``; afterwards it is where it was before."""
+    """Seeds the CPU's generator inside the block, and restores its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

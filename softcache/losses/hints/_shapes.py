@@ -1,6 +1,6 @@
-"""Activations come as vectors (D,), tokens (L, D) or maps (C, H, W); here they are turned into one another.
+"""Activations are vectors (D,), tokens (L, D) or maps (C, H, W); these functions turn them into one another.
 
-Shapes are without the batch, tensors with it.
+Shapes are without the batch, tensors have it first.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ FORMS = {1: "a vector", 2: "tokens", 3: "a map"}
 
 
 def check_shape(shape: Shape, owner: str, *, spatial: bool = False) -> None:
-    """Errors: ``UsageError`` for an activation that is neither vector, tokens nor map, or, with ``spatial``,
-    has no more than one position."""
+    """Errors: ``UsageError`` for an activation that is neither a vector nor tokens nor a map and, with ``spatial``, for
+    one that has only one position."""
     if len(shape) not in FORMS:
         raise UsageError(
             f"{owner} takes a vector (D), tokens (L, D) or a map (C, H, W), found {_text(shape)}: name another layer"
@@ -26,12 +26,16 @@ def check_shape(shape: Shape, owner: str, *, spatial: bool = False) -> None:
     height, width = map_shape(shape)[1:]
     if spatial and height * width == 1:
         raise UsageError(
-            f"{owner} compares places of a map, found {FORMS[len(shape)]} {_text(shape)}: name a layer with a map"
+            f"{owner} compares positions of a map, found {FORMS[len(shape)]} {_text(shape)}: name a layer with a map"
         )
 
 
 def map_shape(shape: Shape) -> tuple[int, int, int]:
-    """(C, H, W) of what ``as_map`` gives."""
+    """(C, H, W) of what ``as_map`` returns.
+
+    >>> map_shape((5, 8))  # 5 tokens of width 8
+    (8, 5, 1)
+    """
     if len(shape) == 1:
         return shape[0], 1, 1
     if len(shape) == 2:
@@ -41,7 +45,7 @@ def map_shape(shape: Shape) -> tuple[int, int, int]:
 
 
 def width(shape: Shape) -> int:
-    """D of what ``as_vector`` gives."""
+    """D of what ``as_vector`` returns."""
     return map_shape(shape)[0]
 
 
@@ -55,32 +59,36 @@ def as_map(x: torch.Tensor) -> torch.Tensor:
 
 
 def as_vector(x: torch.Tensor) -> torch.Tensor:
-    """(B, D) as it is; maps (B, C, H, W) and tokens (B, L, D) as the mean over their places."""
+    """(B, D) as it is; maps (B, C, H, W) and tokens (B, L, D) as the mean over their positions."""
     if x.dim() == 4:
         return x.mean((2, 3))
     return x.mean(1) if x.dim() == 3 else x
 
 
 def pool(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Average-pools (B, C, H, W) to a size that is no larger."""
+    """Average-pools (B, C, H, W) to a size that is not larger."""
     h, w = x.shape[2:]
     if (h, w) == (height, width):
         return x
-    if h % height == 0 and w % width == 0:  # its backward pass is deterministic on every device
+    if h % height == 0 and w % width == 0:  # the backward pass of avg_pool2d is deterministic on every device
         return F.avg_pool2d(x, (h // height, w // width))
     return F.adaptive_avg_pool2d(x, (height, width))
 
 
 def same_size(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two (B, C, H, W) with the larger average-pooled to the smaller, in each direction."""
+    """Two (B, C, H, W), the larger average-pooled to the size of the smaller, in each direction."""
     height, width = min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3])
     return pool(a, height, width), pool(b, height, width)
 
 
 def resize_matrix(size: int, wanted: int) -> torch.Tensor:
-    """(wanted, size): a row of ``size`` numbers resized, linearly to more, by averages to fewer.
+    """(wanted, size): the matrix that resizes ``size`` numbers, to more by interpolation, to fewer by averages.
 
-    A product with it is deterministic on every device, which the backward passes of interpolation aren't.
+    The product with a matrix is deterministic on every device, unlike the backward pass of interpolation.
+
+    >>> resize_matrix(4, 2)
+    tensor([[0.5000, 0.5000, 0.0000, 0.0000],
+            [0.0000, 0.0000, 0.5000, 0.5000]])
     """
     rows = torch.eye(size, dtype=torch.float64).unsqueeze(0)
     if wanted <= size:
@@ -91,7 +99,11 @@ def resize_matrix(size: int, wanted: int) -> torch.Tensor:
 
 
 def grid(tokens: int) -> tuple[int, int, int]:
-    """``(class tokens, H, W)`` of that many tokens: a square, a square after a class token, else a column."""
+    """(class tokens, H, W) of a number of tokens: a square, a square after a class token, or else a column.
+
+    >>> grid(16), grid(17), grid(7)
+    ((0, 4, 4), (1, 4, 4), (0, 7, 1))
+    """
     for skipped in (0, 1):
         side = math.isqrt(tokens - skipped)
         if side > 1 and side * side == tokens - skipped:

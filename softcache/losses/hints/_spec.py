@@ -1,17 +1,7 @@
 """From ``--hint fitnet:teacher=layer3,student=layer2,weight=100`` to a term of the training loss.
 
-``teacher``, ``student`` and ``weight`` are options of every hint loss; the others are fields of its
-dataclass. A hint loss is a frozen dataclass with the class attributes ``formula``, ``source``, ``needs``,
-``default_weight`` and ``build(student_shape, teacher_shape, *, rows, classes, seed) -> nn.Module``. It may
-have also:
-
-- ``several = True``: ``build`` and the module take lists, one entry a layer (else each pair of layers gets a
-  module of its own, and their losses are summed);
-- ``bank_bytes(rows)``: memory that ``build`` will take, to be said before;
-- ``extras = ("row_labels",)``: what more ``build`` needs by name (``row_labels``, ``teacher_classifier``);
-- ``zero_for_perfect = True``: 0 where student and teacher have equal activations;
-- ``replaces_logits = True``: the student answers through the module's ``projector`` and the teacher's classifier,
-  on maps pooled to the module's ``size``.
+``teacher``, ``student`` and ``weight`` are options of every hint loss. The others are the fields of its dataclass,
+whose contract is ``HintLoss``.
 """
 
 from __future__ import annotations
@@ -27,66 +17,75 @@ from torch import nn
 
 from softcache import registry
 from softcache.errors import UsageError, nearest
+from softcache.losses._contract import Need
 from softcache.losses._schedule import Schedule
+from softcache.losses.hints._hint_loss import HintLoss, hint_loss_type
 from softcache.losses.hints._shapes import Shape
 
-ATTRIBUTES = ("needs", "default_weight", "build")
 SHARED = ("teacher", "student", "weight")
 FORM = "{name}:teacher=layer3,student=layer3"
 
 
 @dataclass(frozen=True)
 class HintTerm:
-    """One loss on activations: which layers of teacher and student (as many of each), and its weight."""
+    """One loss on activations, the layers of teacher and student that it compares (as many of each), and its weight.
+
+    ``weight`` is None where the spec gives none: then the default weight of the loss holds.
+    """
 
     name: str
-    loss: Any
+    loss: HintLoss
     teacher: tuple[str, ...]
     student: tuple[str, ...]
     weight: Schedule | None = None
 
     @property
-    def extras(self) -> tuple[str, ...]:
-        return tuple(getattr(self.loss, "extras", ()))
+    def needs(self) -> frozenset[Need]:
+        return self.loss.needs
 
     @property
     def replaces_logits(self) -> bool:
-        return bool(getattr(self.loss, "replaces_logits", False))
+        return self.loss.replaces_logits
 
     def weight_schedule(self) -> Schedule:
-        """Its own weight, else the loss's default."""
-        return self.weight if self.weight is not None else Schedule.parse(str(self.loss.default_weight))
+        """Its own weight, or the default weight of the loss."""
+        return self.weight if self.weight is not None else Schedule.parse(self.loss.default_weight)
 
     def build(
         self,
         student_shapes: Sequence[Shape],
         teacher_shapes: Sequence[Shape],
         *,
-        rows: int,
+        row_count: int,
         classes: int,
         seed: int,
-        **extras: Any,
+        row_labels: torch.Tensor | None = None,
+        teacher_classifier: nn.Linear | None = None,
     ) -> HintModule:
-        """The module to train with the student, on the CPU in float32; shapes without batch, one a layer.
+        """The module that is trained beside the student, on the CPU in float32.
 
-        ``rows``: of the dataset; ``extras``: at least those in ``self.extras``, others are ignored.
-        Errors: ``UsageError`` for shapes or extras that the loss can't use.
+        student_shapes, teacher_shapes: shapes of the activations without the batch, one a layer. row_count: the number
+        of rows that are trained on. seed: of the initial parameters. row_labels (row_count,) int64 and
+        teacher_classifier are used by losses that need them.
+        Errors: ``UsageError`` for shapes that the loss can't use, and where something that it needs is None.
         """
-        missing = [name for name in self.extras if extras.get(name) is None]
-        if missing:
-            what = " and ".join(name.replace("_", " ") for name in missing)
-            raise UsageError(f"hint loss {self.name!r} needs {what}, which this run has not")
-        given = {"rows": rows, "classes": classes, "seed": seed, **{k: extras[k] for k in self.extras}}
+        given: dict[str, Any] = {"row_count": row_count, "classes": classes, "seed": seed}
+        wanted: dict[Need, Any] = {"row labels": row_labels, "teacher classifier": teacher_classifier}
+        for need, value in wanted.items():
+            if need not in self.needs:
+                continue
+            if value is None:
+                raise UsageError(f"hint loss {self.name!r} needs the {need}, which this training doesn't have")
+            given[need.replace(" ", "_")] = value
         students, teachers = [tuple(s) for s in student_shapes], [tuple(t) for t in teacher_shapes]
-        several = bool(getattr(self.loss, "several", False))
         with registry.guarded(self.name, f"hint loss {self.name!r}"):
-            if several:
-                parts = [self.loss.build(students, teachers, **given)]
+            if self.loss.several:
+                built = [self.loss.build(students, teachers, **given)]
             else:
-                parts = [self.loss.build(s, t, **given) for s, t in zip(students, teachers, strict=True)]
-        if not all(isinstance(part, nn.Module) for part in parts):
-            raise UsageError(f"hint loss {self.name!r}: build must return a torch.nn.Module, returned {parts[0]!r:.60}")
-        return HintModule(parts, several=several)
+                built = [self.loss.build(s, t, **given) for s, t in zip(students, teachers, strict=True)]
+        if not all(isinstance(module, nn.Module) for module in built):
+            raise UsageError(f"hint loss {self.name!r}: build must return a torch.nn.Module, returned {built[0]!r:.60}")
+        return HintModule(built, self.loss)
 
     def value(
         self,
@@ -94,21 +93,21 @@ class HintTerm:
         student: Sequence[torch.Tensor],
         teacher: Sequence[torch.Tensor],
         *,
-        indices: torch.Tensor,
+        positions: torch.Tensor,
         labels: torch.Tensor,
     ) -> torch.Tensor:
-        """The loss by ``module``, which ``build`` made, as a scalar; arguments as ``HintModule.forward`` has them.
+        """The value of ``module``, which ``build`` made, as a scalar; arguments as in ``HintModule.forward``.
 
-        Errors: ``UsageError`` where a loss of a user's own fails or returns something else.
+        Errors: ``UsageError`` where a loss of the user's own fails or returns something else.
         """
         with registry.guarded(self.name, f"hint loss {self.name!r}"):
-            value = module(student, teacher, indices=indices, labels=labels)
+            value = module(student, teacher, positions=positions, labels=labels)
         if value.ndim:
             raise UsageError(f"hint loss {self.name!r} must return a scalar, returned shape {tuple(value.shape)}")
         return typing.cast(torch.Tensor, value)
 
     def __str__(self) -> str:
-        """The spec that gives this term again."""
+        """The spec of this term, which ``parse_hint`` reads."""
         _, options = registry.split_component(registry.canonical(self.name, self.loss))
         parts = [f"teacher={'/'.join(self.teacher)}", f"student={'/'.join(self.student)}"]
         if self.weight is not None:
@@ -117,39 +116,49 @@ class HintTerm:
 
 
 class HintModule(nn.Module):
-    """What ``HintTerm.build`` gives: the loss of all its layers, not yet weighted."""
+    """What ``HintTerm.build`` returns: the loss of all layers of a term, not weighted.
 
-    def __init__(self, parts: Sequence[nn.Module], *, several: bool) -> None:
+    ``by_layer``: a module for each pair of layers, or one for all of them where the loss takes several.
+    """
+
+    def __init__(self, by_layer: Sequence[nn.Module], loss: HintLoss) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(parts)
-        self.several = several
+        self.by_layer = nn.ModuleList(by_layer)
+        self.loss = loss
 
     def forward(
         self,
         student: Sequence[torch.Tensor],
         teacher: Sequence[torch.Tensor],
         *,
-        indices: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Activations with the batch first, one a layer; dataset rows and labels (B,) int64 → scalar."""
+        """Activations, batch first, one a layer; positions and labels (B,) int64, see ``Need`` → a scalar."""
         teacher = [t.detach() for t in teacher]
-        if self.several:
-            result: torch.Tensor = self.parts[0](list(student), teacher, indices=indices, labels=labels)
+        wanted: dict[Need, torch.Tensor | None] = {"positions": positions, "labels": labels}
+        given = {str(need): value for need, value in wanted.items() if need in self.loss.needs}
+        if self.loss.several:
+            result: torch.Tensor = self.by_layer[0](list(student), teacher, **given)
             return result
-        triples = zip(self.parts, student, teacher, strict=True)
-        return torch.stack([part(s, t, indices=indices, labels=labels) for part, s, t in triples]).sum()
+        triples = zip(self.by_layer, student, teacher, strict=True)
+        return torch.stack([module(s, t, **given) for module, s, t in triples]).sum()
 
 
 def parse_hint(spec: str) -> HintTerm:
-    """``"fitnet:teacher=layer3,student=layer2,weight=100"`` → a term; several: ``teacher=layer1/layer2``.
+    """The term of a spec; several layers, from shallow to deep, are separated by ``/``.
 
-    Errors: ``UsageError`` for an unknown loss or option (with the nearest names), a missing layer, and
-    impossible values.
+    Errors: ``UsageError`` for an unknown loss or option (with the nearest names), a missing layer, and values that are
+    not allowed.
+
+    >>> term = parse_hint("fitnet:teacher=layer1/layer2,student=a/b,weight=4:1:linear")
+    >>> term.teacher, term.student
+    (('layer1', 'layer2'), ('a', 'b'))
+    >>> term.weight_schedule().at(0, epochs=10)
+    4.0
     """
     name, rest = registry.split_component(spec)
-    cls = registry.component("losses.hints", name)
-    registry.check_attributes(cls, ATTRIBUTES, f"hint loss {name!r}")
+    cls = hint_loss_type(name)
     options = registry.parse_options(rest, spec)
     known = (*SHARED, *(f.name for f in dataclasses.fields(cls)))
     for key in options:
@@ -158,7 +167,7 @@ def parse_hint(spec: str) -> HintTerm:
     teacher, student = _layers(options.pop("teacher", "")), _layers(options.pop("student", ""))
     if not teacher or not student:
         absent = "the student's layer" if teacher else "the teacher's layer" if student else "both layers"
-        raise UsageError(f"{spec!r} lacks {absent}: --hint {FORM.format(name=name)}")
+        raise UsageError(f"{spec!r} lacks {absent}: write --hint {FORM.format(name=name)}")
     if len(teacher) != len(student):
         raise UsageError(
             f"{spec!r} names {len(teacher)} of the teacher's layers and {len(student)} of the student's: "
@@ -174,9 +183,9 @@ def parse_hint(spec: str) -> HintTerm:
 
 
 def parse_hints(specs: Iterable[str]) -> list[HintTerm]:
-    """One term a spec, in their order.
+    """The terms of several specs, in order.
 
-    Errors: ``UsageError`` as ``parse_hint``, for the same spec twice, and for two that replace the logits.
+    Errors: ``UsageError`` as ``parse_hint``, for a spec that is given twice, and for two that replace the logits.
     """
     terms: list[HintTerm] = []
     for spec in specs:

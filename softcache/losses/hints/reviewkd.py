@@ -1,4 +1,4 @@
-"""``reviewkd``: each layer of the teacher is learned from all deeper layers of the student."""
+"""``reviewkd``: each layer of the teacher guides the student's layer and all deeper ones."""
 
 from __future__ import annotations
 
@@ -11,27 +11,39 @@ import torch.nn.functional as F
 from torch import nn
 
 from softcache.errors import UsageError
+from softcache.losses._contract import Need
 from softcache.losses._precision import full_precision
+from softcache.losses.hints._hint_loss import HintLoss
 from softcache.losses.hints._regressor import BatchNorm
 from softcache.losses.hints._seeded import seeded
 from softcache.losses.hints._shapes import Shape, as_map, check_shape, map_shape, pool
 
 
 @dataclass(frozen=True)
-class ReviewKD:
-    """``Σ_layers HCL(r_l, f_t,l)``; r_l: the student's layers from l on, fused by attention, deep to shallow.
+class ReviewKD(HintLoss):
+    """``Σ_layers HCL(r_l, f_t,l)``; r_l: the student's layers from l on, fused by attention from deep to shallow.
 
-    HCL: mean squared difference of the maps and of their average-pooled 4×4, 2×2 and 1×1 versions, weighted
-    1, ½, ¼, ⅛ and divided by the weights' sum. Layers from shallow to deep, the same number on both sides:
-    ``reviewkd:teacher=layer1/layer2/layer3/fc:in,student=layer1/layer2/layer3/fc:in``; vectors count as 1×1
-    maps. The paper takes maps before their last activation. The fusion has ``channels`` channels, at most the
-    deepest student layer's. The paper's code warms its weight up: ``weight=0:5:warmup=20``. Source: arXiv
-    2104.09044.
+    HCL is the mean squared difference of the maps and of their average-pooled 4×4, 2×2 and 1×1 versions, weighted 1, ½,
+    ¼, ⅛ and divided by the sum of the weights. Layers are given from shallow to deep, the same number on both sides:
+    ``reviewkd:teacher=layer1/layer2/layer3/fc:in,student=layer1/layer2/layer3/fc:in``. A vector counts as a 1×1 map.
+    The paper takes maps before their last activation. The fusion has ``channels`` channels, or those of the deepest
+    layer of the student where it has fewer. The paper's code warms the weight up: ``weight=0:5:warmup=20``.
+    Source: arXiv 2104.09044.
+
+    >>> shapes = [(3, 8, 8), (4,)]
+    >>> module = ReviewKD().build(shapes, shapes, row_count=2, classes=2, seed=0)
+    >>> student, teacher = ([torch.randn(2, *shape) for shape in shapes] for _ in range(2))
+    >>> module(student, teacher).shape
+    torch.Size([])
     """
 
     formula: ClassVar[str] = "Σ_l HCL(fused f_s,l.., f_t,l), pyramid of mean squares at 1, 4×4, 2×2, 1×1"
     source: ClassVar[str] = "ReviewKD, arXiv 2104.09044"
-    needs: ClassVar[str] = "maps of several layers + vector"
+    example: ClassVar[str] = (
+        "--hint reviewkd:teacher=layer1/layer2/layer3/fc:in,student=layer1/layer2/layer3/fc:in,weight=0:5:warmup=20 "
+        "--alpha 0 --beta 1"
+    )
+    needs: ClassVar[frozenset[Need]] = frozenset({"maps"})
     default_weight: ClassVar[str] = "5"
     several: ClassVar[bool] = True
 
@@ -39,14 +51,14 @@ class ReviewKD:
 
     def __post_init__(self) -> None:
         if self.channels < 1:
-            raise UsageError(f"hint loss 'reviewkd': channels={self.channels} is a width: it must be 1 or more")
+            raise UsageError(f"hint loss 'reviewkd': channels={self.channels} must be 1 or more")
 
     def build(
         self,
         student_shapes: Sequence[Shape],
         teacher_shapes: Sequence[Shape],
         *,
-        rows: int,
+        row_count: int,
         classes: int,
         seed: int,
     ) -> nn.Module:
@@ -73,11 +85,8 @@ class _ReviewKD(nn.Module):
         self,
         student: Sequence[torch.Tensor],
         teacher: Sequence[torch.Tensor],
-        *,
-        indices: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The activations of each layer, shallow to deep → scalar."""
+        """Activations of each layer, from shallow to deep → a scalar."""
         total = torch.zeros((), device=student[0].device)
         carried: torch.Tensor | None = None
         for layer in reversed(range(len(self.fusions))):
@@ -88,7 +97,10 @@ class _ReviewKD(nn.Module):
 
 
 class _Fusion(nn.Module):
-    """A student layer with what deeper ones handed on → (this layer's imitation, what it hands on)."""
+    """Fuses a layer of the student with the result of deeper layers.
+
+    Returns this layer's imitation of the teacher's map, and the result for the next shallower layer.
+    """
 
     def __init__(self, channels: int, middle: int, wanted: int, *, fuse: bool) -> None:
         super().__init__()
@@ -112,7 +124,11 @@ class _Fusion(nn.Module):
 
 
 def hierarchical(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The hierarchical context loss of two (B, C, H, W), arXiv 2104.09044, section 3.4."""
+    """The hierarchical context loss of two (B, C, H, W), arXiv 2104.09044, section 3.4.
+
+    >>> hierarchical(torch.zeros(1, 2, 8, 8), torch.full((1, 2, 8, 8), 2.0))  # 2² at every size
+    tensor(4.)
+    """
     total, weight, weights = F.mse_loss(a, b), 1.0, 1.0
     for size in (4, 2, 1):
         if size >= a.shape[2]:

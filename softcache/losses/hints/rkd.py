@@ -1,4 +1,4 @@
-"""``rkd``: relations between samples, by their distances and angles."""
+"""``rkd``: relations between samples, as distances and angles."""
 
 from __future__ import annotations
 
@@ -10,32 +10,41 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from softcache.losses._contract import Need
 from softcache.losses._precision import full_precision
+from softcache.losses.hints._hint_loss import HintLoss
 from softcache.losses.hints._shapes import Shape, as_vector, check_shape
 
 COSINES_AT_ONCE = 1 << 22  # 16 MiB of float32
 
 
 @dataclass(frozen=True)
-class RKD:
-    """``distance · smoothL1(d_s, d_t) + angle · smoothL1(cos_s, cos_t)``, means over B² and B³.
+class RKD(HintLoss):
+    """``distance · smoothL1(d_s, d_t) + angle · smoothL1(cos_s, cos_t)``, means over B² pairs and B³ triples.
 
-    d: Euclidean distances over their mean; cos: of the angle at i between j and k. Unchanged by shifts,
-    rotations and scaling of a side's vectors. Samples that coincide (nearer than rounding can tell) have
-    distance and cosines 0. Maps and tokens are averaged over their places; nothing is trained. Source: arXiv
-    1904.05068.
+    d: Euclidean distances, divided by their mean. cos: the cosine of the angle at i between j and k. The loss doesn't
+    change when the vectors of one side are shifted, rotated or scaled. Samples that coincide up to rounding have
+    distance 0 and cosine 0. Maps and tokens are averaged over their positions, and nothing is trained.
+    Source: arXiv 1904.05068.
+
+    >>> module = RKD().build((3,), (3,), row_count=2, classes=2, seed=0)
+    >>> student = torch.eye(3, dtype=torch.float64)
+    >>> round(module(student, 3 * student + 1).item(), 9)
+    0.0
     """
 
     formula: ClassVar[str] = "distance smoothL1(d_s, d_t) + angle smoothL1(cos_s, cos_t), pairs and triples"
     source: ClassVar[str] = "RKD, arXiv 1904.05068"
-    needs: ClassVar[str] = "vector"
-    default_weight: ClassVar[str] = "1"
+    example: ClassVar[str] = "--hint rkd:teacher=fc:in,student=fc:in --alpha 0 --beta 1"
+    needs: ClassVar[frozenset[Need]] = frozenset({"vectors"})
     zero_for_perfect: ClassVar[bool] = True
 
     distance: float = 25.0
     angle: float = 50.0
 
-    def build(self, student_shape: Shape, teacher_shape: Shape, *, rows: int, classes: int, seed: int) -> nn.Module:
+    def build(
+        self, student_shape: Shape, teacher_shape: Shape, *, row_count: int, classes: int, seed: int
+    ) -> nn.Module:
         for shape in (student_shape, teacher_shape):
             check_shape(shape, "hint loss 'rkd'")
         return _RKD(self.distance, self.angle)
@@ -47,14 +56,7 @@ class _RKD(nn.Module):
         self.distance, self.angle = distance, angle
 
     @full_precision
-    def forward(
-        self,
-        student: torch.Tensor,
-        teacher: torch.Tensor,
-        *,
-        indices: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         gram_s, distances_s, mean_s = _relations(as_vector(student))
         gram_t, distances_t, mean_t = _relations(as_vector(teacher))
         total = self.distance * F.smooth_l1_loss(distances_s / mean_s, distances_t / mean_t)
@@ -67,7 +69,7 @@ class _RKD(nn.Module):
 def _relations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Products (B, B) of the centred vectors, their distances (B, B), and the mean of the distances above 0.
 
-    From products alone: the differences of all pairs would be B times as large.
+    Distances are computed from products, because the differences of all pairs would take B times the memory.
     """
     x = x - x.mean(0)
     gram = x @ x.T
@@ -81,7 +83,7 @@ def _relations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 
 
 def _inverse(distances: torch.Tensor) -> torch.Tensor:
-    """1/d, and 0 for 0, so that a direction that doesn't exist has cosine 0 with every other."""
+    """1/d, and 0 for d 0: a direction that doesn't exist then has cosine 0 with every other."""
     zero = distances == 0
     return distances.masked_fill(zero, 1.0).reciprocal().masked_fill(zero, 0.0)
 
@@ -89,7 +91,7 @@ def _inverse(distances: torch.Tensor) -> torch.Tensor:
 def _angles(
     gram_s: torch.Tensor, inverse_s: torch.Tensor, gram_t: torch.Tensor, inverse_t: torch.Tensor
 ) -> torch.Tensor:
-    """Mean smooth L1 of all cosines; B³ numbers, so large batches keep them for a few corners at a time."""
+    """Mean smooth L1 loss of all B³ cosines. Large batches hold the cosines of a few corners at a time."""
     batch = len(gram_s)
     step = max(1, COSINES_AT_ONCE // batch**2)
 

@@ -1,4 +1,4 @@
-"""``sp``: which samples of a batch are alike."""
+"""``sp``: which samples of a batch are similar to each other."""
 
 from __future__ import annotations
 
@@ -10,23 +10,30 @@ import torch.nn.functional as F
 from torch import nn
 
 from softcache.losses._precision import full_precision
+from softcache.losses.hints._hint_loss import HintLoss
 from softcache.losses.hints._shapes import Shape, check_shape
 
 
 @dataclass(frozen=True)
-class SP:
-    """``‖G_s - G_t‖²_F / B²``, ``G = F Fᵀ`` of the flattened activations, its rows L2-normalized.
+class SP(HintLoss):
+    """``‖G_s - G_t‖²_F / B²``, ``G = F Fᵀ`` of the flattened activations, with L2-normalized rows.
 
-    Shapes may differ; nothing is trained. Source: arXiv 1907.09682.
+    The shapes of student and teacher may differ, and nothing is trained. Source: arXiv 1907.09682.
+
+    >>> module = SP().build((2,), (3,), row_count=2, classes=2, seed=0)
+    >>> module(torch.eye(2), torch.ones(2, 3))  # 1 - 1/√2
+    tensor(0.2929)
     """
 
     formula: ClassVar[str] = "‖G_s - G_t‖²_F / B², G = F Fᵀ with rows L2-normalized"
     source: ClassVar[str] = "Similarity preserving, arXiv 1907.09682"
-    needs: ClassVar[str] = "any"
+    example: ClassVar[str] = "--hint sp:teacher=layer3,student=layer3 --alpha 0 --beta 1"
     default_weight: ClassVar[str] = "3000"
     zero_for_perfect: ClassVar[bool] = True
 
-    def build(self, student_shape: Shape, teacher_shape: Shape, *, rows: int, classes: int, seed: int) -> nn.Module:
+    def build(
+        self, student_shape: Shape, teacher_shape: Shape, *, row_count: int, classes: int, seed: int
+    ) -> nn.Module:
         for shape in (student_shape, teacher_shape):
             check_shape(shape, "hint loss 'sp'")
         return _SP()
@@ -34,14 +41,7 @@ class SP:
 
 class _SP(nn.Module):
     @full_precision
-    def forward(
-        self,
-        student: torch.Tensor,
-        teacher: torch.Tensor,
-        *,
-        indices: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         return F.mse_loss(_similarity(student), _similarity(teacher))
 
 

@@ -1,0 +1,90 @@
+"""The command of each loss: it has the weights of the paper, it is documented, and it runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from pathlib import Path
+
+import pytest
+from harness_train import HINTS, STUDENT, command, config, lines, make_cache, make_teacher
+
+from softcache.losses._describe import describe_loss, describe_losses
+
+# (alpha, beta, weight after its warm-up), as the papers and their code have them.
+PAPERS = {
+    "kl": (0.9, 0.1, 1),  # the CIFAR-100 recipe of arXiv 1910.10699: cross-entropy 0.1, kl 0.9
+    "ce": (0.9, 0.1, 1),
+    "hard": (0.5, 0.5, 1),  # arXiv 2012.12877, equation 3: halves
+    "mse": (1, 0, 1),  # arXiv 1312.6184 regresses logits alone
+    "dkd": (1, 1, 1),
+    "dist": (1, 1, 2),
+    "nkd": (1, 1, 1),
+    "wsld": (1, 1, 2.5),
+    "fitnet": (0, 1, 100),
+    "at": (0, 1, 1000),
+    "sp": (0, 1, 3000),
+    "cc": (0, 1, 0.003),
+    "rkd": (0, 1, 1),
+    "pkt": (0, 1, 30000),
+    "vid": (0, 1, 1),
+    "nst": (0, 1, 50),
+    "crd": (0, 1, 0.8),
+    "reviewkd": (0, 1, 5),
+    "simkd": (0, 0, 1),
+}
+NAMES = [row.name for row in describe_losses()]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    make_teacher(folder / "teacher")
+    make_cache(folder / "cache", folder / "teacher", hint=HINTS)
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_of_a_loss_runs_with_the_weights_of_the_paper(name: str, made: Path, tmp_path: Path) -> None:
+    _, _, *options = shlex.split(describe_loss(name).command)
+    # The small networks have two layers, not three.
+    options = [o.replace("layer1/layer2/layer3/", "layer1/layer2/").replace("layer3", "layer2") for o in options]
+    quick = ["--epochs", "1", "--batch-size", "128", "--workers", "0", "--out", tmp_path / "run"]
+    teacher = ["--teacher", made / "teacher"] if name == "simkd" else []
+    data = ["--student", STUDENT, "--cache", made / "cache"]
+    assert command("--quiet", "train", *data, *quick, *teacher, *options) == 0
+    (line,) = lines(tmp_path / "run")
+    alpha, beta, weight = PAPERS[name]
+    used = config(tmp_path / "run")
+    (text,) = [entry["weight"] for entry in [*used["losses"], *used["hints"]]]
+    end = float(text.split(":")[1] if ":" in text else text)
+    assert end == weight
+    warmup = int(text.rpartition("=")[2]) if "warmup" in text else 1
+    # soft_loss is weighted already, but not by alpha; in the first epoch a warm-up has taken one step
+    assert line["loss"] == pytest.approx(
+        alpha * (line["soft_loss"] or 0) + beta * line["hard_loss"] + line["hint_loss"], rel=1e-4, abs=1e-6
+    )
+    if line.get("hint_losses"):
+        (value,) = line["hint_losses"].values()
+        assert line["hint_loss"] == pytest.approx(weight / warmup * value, rel=1e-4)
+    assert math.isfinite(line["loss"])
+
+
+def test_every_command_is_in_the_documentation() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "losses.md").read_text(encoding="utf-8")
+    for row in describe_losses():
+        assert f"| `{row.name}` | `{row.command}` |" in text
+
+
+def test_the_page_of_a_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("losses", "crd") == 0
+    page = capsys.readouterr().out
+    assert "softcache train --hint crd:teacher=fc:in,student=fc:in --alpha 0 --beta 1" in page
+    assert "vectors, positions, row labels" in page
+    assert "The banks m_s and m_t" in page
+    assert ">>>" not in page
+    assert command("losses", "dkd", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["needs"] == "logits, labels"
+    assert command("losses", "dkkd") == 2
+    assert "no loss or hint loss is called 'dkkd': did you mean dkd" in capsys.readouterr().err
