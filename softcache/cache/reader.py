@@ -87,6 +87,15 @@ class Cache:
         return read_extent(path, open_shard(path, self.file_attributes("rows"), self.rows_arrays())["label"])
 
     @functools.cached_property
+    def names(self) -> list[str] | None:
+        """The N files that rows were decoded from, relative to the dataset's folder; None where there are no files."""
+        if not self.manifest.state.name_bytes:
+            return None
+        path = self.folder / ROWS
+        names = read_extent(path, open_shard(path, self.file_attributes("rows"), self.rows_arrays())["name"])
+        return [os.fsdecode(name) for name in names.tolist()]
+
+    @functools.cached_property
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows (K,) int64 and their pixels (K, H, W, C) uint8 in view 0, as the teacher saw them."""
         path = self.folder / SAMPLES

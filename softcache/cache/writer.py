@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from softcache.atomic import commit
 from softcache.cache.agreement.identity import refuse_other
@@ -196,12 +197,13 @@ class BlockWriter:
         self._open: dict[str, tuple[int, ShardWriter]] = {}
         cache.shard_path(block.view, LOGITS, 0).parent.mkdir(exist_ok=True)
 
-    def write(self, first: int, columns: dict[str, dict[str, np.ndarray]]) -> None:
-        """``columns``: column → array name → rows ``first ...`` of it.
+    def write(self, first: int, columns: dict[str, dict[str, np.ndarray]], logits: torch.Tensor | None = None) -> None:
+        """``columns``: column → array name → rows ``first ...`` of it. ``logits``: (B, C) of these rows before their
+        codec, on the CPU, needed where their shard is there.
 
         Errors: ``PixelsError`` and ``CacheError`` where a column that is there says something else.
         """
-        self._recorded.check(self._block.view, first, columns, self._there)
+        self._recorded.check(self._block.view, first, columns, self._there, logits)
         if first + len(next(iter(columns.values()))["digest"]) == self._block.first + self._block.rows:
             self._recorded.release(self._block.view)
         for column, arrays in columns.items():

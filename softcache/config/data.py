@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from softcache.cache.agreement.data import check_dataset, check_pixels, check_together
+from softcache.cache.agreement.labels import agreed_labels
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, hint_column
 from softcache.config.dump import default_views
@@ -143,6 +144,9 @@ def open_data(parsed: Parsed, view_numbers: Sequence[int] | None = None) -> Trai
     leading = [*caches, *others][0]
     viewed, dataset = _open_recorded(leading, options)
     check_dataset(leading, viewed)
+    for cache in [*caches, *others]:
+        check_dataset(cache, viewed, recipe=False)
+    viewed.samples = agreed_labels([*caches, *others], viewed.samples, options.labels)
     # Where alpha is 0 the logits aren't read, so that only what the hints need has to be there.
     read = caches if parsed.losses else []
     data = TrainingData(
@@ -151,8 +155,6 @@ def open_data(parsed: Parsed, view_numbers: Sequence[int] | None = None) -> Trai
     if parsed.labels_alone:  # the baseline beside a cache: its data and recipe, in fresh views
         return dataclasses.replace(data, views=_first(options.views))
     visited = complete_views(data.caches, data.hints, options.views, view_numbers)
-    for cache in data.all_caches:
-        check_dataset(cache, viewed, recipe=False)
     check_together([leading, *data.all_caches], visited)
     for cache in data.all_caches:
         check_pixels(cache, viewed, accept_close=options.pixels == "close")

@@ -77,4 +77,4 @@ def check_teacher(cache: Cache, viewed: ViewedDataset, forward: Forward, recorde
     logits, _ = forward(pixels)
     arrays = {f"logits/{name}": values.cpu().numpy() for name, values in cache.codec.encode(logits).items()}
     arrays["digest"] = digest(pixels).cpu().numpy().astype(np.uint32)
-    recorded.check(view, first, {LOGITS: arrays}, [LOGITS])
+    recorded.check(view, first, {LOGITS: arrays}, [LOGITS], logits.cpu())

@@ -18,6 +18,7 @@ import torch
 from softcache.atomic import dead_temporaries, remove_dead_temporaries
 from softcache.cache.agreement.data import check_pixels
 from softcache.cache.agreement.identity import refuse_other
+from softcache.cache.agreement.labels import refuse_relabelled
 from softcache.cache.agreement.recorded import Recorded
 from softcache.cache.locks import remove_stale_locks, writing
 from softcache.cache.reader import Cache
@@ -96,6 +97,8 @@ def dump(asked: DumpConfig) -> Dumped:
     same_kind(existing.manifest if existing else None, device)
     codec, full = config.codec or DEFAULTS["codec"], config.fingerprint == "full"
     if existing:
+        if (folder / ROWS).exists():  # verify --repair takes it away where it is damaged
+            refuse_relabelled(existing, samples)
         spec, named = teacher_source(config.teacher, samples, config.teacher_weights)
         known = known_identity(
             viewed,
