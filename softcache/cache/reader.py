@@ -97,13 +97,18 @@ class Cache:
 
     @functools.cached_property
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (K,) int64 and their pixels (K, H, W, C) uint8 in view 0, as the teacher saw them."""
+        """Rows (K,) int64 and their pixels (K, H, W, C) uint8 in view 0, as the teacher saw them.
+
+        The pixels may be many, so they are mapped, after their checksum was compared.
+        """
         path = self.folder / SAMPLES
         extents = open_shard(path, self.file_attributes("samples"), self.samples_arrays())
         index = read_extent(path, extents["index"])
         if index.min() < 0 or index.max() >= self.rows:
             raise IntegrityError(f"{path} keeps samples of rows that the cache doesn't have")
-        return index, read_extent(path, extents["pixels"])
+        if checksum(path, extents["pixels"]) != extents["pixels"].crc32:
+            raise IntegrityError(f"{path} is damaged: its bytes don't match their checksum")
+        return index, map_rows([(path, extents["pixels"])]).parts[0]
 
     def rows_arrays(self) -> Arrays:
         """What ``rows.h5`` holds."""
@@ -229,6 +234,7 @@ class Cache:
             "bytes": size,
             "complete": not absent,
             "missing_shards": len(absent),
+            "incomplete_views": sorted({view for view, _, _ in absent}),
             "shards": shards,
             "made": state.made,
         }

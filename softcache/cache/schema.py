@@ -26,7 +26,8 @@ VERSION = 1
 MANIFEST = "cache.json"
 ROWS, SAMPLES, VIRTUAL = "rows.h5", "samples.h5", "cache.h5"
 LOGITS = "logits"
-KEPT_SAMPLES = 64
+KEPT_SAMPLES = 64  # rows whose pixels are kept where nobody asks for more
+MAX_SAMPLES_BYTES = 4 * 2**30  # of kept pixels; they are written in pieces and mapped, never held in memory
 MAX_SHARD_BYTES = 512 * 2**20
 MAX_MANIFEST_BYTES = 16 * 2**20  # parsed, that is at most some 400 MiB
 MAX_SHARDS = 2**20  # of all views and columns
@@ -244,6 +245,21 @@ def shard_name(view: int, column: str, number: int) -> str:
     return f"view-{view:04d}/{column.replace(':', '@')}-{number:05d}.h5"
 
 
+def most_samples(rows: int, size: int, channels: int) -> int:
+    """How many rows of so many may have their pixels kept, at ``size``² pixels."""
+    return max(1, min(rows, MAX_SAMPLES_BYTES // (size * size * channels)))
+
+
+def _are_samples(shape: list[int], rows: int, size: int) -> bool:
+    """Whether ``samples.h5`` can have this shape, (K, H, W, C)."""
+    return (
+        len(shape) == 4
+        and shape[1:3] == [size, size]
+        and shape[3] in (1, 3)
+        and 0 < shape[0] <= most_samples(rows, size, shape[3])
+    )
+
+
 @dataclass(frozen=True)
 class _Recipe:
     """What ``identity.recipe`` must be: how ``views`` makes pixels."""
@@ -277,8 +293,7 @@ def _check(identity: Identity, state: State, path: Path) -> None:
         and all(0 < size <= 2**30 and size & (size - 1) == 0 for size in sizes)
         and 0 <= state.views < 10_000
         and 0 <= state.name_bytes < 2**16
-        and len(state.samples_shape) >= 1
-        and all(0 < n < 2**20 for n in state.samples_shape)
+        and _are_samples(state.samples_shape, identity.dataset.rows, recipe.size)
         and 0 < identity.teacher.numerics.batch < 2**31
         and _HEX.fullmatch(identity.teacher.weights)
         and 0 <= recipe.seed < 2**64

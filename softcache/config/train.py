@@ -28,13 +28,13 @@ class TrainConfig(FitConfig):
     ``hint``: specs of losses and hint losses. ``views``: how many recorded views are visited in turn; by default all
     that the caches have. ``labels``: whose labels are trained on where the dataset was relabelled after the dump,
     ``"dataset"`` or ``"cache"``; None refuses such a dataset. ``label_fraction``: the share of the labels that may be
-    used. ``teacher_weight``: one share a cache, scaled to sum 1. ``hint_epochs``: epochs on the hints alone, before the others. ``val_fraction``: the share
-    of rows that choose the best epoch. ``views_per_image``: views of an image that share a batch and a decode.
-    ``shuffle``: of rows (full), or of blocks of them, for caches that don't fit into memory. ``view_seed``: that of
-    views that no cache has recorded, by default 0. ``student_size``, ``teacher_size`` (with ``online``): sides of the
-    networks' inputs, where they aren't that of the views. ``init_map``: pairs STUDENT=TEACHER of layers. ``codec``:
-    that of a cache that was made with code of a user's own. ``out``: the run's folder, by default
-    ``runs/STUDENT-<n>``. ``resume``: a run that was interrupted, whose own options are taken.
+    used. ``teacher_weight``: one share a cache, scaled to sum 1. ``hint_epochs``: epochs on the hints alone, before the
+    others. ``val_fraction``: the share of rows that choose the best epoch. ``views_per_image``: views of an image that
+    share a batch and a decode. ``shuffle``: of rows (full), or of blocks of them, for caches that don't fit into
+    memory. ``view_seed``: that of views that no cache has recorded, by default 0. ``student_size``, ``teacher_size``
+    (with ``online``): sides of the networks' inputs, where they aren't that of the views. ``init_map``: pairs
+    STUDENT=TEACHER of layers. ``codec``: that of a cache that was made with code of a user's own. ``out``: the run's
+    folder, by default ``runs/STUDENT-<n>``. ``resume``: a run that was interrupted, whose own options are taken.
     """
 
     student: str = field(default="resnet18", kw_only=False)

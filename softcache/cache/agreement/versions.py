@@ -21,14 +21,17 @@ def pixel_versions() -> dict[str, str]:
     return {**found, "libjpeg": libjpeg or "unknown"}
 
 
+def recorded_versions(cache: Cache) -> dict[str, str]:
+    """Package → version that a cache was begun with, where it says so."""
+    made = cache.manifest.state.made
+    return {name: version for name in pixel_versions() if (version := _recorded(made, name)) is not None}
+
+
 def versions_note(cache: Cache) -> str:
     """`` (made with pillow 9.0.0, here 10.1.0)``: what the cache was begun with where it isn't what is here, else
     nothing."""
-    differing = [
-        f"{name} {recorded}, here {here}"
-        for name, here in pixel_versions().items()
-        if (recorded := _recorded(cache.manifest.state.made, name)) not in (None, here)
-    ]
+    here = pixel_versions()
+    differing = [f"{k} {v}, here {here[k]}" for k, v in recorded_versions(cache).items() if v != here[k]]
     return f" (made with {'; '.join(differing)})" if differing else ""
 
 
