@@ -16,7 +16,7 @@ from softcache._version import __version__
 from softcache.console import show_messages
 from softcache.errors import SoftcacheError, nearest
 
-ORDER = ("teach", "layers", "dump", "train", "eval", "info", "verify", "losses")
+ORDER = ("teach", "layers", "dump", "train", "eval", "info", "verify", "trim", "losses")
 
 
 class LazyGroup(click.Group):

@@ -1,0 +1,39 @@
+"""``softcache trim``"""
+
+from __future__ import annotations
+
+import click
+
+from softcache.cli._print import as_json, rows
+from softcache.console import size
+
+SHOWN = 20
+
+
+@click.command("trim")
+@click.argument("cache", required=False)
+@click.option("--views", type=int, help="Keep the first N views and remove the others.", metavar="N")
+@click.option("--drop-hint", "drop_hints", multiple=True, metavar="LAYER", help="Remove a layer's hint; repeatable.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and stop.")
+@click.option("--json", "json_", is_flag=True, help="Print the result as JSON.")
+def command(cache: str | None, views: int | None, drop_hints: tuple[str, ...], dry_run: bool, json_: bool) -> None:
+    """Take views or hints out of a cache. It doesn't ask before it removes them."""
+    from softcache.stages.trim import trim
+
+    trimmed = trim(cache, views=views, drop_hints=drop_hints, dry_run=dry_run)
+    if json_:
+        as_json(trimmed.to_json())
+        return
+    if dry_run:
+        for name in trimmed.files[:SHOWN]:
+            click.echo(f"would remove {name}")
+        if len(trimmed.files) > SHOWN:
+            click.echo(f"would remove … and {len(trimmed.files) - SHOWN:,} more (--json lists them all)")
+    freed = "would be freed" if dry_run else "freed"
+    rows(
+        [
+            ("cache", str(trimmed.folder)),
+            ("keeps", f"{trimmed.views} views, hints {', '.join(trimmed.hints) or 'none'}"),
+            (freed, f"{size(trimmed.bytes)} in {len(trimmed.files):,} files"),
+        ]
+    )
