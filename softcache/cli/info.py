@@ -74,10 +74,7 @@ def command(cache: str | None, json_: bool) -> None:
             ("kept samples", f"the pixels of {opened.manifest.state.samples_shape[0]:,} rows"),
             ("size", size(found_one["bytes"])),
             ("made", f"{found_one['made'].get('date')} by softcache {found_one['made'].get('softcache')}"),
-            (
-                "pixels made by",
-                ", ".join(f"{k} {v}" for k, v in recorded_versions(opened).items()) or "unknown versions",
-            ),
+            ("pixels made by", versions or "unknown versions"),
         ]
     )
 
