@@ -69,7 +69,7 @@ def test_the_labels_of_the_cache_train_as_if_nothing_had_changed(colours: Colour
     colours.relabel((colours.labels + 1) % 5)
     assert colours.train("after", "cache", more=("--labels", "cache")) == 0
     assert same(weights(Path("before")), weights(Path("after")))
-    assert config(Path("after"))["train"]["labels"] == "cache"
+    assert config(Path("after"))["options"]["labels"] == "cache"
 
 
 def test_the_labels_of_the_dataset_train_as_from_a_cache_that_was_made_with_them(colours: Colours) -> None:
@@ -80,6 +80,12 @@ def test_the_labels_of_the_dataset_train_as_from_a_cache_that_was_made_with_them
     assert colours.train("fresh-run", "fresh") == 0
     assert same(weights(Path("relabelled")), weights(Path("fresh-run")))
     assert not same(weights(Path("relabelled")), weights(Path("old")))
+
+
+def test_a_baseline_beside_a_cache_is_held_to_the_same_labels(colours: Colours, capsys: pytest.CaptureFixture) -> None:
+    colours.relabel((colours.labels + 1) % 5)
+    assert colours.train("run", "cache", more=("--alpha", "0")) == 1
+    assert "the labels of 150 of 150 rows differ" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("order", [("cache", "second"), ("second", "cache")])

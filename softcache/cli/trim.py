@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import click
 
+from softcache.cli import _options
+from softcache.cli._options import flag, option, section
 from softcache.cli._print import as_json, rows
 from softcache.console import size
 
 SHOWN = 20
 
 
-@click.command("trim")
+@_options.command("trim")
 @click.argument("cache", required=False)
-@click.option("--views", type=int, help="Keep the first N views and remove the others.", metavar="N")
-@click.option("--drop-hint", "drop_hints", multiple=True, metavar="LAYER", help="Remove a layer's hint; repeatable.")
-@click.option("--dry-run", is_flag=True, help="Say what would be removed, and stop.")
-@click.option("--json", "json_", is_flag=True, help="Print the result as JSON.")
-def command(cache: str | None, views: int | None, drop_hints: tuple[str, ...], dry_run: bool, json_: bool) -> None:
+@section(
+    "Most used",
+    option("--views", type=int, metavar="N", help="Keep the first N views and remove the others."),
+    option("--drop-hint", "drop_hints", multiple=True, metavar="LAYER", help="Remove a layer's hint; repeatable."),
+    flag("--dry-run", help="Say what would be removed, and stop."),
+    _options.json_,
+)
+def command(
+    cache: str | None = None,
+    views: int | None = None,
+    drop_hints: tuple[str, ...] = (),
+    dry_run: bool = False,
+    json_: bool = False,
+) -> None:
     """Take views or hints out of a cache. It doesn't ask before it removes them."""
     from softcache.stages.trim import trim
 
