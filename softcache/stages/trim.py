@@ -41,12 +41,14 @@ def trim(
     views: int | None = None,
     drop_hints: Sequence[str] = (),
     dry_run: bool = False,
+    codec: str | None = None,
 ) -> Trimmed:
     """Keeps the first ``views`` views and drops the hints of the layers ``drop_hints``; what is left stays as it is.
 
     The manifest is changed first, so the cache is valid at every moment: files that it doesn't ask for belong to
     nothing. Where a trim is killed, the same trim removes the rest, and a dump that adds a view takes the shards that
-    are still there. ``dry_run``: finds out what would be removed, and changes nothing.
+    are still there. ``codec``: as ``Cache`` takes it. ``dry_run``: finds out what would be removed, and changes
+    nothing.
 
     Errors: ``UsageError`` for views or hints that the cache doesn't have, ``LockedError`` where a dump or a repair is
     at work, ``CacheError`` where the folder is no cache or a view's folder is a link.
@@ -56,17 +58,17 @@ def trim(
         raise UsageError("say what to take away: --views N keeps the first N views, --drop-hint LAYER drops a hint")
     if dry_run:
         return _planned(folder, views, drop_hints)[0]
-    Cache(folder)  # a lock file is made in a cache only
+    assert Cache(folder, codec=codec).codec is not None  # refuses what is no cache, before a lock file is made
     with writing(folder):
         remove_dead_temporaries(folder)
-        finish(folder)  # what a trim that was killed had left to do, should there be no more to take away
+        finish(folder, codec)  # what a trim that was killed had left to do, should there be no more to take away
         trimmed, surplus = _planned(folder, views, drop_hints)
         # First, as it shows zeros where a shard is gone; it is written again at the end.
         (folder / VIRTUAL).unlink(missing_ok=True)
         update_state(folder, lambda state: _without(state, views, drop_hints))
         remove_surplus(folder, surplus)
         remove_empty_views(folder, trimmed.views)
-        finish(folder)
+        finish(folder, codec)
     return trimmed
 
 
