@@ -12,7 +12,7 @@ from softcache.atomic import commit
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, DatasetIdentity, HintColumn, Identity, Numerics, TeacherIdentity, hint_column
 from softcache.cache.shard import Attributes, write_temporary
-from softcache.cache.writer import create_or_extend
+from softcache.cache.writer import KeptSamples, create_or_extend
 from softcache.models._preprocess import Preprocess
 from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
@@ -53,6 +53,7 @@ def make_cache(
     hints = hints or {}
     labels = viewed.samples.labels if viewed is not None else np.zeros(rows, np.int32)
     recipe = viewed.identity() if viewed is not None else RECIPE
+    size = int(str(recipe["size"]))
     made = create_or_extend(
         folder,
         identity(rows, classes, shard_rows, codec, recipe),
@@ -61,7 +62,9 @@ def make_cache(
         made={},
         labels=labels,
         names=None,
-        samples=(np.zeros(1, np.int64), np.zeros((1, 8, 8, 1), np.uint8)),
+        samples=KeptSamples(
+            np.zeros(1, np.int64), (size, size, 1), lambda rows: np.zeros((len(rows), size, size, 1), np.uint8)
+        ),
     )
     cache = made if isinstance(made, Cache) else Cache(folder)
     coder, rng, expected = registry.create("codecs", codec), np.random.default_rng(3), []

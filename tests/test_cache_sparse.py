@@ -113,17 +113,17 @@ def test_as_many_samples_as_the_identity_allows_are_read(folder: Path) -> None:
 
 
 def test_large_views_are_kept_of_fewer_rows(folder: Path) -> None:
-    """At most 256 MiB are read for them, so of views of 8,192 pixels in colour it is one row: 192 MiB."""
+    """At most 4 GiB, so that of views of 8,192 pixels and four channels, 256 MiB each, 16 rows are kept."""
 
     def change(identity: dict[str, Any], state: dict[str, Any], rows: int) -> None:
         identity["recipe"]["size"] = 8192
-        state["samples_shape"] = [rows, 8192, 8192, 3]
+        state["samples_shape"] = [rows, 8192, 8192, 4]
 
-    forge(folder, lambda identity, state: change(identity, state, 2))
+    forge(folder, lambda identity, state: change(identity, state, 17))
     with pytest.raises(IntegrityError, match="samples_shape"):
         Cache(folder)
-    forge(folder, lambda identity, state: change(identity, state, 1))
-    assert Cache(folder).samples_arrays()["pixels"] == ("|u1", (1, 8192, 8192, 3))
+    forge(folder, lambda identity, state: change(identity, state, 16))
+    assert Cache(folder).samples_arrays()["pixels"] == ("|u1", (16, 8192, 8192, 4))
 
 
 def test_a_row_of_a_hint_has_a_bound(folder: Path) -> None:

@@ -311,8 +311,8 @@ def test_open_files_do_not_grow_with_the_shards_that_are_compared(setting, tmp_p
     folder, opened, write = tmp_path / "cache", [], BlockWriter.write
     dump(**fresh(setting, out=folder))
 
-    def counted(self: BlockWriter, first: int, columns: dict) -> None:
-        write(self, first, columns)
+    def counted(self: BlockWriter, first: int, columns: dict, logits: torch.Tensor | None) -> None:
+        write(self, first, columns, logits)
         opened.append(len(os.listdir("/proc/self/fd")))
 
     monkeypatch.setattr(BlockWriter, "write", counted)

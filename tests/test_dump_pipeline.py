@@ -20,7 +20,7 @@ import softcache.stream.workers as worker_processes
 from softcache import registry
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS
-from softcache.cache.writer import BlockWriter, create_or_extend, plan
+from softcache.cache.writer import BlockWriter, KeptSamples, create_or_extend, plan
 from softcache.cli.dump import command
 from softcache.dumping import pipeline
 from softcache.dumping.batch_size import find_batch
@@ -40,7 +40,7 @@ def digits() -> ViewedDataset:
 
 
 def empty_cache(folder: Path, viewed: ViewedDataset, views: int = 2) -> Cache:
-    samples = (np.zeros(1, np.int64), np.zeros((1, 8, 8, 1), np.uint8))
+    samples = KeptSamples(np.zeros(1, np.int64), (8, 8, 1), lambda rows: np.zeros((len(rows), 8, 8, 1), np.uint8))
     wanted = identity(len(viewed), 10, 512, "fp32", viewed.identity())
     labels = viewed.samples.labels
     return create_or_extend(folder, wanted, views=views, hints={}, made={}, labels=labels, names=None, samples=samples)
@@ -69,9 +69,9 @@ def test_a_slow_disk_holds_the_teacher_back(
     monkeypatch.setattr(pipeline, "QUEUE_LIMIT", 3)
     waiting, written, write = [], [0], BlockWriter.write
 
-    def slowly(self: BlockWriter, first: int, columns: dict) -> None:
+    def slowly(self: BlockWriter, *given: Any) -> None:
         time.sleep(0.03)
-        write(self, first, columns)
+        write(self, *given)
         written[0] += 1
         waiting.append(forward.computed - written[0])
 
@@ -90,9 +90,9 @@ def test_the_teacher_does_not_wait_for_a_disk_that_keeps_up(
     writers = set()
     write = BlockWriter.write
 
-    def elsewhere(self: BlockWriter, first: int, columns: dict) -> None:
+    def elsewhere(self: BlockWriter, *given: Any) -> None:
         writers.add(threading.current_thread().name)
-        write(self, first, columns)
+        write(self, *given)
 
     monkeypatch.setattr(BlockWriter, "write", elsewhere)
     run_blocks(cache, digits, forward, plan(cache, 2, [LOGITS]))
@@ -148,7 +148,7 @@ def test_a_device_without_float64_measures_the_same(tmp_path: Path, digits: View
     assert found[0] == found[1]
     cache = empty_cache(tmp_path / "cache", digits)
     block, pixels = plan(cache, 2, [LOGITS])[0], digits.batch(np.arange(300), 0)
-    columns, finite, _ = pipeline._compute(cache, block, pixels, logits.as_subclass(WithoutDoubles), {})
+    columns, finite, _, _ = pipeline._compute(cache, block, pixels, logits.as_subclass(WithoutDoubles), {})
     assert {type(t) for t in [*columns[LOGITS].values(), *finite.values()]} == {torch.Tensor}, "not on the host"
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import softcache.cache.agreement.digests as check_module
-from softcache.cache.agreement.digests import PixelCheck
+from softcache.cache.agreement.digests import CloseRows, PixelCheck
 from softcache.errors import PixelsError
 from softcache.views._digest import digest, digest_of_sums, digest_sums
 
@@ -53,6 +53,32 @@ def test_one_changed_bit_is_named_by_row_and_view(batches: list, batch: int, pla
         with pytest.raises(PixelsError, match=rf"row {row} in view {view} has .* \(1 of {count} keys of this"):
             all_of(check, batches, expected)
         check.finish((3, 5))  # a failure leaves nothing behind
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_key_of_a_close_row_may_differ_in_the_cache_that_keeps_it_and_no_other_key(
+    batches: list, at_once: bool
+) -> None:
+    rows, pixels = batches[0]
+    rows = np.arange(len(rows))
+    wrong = digest(pixels).clone()
+    wrong[[1, 6]] ^= 1  # row 1 in view 3, row 6 in view 5
+
+    def check(close: list[int], *, cache: int = 0, every_view: bool = True, views: tuple[int, int] = (3, 5)) -> None:
+        none, some = (CloseRows(np.isin(rows, which), every_view) for which in ([], close))
+        expected = [digest(pixels), digest(pixels)]
+        expected[cache] = wrong
+        made = PixelCheck(at_once=at_once, accepted=[some, none])
+        made.add(rows, views, pixels, expected)
+        made.finish(views)
+
+    check([1, 6])
+    with pytest.raises(PixelsError, match=r"row 6 in view 5 .*\(1 of 8 keys of this \w+ differ, 1 more are close"):
+        check([1, 2])
+    with pytest.raises(PixelsError, match=r"row 1 in view 3 .*\(2 of 8 keys of this \w+ differ, 0 more are close"):
+        check([1, 6], cache=1)
+    with pytest.raises(PixelsError, match=r"row 6 in view 5 .*\(1 of 8"):
+        check([1, 6], every_view=False, views=(0, 5))
 
 
 def test_what_is_put_off_does_not_grow_without_bound(batches: list, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,14 +89,28 @@ class Cache:
         return read_extent(path, open_shard(path, self.file_attributes("rows"), self.rows_arrays())["label"])
 
     @functools.cached_property
+    def names(self) -> list[str] | None:
+        """The N files that rows were decoded from, relative to the dataset's folder; None where there are no files."""
+        if not self.manifest.state.name_bytes:
+            return None
+        path = self.folder / ROWS
+        names = read_extent(path, open_shard(path, self.file_attributes("rows"), self.rows_arrays())["name"])
+        return [os.fsdecode(name) for name in names.tolist()]
+
+    @functools.cached_property
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (K,) int64 and their pixels (K, H, W, C) uint8 in view 0, as the teacher saw them."""
+        """Rows (K,) int64 and their pixels (K, H, W, C) uint8 in view 0, as the teacher saw them.
+
+        The pixels may be many, so they are mapped, after their checksum was compared.
+        """
         path = self.folder / SAMPLES
         extents = open_shard(path, self.file_attributes("samples"), self.samples_arrays())
         index = read_extent(path, extents["index"])
         if index.min() < 0 or index.max() >= self.rows:
             raise IntegrityError(f"{path} keeps samples of rows that the cache doesn't have")
-        return index, read_extent(path, extents["pixels"])
+        if checksum(path, extents["pixels"]) != extents["pixels"].crc32:
+            raise IntegrityError(f"{path} is damaged: its bytes don't match their checksum")
+        return index, map_rows([(path, extents["pixels"])]).parts[0]
 
     def rows_arrays(self) -> Arrays:
         """What ``rows.h5`` holds."""
@@ -222,6 +236,7 @@ class Cache:
             "bytes": size,
             "complete": not absent,
             "missing_shards": len(absent),
+            "incomplete_views": sorted({view for view, _, _ in absent}),
             "shards": shards,
             "made": state.made,
         }

@@ -27,10 +27,10 @@ VERSION = 1
 MANIFEST = "cache.json"
 ROWS, SAMPLES, VIRTUAL = "rows.h5", "samples.h5", "cache.h5"
 LOGITS = "logits"
-KEPT_SAMPLES = 64  # rows whose pixels are kept
-MAX_SAMPLES_BYTES = 256 * 2**20  # of kept pixels: of large views fewer rows are kept
+KEPT_SAMPLES = 64  # rows whose pixels are kept where nobody asks for more
+MAX_SAMPLES_BYTES = 4 * 2**30  # of kept pixels; they are written in pieces and mapped, never held in memory
 MAX_CHANNELS = 4
-MAX_SIDE = 2**13  # pixels of a view's side: one row of four channels has then MAX_SAMPLES_BYTES
+MAX_SIDE = 2**13  # pixels of a view's side
 MAX_SHARD_BYTES = 512 * 2**20
 MAX_HINT_BYTES = 256 * 2**20  # one row of a hint
 MAX_MANIFEST_BYTES = 16 * 2**20  # parsed, that is at most some 400 MiB
@@ -253,6 +253,11 @@ def shard_name(view: int, column: str, number: int) -> str:
     return f"view-{view:04d}/{column.replace(':', '@')}-{number:05d}.h5"
 
 
+def most_samples(rows: int, size: int, channels: int) -> int:
+    """How many rows of so many may have their pixels kept, at ``size``² pixels."""
+    return max(1, min(rows, MAX_SAMPLES_BYTES // (size * size * channels)))
+
+
 @dataclass(frozen=True)
 class _Recipe:
     """What ``identity.recipe`` must be: how ``views`` makes pixels."""
@@ -273,11 +278,6 @@ class _Preprocess:
     size: int | None
     minimum: int
     trained_size: int | None
-
-
-def samples_kept(row_bytes: int) -> int:
-    """Of how many rows a cache keeps the pixels, ``row_bytes`` each: few enough to be read at once."""
-    return min(KEPT_SAMPLES, MAX_SAMPLES_BYTES // row_bytes)
 
 
 def _check(identity: Identity, state: State, path: Path) -> None:
@@ -318,7 +318,7 @@ def _is_samples_shape(shape: list[int], rows: int, size: int) -> bool:
     """Whether kept pixels (K, H, W, C) can be those of views of this size: compared before anything is read."""
     if len(shape) != 4 or shape[1:3] != [size, size] or not 0 < shape[3] <= MAX_CHANNELS:
         return False
-    return 0 < shape[0] <= min(rows, samples_kept(size * size * shape[3]))
+    return 0 < shape[0] <= most_samples(rows, size, shape[3])
 
 
 def _is_hint_shape(hint: HintColumn) -> bool:

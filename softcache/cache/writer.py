@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from softcache.atomic import commit
 from softcache.cache.agreement.identity import refuse_other
@@ -27,10 +29,13 @@ from softcache.cache.schema import (
     Identity,
     Manifest,
     State,
+    hint_column,
 )
 from softcache.cache.shard import Attributes, ShardWriter, opened, write_temporary
+from softcache.cache.surplus import find_surplus, remove_surplus
 from softcache.errors import CacheError, IntegrityError
 
+CHUNK_BYTES = 2**26  # of kept pixels that are made and written at once
 MAX_NOTES = 50  # on later changes of machine or libraries
 
 
@@ -48,6 +53,16 @@ class Block:
         return sorted({column for column, _ in self.missing})
 
 
+@dataclass(frozen=True)
+class KeptSamples:
+    """What ``samples.h5`` is to hold: ``rows`` (K,) int64, the (H, W, C) of their pixels in view 0, and a function
+    from some of these rows to their pixels, which is asked for a few at a time."""
+
+    rows: np.ndarray
+    shape: tuple[int, int, int]
+    pixels: Callable[[np.ndarray], np.ndarray]
+
+
 def create_or_extend(
     folder: Path,
     identity: Identity,
@@ -57,10 +72,10 @@ def create_or_extend(
     made: dict[str, Any],
     labels: np.ndarray,
     names: list[str] | None,
-    samples: tuple[np.ndarray, np.ndarray],
+    samples: KeptSamples,
     codec: str | None = None,
 ) -> Cache:
-    """The cache in ``folder``, made if it isn't there and asked to hold at least these views and hints.
+    """The cache in ``folder``, made if it isn't there and asked to hold at least these views, hints and samples.
 
     ``codec``: as ``Cache`` takes it. Several processes may call it at once: one makes the manifest, the others find it.
 
@@ -72,26 +87,33 @@ def create_or_extend(
     rows: dict[str, np.ndarray] = {"label": labels.astype("<i4")}
     if names is not None:
         rows["name"] = np.array([os.fsencode(name) for name in names])
-    index, pixels = samples
-    files = {ROWS: rows, SAMPLES: {"index": index.astype("<i8"), "pixels": pixels}}
+    shape = [len(samples.rows), *samples.shape]
     folder.mkdir(parents=True, exist_ok=True)
     new = not (folder / MANIFEST).exists()
     if new:
         _refuse_foreign_shards(folder, identity)
-    missing = {name: arrays for name, arrays in files.items() if new or not (folder / name).exists()}
-    with _written_beside(folder, identity, missing) as parts, changing(folder):
+    kept = 0 if new else Manifest.load(folder).state.samples_shape[0]
+    needed = [name for name in (ROWS, SAMPLES) if new or not (folder / name).exists()]
+    if shape[0] > kept and SAMPLES not in needed:
+        needed.append(SAMPLES)
+    with _written_beside(folder, identity, needed, rows, samples) as parts, changing(folder):
         if (folder / MANIFEST).exists():
             manifest = Manifest.load(folder)
             refuse_other(manifest.identity, identity, folder)
             state = _extended(manifest.state, views, hints, made, folder)
-            for name, part in parts.items():
-                if not (folder / name).exists():
-                    commit(part, folder / name)
+            if shape[0] > state.samples_shape[0]:
+                # Samples are missing while the manifest and they would differ, so that nobody takes them for damaged.
+                (folder / SAMPLES).unlink(missing_ok=True)
+                state = dataclasses.replace(state, samples_shape=shape)
+            _remove_misfits(folder, Manifest(identity, state), set(state.hints) - set(manifest.state.hints))
             if state != manifest.state:
                 Manifest(identity, state).save(folder)
+            for name, part in parts.items():
+                if not (folder / name).exists() and (name == ROWS or state.samples_shape == shape):
+                    commit(part, folder / name)
         elif new:
             name_bytes = rows["name"].dtype.itemsize if "name" in rows else 0
-            state = State(views, list(pixels.shape), name_bytes, dict(sorted(hints.items())), made=made)
+            state = State(views, shape, name_bytes, dict(sorted(hints.items())), made=made)
             for name, part in parts.items():
                 commit(part, folder / name)  # over those of a start that was killed, maybe of another cache
             # The manifest comes last: a folder without one holds nothing that could be taken for a cache.
@@ -103,18 +125,52 @@ def create_or_extend(
 
 @contextlib.contextmanager
 def _written_beside(
-    folder: Path, identity: Identity, files: dict[str, dict[str, np.ndarray]]
+    folder: Path, identity: Identity, needed: Sequence[str], rows: dict[str, np.ndarray], samples: KeptSamples
 ) -> Iterator[dict[str, Path]]:
     """Files that are once per cache, under temporary names; those that haven't been committed then go."""
     common: Attributes = {"format": "softcache", "version": 1, "cache_id": identity.cache_id()}
     parts: dict[str, Path] = {}
     try:
-        for name, arrays in files.items():
-            parts[name] = write_temporary(folder / name, {**common, "column": name.removesuffix(".h5")}, arrays)
+        for name in needed:
+            attributes = {**common, "column": name.removesuffix(".h5")}
+            if name == ROWS:
+                parts[name] = write_temporary(folder / name, attributes, rows)
+            else:
+                parts[name] = _write_samples(folder / name, attributes, samples)
         yield parts
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
+
+
+def _write_samples(path: Path, attributes: Attributes, samples: KeptSamples) -> Path:
+    count = len(samples.rows)
+    writer = ShardWriter(path, attributes, {"index": ("<i8", (count,)), "pixels": ("|u1", (count, *samples.shape))})
+    step = max(1, CHUNK_BYTES // math.prod(samples.shape))
+    try:
+        for first in range(0, count, step):
+            some = samples.rows[first : first + step]
+            writer.write(first, {"index": some, "pixels": samples.pixels(some)})
+    except BaseException:
+        writer.abort()
+        raise
+    return writer.finish()
+
+
+def _remove_misfits(folder: Path, manifest: Manifest, added: set[str]) -> None:
+    """Of hints that are added to a manifest, removes shards that are there and don't fit: a ``softcache trim`` that was
+    killed may have left them, of another shape or dtype. Those that fit are done already."""
+    if not added:
+        return
+    cache, columns, misfits = Cache(folder), set(map(hint_column, added)), []
+    cache.manifest = manifest
+    for file in find_surplus(folder, 0, ()):
+        if file.column in columns:
+            try:
+                cache.extents(file.view, file.column, file.number)
+            except IntegrityError:
+                misfits.append(file)
+    remove_surplus(folder, misfits)
 
 
 def _extended(state: State, views: int, hints: dict[str, HintColumn], made: dict[str, Any], folder: Path) -> State:
@@ -196,12 +252,13 @@ class BlockWriter:
         self._open: dict[str, tuple[int, ShardWriter]] = {}
         cache.shard_path(block.view, LOGITS, 0).parent.mkdir(exist_ok=True)
 
-    def write(self, first: int, columns: dict[str, dict[str, np.ndarray]]) -> None:
-        """``columns``: column → array name → rows ``first ...`` of it.
+    def write(self, first: int, columns: dict[str, dict[str, np.ndarray]], logits: torch.Tensor | None = None) -> None:
+        """``columns``: column → array name → rows ``first ...`` of it. ``logits``: (B, C) of these rows before their
+        codec, on the CPU, needed where their shard is there.
 
         Errors: ``PixelsError`` and ``CacheError`` where a column that is there says something else.
         """
-        self._recorded.check(self._block.view, first, columns, self._there)
+        self._recorded.check(self._block.view, first, columns, self._there, logits)
         if first + len(next(iter(columns.values()))["digest"]) == self._block.first + self._block.rows:
             self._recorded.release(self._block.view)
         for column, arrays in columns.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import click
@@ -28,6 +29,15 @@ def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
         return int(value)
     except ValueError:
         raise click.BadParameter(f"{value!r} is neither auto nor a number of rows") from None
+
+
+def _keep(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
+    if value is None or value == "all":
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither all nor a number of rows") from None
 
 
 @_options.command("dump")
@@ -69,6 +79,12 @@ def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     option("--codec", help="How logits are stored: fp16, fp32, my.py:Codec.  [default: fp16, or the cache's]"),
     option("--hint-dtype", type=click.Choice(["float16", "float32"]), help="[default: float16, or the cache's]"),
     option("--shard-rows", type=int, help="Rows per shard, a power of two.  [default: by device and size]"),
+    option(
+        "--keep-samples",
+        callback=_keep,
+        metavar="N|all",
+        help="Rows whose pixels are kept, which train --pixels close compares.  [default: 64, or what the cache has]",
+    ),
 )
 @section(
     "Device and speed",
@@ -109,7 +125,15 @@ def command(dry_run: bool = False, json_: bool = False, **options: Any) -> None:
             ("teacher top-1", percent(done.teacher_top1)),
         ]
     )
-    if not info["complete"]:
+    beyond = [view for view in info["incomplete_views"] if view >= done.views]
+    if len(beyond) < len(info["incomplete_views"]):
         click.echo(
             f"{info['missing_shards']} of {info['shards']} shards are still missing: other parts, or run it again"
+        )
+    elif beyond:
+        which = f"view {beyond[0]} is" if len(beyond) == 1 else f"views {', '.join(map(str, beyond))} are"
+        click.echo(
+            f"{which} incomplete, beyond the {done.views} that were asked for: the same dump with --views "
+            f"{info['views']} computes what is missing, `softcache trim {shlex.quote(str(done.folder))} --views "
+            f"{done.views}` takes the views from {done.views} on away"
         )

@@ -17,6 +17,7 @@ from softcache.errors import CacheError
 @click.option("--json", "json_", is_flag=True, help="Print it as JSON.")
 def command(cache: str | None, json_: bool) -> None:
     """What a cache is; without a name, all caches in caches/."""
+    from softcache.cache.agreement.versions import recorded_versions
     from softcache.cache.reader import Cache, find_caches
     from softcache.config.folders import pick_cache
 
@@ -49,6 +50,7 @@ def command(cache: str | None, json_: bool) -> None:
     numerics = opened.manifest.identity.teacher.numerics
     hints = ", ".join(f"{k} {'×'.join(map(str, v['shape']))} {v['dtype']}" for k, v in found_one["hints"].items())
     error = found_one["codec_error"]
+    versions = ", ".join(f"{name} {version}" for name, version in recorded_versions(opened).items())
     whole = (
         "complete"
         if found_one["complete"]
@@ -69,8 +71,10 @@ def command(cache: str | None, json_: bool) -> None:
             ("keys", f"{found_one['keys']:,} ({found_one['rows']:,} rows)"),
             ("hints", hints or "none"),
             ("codec", f"{found_one['codec']}" + (f", mean KL {error['kl_mean_T1']:.1e} at T=1" if error else "")),
+            ("kept samples", f"the pixels of {opened.manifest.state.samples_shape[0]:,} rows"),
             ("size", size(found_one["bytes"])),
             ("made", f"{found_one['made'].get('date')} by softcache {found_one['made'].get('softcache')}"),
+            ("pixels made by", versions or "unknown versions"),
         ]
     )
 

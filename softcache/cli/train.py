@@ -54,13 +54,18 @@ from softcache.cli._print import as_json, percent, rows
         type=click.Choice(["logits", "probs"]),
         help="Average the logits of several caches, or their probabilities.  [default: logits]",
     ),
+    option(
+        "--labels",
+        type=click.Choice(["dataset", "cache"]),
+        help="Whose labels to use where the dataset was relabelled after the dump.  [default: stop if they differ]",
+    ),
     option("--label-fraction", type=float, help="Share of the labels that may be used.  [default: 1]"),
     option("--val-fraction", type=float, help="Share of the rows held out to choose the best epoch.  [default: 0]"),
     option(
         "--pixels",
         type=click.Choice(["exact", "close"]),
-        help="exact: stop if a byte differs from what the teacher saw. close: tolerate decoder differences.  "
-        "[default: exact]",
+        help="exact: stop if a byte differs from what the teacher saw. close: tolerate another decoder's "
+        "differences in rows whose pixels the cache keeps.  [default: exact]",
     ),
 )
 @section(

@@ -59,6 +59,7 @@ def command(cache: str | None = None, repair: bool = False, json_: bool = False,
             f"{t.row} in view {t.view}, same top-1 {percent(t.same_top1)}"
             + (f"; {t.beyond} keys beyond what is allowed" if t.beyond else "")
             + (f"; {t.other_pixels} keys have other pixels" if t.other_pixels else "")
+            + (f"; {t.labels}" if t.labels else "")
             + ("" if t.same_weights else "; its weights are not those of the dump")
         )
     speed = f", {size(found.bytes / found.seconds)}/s" if found.seconds else ""

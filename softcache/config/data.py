@@ -11,7 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from softcache.cache.agreement.data import check_dataset, check_pixels, check_together
+from softcache.cache.agreement.data import check_dataset, check_together
+from softcache.cache.agreement.digests import CloseRows
+from softcache.cache.agreement.labels import agreed_labels
+from softcache.cache.agreement.samples import check_pixels, close_rows
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, hint_column
 from softcache.config.dump import default_views
@@ -41,6 +44,7 @@ class TrainingData:
     ``caches``: of logits, in the order given; ``hints``: teacher's layer → the cache that has it; ``live``: the
     network of ``--online``; ``named``, ``lent``: the caches of ``--cache`` and ``--hint-cache``; ``views``: the
     recorded views that are visited, None for a fresh one every epoch; ``averaged``: those whose mean is the target.
+    ``close``: by a cache's folder, the rows whose pixels may differ from what its teacher saw; None where none may.
     """
 
     viewed: ViewedDataset
@@ -52,6 +56,7 @@ class TrainingData:
     named: list[Cache] = field(default_factory=list)
     lent: list[Cache] = field(default_factory=list)
     averaged: tuple[int, ...] = ()
+    close: dict[Path, CloseRows] | None = None
 
     @property
     def recorded_views(self) -> list[int] | None:
@@ -150,6 +155,9 @@ def open_data(parsed: Parsed, view_numbers: Sequence[int] | None = None) -> Trai
     leading = [*caches, *others][0]
     viewed, dataset = _open_recorded(leading, options)
     check_dataset(leading, viewed)
+    for cache in [*caches, *others]:
+        check_dataset(cache, viewed, recipe=False)
+    viewed.samples = agreed_labels([*caches, *others], viewed.samples, options.labels)
     # Where alpha is 0 the logits aren't read, so that only what the hints need has to be there.
     read = caches if parsed.losses else []
     data = TrainingData(
@@ -158,11 +166,14 @@ def open_data(parsed: Parsed, view_numbers: Sequence[int] | None = None) -> Trai
     if parsed.labels_alone:  # the baseline beside a cache: its data and recipe, in fresh views
         return dataclasses.replace(data, views=_first(options.views))
     visited = complete_views(data.caches, data.hints, options.views, view_numbers)
-    for cache in data.all_caches:
-        check_dataset(cache, viewed, recipe=False)
     check_together([leading, *data.all_caches], visited)
-    for cache in data.all_caches:
-        check_pixels(cache, viewed, accept_close=options.pixels == "close")
+    if options.pixels == "close":
+        trained = visited[0] if options.targets == "matched" else None  # a mean's pixels are others by intent
+        close = {cache.folder: close_rows(cache, viewed, trained) for cache in data.all_caches}
+        data = dataclasses.replace(data, close=close)
+    else:
+        for cache in data.all_caches:
+            check_pixels(cache, viewed)
     remember_cache(leading, dataset=dataset, augment=options.augment)
     if options.targets == "mean":
         return dataclasses.replace(data, averaged=visited)

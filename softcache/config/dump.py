@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from softcache.cache.reader import Cache
-from softcache.cache.schema import MAX_SIDE, Numerics
+from softcache.cache.schema import KEPT_SAMPLES, MAX_SIDE, Numerics
 from softcache.config.given import recorded_recipe
 from softcache.config.options import Options
 from softcache.device import DTYPES
@@ -41,6 +41,7 @@ class DumpConfig(Options):
     ``batch_size`` and the numerics are part of what the numbers are (another batch gives other last bits), so they
     are recorded, and a resumed dump takes the recorded ones. ``teacher_size``: the side of the teacher's input, where
     it isn't that of the views. ``dataset``: by default the one that the teacher was trained on, if its folder says so.
+    ``keep_samples``: of how many rows (or ``"all"``) the pixels of view 0 are kept, by default 64, or as the cache has.
     ``part``: (k, n) does the k-th of n shares of the work. ``out``: the folder, by default
     ``caches/TEACHER-DATASET-SPLIT``; ``dry_run``: only estimate space and time.
     """
@@ -71,6 +72,7 @@ class DumpConfig(Options):
     workers: int = -1
     part: tuple[int, int] | None = None
     fingerprint: str | None = None
+    keep_samples: int | str | None = None
     out: str | None = None
     dry_run: bool = False
 
@@ -86,6 +88,9 @@ class DumpConfig(Options):
             raise UsageError(f"--shard-rows must be a power of two, is {self.shard_rows}")
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise UsageError(f"--part {self.part[0]}/{self.part[1]}: the first number must be 1 … {self.part[1]}")
+        keep = self.keep_samples
+        if keep is not None and keep != "all" and not (isinstance(keep, int) and keep >= KEPT_SAMPLES):
+            raise UsageError(f"--keep-samples must be all or at least {KEPT_SAMPLES}, is {keep}")
         for name, known in (
             ("dtype", tuple(DTYPES)),
             ("amp", ("off", "bf16", "fp16")),

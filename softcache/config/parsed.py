@@ -141,6 +141,8 @@ def _check_teacher(parsed: Parsed) -> None:
         raise UsageError("--init teacher without a cache: name the teacher with --teacher")
     if options.init == "teacher" and options.weights is not None:
         raise UsageError("--init teacher and --weights exclude each other: both say where the student starts")
+    if options.labels is not None and (options.online or (parsed.labels_alone and not options.cache)):
+        raise UsageError("--labels says which labels are taken where a cache has recorded others: it needs a cache")
     if options.targets == "mean":
         if parsed.labels_alone or options.online:
             raise UsageError("--targets mean averages what a cache recorded: it needs a cache, and --alpha above 0")

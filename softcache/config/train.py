@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from softcache.cache.agreement.labels import LABELS
 from softcache.config.fit import FitConfig
 from softcache.errors import UsageError, nearest
 from softcache.stream.windows import SHUFFLES
@@ -25,14 +26,15 @@ class TrainConfig(FitConfig):
     ``T``, ``alpha``, ``beta``: numbers, or schedules such as ``"8:2:cosine"``; ``T`` None is each loss's own default,
     ``beta`` None is ``1 - alpha``. ``cache``: one or several, by default the only one in ``caches/``; ``loss`` and
     ``hint``: specs of losses and hint losses. ``views``: how many recorded views are visited in turn; by default all
-    that the caches have. ``label_fraction``: the share of the labels that may be used. ``teacher_weight``: one share a
-    cache, scaled to sum 1. ``hint_epochs``: epochs on the hints alone, before the others. ``val_fraction``: the share
-    of rows that choose the best epoch. ``views_per_image``: views of an image that share a batch and a decode.
-    ``shuffle``: of rows (full), or of blocks of them, for caches that don't fit into memory. ``view_seed``: that of
-    views that no cache has recorded, by default 0. ``student_size``, ``teacher_size`` (with ``online``): sides of the
-    networks' inputs, where they aren't that of the views. ``init_map``: pairs STUDENT=TEACHER of layers. ``codec``:
-    that of a cache that was made with code of a user's own. ``out``: the run's folder, by default
-    ``runs/STUDENT-<n>``. ``resume``: a run that was interrupted, whose own options are taken.
+    that the caches have. ``labels``: whose labels are trained on where the dataset was relabelled after the dump,
+    ``"dataset"`` or ``"cache"``; None refuses such a dataset. ``label_fraction``: the share of the labels that may be
+    used. ``teacher_weight``: one share a cache, scaled to sum 1. ``hint_epochs``: epochs on the hints alone, before the
+    others. ``val_fraction``: the share of rows that choose the best epoch. ``views_per_image``: views of an image that
+    share a batch and a decode. ``shuffle``: of rows (full), or of blocks of them, for caches that don't fit into
+    memory. ``view_seed``: that of views that no cache has recorded, by default 0. ``student_size``, ``teacher_size``
+    (with ``online``): sides of the networks' inputs, where they aren't that of the views. ``init_map``: pairs
+    STUDENT=TEACHER of layers. ``codec``: that of a cache that was made with code of a user's own. ``out``: the run's
+    folder, by default ``runs/STUDENT-<n>``. ``resume``: a run that was interrupted, whose own options are taken.
     """
 
     student: str = field(default="resnet18", kw_only=False)
@@ -62,6 +64,7 @@ class TrainConfig(FitConfig):
     view_seed: int | None = None
     augment: str | None = None
     size: int | None = None
+    labels: str | None = None
     label_fraction: float = 1.0
     val_fraction: float = 0.0
     normalize: str | None = None
@@ -88,6 +91,8 @@ class TrainConfig(FitConfig):
             value = getattr(self, name)
             if value not in known:
                 raise UsageError(f"--{name} {value!r} is unknown{nearest(value, known)}")
+        if self.labels is not None and self.labels not in LABELS:
+            raise UsageError(f"--labels {self.labels!r} is unknown{nearest(self.labels, LABELS)}")
         if not 0 < self.label_fraction <= 1:
             raise UsageError(f"--label-fraction must be above 0 and at most 1, is {self.label_fraction:g}")
         if not 0 <= self.val_fraction < 1:

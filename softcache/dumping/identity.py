@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 import torch
 
 import softcache
+from softcache.cache.agreement.versions import pixel_versions
 from softcache.cache.schema import (
     MAX_SHARD_BYTES,
     VERSION,
@@ -156,9 +156,7 @@ def provenance(
     return {
         "softcache": softcache.__version__,
         "torch": str(torch.__version__),
-        "torchvision": _version("torchvision"),
-        "pillow": _version("pillow"),
-        "numpy": np.__version__,
+        **pixel_versions(),
         "h5py": h5py.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
@@ -169,15 +167,6 @@ def provenance(
         "dataset": viewed.samples.spec,
         "fingerprint": fingerprint,
     }
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def same_kind(existing: Manifest | None, device: torch.device) -> None:

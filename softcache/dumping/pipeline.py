@@ -76,13 +76,15 @@ class Forward:
 
 @dataclass
 class _Computed:
-    """One batch on its way to the writer: arrays on the host once ``ready``."""
+    """One batch on its way to the writer: arrays on the host once ``ready``. ``logits``: before their codec, where the
+    writer compares them with those that are on disk."""
 
     writer: BlockWriter
     view: int
     first: int
     columns: dict[str, dict[str, torch.Tensor]]
     finite: dict[str, torch.Tensor]
+    logits: torch.Tensor | None
     ready: Any
 
 
@@ -147,7 +149,7 @@ def _groups(blocks: Sequence[Block], *, one_decode: bool) -> Iterator[list[Block
 
 def _compute(
     cache: Cache, block: Block, pixels: torch.Tensor, logits: torch.Tensor, hints: dict[str, torch.Tensor]
-) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor], Any]:
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor], torch.Tensor | None, Any]:
     """What goes to the writer, on its way to the host without a wait."""
     seen = digest(pixels)
     # also logits that are on disk already: the writer compares them
@@ -166,11 +168,12 @@ def _compute(
     to_host = _to_host if pixels.device.type == "cuda" else torch.Tensor.cpu
     columns = {column: {name: to_host(t) for name, t in arrays.items()} for column, arrays in columns.items()}
     finite = {name: to_host(t) for name, t in finite.items()}
+    raw = None if LOGITS in block.columns else to_host(logits)
     event = None
     if pixels.device.type == "cuda":
         event = torch.cuda.Event()
         event.record()
-    return columns, finite, event
+    return columns, finite, raw, event
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:
@@ -248,7 +251,7 @@ class _WriterThread:
             column: {n: t.numpy().astype(np.uint32) if n == "digest" else t.numpy() for n, t in tensors.items()}
             for column, tensors in item.columns.items()
         }
-        item.writer.write(item.first, arrays)
+        item.writer.write(item.first, arrays, item.logits)
 
 
 def _advice(name: str, row: int, view: int, codec: str) -> str:

@@ -9,19 +9,24 @@ import numpy as np
 import torch
 
 from softcache.cache.agreement.recorded import Recorded, first_recorded
+from softcache.cache.agreement.samples import recorded_digests
+from softcache.cache.agreement.versions import versions_note
 from softcache.cache.reader import Cache
 from softcache.cache.schema import (
+    KEPT_SAMPLES,
     LOGITS,
+    MAX_SAMPLES_BYTES,
     MAX_SHARD_BYTES,
     HintColumn,
     Identity,
     Manifest,
     hint_column,
-    samples_kept,
+    most_samples,
 )
+from softcache.cache.writer import KeptSamples
 from softcache.dumping.identity import default_shard_rows
 from softcache.dumping.pipeline import Forward
-from softcache.errors import CacheError
+from softcache.errors import CacheError, PixelsError, UsageError
 from softcache.models._hooks import Taps
 from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
@@ -66,11 +71,47 @@ def hint_shapes(
     return dict(sorted(found.items()))
 
 
-def kept_samples(viewed: ViewedDataset) -> tuple[np.ndarray, np.ndarray]:
-    """Rows spread over the dataset and their pixels in view 0, so that a mismatch can be looked at later."""
-    count = samples_kept(viewed.size**2 * viewed.samples.channels)
+def samples_to_keep(viewed: ViewedDataset, asked: int | str | None, existing: Manifest | None) -> int:
+    """How many rows' pixels are kept: as asked (``"all"`` or a number), at least as many as the cache has; by default
+    64.
+
+    Errors: ``UsageError`` where they would take more room than ``samples.h5`` may.
+    """
+    rows, channels = len(viewed), viewed.samples.channels
+    recorded = existing.state.samples_shape[0] if existing else 0
+    most = most_samples(rows, viewed.size, channels)
+    if asked is None:
+        return max(recorded, min(KEPT_SAMPLES, most))
+    wanted = rows if asked == "all" else min(int(asked), rows)
+    if wanted > most:
+        raise UsageError(
+            f"--keep-samples {asked}: {wanted:,} rows of {viewed.size}×{viewed.size}×{channels} bytes are more than "
+            f"the {MAX_SAMPLES_BYTES >> 30} GiB that a cache keeps: at most --keep-samples {most}"
+        )
+    return max(recorded, wanted)
+
+
+def kept_samples(viewed: ViewedDataset, count: int, existing: Cache | None) -> KeptSamples:
+    """``count`` rows spread over the dataset and their pixels in view 0, so that a mismatch can be looked at later.
+
+    Pixels that are made after the teacher has seen view 0 are compared with what it saw. Errors (of the function that
+    makes them): ``PixelsError``.
+    """
     rows = np.unique(np.linspace(0, len(viewed) - 1, count).astype(np.int64))
-    return rows, viewed.batch(rows, 0).numpy()
+    seen = existing if existing is not None and 0 in existing.complete_views(LOGITS) else None
+
+    def pixels(some: np.ndarray) -> np.ndarray:
+        made = viewed.batch(some, 0).numpy()
+        if seen is not None:
+            wrong = some[recorded_digests(seen, 0, some) != digest(made)]
+            if len(wrong):
+                raise PixelsError(
+                    f"row {int(wrong[0])} in view 0 has other pixels than the teacher saw, so its sample can't be "
+                    f"kept: keep samples with the versions that the cache was made with{versions_note(seen)}"
+                )
+        return made
+
+    return KeptSamples(rows, (viewed.size, viewed.size, viewed.samples.channels), pixels)
 
 
 def check_teacher(cache: Cache, viewed: ViewedDataset, forward: Forward, recorded: Recorded) -> None:
@@ -86,4 +127,4 @@ def check_teacher(cache: Cache, viewed: ViewedDataset, forward: Forward, recorde
     logits, _ = forward(pixels)
     arrays = {f"logits/{name}": values.cpu().numpy() for name, values in cache.codec.encode(logits).items()}
     arrays["digest"] = digest(pixels).cpu().numpy().astype(np.uint32)
-    recorded.check(view, first, {LOGITS: arrays}, [LOGITS])
+    recorded.check(view, first, {LOGITS: arrays}, [LOGITS], logits.cpu())

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from softcache.atomic import dead_temporaries, remove_dead_temporaries
-from softcache.cache.agreement.data import check_pixels
 from softcache.cache.agreement.identity import refuse_other
+from softcache.cache.agreement.labels import refuse_relabelled
 from softcache.cache.agreement.recorded import Recorded
+from softcache.cache.agreement.samples import check_pixels
 from softcache.cache.locks import remove_stale_locks, writing
 from softcache.cache.reader import Cache
 from softcache.cache.schema import (
@@ -53,7 +54,7 @@ from softcache.dumping.identity import (
     weights_fingerprint,
 )
 from softcache.dumping.pipeline import Forward, run_blocks
-from softcache.dumping.prepare import check_teacher, hint_shapes, kept_samples
+from softcache.dumping.prepare import check_teacher, hint_shapes, kept_samples, samples_to_keep
 from softcache.errors import CacheError, LockedError, UsageError
 from softcache.localfiles import local_path
 from softcache.models._network import Network
@@ -66,12 +67,14 @@ _FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "quota exceeded", errno.EF
 
 @dataclass
 class Dumped:
-    """The cache's folder, keys computed now, seconds spent in this call, and the teacher's top-1 on the labels."""
+    """The cache's folder, keys computed now, seconds spent in this call, the teacher's top-1 on the labels, and how
+    many ``views`` were asked for: the cache may have been asked for more before."""
 
     folder: Path
     keys: int
     seconds: float
     teacher_top1: float | None = None
+    views: int = 0
     info: dict[str, Any] = field(default_factory=dict)
     estimate: Estimate | None = None
 
@@ -95,10 +98,13 @@ def dump(asked: DumpConfig) -> Dumped:
     asked = dataclasses.replace(asked, dataset=dataset, size=asked.size if existing else size)
     config = asked.settled(existing)
     viewed = ViewedDataset(samples, config.augment, seed=config.view_seed or 0, size=config.size)
+    samples_kept = samples_to_keep(viewed, config.keep_samples, existing.manifest if existing else None)
     device = _device(config.device)
     same_kind(existing.manifest if existing else None, device)
     codec, full = config.codec or DEFAULTS["codec"], config.fingerprint == "full"
     if existing:
+        if (folder / ROWS).exists():  # verify --repair takes it away where it is damaged
+            refuse_relabelled(existing, samples)
         spec, named = teacher_source(config.teacher, samples, config.teacher_weights)
         known = known_identity(
             viewed,
@@ -113,7 +119,7 @@ def dump(asked: DumpConfig) -> Dumped:
         )
         if known:
             refuse_other(existing.manifest.identity, known, folder)
-            if not dry_run and _is_whole(existing, config):
+            if not dry_run and _is_whole(existing, config, samples_kept):
                 return _done(folder, config, began)
     network = find_teacher(
         config.teacher,
@@ -129,10 +135,10 @@ def dump(asked: DumpConfig) -> Dumped:
     identity = identify(network, weights, data, viewed, numerics, codec=codec, shard_rows=config.shard_rows)
     if existing:
         refuse_other(existing.manifest.identity, identity, folder)
-        if not dry_run and _is_whole(existing, config):
+        if not dry_run and _is_whole(existing, config, samples_kept):
             return _done(folder, config, began)
         if (folder / SAMPLES).exists():  # verify --repair takes it away where it is damaged
-            check_pixels(existing, viewed)
+            check_pixels(Cache(folder), viewed)  # as it is now: another part may have kept more samples meanwhile
     views = config.views or (existing.views if existing else default_views(viewed.recipe))
     network = network.to(device, DTYPES[identity.teacher.numerics.dtype]).eval()
     if config.channels_last:
@@ -157,7 +163,7 @@ def dump(asked: DumpConfig) -> Dumped:
         refuse_too_large(guess, folder)
         make_folder(folder)
         with _told(folder), writing(folder, part):
-            keys = _compute(folder, identity, viewed, forward, hints, views, config)
+            keys = _compute(folder, identity, viewed, forward, hints, views, samples_kept, config)
             finish(folder, config.codec)
     return _done(folder, config, began, keys)
 
@@ -169,10 +175,12 @@ def _compute(
     forward: Forward,
     hints: dict[str, HintColumn],
     views: int,
+    samples_kept: int,
     config: DumpConfig,
 ) -> int:
     """Computes this part's missing shards; returns how many keys that were."""
     _remove_leftovers(folder)
+    held = Cache(folder, codec=config.codec) if (folder / MANIFEST).exists() else None
     cache = create_or_extend(
         folder,
         identity,
@@ -187,7 +195,7 @@ def _compute(
         ),
         labels=viewed.samples.labels,
         names=viewed.samples.names,
-        samples=kept_samples(viewed),
+        samples=kept_samples(viewed, samples_kept, held),
         codec=config.codec,
     )
     _remember(cache, config)
@@ -217,11 +225,12 @@ def _compute(
     return keys
 
 
-def _is_whole(cache: Cache, config: DumpConfig) -> bool:
+def _is_whole(cache: Cache, config: DumpConfig, samples_kept: int) -> bool:
     """Whether all that is asked for is there, by the folders' listings alone."""
     state, views = cache.manifest.state, config.views or cache.views
     return (
         views <= state.views
+        and samples_kept <= state.samples_shape[0]
         and all(layer in state.hints and config.hint_dtype in (None, state.hints[layer].dtype) for layer in config.hint)
         and all((cache.folder / name).exists() for name in (ROWS, SAMPLES))
         and not cache.missing(cache.manifest.columns, views)
@@ -239,7 +248,14 @@ def _done(folder: Path, config: DumpConfig, began: float, keys: int = 0) -> Dump
                 _remove_leftovers(folder)
                 finish(folder, config.codec)
             cache = Cache(folder)
-    return Dumped(folder, keys, time.perf_counter() - began, cache.manifest.state.teacher_top1, cache.describe())
+    return Dumped(
+        folder,
+        keys,
+        time.perf_counter() - began,
+        cache.manifest.state.teacher_top1,
+        config.views or cache.views,
+        cache.describe(),
+    )
 
 
 def _found_from_everywhere(teacher: str) -> str:

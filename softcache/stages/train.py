@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from softcache.cache.agreement.data import refuse_pixels
+from softcache.cache.agreement.samples import refuse_pixels
 from softcache.config.data import TrainingData, open_data
 from softcache.config.folders import make_folder, new_run_folder
 from softcache.config.given import remember_folder
@@ -228,7 +228,7 @@ def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
                 resume=resume,
             )
     except PixelsError as error:
-        refuse_pixels(error, data.all_caches, data.viewed)
+        refuse_pixels(error, data.all_caches, data.viewed, close=options.pixels == "close")
     return _finish(prepared, folder, fitted, record, evaluate)
 
 
@@ -262,8 +262,9 @@ def _stages(prepared: _Prepared) -> list[Stage]:
             hold_all=options.resident == "device",
             windows=windows,
         )
-        exact = options.pixels == "exact"
-        return Stream(data.viewed, pixels, plan, prepared.device, visible=rows.visible, teacher=targets, exact=exact)
+        return Stream(
+            data.viewed, pixels, plan, prepared.device, visible=rows.visible, teacher=targets, close=data.close
+        )
 
     joint = bool(parsed.hints) and not options.hint_epochs
     main = stream(logits=bool(parsed.losses), hints=joint)

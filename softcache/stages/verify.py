@@ -115,6 +115,8 @@ def verify(
         found = _examine(folder, threads, codec)
     if teacher is not None and found.damaged and not (repair and MANIFEST not in found.removed):
         log.info("the teacher is not asked, as the cache is damaged: repair it first")
+    elif teacher is not None and ROWS in found.missing:
+        log.info(f"the teacher is not asked, as {ROWS} is missing: run softcache dump again first")
     elif teacher is not None:
         found.teacher = _ask(
             Cache(folder, verify_reads=True, codec=codec), teacher, sample=sample, seed=seed, **options
@@ -143,6 +145,7 @@ def _ask(
     import torch
 
     from softcache.cache.agreement.data import check_dataset
+    from softcache.cache.agreement.labels import label_difference
     from softcache.cache.agreement.teacher import compare
     from softcache.config.given import recorded_dataset, recorded_recipe, remember_cache
     from softcache.config.teachers import find_teacher
@@ -175,7 +178,14 @@ def _ask(
         network.to(memory_format=torch.channels_last)
     forward = Forward(network, [], where, amp=numerics.amp)
     found = compare(
-        cache, viewed, lambda pixels: forward(pixels)[0], where, sample=sample, seed=seed, same_weights=same_weights
+        cache,
+        viewed,
+        lambda pixels: forward(pixels)[0],
+        where,
+        sample=sample,
+        seed=seed,
+        same_weights=same_weights,
+        labels=label_difference(cache, viewed.samples),
     )
     if not found.other_pixels:
         remember_cache(cache, dataset=dataset, augment=augment)

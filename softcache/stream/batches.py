@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from softcache.cache.agreement.digests import PixelCheck
+from softcache.cache.agreement.digests import CloseRows, PixelCheck
+from softcache.cache.reader import Cache
 from softcache.stream.inputs import PixelSource
 from softcache.stream.plan import Plan
 from softcache.stream.targets import Targets
@@ -20,6 +22,11 @@ class TargetSource(Protocol):
     """What the teacher says of keys, wherever it comes from."""
 
     name: str
+
+    @property
+    def compared(self) -> Sequence[Cache]:
+        """Whose digests ``targets`` gives, one after the other; none where pixels are any."""
+        ...
 
     @property
     def seconds(self) -> float:
@@ -62,8 +69,9 @@ class Stream:
         *,
         visible: np.ndarray,
         teacher: TargetSource | None,
-        exact: bool = True,
+        close: Mapping[Path, CloseRows] | None = None,
     ):
+        """``close``: by a cache's folder, whose pixels may differ from what its teacher saw; None where none may."""
         self.plan = plan
         self.name = pixels.name
         self.targets = teacher.name if teacher is not None else "from labels"
@@ -71,7 +79,7 @@ class Stream:
         self._pixels = pixels
         self.device = device
         self._teacher = teacher
-        self._exact = exact
+        self._close = close
         self._visible = torch.from_numpy(visible.astype(np.int64)).to(device)
         self._at_once = device.type == "cpu"
 
@@ -93,10 +101,13 @@ class Stream:
         views, batches = self.plan.views_at(epoch), list(self.plan.batches(epoch))
         if self._teacher is not None:
             self._teacher.begin(views, batches)
-        check = PixelCheck(at_once=self._at_once)
+        accepted = []
+        if self._teacher is not None and self._close is not None:
+            accepted = [self._close[cache.folder] for cache in self._teacher.compared]
+        check = PixelCheck(at_once=self._at_once, accepted=accepted)
         for rows, on_device, pixels in self._pixels.epoch(batches, views):
             targets = self._teacher.targets(rows, on_device, pixels) if self._teacher is not None else Targets()
-            if targets.digests and self._exact:
+            if targets.digests:
                 check.add(rows, views, pixels, targets.digests)
             visible, mixed = self._visible.index_select(0, on_device), self._mixed(rows, views)
             labels = visible if mixed is None else torch.where(mixed[1] >= 0.5, visible, mixed[0])

@@ -23,6 +23,7 @@ class MeanTargets:
 
     def __init__(self, caches: Sequence[Cache], views: Sequence[int], device: torch.device):
         self.name = "averaged over views"
+        self.compared: Sequence[Cache] = ()
         self.seconds = 0.0
         self._device = device
         means = [mean_logits(cache, views) for cache in caches]

@@ -60,6 +60,11 @@ class CachedTargets:
         self._pinned_buffers = [PinnedBuffers(device) for _ in self._readers()] if device.type == "cuda" else []
         self._views: tuple[int, ...] = ()
 
+    @property
+    def compared(self) -> Sequence[Cache]:
+        """The cache of each of the digests that ``targets`` gives."""
+        return [reader.cache for reader in self._readers()]
+
     @staticmethod
     def bytes_per_view(caches: Sequence[Cache], hints: dict[str, Cache]) -> int:
         """What ``hold`` takes for each view that is kept."""
@@ -161,6 +166,7 @@ class LiveTargets:
         self._hints = list(hints)
         self._device = device
         self._amp = amp
+        self.compared: Sequence[Cache] = ()  # it sees the very pixels
 
     @property
     def seconds(self) -> float:

@@ -11,14 +11,20 @@ NEAR = 3  # steps of 255: what versions of JPEG decoders and of resizing differ 
 NEARLY_ALL = 0.98  # of a sample's bytes: at sharp edges of colour, decoders differ by more
 
 
-def explain_mismatch(ours: npt.NDArray[np.uint8], theirs: npt.NDArray[np.uint8]) -> typing.Literal["close", "other"]:
-    """``"close"`` where in every sample nearly all bytes are nearly the same, else ``"other"``.
+def close_samples(ours: npt.NDArray[np.uint8], theirs: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """(K,) bool: the samples of which nearly all bytes are nearly the same.
 
-    ours, theirs: (K, H, W, C) uint8, the same keys' pixels as they are now and as they were kept.
+    ours, theirs: (K, H, W, C) uint8, the same keys' pixels as they are now and as they were kept; where their shapes
+    differ, no sample is close.
     """
     if ours.shape != theirs.shape:
-        return "other"
+        return np.zeros(len(theirs), dtype=bool)
     # uint8 differences would wrap around
     distance = np.abs(ours.astype(np.int16) - theirs)
     near = (distance <= NEAR).reshape(len(distance), -1).mean(axis=1)
-    return "close" if bool((near >= NEARLY_ALL).all()) else "other"
+    return np.asarray(near >= NEARLY_ALL)
+
+
+def explain_mismatch(ours: npt.NDArray[np.uint8], theirs: npt.NDArray[np.uint8]) -> typing.Literal["close", "other"]:
+    """``"close"`` where every sample is close, else ``"other"``. Arguments: as for ``close_samples``."""
+    return "close" if bool(close_samples(ours, theirs).all()) else "other"

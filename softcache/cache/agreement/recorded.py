@@ -8,17 +8,14 @@ import os
 import numpy as np
 import torch
 
+from softcache.cache.agreement.tolerance import compare_logits
+from softcache.cache.agreement.versions import versions_note
 from softcache.cache.mapping import map_rows
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS
 from softcache.errors import CacheError, PixelsError
 
 log = logging.getLogger(__name__)
-
-# |recomputed - recorded| of a batch's logits, relative to their spread. Another machine, library or number of threads
-# changes the last bits, a millionth in float32 and a hundredth in half precision (where a rounding may then fall to the
-# other side in a codec, too); a teacher whose code or input has changed is off by far more.
-TOLERANCE, TOLERANCE_HALF = 1e-3, 3e-2
 
 
 class Recorded:
@@ -33,8 +30,16 @@ class Recorded:
         self._mapped: dict[int, tuple[tuple[str, int], dict[str, np.ndarray]]] = {}
         self._warned = False
 
-    def check(self, view: int, first: int, columns: dict[str, dict[str, np.ndarray]], there: list[str]) -> None:
-        """``columns``: column → array name → rows ``first ...``; ``there``: columns whose shards exist for them.
+    def check(
+        self,
+        view: int,
+        first: int,
+        columns: dict[str, dict[str, np.ndarray]],
+        there: list[str],
+        logits: torch.Tensor | None = None,
+    ) -> None:
+        """``columns``: column → array name → rows ``first ...``; ``there``: columns whose shards exist for them;
+        ``logits``: (B, C) of these rows before their codec, on the CPU, needed where logits are there.
 
         Errors: ``PixelsError`` where the pixels are not those of the recorded column, ``CacheError`` where the
         teacher's logits are not.
@@ -45,45 +50,40 @@ class Recorded:
             if len(wrong):
                 raise PixelsError(
                     f"row {first + int(wrong[0])} in view {view} has other pixels than {column} was computed from: "
-                    "another version of the data, or of a library that decodes it; use another --out"
+                    f"another version of the data, or of a library that decodes it{versions_note(self._cache)}; "
+                    "use another --out"
                 )
         if LOGITS in columns and LOGITS in there:
-            self._check_logits(view, first, columns[LOGITS])
+            assert logits is not None
+            self._check_logits(view, first, columns[LOGITS], logits)
 
     def release(self, view: int) -> None:
         """Forgets the view's shard: its rows have been compared."""
         self._mapped.pop(view, None)
 
-    def _check_logits(self, view: int, first: int, ours: dict[str, np.ndarray]) -> None:
-        names = [name for name in ours if name != "digest"]
-        theirs = {name: self._rows(view, LOGITS, first, len(ours[name]), name) for name in names}
-        if all(theirs[name].tobytes() == ours[name].astype(theirs[name].dtype).tobytes() for name in names):
+    def _check_logits(self, view: int, first: int, coded: dict[str, np.ndarray], now: torch.Tensor) -> None:
+        names = [name for name in coded if name != "digest"]
+        theirs = {name: self._rows(view, LOGITS, first, len(coded[name]), name) for name in names}
+        if all(theirs[name].tobytes() == coded[name].astype(theirs[name].dtype).tobytes() for name in names):
             return
-        distance = self._distance(theirs, {name: ours[name] for name in names})
-        numerics = self._cache.manifest.identity.teacher.numerics
-        allowed = TOLERANCE_HALF if numerics.amp != "off" or numerics.tf32 else TOLERANCE
-        if not distance <= allowed:  # also where it is not a number
+        differs, allowed = compare_logits(self._cache, self._cache.decode(theirs), now)
+        beyond = ~(differs <= allowed)  # also where a difference is not a number
+        # Of the keys that don't agree if there are any, the one that is furthest beyond its bound.
+        worst = int(torch.nan_to_num(differs / allowed, nan=torch.inf).argmax())
+        by = f"by {differs[worst]:.1g}, where {allowed[worst]:.1g} is rounding"
+        if bool(beyond.any()):
             raise CacheError(
-                f"the teacher now says something else than {self._cache.folder} has recorded (view {view}, rows from "
-                f"{first}: logits are off by {distance:.1g} of their spread, at most {allowed:g} is rounding): its "
-                f"code or a library has changed, or the shard is damaged (softcache verify {self._cache.folder}); use "
-                "another --out"
+                f"the teacher now says something else than {self._cache.folder} has recorded (row {first + worst} in "
+                f"view {view}: a logit is off {by}; so are {int(beyond.sum())} of {len(beyond)} keys of this batch): "
+                f"its code or a library has changed, or the shard is damaged (softcache verify {self._cache.folder}); "
+                "use another --out"
             )
         if not self._warned:
             log.warning(
-                f"the teacher's logits differ from the recorded ones in their last bits (by {distance:.1g} of their "
-                "spread): another machine, library or number of threads than the cache was begun with"
+                f"the teacher's logits differ from the recorded ones in their last bits ({by}): another machine, "
+                "library or number of threads than the cache was begun with"
             )
         self._warned = True
-
-    def _distance(self, theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> float:
-        """Norm of the difference over that of the recorded logits, each row's mean taken off."""
-        recorded, now = (self._decoded(arrays) for arrays in (theirs, ours))
-        return float((now - recorded).norm() / recorded.norm().clamp_min(1e-30))
-
-    def _decoded(self, arrays: dict[str, np.ndarray]) -> torch.Tensor:
-        logits = self._cache.decode(arrays).double()
-        return logits - logits.mean(1, keepdim=True)
 
     def _rows(self, view: int, column: str, first: int, count: int, name: str) -> np.ndarray:
         """Rows of one shard or, for a column with smaller shards, of several."""

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from softcache.cache.agreement.labels import LabelDifference
+from softcache.cache.agreement.tolerance import compare_logits
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS
 from softcache.device import tf32
@@ -17,15 +19,12 @@ from softcache.errors import CacheError, UsageError
 from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
 
-# Of the largest logit's size: what another batch, device or library version may change, by the arithmetic's precision.
-TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "tf32": 1e-2, "bf16": 5e-2, "fp16": 1e-2}
-
 
 @dataclass(frozen=True)
 class Rerun:
     """``largest``: the largest |stored - now| of any logit, at key (``row``, ``view``), where ``allowed`` was what
     the codec and the arithmetic account for. ``beyond``: keys above what is allowed for them; ``other_pixels``: keys
-    whose pixels are not those of the dump."""
+    whose pixels are not those of the dump; ``labels``: how the dataset's labels differ from those of the dump."""
 
     keys: int
     largest: float
@@ -36,10 +35,11 @@ class Rerun:
     other_pixels: int
     same_weights: bool
     same_top1: float
+    labels: LabelDifference | None = None
 
     @property
     def ok(self) -> bool:
-        return self.beyond == 0 and self.other_pixels == 0 and self.same_weights
+        return self.beyond == 0 and self.other_pixels == 0 and self.same_weights and self.labels is None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"ok": self.ok}
@@ -54,22 +54,21 @@ def compare(
     sample: int = 256,
     seed: int = 0,
     same_weights: bool = True,
+    labels: LabelDifference | None = None,
 ) -> Rerun:
     """Runs a teacher on ``sample`` random keys and compares its logits with those that the cache holds.
 
     ``viewed``: the cache's data in its views. ``forward``: pixels (B, H, W, C) uint8 on ``device`` → logits (B, C), in
-    the arithmetic of the dump. ``same_weights``: whether its parameters are those of the dump, for the report.
+    the arithmetic of the dump. ``same_weights``: whether its parameters are those of the dump, and ``labels``: how the
+    dataset's labels differ, both for the report. How far a key may be off is said in ``tolerance``.
 
-    A key may differ by what the codec does to the new logits, and by ``TOLERANCE`` of the largest of them on top
-    (several times, as the stored ones were another input of the codec). Errors: ``CacheError`` where no view is
-    complete.
+    Errors: ``CacheError`` where no view is complete.
     """
     if sample < 1:
         raise UsageError(f"--sample must be at least 1, is {sample}")
     numerics, views = cache.manifest.identity.teacher.numerics, cache.complete_views()
     if not views:
         raise CacheError(f"{cache.folder} has no complete view to compare with: run softcache dump again")
-    arithmetic = numerics.amp if numerics.amp in TOLERANCE else "tf32" if numerics.tf32 else numerics.dtype
     rng = np.random.default_rng(seed)
     total = cache.rows * len(views)
     chosen = np.sort(rng.choice(total, min(sample, total), replace=False))
@@ -82,12 +81,9 @@ def compare(
             pixels = viewed.batch(some, view)
             other = digest(pixels).numpy() != stored["digest"]
             with tf32(numerics.tf32):
-                now = forward(pixels.to(device)).cpu().double()
-            theirs = cache.decode(stored).double()
-            ours = cache.codec.decode(cache.codec.encode(now.float())).double()
-            differs = (theirs - now).abs().amax(1)
-            slack = 4 * TOLERANCE[arithmetic] * now.abs().amax(1).clamp_min(1e-6)
-            allowed = (ours - now).abs().amax(1) + slack
+                now = forward(pixels.to(device)).cpu()
+            theirs = cache.decode(stored)
+            differs, allowed = compare_logits(cache, theirs, now)
             same = theirs.argmax(1) == now.argmax(1)
             parts = (differs, allowed, same.double(), torch.from_numpy(other).double())
             found.append((some, np.full(len(some), view), *(part.numpy() for part in parts)))
@@ -105,4 +101,5 @@ def compare(
         other_pixels=int(other_.sum()),
         same_weights=same_weights,
         same_top1=float(same_.mean()),
+        labels=labels,
     )

@@ -1,0 +1,106 @@
+"""Whether a dataset still has the labels that a cache was made with; ``rows.h5`` is the only record of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from softcache.cache.reader import Cache
+from softcache.datasets._samples import Samples
+from softcache.errors import CacheError
+
+log = logging.getLogger(__name__)
+
+LABELS = ("dataset", "cache")  # whose labels a training takes where they differ on purpose
+
+
+@dataclass(frozen=True)
+class LabelDifference:
+    """``rows``: how many rows have another label than in the cache; ``example``: the first of them, with both labels
+    by class name and, where files are known, both files."""
+
+    rows: int
+    of: int
+    example: str
+
+    def __str__(self) -> str:
+        return f"the labels of {self.rows:,} of {self.of:,} rows differ ({self.example})"
+
+
+def label_difference(cache: Cache, samples: Samples) -> LabelDifference | None:
+    """How the labels of ``samples`` differ from those that the cache has recorded; None where they don't.
+
+    Both have the same number of rows and the same classes.
+    """
+    recorded, labels = cache.labels, samples.labels
+    differing = np.flatnonzero(recorded != labels)
+    if not len(differing):
+        return None
+    row = int(differing[0])
+    there, now = (_class_name(samples.classes, int(label)) for label in (recorded[row], labels[row]))
+    names = cache.names
+    if names is not None and samples.names is not None:
+        there, now = f"{there} as {names[row]}", f"{now} as {samples.names[row]}"
+    return LabelDifference(
+        len(differing), len(labels), f"first row {row}: {there} in the cache, {now} in the dataset now"
+    )
+
+
+def agreed_labels(caches: Sequence[Cache], samples: Samples, choice: str | None) -> Samples:
+    """The samples with the labels that a training takes.
+
+    ``choice``: None where the labels of the dataset and of every cache must be the same; ``"dataset"`` takes the
+    dataset's labels, ``"cache"`` those that all caches have recorded. Errors: ``CacheError`` where labels differ and
+    no choice was made, or where caches that are to decide differ from each other.
+    """
+    if choice == "cache":
+        first = caches[0]
+        for other in caches[1:]:
+            differing = int((first.labels != other.labels).sum())
+            if differing:
+                raise CacheError(
+                    f"{first.folder} and {other.folder} have recorded different labels for {differing:,} of "
+                    f"{first.rows:,} rows, so --labels cache is ambiguous: use --labels dataset, or leave one cache out"
+                )
+    for cache in caches:
+        found = label_difference(cache, samples)
+        if found is None:
+            continue
+        if choice is None:
+            raise CacheError(
+                f"{cache.folder} was made from other labels than {samples.spec} has now: {found}. Restore the labels; "
+                "or, if the dataset was relabelled on purpose, train on its labels with --labels dataset, or on the "
+                "recorded ones with --labels cache"
+            )
+        log.warning(f"{cache.folder}: {found}; training on the labels of the {choice}")
+    if choice == "cache":
+        return dataclasses.replace(samples, labels=caches[0].labels.astype(np.int32))
+    return samples
+
+
+def refuse_relabelled(cache: Cache, samples: Samples) -> None:
+    """For a dump into a cache that is there: its labels are recorded once and must be those of the dataset.
+
+    Nothing where rows or classes differ: then the identity differs, which says more.
+    Errors: ``CacheError`` where labels differ.
+    """
+    recorded = cache.manifest.identity.dataset
+    if (recorded.rows, recorded.class_names) != (len(samples), list(samples.classes)):
+        return
+    found = label_difference(cache, samples)
+    if found is not None:
+        raise CacheError(
+            f"{cache.folder} was made from other labels than {samples.spec} has now: {found}. Restore the labels, or "
+            "use another --out for the relabelled dataset; the logits of this cache can still be used with "
+            "softcache train --labels dataset"
+        )
+
+
+def _class_name(classes: Sequence[str], label: int) -> str:
+    if label < 0:
+        return "no label"
+    return repr(classes[label]) if label < len(classes) else f"class {label}"

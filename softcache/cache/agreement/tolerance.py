@@ -1,0 +1,44 @@
+"""By how much two computations of the same logits may differ: the one rule of this package.
+
+A teacher that is run again on the same pixels gives other last bits on another machine, with another library, batch or
+number of threads; a codec then rounds both results. Let ``y`` (C,) be the logits of a key as they are computed now
+and ``Q`` what the codec makes of logits. The stored logits of the key agree with ``y`` if no logit is further from it
+than
+
+    max |Q(y) - y|  +  4 · t · max |y|
+
+where ``t`` is the relative error of the arithmetic, ``RELATIVE_ERROR``. The first term is the codec's error on these
+very logits. For a codec that rounds to the nearest of fixed values, a difference of δ in its input moves
+``|Q(x) - y|`` by at most 2δ. Measure and bound are taken key by key, so one wrong key is not hidden by many right ones.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from softcache.cache.reader import Cache
+
+# What another batch, device or library version may change, relative to the largest logit of the key.
+RELATIVE_ERROR = {"float64": 1e-9, "float32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
+_SMALLEST = 1e-6  # a key whose logits are all zero still has rounding
+
+
+def relative_error(cache: Cache) -> float:
+    """``t`` of the arithmetic that the cache's teacher ran in: that of autocast, else of TF32, else of its dtype."""
+    numerics = cache.manifest.identity.teacher.numerics
+    if numerics.amp in RELATIVE_ERROR:
+        return RELATIVE_ERROR[numerics.amp]
+    return RELATIVE_ERROR["tf32" if numerics.tf32 else numerics.dtype]
+
+
+def compare_logits(cache: Cache, stored: torch.Tensor, now: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How far each key's logits are from the stored ones, and how far they may be.
+
+    ``stored``: (B, C) as the cache's codec decodes them; ``now``: (B, C) as computed now, both on the CPU. Result:
+    the largest absolute difference and the bound, both (B,) float64. A key agrees where the difference is at most the
+    bound; a logit that is not a number never agrees.
+    """
+    now = now.double()
+    coded = cache.codec.decode(cache.codec.encode(now.float())).double()
+    rounding = 4 * relative_error(cache) * now.abs().amax(1).clamp_min(_SMALLEST)
+    return (stored.double() - now).abs().amax(1), (coded - now).abs().amax(1) + rounding
