@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from softcache.atomic import commit
+from softcache.atomic import check_no_link, commit, make_folder_within
 from softcache.cache.agreement.identity import refuse_other
 from softcache.cache.agreement.recorded import Recorded
 from softcache.cache.hdf5 import read_structure
@@ -165,7 +165,8 @@ def update_state(folder: Path, change: Callable[[State], State]) -> None:
 def plan(cache: Cache, views: int, columns: list[str], part: tuple[int, int] = (1, 1)) -> list[Block]:
     """What is missing, as blocks in the order in which they are computed.
 
-    ``part``: (k, n) takes every n-th block beginning with the k-th, so that n processes share the work.
+    ``part``: (k, n) takes every n-th block beginning with the k-th, so that n processes share the work. Errors:
+    ``SoftcacheError`` where the folder of a view in which something is missing is a link.
     """
     size = cache.manifest.identity.shard_rows
     missing: dict[tuple[int, int], list[tuple[str, int]]] = {}
@@ -177,6 +178,8 @@ def plan(cache: Cache, views: int, columns: list[str], part: tuple[int, int] = (
         first, rows = cache.shard_range(LOGITS, number)
         if (number * views + view) % part[1] == part[0] - 1:
             blocks.append(Block(view, first, rows, tuple(shards)))
+    for view in {block.view for block in blocks}:  # now, and not after hours of other views
+        check_no_link(cache.shard_path(view, LOGITS, 0).parent)
     return blocks
 
 
@@ -194,7 +197,7 @@ class BlockWriter:
         self._there = [column for column in cache.manifest.columns if column not in missing]
         self._recorded = recorded
         self._open: dict[str, tuple[int, ShardWriter]] = {}
-        cache.shard_path(block.view, LOGITS, 0).parent.mkdir(exist_ok=True)
+        make_folder_within(cache.shard_path(block.view, LOGITS, 0).parent)
 
     def write(self, first: int, columns: dict[str, dict[str, np.ndarray]]) -> None:
         """``columns``: column → array name → rows ``first ...`` of it.
