@@ -7,13 +7,18 @@ of this host left behind can be told from what a live one, or another host's, is
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import re
 import secrets
 import socket
+import stat
 from pathlib import Path
 
+from softcache.errors import SoftcacheError
+
+_FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "quota exceeded", errno.EFBIG: "file size limit"}
 # Nine digits at most: os.kill takes 32 bits, and no system counts its processes that far.
 _WRITER = re.compile(r"(?P<host>[^~]*)~(?P<boot>[^~]*)~(?P<pid>[1-9][0-9]{0,8})~(?P<token>[0-9a-f]+)")
 _PART = re.compile(r"\.(?P<name>.+)~(?P<writer>[^~]*~[^~]*~[0-9]+~[0-9a-f]+)\.part")
@@ -70,6 +75,69 @@ def replace_file(final: Path, content: bytes) -> None:
         raise
 
 
+def check_in_place(path: Path) -> None:
+    """Refuses a name that is no file of its own, before a file is written in place or read to be replaced: a folder may
+    come from a stranger, and a link in it may lead to any file.
+
+    Errors: ``SoftcacheError`` that names the link, folder, pipe or device.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode):
+        raise SoftcacheError(f"{path} is a link, and softcache opens no such file through a link: remove it")
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise SoftcacheError(f"{path} is {what}, where softcache needs a file: remove it")
+
+
+def open_in_place(path: Path, flags: int) -> int:
+    """A descriptor of a file that is changed where it lies. No link is followed, and nothing is truncated.
+
+    Errors: ``SoftcacheError`` as ``check_in_place``, ``OSError`` for all else.
+    """
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            check_in_place(path)
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise SoftcacheError(f"{path} is no regular file: remove it")
+    return fd
+
+
+def make_folder_within(folder: Path) -> None:
+    """A folder within one of softcache's own, which is on the disk when this returns.
+
+    Errors: ``SoftcacheError`` where that name is a link or no folder.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder)
+    check_no_link(folder)
+    sync_folder(folder.parent)  # also where it was there: who made it may have been killed before this line
+
+
+def check_no_link(folder: Path) -> None:
+    """Errors: ``SoftcacheError`` where a folder that is to be written into is a link, or no folder."""
+    if folder.is_symlink():
+        raise SoftcacheError(
+            f"{folder} is a link, and softcache writes only into folders of the cache itself: remove the link, or put "
+            "the folder that it leads to in its place"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise SoftcacheError(f"{folder} is no folder: remove it")
+
+
+def why_full(error: BaseException | None) -> str | None:
+    """``ENOSPC, no space left`` where an error says that the disk is full in one of the ways that there are."""
+    if not isinstance(error, OSError) or error.errno not in _FULL:
+        return None
+    return f"{errno.errorcode[error.errno]}, {_FULL[error.errno]}"
+
+
 def sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
@@ -78,19 +146,20 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def dead_temporaries(folder: Path) -> list[Path]:
-    """Temporary files below ``folder`` whose writer is certainly gone."""
+def dead_temporaries(folder: Path, *, deep: bool = True) -> list[Path]:
+    """Temporary files in ``folder`` whose writer is certainly gone. ``deep``: also in the folders within it, but for
+    those that are links."""
     found = []
-    for path in sorted(folder.rglob(".*.part")):
+    for path in sorted(folder.rglob(".*.part") if deep else folder.glob(".*.part")):
         match = _PART.fullmatch(path.name)
         if match and is_dead(match["writer"]):
             found.append(path)
     return found
 
 
-def remove_dead_temporaries(folder: Path) -> list[Path]:
+def remove_dead_temporaries(folder: Path, *, deep: bool = True) -> list[Path]:
     """Removes what ``dead_temporaries`` lists and says what it removed."""
-    dead = dead_temporaries(folder)
+    dead = dead_temporaries(folder, deep=deep)
     for path in dead:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()

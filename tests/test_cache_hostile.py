@@ -12,14 +12,21 @@ import numpy as np
 import pytest
 from harness_cache import write_shard
 
+from softcache.cache import shard
 from softcache.cache.hdf5 import lookup3, read_structure
-from softcache.cache.shard import PAGE, Arrays, Attributes, open_shard, read_extent
+from softcache.cache.shard import PAGE, Arrays, Attributes, Extent, read_array
 from softcache.errors import IntegrityError
 
 ROWS = 6
 ATTRIBUTES: Attributes = {"format": "softcache", "version": 1, "cache_id": "a" * 64, "column": "logits"}
 ARRAYS: Arrays = {"digest": ("<u4", (ROWS,)), "logits/values": ("<f2", (ROWS, 5))}
 VALUES = {"digest": np.arange(ROWS, dtype="<u4"), "logits/values": np.arange(30, dtype="<f2").reshape(ROWS, 5)}
+
+
+def open_shard(path: Path, attributes: Attributes, arrays: Arrays) -> dict[str, Extent]:
+    """Where a shard's arrays lie, if it is one."""
+    with shard.open_shard(path, attributes, arrays) as file:
+        return file.extents
 
 
 def by_hand(path: Path, change: Callable[[h5py.File, dict[str, Any]], None] | None = None) -> Path:
@@ -59,7 +66,8 @@ def test_the_plain_one_opens_whoever_wrote_it(tmp_path: Path) -> None:
                 assert extent.offset == file[name].id.get_offset()
                 assert extent.nbytes == file[name].id.get_storage_size()
                 assert extent.crc32 == int(file[name].attrs["crc32"])
-    np.testing.assert_array_equal(read_extent(ours, open_shard(ours, ATTRIBUTES, ARRAYS)["digest"]), VALUES["digest"])
+    with shard.open_shard(ours, ATTRIBUTES, ARRAYS) as file:
+        np.testing.assert_array_equal(read_array(file, "digest"), VALUES["digest"])
 
 
 def test_a_description_in_several_pieces_is_read(tmp_path: Path) -> None:

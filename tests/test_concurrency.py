@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
 import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -57,6 +64,7 @@ def check(folder: Path, expected: dict[str, str]) -> None:
 
 # slows every commit down, so that parts are at work at the same time
 SLOW = "import os, time\nreplace = os.replace\nos.replace = lambda *a, **k: (time.sleep(0.01), replace(*a, **k))[1]\n"
+SLOWER = SLOW.replace("0.01", "0.1")
 
 
 @pytest.mark.parametrize("locks", ["locks", "no locks", "locks for all"])
@@ -73,15 +81,37 @@ def test_four_parts_at_once_make_one_cache(setting, warm, undisturbed, tmp_path,
     check(folder, undisturbed)
     # nothing twice: 38 batches a view, and for each part one of a row for the hints' shapes and one to compare
     assert log.stat().st_size <= 3 * 38 + 2 * PARTS
-    assert all(("no locks" in end.output) == (locks == "no locks") for end in ended)
+    assert all(("no locks on the file system" in end.output) == (locks == "no locks") for end in ended)
 
 
-@pytest.mark.parametrize("locks", [NO_LOCKS, LOCKS_FOR_ALL], ids=["no locks", "locks for all"])
-def test_the_same_part_twice_without_locks_is_only_done_twice(setting, warm, undisturbed, tmp_path, locks):
+def test_the_same_part_twice_where_locks_are_granted_to_all_is_only_done_twice(setting, warm, undisturbed, tmp_path):
     folder = tmp_path / "cache"
-    ended = [warm.wait(pid) for pid in [warm.start(setting.command(folder), prepare=SLOW + locks) for _ in range(4)]]
+    pids = [warm.start(setting.command(folder), prepare=SLOW + LOCKS_FOR_ALL) for _ in range(4)]
+    ended = [warm.wait(pid) for pid in pids]
     assert [end.status for end in ended] == [0] * 4, "\n".join(end.output for end in ended)
     check(folder, undisturbed)
+
+
+def test_the_same_part_twice_where_there_are_no_locks_is_refused(setting, warm, undisturbed, tmp_path):
+    """A file's existence is the lock there."""
+    folder = tmp_path / "cache"
+    first = warm.start(setting.command(folder), prepare=SLOWER + NO_LOCKS)
+    while not list(folder.glob(".writing-1of1.lock.soft")):
+        time.sleep(0.01)
+    second = warm.run(setting.command(folder), prepare=NO_LOCKS)
+    assert second.status == 1, second.output
+    assert f"{folder} is being written by process {first} on " in second.output
+    assert "if it is gone already, remove" in second.output
+    assert warm.wait(first).status == 0
+    check(folder, undisturbed)
+    killed = warm.start(setting.command(folder, "--views", "4"), prepare=SLOWER + NO_LOCKS)
+    while not list(folder.glob(".writing-1of1.lock.soft")):
+        time.sleep(0.01)
+    os.kill(killed, signal.SIGKILL)
+    warm.wait(killed)
+    assert (folder / ".writing-1of1.lock.soft").exists()
+    last = warm.run(setting.command(folder, "--views", "4"), prepare=NO_LOCKS)
+    assert last.status == 0, last.output
 
 
 def test_parts_that_are_killed_and_started_again(setting, warm, undisturbed, tmp_path):
@@ -141,18 +171,15 @@ def test_locks_are_free_again_when_their_holder_is_gone(tmp_path):
     with writing(tmp_path):
         pass
     (tmp_path / ".writing-1of1.lock").write_text("{")
-    (tmp_path / MANIFEST_LOCK).symlink_to("elsewhere~0.0~1~00")
+    (tmp_path / MANIFEST_LOCK).write_text("77\nelsewhere\n")
     remove_stale_locks(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST_LOCK], "another host's is left alone"
 
 
 @pytest.mark.parametrize("number", ["x", "", "-1", "0", "1.5", "٣", "9" * 10, "9" * 20, "9" * 5000])
-def test_a_lock_that_says_nothing_sensible_is_not_taken_for_a_dead_process(tmp_path, number):
+def test_a_name_that_says_nothing_sensible_is_not_taken_for_a_dead_process(number):
     host, boot, _, token = writer_name().split("~")
     assert not is_dead(f"{host}~{boot}~{number}~{token}")
-    (tmp_path / MANIFEST_LOCK).symlink_to(f"{host}~{boot}~{number[:100]}~{token}")
-    remove_stale_locks(tmp_path)  # as every dump does, in whatever cache it was given
-    assert (tmp_path / MANIFEST_LOCK).is_symlink()
 
 
 @pytest.mark.parametrize("locks", ["locks", "no locks"])
@@ -176,24 +203,240 @@ def test_no_change_of_the_manifest_is_lost(tmp_path, monkeypatch, locks):
     assert set(made) == {f"{k}.{turn}" for k in range(count) for turn in range(each)}
 
 
-def test_a_lock_of_another_host_is_waited_for_and_then_taken_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(softcache.cache.locks, "PATIENCE_S", 0.2)
-    (tmp_path / MANIFEST_LOCK).symlink_to("elsewhere~12345678.1~77~abcd")
+@pytest.mark.timeout(60)
+def test_a_lock_of_another_host_is_waited_for_and_never_taken_over(tmp_path, monkeypatch):
+    """However old it is: that host may be slow, and two would change the manifest."""
+    monkeypatch.setattr(softcache.cache.locks, "PATIENCE_S", 0.3)
+    lock = tmp_path / MANIFEST_LOCK
+    lock.write_text("77\nelsewhere\n12345\n")
+    os.utime(lock, (0, 0))
+    told = r"changed by process 77 on elsewhere.*: .* if it is gone already, remove /"
+    with pytest.raises(LockedError, match=told), changing(tmp_path):
+        pytest.fail("there were two holders")
+    assert lock.read_text() == "77\nelsewhere\n12345\n"
+    lock.unlink()  # as the message says
     with changing(tmp_path):
-        assert (tmp_path / MANIFEST_LOCK).is_symlink()
+        pass
     assert list(tmp_path.iterdir()) == []
+
+
+# A child that becomes another user: after its imports, as that user may not be able to read the interpreter's files.
+BECOME = """
+import ctypes, os
+import softcache.cache.locks
+def become(user):
+    if user != os.getuid():
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+"""
+HOLD = f"""{BECOME}
+import sys, time
+from pathlib import Path
+from softcache.cache.locks import changing, writing
+become(int(sys.argv[4]))
+hold = {{"changing": changing, "writing": writing}}[sys.argv[1]]
+with hold(Path(sys.argv[2])):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[3]))
+"""
+
+
+@contextlib.contextmanager
+def holding(kind: str, folder: Path, user: int | None = None):
+    """A process that holds a lock, as another user if one is given."""
+    user = os.getuid() if user is None else user
+    command = [sys.executable, "-c", HOLD, kind, str(folder), "60", str(user)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("kind", "hold"), [("changing", changing), ("writing", writing)])
+def test_who_waits_behind_a_stopped_process_is_told_so_and_waits_no_longer(tmp_path, monkeypatch, kind, hold):
+    monkeypatch.setattr(softcache.cache.locks, "PATIENCE_S", 0.3)
+    with holding(kind, tmp_path) as process:
+        process.send_signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        began = time.monotonic()
+        with pytest.raises(LockedError) as refused, hold(tmp_path):
+            pytest.fail("there were two holders")
+        assert time.monotonic() - began < 5
+        assert f"by process {process.pid} on {socket.gethostname()}, which is stopped" in str(refused.value)
+        if sys.platform == "linux":
+            assert f"kill -CONT {process.pid} lets it go on" in str(refused.value)
+        process.kill()
+        process.wait()
+        with hold(tmp_path):  # at once: it is certainly gone
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="being two users needs the administrator")
+ONE, OTHER = 4001, 4002
+
+
+@pytest.fixture
+def team(tmp_path):
+    """A folder that two users may write to, who can reach it."""
+    folder = Path(tempfile.mkdtemp(prefix="softcache-team-"))
+    folder.chmod(0o777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+AS_OTHER = f"""{BECOME}
+import sys
+from pathlib import Path
+os.umask(0o077)
+from softcache.cache.locks import changing, remove_stale_locks, writing
+become(int(sys.argv[3]))
+softcache.cache.locks.PATIENCE_S = 0.3
+from softcache.errors import LockedError
+hold, folder = {{"changing": changing, "writing": writing}}[sys.argv[1]], Path(sys.argv[2])
+remove_stale_locks(folder)
+try:
+    with hold(folder):
+        print("held")
+except LockedError as error:
+    print(error)
+"""
+
+
+def as_other(kind: str, folder: Path, user: int = OTHER) -> str:
+    command = [sys.executable, "-c", AS_OTHER, kind, str(folder), str(user)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@ROOT
+@pytest.mark.parametrize("kind", ["changing", "writing"])
+@pytest.mark.parametrize("mode", [0o777, 0o1777], ids=["shared", "sticky"])
+def test_two_users_take_turns_at_a_teams_cache(team, kind, mode):
+    team.chmod(mode)
+    with holding(kind, team, user=ONE) as process:
+        assert f"by process {process.pid} on {socket.gethostname()} of user {ONE}" in as_other(kind, team)
+    # What the killed one left is in nobody's way, but where a sticky bit lets nobody else remove it.
+    after = as_other(kind, team)
+    if mode == 0o777:
+        assert after == "held"
+        assert list(team.iterdir()) == []
+    else:
+        (left,) = team.iterdir()
+        assert after.endswith(f"if it is gone already, remove {left}"), after
+    assert as_other(kind, team, user=ONE) == "held"
+    assert as_other(kind, team) == "held"
+    assert list(team.iterdir()) == []
+
+
+@ROOT
+def test_a_folder_that_may_not_be_written_to_is_named(team):
+    team.chmod(0o755)
+    command = [sys.executable, "-c", HOLD, "writing", str(team), "0", str(OTHER)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1] == f"softcache.errors.SoftcacheError: can't write to {team}: Permission denied"
+
+
+def test_looking_for_stale_locks_refuses_no_writer_that_starts(tmp_path):
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            remove_stale_locks(tmp_path)
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(200):
+            with writing(tmp_path):
+                assert (tmp_path / ".writing-1of1.lock").exists(), "a lock that is held was removed"
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("locks", ["locks", "no locks"])
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc whether a process has ended")
+def test_never_two_hold_a_lock_that_is_taken_released_and_killed_all_the_time(tmp_path, locks):
+    """Eight processes, of which one a moment is killed while it holds the lock or is about to: each holder makes a
+    file that must not be there, so that two at a time would be seen."""
+    code = (NO_LOCKS if locks == "no locks" else "") + TURNS
+    with contextlib.ExitStack() as stack:
+
+        def start() -> subprocess.Popen:
+            process = stack.enter_context(
+                subprocess.Popen([sys.executable, "-c", code, tmp_path], stderr=-1, text=True)
+            )
+            stack.callback(process.kill)
+            return process
+
+        work, killed, end = [start() for _ in range(8)], 0, time.monotonic() + 8
+        while time.monotonic() < end:
+            time.sleep(0.3)
+            victim = work.pop(0)
+            victim.kill()
+            killed += 1
+            assert victim.communicate()[1] == ""
+            work.append(start())
+        (tmp_path / "end").touch()
+        for process in work:
+            assert process.communicate(timeout=60)[1] == ""
+            assert process.returncode == 0
+    assert killed > 5
+    assert (tmp_path / "turns").stat().st_size > 100, "the lock was hardly ever given out"
+
+
+TURNS = """
+import contextlib, logging, os, sys, time
+from pathlib import Path
+from softcache.errors import LockedError
+from softcache.locks import locked
+logging.disable()
+folder = Path(sys.argv[1])
+mine = folder / f"inside-{os.getpid()}"
+
+def ended(pid):
+    # the kernel takes a killed process's lock back a moment before it counts as ended
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+while not (folder / "end").exists():
+    with contextlib.suppress(LockedError), locked(folder / "lock", "busy", wait=2):
+        for other in folder.glob("inside-*"):
+            until = time.monotonic() + 5
+            while not ended(other.name[7:]):
+                if not other.exists() or time.monotonic() > until:
+                    sys.exit(f"{other.name[7:]} was inside, and so is {os.getpid()}")
+            other.unlink()
+        mine.touch()
+        with open(folder / "turns", "ab") as turns:
+            turns.write(b".")
+        time.sleep(0.001)
+        mine.unlink()
+"""
 
 
 @pytest.mark.parametrize("lost", ["cache.json", "rows.h5"])
 def test_only_small_things_are_done_while_others_wait_for_the_manifest(tmp_path, monkeypatch, lost):
-    """As others take the lock over after a while: no row is written under it, and no shard is looked into."""
+    """As others wait for the lock only so long: no row is written under it, and no shard is looked into."""
     done = []
 
     def watched(module, name):
         original = getattr(module, name)
 
         def call(*arguments, **options):
-            done.append((name, (tmp_path / "cache" / MANIFEST_LOCK).is_symlink()))
+            done.append((name, (tmp_path / "cache" / MANIFEST_LOCK).exists()))
             return original(*arguments, **options)
 
         monkeypatch.setattr(module, name, call)

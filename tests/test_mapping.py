@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,10 @@ from harness_cache import make_cache
 
 from softcache.cache import mapping
 from softcache.cache.blocks import BlockReader
-from softcache.cache.mapping import map_rows
+from softcache.cache.mapping import Rows, map_shards
 from softcache.cache.reader import Cache
 from softcache.cache.schema import HintColumn
-from softcache.cache.shard import Extent
+from softcache.cache.shard import Extent, Opened, opened
 from softcache.errors import IntegrityError, UsageError
 from softcache.stream.windows import WINDOW_BYTES, Windows, pick_windows
 
@@ -35,6 +37,15 @@ def write_parts(folder: Path, rows: list[int], width: int, offset: int) -> tuple
         parts.append((path, Extent(offset, np.dtype("<i2"), (count, width), 0)))
         at += count
     return parts, whole
+
+
+def map_rows(files: list[tuple[Path, Extent]], *, join: bool = True) -> Rows:
+    @contextlib.contextmanager
+    def opening(path: Path, extent: Extent) -> Iterator[Opened]:
+        with opened(path) as (fd, _):
+            yield Opened(path, fd, {"rows": extent})
+
+    return map_shards([opening(path, extent) for path, extent in files], join=join)["rows"]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +83,7 @@ def test_a_file_that_ends_early_is_refused_before_it_is_read(tmp_path: Path, off
     with pytest.raises(IntegrityError, match="has been truncated"):
         map_rows(files)
     files[1][0].unlink()
-    with pytest.raises(IntegrityError, match="can't be mapped"):
+    with pytest.raises(IntegrityError, match="is missing"):
         map_rows(files)
 
 

@@ -16,7 +16,7 @@ from collections import deque
 import numpy as np
 
 from softcache.cache.reader import Cache
-from softcache.cache.shard import Extent
+from softcache.cache.shard import Extent, Opened, opened
 from softcache.errors import IntegrityError
 
 ADVISED = 16  # blocks that the system is told of before they are read, so that a disk always has something to do
@@ -95,7 +95,7 @@ class _Loader:
         self._blocks = blocks  # (visits,)
         self._slot = np.full(len(blocks), -1, np.int64)
         self._free = deque(range(slots))
-        self._extents: dict[int, dict[str, Extent]] = {}
+        self._checked: dict[int, tuple[os.stat_result, dict[str, Extent]]] = {}  # by the number of the shard
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
         self._stopped = False
@@ -150,27 +150,37 @@ class _Loader:
         number, first = divmod(block * self._block_rows, self._shard_rows)
         rows = min(self._block_rows, self._cache.shard_range(self._column, number)[1] - first)
         path = self._cache.shard_path(self._view, self._column, number)
-        if number not in self._extents:
-            self._extents[number] = self._cache.extents(self._view, self._column, number)
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            for name, extent in self._extents[number].items():
-                row_bytes = extent.nbytes // extent.shape[0]
-                offset = extent.offset + first * row_bytes
-                if slot is not None:
-                    at = slot * self._block_rows
-                    _fill(fd, self.pools[name][at : at + rows].view(np.uint8).data.cast("B"), offset, str(path))
-                elif hasattr(os, "posix_fadvise"):  # not on macOS
-                    os.posix_fadvise(fd, offset, rows * row_bytes, os.POSIX_FADV_WILLNEED)
-        finally:
-            os.close(fd)
+        with opened(path) as (fd, _):
+            status = os.fstat(fd)
+            if number not in self._checked or not _same(status, self._checked[number][0]):
+                # the first time, and where another file has taken the name since: what is checked is what is read
+                with self._cache.shard(self._view, self._column, number) as file:
+                    self._checked[number] = os.fstat(file.fd), file.extents
+                    self._read_open(file, first, rows, slot)
+                return
+            self._read_open(Opened(path, fd, self._checked[number][1]), first, rows, slot)
+
+    def _read_open(self, file: Opened, first: int, rows: int, slot: int | None) -> None:
+        for name, extent in file.extents.items():
+            row_bytes = extent.nbytes // extent.shape[0]
+            offset = extent.offset + first * row_bytes
+            if slot is not None:
+                at = slot * self._block_rows
+                _fill(file, self.pools[name][at : at + rows].view(np.uint8).data.cast("B"), offset)
+            elif hasattr(os, "posix_fadvise"):  # not on macOS
+                os.posix_fadvise(file.fd, offset, rows * row_bytes, os.POSIX_FADV_WILLNEED)
 
 
-def _fill(fd: int, target: memoryview, offset: int, path: str) -> None:
+def _same(one: os.stat_result, other: os.stat_result) -> bool:
+    """Whether an open file is the one that was checked, and has not been written to since."""
+    return os.path.samestat(one, other) and (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+
+
+def _fill(file: Opened, target: memoryview, offset: int) -> None:
     while target:
-        got = os.preadv(fd, [target], offset)
+        got = os.preadv(file.fd, [target], offset)
         if not got:
-            raise IntegrityError(f"{path} has been truncated")
+            raise IntegrityError(f"{file.path} has been truncated")
         target, offset = target[got:], offset + got
 
 

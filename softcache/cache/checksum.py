@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from softcache.cache.shard import Arrays, Attributes, Extent, check_structure, opened, read_blocks
+from softcache.cache.shard import Arrays, Attributes, Extent, Opened, check_structure, opened, read_blocks
 from softcache.errors import IntegrityError
 
 
@@ -53,10 +53,9 @@ def check_file(
     return flaws
 
 
-def checksum(path: Path, extent: Extent) -> int:
+def checksum(file: Opened, name: str) -> int:
     """crc32 of an array's bytes on disk."""
-    with opened(path) as (fd, _):
-        return _crc(fd, extent, lambda count: None)
+    return _crc(file.fd, file.extents[name], lambda count: None)
 
 
 def _crc(fd: int, extent: Extent, report: Callable[[int], None]) -> int:

@@ -17,11 +17,11 @@ import os
 import sys
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import AbstractContextManager
 
 import numpy as np
 
-from softcache.cache.shard import PAGE, Extent
+from softcache.cache.shard import PAGE, Extent, Opened
 from softcache.errors import IntegrityError
 
 HUGE_PAGE = 2**21
@@ -58,39 +58,62 @@ class Rows:
             out[at] = np.take(self.parts[number], rows[at] - number * self._part_rows, axis=0, mode="clip")
 
 
-def map_rows(files: Sequence[tuple[Path, Extent]], *, join: bool = True) -> Rows:
-    """Maps the arrays of consecutive shards, at equal distances where that can be.
+def map_shards(shards: Sequence[AbstractContextManager[Opened]], *, join: bool = True) -> dict[str, Rows]:
+    """Maps every array of consecutive shards, at equal distances where that can be. One shard is open at a time.
 
-    Errors: ``IntegrityError`` where a file is missing or ends early.
+    Errors: ``IntegrityError`` where a file ends early, and those of opening it.
     """
-    distance = _distance(files) if join and len(files) > 1 else 0
-    base = _reserve(distance * len(files)) if distance else None
-    if base is None:
-        return Rows([_map_one(path, extent) for path, extent in files])
-    extent = files[0][1]
-    skip = extent.offset % HUGE_PAGE
-    row_bytes = math.prod(extent.shape[1:]) * extent.dtype.itemsize
-    stride, rows = distance // row_bytes, (distance * len(files) - skip) // row_bytes
-    # Made before files are mapped into it, so that the range is given back whatever happens.
-    joined = _array(base, distance * len(files), skip, extent.dtype, (rows, *extent.shape[1:]))
-    for number, (path, part) in enumerate(files):
-        if part.nbytes:
-            _map_file(path, part, base + number * distance + skip, part.nbytes, part.offset)
-    parts = [joined[k * stride : k * stride + part.shape[0]] for k, (_, part) in enumerate(files)]
-    return Rows(parts, joined, stride)
+    maps: dict[str, _Map] = {}
+    for number, shard in enumerate(shards):
+        with shard as file:
+            for name, extent in file.extents.items():
+                if number == 0:
+                    maps[name] = _Map(extent, len(shards) if join else 1)
+                maps[name].add(file, extent)
+    return {name: made.rows() for name, made in maps.items()}
 
 
-def _distance(files: Sequence[tuple[Path, Extent]]) -> int:
+class _Map:
+    """One array of consecutive shards, which are added one after the other."""
+
+    def __init__(self, first: Extent, count: int):
+        """``count``: shards that are to lie at equal distances."""
+        self._parts: list[np.ndarray] = []
+        self._distance = _distance(first, count) if count > 1 else 0
+        self._base = _reserve(self._distance * count) if self._distance else None
+        self._joined: np.ndarray | None = None
+        self._stride = 0
+        if self._base is None:
+            return
+        self._skip = first.offset % HUGE_PAGE
+        row_bytes = math.prod(first.shape[1:]) * first.dtype.itemsize
+        length = self._distance * count
+        self._stride, rows = self._distance // row_bytes, (length - self._skip) // row_bytes
+        # Made before files are mapped into it, so that the range is given back whatever happens.
+        self._joined = _array(self._base, length, self._skip, first.dtype, (rows, *first.shape[1:]))
+
+    def add(self, file: Opened, extent: Extent) -> None:
+        if self._base is None or self._joined is None:
+            self._parts.append(_map_one(file, extent))
+            return
+        number = len(self._parts)
+        if extent.nbytes:
+            address = self._base + number * self._distance + self._skip
+            _map_file(file, extent, address, extent.nbytes, extent.offset)
+        self._parts.append(self._joined[number * self._stride :][: extent.shape[0]])
+
+    def rows(self) -> Rows:
+        return Rows(self._parts, self._joined, self._stride)
+
+
+def _distance(extent: Extent, count: int) -> int:
     """Bytes from one shard's first row to the next one's: whole rows and whole huge pages; 0 where it can't be."""
-    extent = files[0][1]
     row_bytes = math.prod(extent.shape[1:]) * extent.dtype.itemsize
-    if sys.platform != "linux" or mmap.PAGESIZE != PAGE or not row_bytes:
-        return 0
-    if any(part.offset % PAGE for _, part in files):
+    if sys.platform != "linux" or mmap.PAGESIZE != PAGE or not row_bytes or extent.offset % PAGE:
         return 0
     unit = math.lcm(HUGE_PAGE, row_bytes)
     distance = -(-(extent.nbytes + extent.offset % HUGE_PAGE) // unit) * unit
-    return distance if distance * len(files) <= MAX_RESERVED else 0
+    return distance if distance * count <= MAX_RESERVED else 0
 
 
 def _reserve(length: int) -> int | None:
@@ -106,31 +129,27 @@ def _reserve(length: int) -> int | None:
     return int(aligned)
 
 
-def _map_one(path: Path, extent: Extent) -> np.ndarray:
+def _map_one(file: Opened, extent: Extent) -> np.ndarray:
     if extent.nbytes == 0:
         return np.empty(extent.shape, extent.dtype)
     start = extent.offset - extent.offset % mmap.ALLOCATIONGRANULARITY
     length = extent.offset + extent.nbytes - start
-    base = _map_file(path, extent, None, length, start)
+    base = _map_file(file, extent, None, length, start)
     return _array(base, length, extent.offset - start, extent.dtype, extent.shape)
 
 
-def _map_file(path: Path, extent: Extent, address: int | None, length: int, offset: int) -> int:
-    """Maps a part of a file, at ``address`` if that is given, and closes it.
+def _map_file(file: Opened, extent: Extent, address: int | None, length: int, offset: int) -> int:
+    """Maps a part of an open file, at ``address`` if that is given.
 
-    Errors: ``IntegrityError`` where the file is missing or ends before the extent does: reading beyond the end of a
-    map would kill the process.
+    Errors: ``IntegrityError`` where the file ends before the extent does: reading beyond the end of a map would kill
+    the process.
     """
+    if os.fstat(file.fd).st_size < extent.offset + extent.nbytes:
+        raise IntegrityError(f"{file.path} has been truncated")
     flags = _MAP_SHARED | (_MAP_FIXED if address is not None else 0)
-    try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size < extent.offset + extent.nbytes:
-                raise IntegrityError(f"{path} has been truncated")
-            found = _libc().mmap(address, length, _PROT_READ, flags, file.fileno(), offset)
-            if found == _FAILED:
-                raise IntegrityError(f"{path} can't be mapped: {os.strerror(ctypes.get_errno())}")
-    except OSError as error:
-        raise IntegrityError(f"{path} can't be mapped: {error.strerror or error}") from None
+    found = _libc().mmap(address, length, _PROT_READ, flags, file.fd, offset)
+    if found == _FAILED:
+        raise IntegrityError(f"{file.path} can't be mapped: {os.strerror(ctypes.get_errno())}")
     return int(found)
 
 

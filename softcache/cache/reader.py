@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ import torch
 
 from softcache import registry
 from softcache.cache.checksum import checksum
-from softcache.cache.mapping import Rows, map_rows
+from softcache.cache.mapping import Rows, map_shards
 from softcache.cache.schema import LOGITS, ROWS, SAMPLES, Manifest, shard_name
-from softcache.cache.shard import Arrays, Attributes, Extent, open_shard, read_extent
+from softcache.cache.shard import Arrays, Attributes, Opened, open_shard, opened, read_array
 from softcache.codecs._open import is_own, named_again, open_codec, option_of
 from softcache.errors import CacheError, IntegrityError, UsageError
 from softcache.remembered import given_before
@@ -85,17 +85,16 @@ class Cache:
     @functools.cached_property
     def labels(self) -> np.ndarray:
         """(N,) int32, -1 where a row has no label."""
-        path = self.folder / ROWS
-        return read_extent(path, open_shard(path, self.file_attributes("rows"), self.rows_arrays())["label"])
+        with open_shard(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
+            return read_array(file, "label")
 
     @functools.cached_property
     def names(self) -> list[str] | None:
         """The N files that rows were decoded from, relative to the dataset's folder; None where there are no files."""
         if not self.manifest.state.name_bytes:
             return None
-        path = self.folder / ROWS
-        names = read_extent(path, open_shard(path, self.file_attributes("rows"), self.rows_arrays())["name"])
-        return [os.fsdecode(name) for name in names.tolist()]
+        with open_shard(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
+            return [os.fsdecode(name) for name in read_array(file, "name").tolist()]
 
     @functools.cached_property
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
@@ -104,13 +103,14 @@ class Cache:
         The pixels may be many, so they are mapped, after their checksum was compared.
         """
         path = self.folder / SAMPLES
-        extents = open_shard(path, self.file_attributes("samples"), self.samples_arrays())
-        index = read_extent(path, extents["index"])
+        with open_shard(path, self.file_attributes("samples"), self.samples_arrays()) as file:
+            index = read_array(file, "index")
+            if checksum(file, "pixels") != file.extents["pixels"].crc32:
+                raise IntegrityError(f"{path} is damaged: its bytes don't match their checksum")
+            pixels = map_shards([contextlib.nullcontext(file)], join=False)["pixels"].parts[0]
         if index.min() < 0 or index.max() >= self.rows:
             raise IntegrityError(f"{path} keeps samples of rows that the cache doesn't have")
-        if checksum(path, extents["pixels"]) != extents["pixels"].crc32:
-            raise IntegrityError(f"{path} is damaged: its bytes don't match their checksum")
-        return index, map_rows([(path, extents["pixels"])]).parts[0]
+        return index, pixels
 
     def rows_arrays(self) -> Arrays:
         """What ``rows.h5`` holds."""
@@ -170,18 +170,20 @@ class Cache:
         absent = {view for view, _, _ in self.missing([column], self.views)}
         return [view for view in range(self.views) if view not in absent]
 
-    def extents(self, view: int, column: str, number: int) -> dict[str, Extent]:
-        """A shard, checked against the manifest; with ``verify_reads`` against its checksums too."""
-        path = self.shard_path(view, column, number)
-        _, rows = self.shard_range(column, number)
-        extents = open_shard(path, self.shard_attributes(view, column, number), self.arrays(column, rows))
-        if self.verify_reads:
-            for name, extent in extents.items():
-                if checksum(path, extent) != extent.crc32:
+    @contextlib.contextmanager
+    def shard(self, view: int, column: str, number: int) -> Iterator[Opened]:
+        """A shard, checked and open; with ``verify_reads`` against its checksums too.
+
+        Errors: ``IntegrityError`` where it is missing or isn't what the manifest says.
+        """
+        path, (_, rows) = self.shard_path(view, column, number), self.shard_range(column, number)
+        with open_shard(path, self.shard_attributes(view, column, number), self.arrays(column, rows)) as file:
+            for name in file.extents if self.verify_reads else ():
+                if checksum(file, name) != file.extents[name].crc32:
                     raise IntegrityError(
                         f"{path}: {name} doesn't match its checksum: run softcache verify {self.folder}"
                     )
-        return extents
+            yield file
 
     def column(self, column: str) -> ColumnReader:
         """Rows of one column.
@@ -282,13 +284,8 @@ class ColumnReader:
     def map(self, view: int) -> dict[str, Rows]:
         """The view's arrays."""
         if view not in self._maps:
-            cache, shards = self.cache, range(self.cache.manifest.shards(self.name))
-            found = [cache.extents(view, self.name, number) for number in shards]
-            paths = [cache.shard_path(view, self.name, number) for number in shards]
-            self._maps[view] = {
-                name: map_rows([(path, extents[name]) for path, extents in zip(paths, found, strict=True)])
-                for name in found[0]
-            }
+            shards = range(self.cache.manifest.shards(self.name))
+            self._maps[view] = map_shards([self.cache.shard(view, self.name, number) for number in shards])
         return self._maps[view]
 
     def ahead(self, view: int) -> None:
@@ -298,11 +295,8 @@ class ColumnReader:
         if not hasattr(os, "posix_fadvise"):
             return
         for number in range(self.cache.manifest.shards(self.name)):
-            fd = os.open(self.cache.shard_path(view, self.name, number), os.O_RDONLY)
-            try:
+            with opened(self.cache.shard_path(view, self.name, number)) as (fd, _):
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(fd)
 
     def release(self, view: int) -> None:
         """Forgets a view's maps, so that memory and address space don't grow with the number of views."""

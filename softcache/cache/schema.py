@@ -193,10 +193,11 @@ def read_manifest(folder: Path) -> bytes:
     """
     path = folder / MANIFEST
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_MANIFEST_BYTES:
-            raise IntegrityError(f"{path} is no file, or too large for a manifest")
-        with open(path, "rb") as file:
+        # not blocking, as opening a pipe would wait for its writer
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_MANIFEST_BYTES:
+                raise IntegrityError(f"{path} is no file, or too large for a manifest")
             return file.read(MAX_MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise CacheError(f"{folder} is no cache: it has no {MANIFEST}") from None

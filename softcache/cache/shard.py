@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -117,14 +117,24 @@ def _written(path: Path, attributes: Attributes, arrays: dict[str, np.ndarray]) 
     return writer
 
 
-def open_shard(path: Path, attributes: Attributes, arrays: Arrays) -> dict[str, Extent]:
+class Opened(NamedTuple):
+    """A file of a cache that has been checked, and is still open: what was checked is what is read and mapped, whatever
+    happens to its name meanwhile."""
+
+    path: Path
+    fd: int
+    extents: dict[str, Extent]
+
+
+@contextlib.contextmanager
+def open_shard(path: Path, attributes: Attributes, arrays: Arrays) -> Iterator[Opened]:
     """Checks a file against what it must be and says where its arrays lie. The file is not trusted.
 
     Errors: ``IntegrityError`` naming the file for anything that differs: other attributes, arrays, dtypes or shapes;
     storage that is external, virtual, chunked or filtered; bytes beyond the file's end or shared by two objects.
     """
     with opened(path) as (fd, size):
-        return check_structure(path, fd, size, attributes, arrays)[0]
+        yield Opened(path, fd, check_structure(path, fd, size, attributes, arrays)[0])
 
 
 @contextlib.contextmanager
@@ -171,14 +181,16 @@ def check_structure(
     return extents, structure.described
 
 
-def read_extent(path: Path, extent: Extent) -> np.ndarray:
-    """The array itself, read and checked against its checksum."""
-    with opened(path) as (fd, _):
-        data = bytearray()
-        for block in read_blocks(fd, extent.offset, extent.nbytes):
-            data += block
+def read_array(file: Opened, name: str) -> np.ndarray:
+    """An array of a file, read and checked against its checksum.
+
+    Errors: ``IntegrityError`` where its bytes are not what was written.
+    """
+    extent, data = file.extents[name], bytearray()
+    for block in read_blocks(file.fd, extent.offset, extent.nbytes):
+        data += block
     if len(data) != extent.nbytes or zlib.crc32(data) != extent.crc32:
-        raise IntegrityError(f"{path} is damaged: its bytes don't match their checksum")
+        raise IntegrityError(f"{file.path} is damaged: its bytes don't match their checksum")
     return np.frombuffer(data, extent.dtype).reshape(extent.shape)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from softcache.atomic import commit
+from softcache.atomic import check_no_link, commit, make_folder_within
 from softcache.cache.agreement.identity import refuse_other
 from softcache.cache.agreement.recorded import Recorded
 from softcache.cache.hdf5 import read_structure
@@ -167,7 +167,8 @@ def _remove_misfits(folder: Path, manifest: Manifest, added: set[str]) -> None:
     for file in find_surplus(folder, 0, ()):
         if file.column in columns:
             try:
-                cache.extents(file.view, file.column, file.number)
+                with cache.shard(file.view, file.column, file.number):
+                    pass  # it fits
             except IntegrityError:
                 misfits.append(file)
     remove_surplus(folder, misfits)
@@ -221,7 +222,8 @@ def update_state(folder: Path, change: Callable[[State], State]) -> None:
 def plan(cache: Cache, views: int, columns: list[str], part: tuple[int, int] = (1, 1)) -> list[Block]:
     """What is missing, as blocks in the order in which they are computed.
 
-    ``part``: (k, n) takes every n-th block beginning with the k-th, so that n processes share the work.
+    ``part``: (k, n) takes every n-th block beginning with the k-th, so that n processes share the work. Errors:
+    ``SoftcacheError`` where the folder of a view in which something is missing is a link.
     """
     size = cache.manifest.identity.shard_rows
     missing: dict[tuple[int, int], list[tuple[str, int]]] = {}
@@ -233,6 +235,8 @@ def plan(cache: Cache, views: int, columns: list[str], part: tuple[int, int] = (
         first, rows = cache.shard_range(LOGITS, number)
         if (number * views + view) % part[1] == part[0] - 1:
             blocks.append(Block(view, first, rows, tuple(shards)))
+    for view in {block.view for block in blocks}:  # now, and not after hours of other views
+        check_no_link(cache.shard_path(view, LOGITS, 0).parent)
     return blocks
 
 
@@ -250,7 +254,7 @@ class BlockWriter:
         self._there = [column for column in cache.manifest.columns if column not in missing]
         self._recorded = recorded
         self._open: dict[str, tuple[int, ShardWriter]] = {}
-        cache.shard_path(block.view, LOGITS, 0).parent.mkdir(exist_ok=True)
+        make_folder_within(cache.shard_path(block.view, LOGITS, 0).parent)
 
     def write(self, first: int, columns: dict[str, dict[str, np.ndarray]], logits: torch.Tensor | None = None) -> None:
         """``columns``: column → array name → rows ``first ...`` of it. ``logits``: (B, C) of these rows before their

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import logging
 import os
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from softcache.atomic import dead_temporaries, remove_dead_temporaries
+from softcache.atomic import dead_temporaries, remove_dead_temporaries, why_full
 from softcache.cache.agreement.identity import refuse_other
 from softcache.cache.agreement.labels import refuse_relabelled
 from softcache.cache.agreement.recorded import Recorded
@@ -55,14 +54,12 @@ from softcache.dumping.identity import (
 )
 from softcache.dumping.pipeline import Forward, run_blocks
 from softcache.dumping.prepare import check_teacher, hint_shapes, kept_samples, samples_to_keep
-from softcache.errors import CacheError, LockedError, UsageError
+from softcache.errors import CacheError, LockedError, SoftcacheError, UsageError
 from softcache.localfiles import local_path
 from softcache.models._network import Network
 from softcache.views._viewed import ViewedDataset
 
 log = logging.getLogger(__name__)
-
-_FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "quota exceeded", errno.EFBIG: "file size limit"}
 
 
 @dataclass
@@ -325,11 +322,11 @@ def _told(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        why = why_full(error)
+        if why is None:
             raise
         raise CacheError(
-            f"disk full at {folder} ({errno.errorcode[error.errno]}, {_FULL[error.errno]}); {_standing(folder)}: "
-            "free space and run the same command again"
+            f"disk full at {folder} ({why}); {_standing(folder)}: free space and run the same command again"
         ) from error
     except BaseException as error:
         if not isinstance(error, Exception):  # Ctrl-C, SIGTERM
@@ -341,7 +338,7 @@ def _standing(folder: Path) -> str:
     try:
         cache = Cache(folder)
         left = sum(block.rows for block in plan(cache, cache.views, cache.manifest.columns))
-    except (CacheError, OSError):
+    except (SoftcacheError, OSError):
         return "nothing had been computed yet"
     total = cache.rows * cache.views
     return f"{total - left:,} of {total:,} keys are in {folder} and stay valid"

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from softcache.config.folders import make_folder, teacher_folder
 from softcache.config.given import remember_folder
@@ -21,7 +20,7 @@ from softcache.console import advising
 from softcache.datasets._index import describe_data
 from softcache.device import pick_device, tf32
 from softcache.distributed import refuse_several
-from softcache.errors import LockedError, SoftcacheError, UsageError
+from softcache.errors import SoftcacheError, UsageError
 from softcache.localfiles import local_path
 from softcache.losses._schedule import Schedule
 from softcache.models._folder import describe, save_network
@@ -32,6 +31,7 @@ from softcache.stream.batches import Stream
 from softcache.stream.inputs import pick_pixels
 from softcache.stream.plan import Plan
 from softcache.training.evaluation import Accuracy, evaluator, open_test
+from softcache.training.folder import training_into
 from softcache.training.loop import Stage, fit
 from softcache.training.objective import Objective
 from softcache.views._open import open_viewed
@@ -98,11 +98,8 @@ def teach(config: TeachConfig) -> Taught:
             raise UsageError("--freeze trains the classifier alone: give the rest of the network with --weights")
         freeze_all_but_classifier(network)
     make_folder(folder)
-    try:
-        with FileLock(folder / ".lock", timeout=0), tf32(False):
-            return _teach(network, train, test, config, folder, device)
-    except Timeout:
-        raise LockedError(f"another process is training into {folder}") from None
+    with training_into(folder, "the same command"), tf32(False):
+        return _teach(network, train, test, config, folder, device)
 
 
 def _teach(

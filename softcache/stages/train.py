@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from softcache.cache.agreement.samples import refuse_pixels
 from softcache.config.data import TrainingData, open_data
@@ -28,7 +27,7 @@ from softcache.console import advising, size
 from softcache.datasets._index import describe_data
 from softcache.device import pick_device, tf32
 from softcache.distributed import refuse_several
-from softcache.errors import LockedError, PixelsError, SoftcacheError, UsageError
+from softcache.errors import PixelsError, SoftcacheError, UsageError
 from softcache.localfiles import local_path
 from softcache.models._folder import describe, save_network, save_tensors
 from softcache.models._network import Network
@@ -42,6 +41,7 @@ from softcache.stream.plan import Plan
 from softcache.stream.windows import pick_windows
 from softcache.training.checkpoint import CHECKPOINT
 from softcache.training.evaluation import Accuracy, evaluate_network, evaluator, open_test
+from softcache.training.folder import training_into
 from softcache.training.hint_losses import REGRESSORS_FILE, HintLosses, build_hint_losses
 from softcache.training.initialize import initialize_student, keep_frozen_still
 from softcache.training.loop import BEST_FILE, Fitted, Stage, fit
@@ -113,11 +113,8 @@ def train(options: TrainConfig) -> Trained:
         if (folder / CONFIG).exists():
             raise SoftcacheError(f"{folder} holds a run already: use another --out, or --resume {folder}")
         make_folder(folder)
-    try:
-        with FileLock(folder / ".lock", timeout=0), tf32(False):
-            return _train(prepared, folder, options.resume is not None)
-    except Timeout:
-        raise LockedError(f"another process is training into {folder}") from None
+    with training_into(folder, f"softcache train --resume {shlex.quote(str(folder))}"), tf32(False):
+        return _train(prepared, folder, options.resume is not None)
 
 
 def _prepare(parsed: Parsed, begun: dict[str, Any] | None = None, view_numbers: list[int] | None = None) -> _Prepared:

@@ -294,25 +294,37 @@ def _names(folder: Path) -> list[str]:
 
 def _repair(found: Verified) -> None:
     """Removes damaged files, each at once, so that a repair that is killed can be begun again. A link goes, never
-    what it points to. The manifest is set aside, not removed: it may still tell a person how the cache was made."""
+    what it points to: where the folder of a view is a link, that link, and no file behind it. The manifest is set
+    aside, not removed: it may still tell a person how the cache was made.
+
+    Errors: ``CacheError`` that names the file that can't be removed.
+    """
     folder = found.folder
-    damaged = list(dict.fromkeys(damage.file for damage in found.damaged))
+    damaged = list(dict.fromkeys(_within(folder, damage.file) for damage in found.damaged))
     if damaged and (folder / VIRTUAL).exists():
         # First, as it shows zeros where a shard is gone; dump writes it again.
-        (folder / VIRTUAL).unlink()
-        found.removed.append(VIRTUAL)
+        damaged.insert(0, VIRTUAL)
     for name in damaged:
-        if name == MANIFEST:
-            os.replace(folder / MANIFEST, folder / SET_ASIDE)
-        else:
-            (folder / name).unlink(missing_ok=True)
-        sync_folder((folder / name).parent)
+        try:
+            if name == MANIFEST:
+                os.replace(folder / MANIFEST, folder / SET_ASIDE)
+            else:
+                (folder / name).unlink(missing_ok=True)
+            sync_folder((folder / name).parent)
+        except OSError as error:
+            raise CacheError(f"{folder / name} is damaged and can't be removed: {error.strerror}") from None
         found.removed.append(name)
     for leftover in remove_dead_temporaries(folder):
         name = str(leftover.relative_to(folder))
         found.removed.append(name)
         found.parts = [part for part in found.parts if part != name]
         log.info(f"removed {name}: its writer is gone")
+
+
+def _within(folder: Path, name: str) -> str:
+    """What is to be removed for a damaged file: itself, or the link to another folder that it was found through."""
+    above = Path(name).parent
+    return str(above) if (folder / above).is_symlink() and above != Path() else name
 
 
 def _last(damage: Damage) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from softcache.errors import SoftcacheError, UsageError
 from softcache.views._viewed import ViewedDataset
@@ -75,11 +76,29 @@ def pick_start_method(method: str) -> str:
 def for_workers(viewed: ViewedDataset, method: str) -> ViewedDataset | SharedViews:
     """A dataset of keys to be handed to workers that are started by ``method``.
 
-    Resized images are computed now, in this process, so that not every worker computes its own.
+    Resized images are computed now, in this process, so that not every worker computes its own. Errors:
+    ``SoftcacheError`` where there is no shared memory for workers to hand their inputs over.
     """
+    _check_shared_memory(method)
     if viewed.samples.images is not None and viewed.keeps_bases:
         viewed.base_images()
     return viewed if method == "fork" else SharedViews(viewed)
+
+
+def _check_shared_memory(method: str) -> None:
+    """Now, in this process: a worker that can't write there ends in torch's own words, or is waited for in vain."""
+    try:
+        multiprocessing.get_context(method).Lock()
+        torch.zeros(1).share_memory_()
+    except (OSError, RuntimeError) as error:
+        raise SoftcacheError(_no_shared_memory(" ".join(str(error).split())[:160])) from None
+
+
+def _no_shared_memory(why: str) -> str:
+    return (
+        f"workers hand their inputs over in shared memory (/dev/shm), and that failed: {why}; make it writable, free "
+        "or enlarge it (docker run --shm-size), or use --workers 0"
+    )
 
 
 class SharedViews:
@@ -136,14 +155,39 @@ class Shielded(Dataset):
 
     def __getitem__(self, item: Any) -> Any:
         try:
-            return self._dataset[item]
+            made = self._dataset[item]
+            if get_worker_info() is not None:
+                _share(made)
+            return made
         except SoftcacheError as error:
             return Failure(error)
 
 
+def _share(made: torch.Tensor | list[torch.Tensor]) -> None:
+    """Moves a worker's tensors to shared memory. torch would do so later, in a thread of its own, where an error is
+    printed and the parent waits for ever.
+
+    Errors: ``SoftcacheError`` where there is no room for them.
+    """
+    try:
+        for tensor in [made] if isinstance(made, torch.Tensor) else made:
+            tensor.share_memory_()
+    except (OSError, RuntimeError) as error:
+        raise SoftcacheError(_no_shared_memory(" ".join(str(error).split())[:160])) from None
+
+
 def raising(items: Iterable[Any]) -> Iterator[Any]:
-    """The items of a loader over a ``Shielded`` dataset; raises the first error among them."""
-    for item in items:
-        if isinstance(item, Failure):
-            raise item.error
-        yield item
+    """The items of a loader over a ``Shielded`` dataset; raises the first error among them, and ``SoftcacheError``
+    where a worker died of too little shared memory."""
+    try:
+        for item in items:
+            if isinstance(item, Failure):
+                try:
+                    raise item.error
+                finally:
+                    del item  # or the error would hold itself through this frame, and with it the workers at exit
+            yield item
+    except RuntimeError as error:
+        if "shared memory" in str(error) or "Bus error" in str(error):
+            raise SoftcacheError(_no_shared_memory("there is too little of it")) from error
+        raise

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from softcache.atomic import replace_file
+from softcache.atomic import open_in_place, replace_file
 from softcache.errors import SoftcacheError
 
 CHECKPOINT = "checkpoint.pt"
@@ -25,7 +26,10 @@ def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any]:
     """Errors: ``SoftcacheError`` where there is none or it can't be read."""
     path = folder / CHECKPOINT
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        with open(open_in_place(path, os.O_RDONLY), "rb") as file:
+            return torch.load(file, map_location=device, weights_only=True)
+    except SoftcacheError:  # a link, or no file
+        raise
     except FileNotFoundError:
         raise SoftcacheError(f"{folder} has no {CHECKPOINT} to resume from") from None
     except Exception as error:  # torch raises many kinds for a damaged zip or pickle

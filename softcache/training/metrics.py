@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from softcache.atomic import replace_file
+from softcache.atomic import check_in_place, open_in_place, replace_file
 from softcache.stream.batches import Batch
 from softcache.training.objective import LossValues
 
@@ -58,35 +59,38 @@ class Meter:
 
 
 class Lines:
-    """A file of JSON lines that begins with those given and is flushed after each."""
+    """A file of JSON lines that begins with those given; each line is in it when ``write`` returns.
+
+    Errors: ``SoftcacheError`` where its name is a link, a folder or the like.
+    """
 
     def __init__(self, path: Path, lines: Sequence[dict[str, Any]]):
         self._path, self._lines = path, list(lines)
 
     def __enter__(self) -> Callable[[dict[str, Any]], None]:
-        self._file = open(self._path, "w", encoding="utf-8")
-        for line in self._lines:
-            self._write(line)
+        _write_anew(self._path, [json.dumps(line) for line in self._lines])
         return self._write
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
+        """Nothing is left to be written."""
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        _append(self._path, [json.dumps(line)])
 
 
 class StepLines:
-    """``steps.jsonl``: lines of steps that a resumed training does again are dropped, so that none is there twice."""
+    """``steps.jsonl``: lines of steps that a resumed training does again are dropped, so that none is there twice.
+
+    Errors: ``SoftcacheError`` where its name is a link, a folder or the like.
+    """
 
     def __init__(self, folder: Path, every: int, done: int):
         """``every``: n-th steps that are written, 0 for none; ``done``: steps that stand."""
         self._path, self._every = folder / STEPS, every
         self._held: list[tuple[int, torch.Tensor, set[str]]] = []
+        check_in_place(self._path)
         if self._path.exists():
-            kept = [line for line in self._path.read_text().splitlines() if _step(line) < done]
-            replace_file(self._path, "".join(line + "\n" for line in kept).encode())
+            _write_anew(self._path, [line for line in self._path.read_text().splitlines() if _step(line) < done])
 
     def add(self, step: int, parts: LossValues) -> None:
         if self._every and step % self._every == 0:
@@ -97,9 +101,8 @@ class StepLines:
         if not self._held:
             return
         values = torch.stack([some for _, some, _ in self._held]).tolist()
-        with open(self._path, "a", encoding="utf-8") as file:
-            for (step, _, missing), some in zip(self._held, values, strict=True):
-                file.write(json.dumps({"step": step, **named(some, missing)}) + "\n")
+        steps = zip(self._held, values, strict=True)
+        _append(self._path, [json.dumps({"step": step, **named(some, gone)}) for (step, _, gone), some in steps])
         self._held.clear()
 
 
@@ -129,6 +132,22 @@ def describe_epoch(line: dict[str, Any], epochs: int) -> str:
         if line.get(f"{name}_top1") is not None:
             shown.append(f"{name} {100 * line[f'{name}_top1']:.2f} %")
     return "  ".join([*shown, f"{line['epoch_s']:.1f} s (data {line['data_s']:.1f} s)"])
+
+
+def _write_anew(path: Path, lines: Sequence[str]) -> None:
+    check_in_place(path)
+    replace_file(path, "".join(line + "\n" for line in lines).encode())
+
+
+def _append(path: Path, lines: Sequence[str]) -> None:
+    """Past Python's buffers, which on a full disk would be written again, and fail again, when a file is closed."""
+    data = memoryview("".join(line + "\n" for line in lines).encode())
+    fd = open_in_place(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)
 
 
 def _step(line: str) -> float:

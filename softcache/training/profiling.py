@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from softcache.atomic import commit, temporary_path
+
 log = logging.getLogger(__name__)
 
 
@@ -97,7 +99,9 @@ class Profile(Watch):
         began = time.perf_counter()
         self._profiler.stop()
         self._events = list(self._profiler.key_averages())
-        self._profiler.export_chrome_trace(str(self._folder / TRACE))
+        part = temporary_path(self._folder / TRACE)
+        self._profiler.export_chrome_trace(str(part))
+        commit(part, self._folder / TRACE)
         self._profiler = None
         self.overhead += time.perf_counter() - began
 

@@ -10,7 +10,7 @@ import torch
 
 from softcache.cache.agreement.tolerance import compare_logits
 from softcache.cache.agreement.versions import versions_note
-from softcache.cache.mapping import map_rows
+from softcache.cache.mapping import map_shards
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS
 from softcache.errors import CacheError, PixelsError
@@ -98,9 +98,8 @@ class Recorded:
     def _shard(self, view: int, column: str, number: int) -> dict[str, np.ndarray]:
         held = self._mapped.get(view)
         if held is None or held[0] != (column, number):
-            path = self._cache.shard_path(view, column, number)
-            extents = self._cache.extents(view, column, number)
-            maps = {name: map_rows([(path, extent)]).parts[0] for name, extent in extents.items()}
+            mapped = map_shards([self._cache.shard(view, column, number)])
+            maps = {name: rows.parts[0] for name, rows in mapped.items()}
             held = self._mapped[view] = (column, number), maps
         return held[1]
 
