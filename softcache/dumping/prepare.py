@@ -11,8 +11,8 @@ import torch
 from softcache.cache.agreement.recorded import Recorded, first_recorded
 from softcache.cache.reader import Cache
 from softcache.cache.schema import KEPT_SAMPLES, LOGITS, MAX_SHARD_BYTES, HintColumn, Identity, Manifest, hint_column
+from softcache.dumping.forward import Forward
 from softcache.dumping.identity import default_shard_rows
-from softcache.dumping.pipeline import Forward
 from softcache.errors import CacheError
 from softcache.models._hooks import Taps
 from softcache.views._digest import digest

@@ -99,7 +99,7 @@ def teach(config: TeachConfig) -> Taught:
         freeze_all_but_classifier(network)
     make_folder(folder)
     try:
-        with FileLock(folder / ".lock", timeout=0), tf32(False):
+        with FileLock(folder / ".lock", timeout=0), tf32(config.tf32):
             return _teach(network, train, test, config, folder, device)
     except Timeout:
         raise LockedError(f"another process is training into {folder}") from None
