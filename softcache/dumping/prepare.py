@@ -1,4 +1,4 @@
-"""What is found out before a dump begins: shapes of hints, samples to keep, whether the teacher is still the same."""
+"""What a dump needs to know before it begins: shapes of hints, pixels to keep, whether the teacher is the same."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ def hint_shapes(
 
 
 def kept_samples(viewed: ViewedDataset) -> tuple[np.ndarray, np.ndarray]:
-    """Rows spread over the dataset and their pixels in view 0, so that a mismatch can be looked at later."""
+    """Evenly spaced rows and their pixels in view 0, so that a later mismatch can be examined."""
     rows = np.unique(np.linspace(0, len(viewed) - 1, KEPT_SAMPLES).astype(np.int64))
     return rows, viewed.batch(rows, 0).numpy()
 
 
 def check_teacher(cache: Cache, viewed: ViewedDataset, forward: Forward, recorded: Recorded) -> None:
-    """Whether the teacher still says what it has said: one batch of a shard that is there, computed again.
+    """Computes one batch of a shard that is there again, and compares.
 
-    Errors: ``CacheError`` and ``PixelsError`` where not.
+    Errors: ``CacheError`` where the teacher's logits differ, ``PixelsError`` where the pixels do.
     """
     found = first_recorded(cache, cache.manifest.identity.teacher.numerics.batch)
     if found is None:
