@@ -192,4 +192,7 @@ def test_without_pyarrow_the_extra_is_named(pets):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == "softcache: a parquet: dataset needs pyarrow: pip install 'softcache[parquet]'\n"
+    assert (
+        done.stderr.splitlines(keepends=True)[-1]
+        == "softcache: a parquet: dataset needs pyarrow: pip install 'softcache[parquet]'\n"
+    )

@@ -14,6 +14,7 @@ from harness_train import make_cache as make_digits_cache
 
 from softcache.cache.locks import MANIFEST_LOCK, changing
 from softcache.cache.reader import Cache
+from softcache.config.record import read_record
 from softcache.errors import CacheError, SoftcacheError
 from softcache.stages.verify import verify
 
@@ -98,7 +99,9 @@ def test_dump_names_a_lock_that_is_no_lock(made, name, kind, victim, tmp_path, c
 def test_resume_names_a_file_that_leads_elsewhere(made, name, kind, victim, tmp_path, capfd):
     shutil.copytree(made / "run", tmp_path / "run")
     lead(tmp_path / "run" / name, kind, victim)
-    assert command("train", "--resume", tmp_path / "run") == 1
+    options = read_record(made / "run").options  # a copy is another folder, whose paths and code are given anew
+    allowed = [word for spec in (options.student, *options.cache) for word in ("--allow", spec)]
+    assert command(*allowed, "train", "--resume", tmp_path / "run") == 1
     assert str(tmp_path / "run" / name) in one_error(capfd)
     untouched(victim)
 

@@ -1,4 +1,4 @@
-"""What is found out before a dump begins: shapes of hints, samples to keep, whether the teacher is still the same."""
+"""What a dump needs to know before it begins: shapes of hints, pixels to keep, whether the teacher is the same."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from softcache.cache.schema import (
     most_samples,
 )
 from softcache.cache.writer import KeptSamples
+from softcache.dumping.forward import Forward
 from softcache.dumping.identity import default_shard_rows
-from softcache.dumping.pipeline import Forward
 from softcache.errors import CacheError, PixelsError, UsageError
 from softcache.models._hooks import Taps
 from softcache.views._digest import digest
@@ -115,9 +115,9 @@ def kept_samples(viewed: ViewedDataset, count: int, existing: Cache | None) -> K
 
 
 def check_teacher(cache: Cache, viewed: ViewedDataset, forward: Forward, recorded: Recorded) -> None:
-    """Whether the teacher still says what it has said: one batch of a shard that is there, computed again.
+    """Computes one batch of a shard that is there again, and compares.
 
-    Errors: ``CacheError`` and ``PixelsError`` where not.
+    Errors: ``CacheError`` where the teacher's logits differ, ``PixelsError`` where the pixels do.
     """
     found = first_recorded(cache, cache.manifest.identity.teacher.numerics.batch)
     if found is None:
