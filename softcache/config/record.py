@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 import softcache
+from softcache import strictjson
 from softcache.atomic import replace_file
 from softcache.config.given import FOLLOWED
 from softcache.config.options import Options, refuse_unknown
@@ -110,8 +111,8 @@ def recorded_options(folder: Path) -> Any:
 
 def _read_json(path: Path, absent: str) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return strictjson.loads(path.read_bytes())
     except FileNotFoundError:
         raise SoftcacheError(absent) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise SoftcacheError(f"{path} can't be read: {error}") from None
