@@ -27,6 +27,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
+from softcache import strictjson
 from softcache.atomic import check_in_place, open_in_place
 from softcache.errors import LockedError, SoftcacheError
 
@@ -76,7 +77,7 @@ def holder(path: Path) -> str:
         pid, host, *_ = text.splitlines()
         return f"{_process(pid, host)}{owner}"
     try:
-        note = json.loads(text)
+        note = strictjson.loads(text)
         since = re.sub(r"[^\d :-]", "", str(note["since"]))[:19]
         part = re.sub(r"[^\d/]", "", str(note["part"]))[:21]
         who = _process(str(note["pid"]), str(note["host"]))

@@ -23,6 +23,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
+from softcache import strictjson
 from softcache.atomic import replace_file
 from softcache.errors import NotNamedError
 from softcache.localfiles import state_folder
@@ -163,7 +164,7 @@ def folder_identity(folder: Path) -> str:
     """The hash of what the ``config.json`` of a run or a teacher says from the beginning of its training to the end,
     so without its result."""
     try:
-        document = json.loads((folder / "config.json").read_bytes())
+        document = strictjson.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):  # whoever reads what it says tells the user
         return ""
     lasting = {key: value for key, value in document.items() if key != "result"} if isinstance(document, dict) else {}

@@ -206,9 +206,9 @@ def _forge(
     document = json.loads(original[path])
     before = document["cache_id"]
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
-        _change(rng, document[rng.choice(["identity", "state", "state"])])
+        forged_values(rng, document[rng.choice(["identity", "state", "state"])])
     if rng.random() < 0.1:
-        _change(rng, document)
+        forged_values(rng, document)
     changed: dict[Path, bytes] = {}
     try:
         document["cache_id"] = hashlib.sha256(canonical_json(document.get("identity"))).hexdigest()
@@ -226,7 +226,7 @@ def _forge(
     return {**changed, path: text.encode()}
 
 
-def _change(rng: random.Random, node: Any) -> None:
+def forged_values(rng: random.Random, node: Any) -> None:
     """One value somewhere below is replaced, removed, added or doubled."""
     while True:
         keys = list(node) if isinstance(node, dict) else list(range(len(node)))

@@ -74,6 +74,13 @@ TINY = ("--size", "8", "--epochs", "1")
         (["teach", "--freeze"], 2, "--weights"),
         (["teach", "--lr", "nan"], 2, "--lr must be above 0, is nan"),
         (["teach", "--device", "cuda:77"], 2, "--device"),
+        (["teach", "--seed", "-1"], 2, "--seed must be from 0 to 2**63 - 1, is -1"),
+        (["teach", "--seed", str(2**63)], 2, "--seed must be from 0 to 2**63 - 1"),
+        (["train", "--seed", "-1"], 2, "--seed must be from 0 to 2**63 - 1, is -1"),
+        (["verify", "--seed", "-1"], 2, "--seed must be from 0 to 2**63 - 1, is -1"),
+        (["dump", "--view-seed", "-1"], 2, "--view-seed must be from 0 to 2**64 - 1, is -1"),
+        (["train", "--view-seed", str(2**64)], 2, "--view-seed must be from 0 to 2**64 - 1"),
+        (["dump", "--size", "8193"], 2, "--size must be at most 8192, is 8193"),
         (["train", "--loss", "kll"], 2, "kl"),
         (["train", "--loss", "kl:temperature=3"], 2, "T"),
         (["train", "--T", "hot"], 2, "hot"),
@@ -268,3 +275,35 @@ def test_a_teacher_near_chance_is_warned_of(
 )
 def test_what_is_near_chance(top1: float, classes: int, near: bool) -> None:
     assert near_chance(top1, classes) is near
+
+
+@pytest.fixture
+def one_class(here: Path) -> str:
+    """Twelve grey images of 8 pixels, all of one class."""
+    (here / "one").mkdir()
+    rng = np.random.default_rng(0)
+    for split, rows in (("train", 12), ("test", 4)):
+        np.save(here / "one" / f"{split}_images.npy", rng.integers(0, 256, (rows, 8, 8), np.uint8))
+        np.save(here / "one" / f"{split}_labels.npy", np.zeros(rows, np.int64))
+    return f"arrays:{here / 'one'}"
+
+
+def test_one_class_is_refused_where_nothing_can_be_learned_from_it(
+    here: Path, fails: Fails, one_class: str, small_teacher: Callable[..., str]
+) -> None:
+    """The softmax over one class is 1, so that every loss through it is 0, or 0/0, for all networks alike."""
+    data = ("--dataset", one_class, *TINY)
+    assert "have 1 class" in fails("teach", "--model", "cifar:resnet8", *data, status=2)
+    assert not (here / "teachers").exists()
+    teacher = small_teacher(here / "teacher", dataset=one_class)
+    assert run(["-q", "dump", "--teacher", teacher, "--dataset", one_class, "--size", "8", "--out", "cache"]) == 0
+    student = ("train", "--student", "cifar:resnet8", "--epochs", "1", "--workers", "0", "--out", "run")
+    for loss in ("kl", "ce", "hard", "dkd", "nkd", "wsld", "dist", "mse:standardize=true"):
+        message = fails(*student, "--cache", "cache", "--dataset", one_class, "--loss", loss, status=2)
+        assert f"loss '{loss.partition(':')[0]}" in message
+        assert "needs at least 2 classes, the data have 1 class" in message
+    assert "have 1 class" in fails(*student, "--dataset", one_class, "--size", "8", "--alpha", "0", status=2)
+    assert not (here / "run").exists()
+    assert run(["-q", *student, "--cache", "cache", "--dataset", one_class, "--loss", "mse", "--alpha", "1"]) == 0
+    lines = [json.loads(line) for line in (here / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(value) for line in lines for value in line.values() if isinstance(value, float))

@@ -81,6 +81,7 @@ BYTES: dict[str, tuple[bytes, str]] = {
     "infinity": (b'{"softcache": -Infinity}', "-Infinity is not a number"),
     "a name twice": (b'{"softcache": 1, "softcache": 1}', "twice"),
     "deep": (b'{"softcache": ' + b"[" * 500_000 + b"]" * 500_000 + b"}", "recursion|nested|Recursion"),
+    "a little too deep": (b'{"softcache": ' + b"[" * 100 + b"]" * 100 + b"}", "nested more than 100 levels"),
     "endless number": (b'{"softcache": ' + b"9" * 100_000 + b"}", "a number of 100000 digits"),
     "another version": (b'{"softcache": 2}', "reads format 1"),
     "version as text": (b'{"softcache": "1"}', "reads format 1"),

@@ -194,5 +194,5 @@ def test_without_pyarrow_the_extra_is_named(pets):
     assert done.returncode == 1
     assert (
         done.stderr.splitlines(keepends=True)[-1]
-        == "softcache: a parquet: dataset needs pyarrow: pip install 'softcache[parquet]'\n"
+        == "softcache: a parquet: dataset needs pyarrow: pip install 'softcache[parquet]'"
     )

@@ -40,6 +40,7 @@ class Mine:  # inherits nothing, so it declares everything
     needs = frozenset()
     through_softmax = True
     zero_for_perfect = True
+    least_classes = 2
     standardizes = True
     standardized_weight = None
     default_T = 4.0

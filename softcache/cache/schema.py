@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from softcache import strictjson
 from softcache.atomic import replace_file
 from softcache.errors import CacheError, IntegrityError, UsageError
 
@@ -206,13 +207,11 @@ def read_manifest(folder: Path) -> bytes:
 
 
 def parse(text: bytes, path: Path) -> dict[str, Any]:
-    """A manifest's JSON, without what JSON leaves open: no NaN, no infinity, no name twice in an object."""
+    """A manifest's JSON, without what JSON leaves open: see ``strictjson``."""
     try:
-        document = json.loads(
-            text.decode("utf-8"), parse_int=_integer, parse_constant=_refuse_constant, object_pairs_hook=_distinct
-        )
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise IntegrityError(f"{path} is damaged: {_short(_one_line(error))}") from None
+        document = strictjson.loads(text)
+    except ValueError as error:
+        raise IntegrityError(f"{path} is damaged: {_short(error)}") from None
     if not isinstance(document, dict) or "softcache" not in document:
         raise IntegrityError(f"{path} is not a softcache manifest")
     return document
@@ -356,23 +355,6 @@ def _sha256(value: Any, path: Path) -> str:
         return hashlib.sha256(canonical_json(value)).hexdigest()
     except (ValueError, RecursionError) as error:  # a lone surrogate, "\\ud800", is no UTF-8
         raise IntegrityError(f"{path} is damaged: {_one_line(error)}") from None
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > 40:  # early Pythons take minutes to parse a million digits
-        raise ValueError(f"a number of {len(digits)} digits")
-    return int(digits)
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands twice in an object")
-    return found
 
 
 def _short(value: Any) -> str:

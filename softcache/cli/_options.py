@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from collections.abc import Callable
 from typing import Any
 
 import click
 
+from softcache import strictjson
 from softcache.datasets._fraction import with_fraction
 from softcache.errors import UsageError
 from softcache.threads import settle_threads
@@ -114,9 +114,9 @@ def _from_file(path: str, command: str, given: dict[str, Any]) -> dict[str, Any]
     """The options in a JSON file: an object of them, or the record of a run or a teacher, which has them as
     ``options``."""
     try:
-        with open(path, encoding="utf-8") as file:
-            document = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
+        with open(path, "rb") as file:
+            document = strictjson.loads(file.read())
+    except (OSError, ValueError) as error:
         raise click.UsageError(f"--config {path} can't be read: {error}") from None
     options = document.get("options", document) if isinstance(document, dict) else None
     if not isinstance(options, dict):

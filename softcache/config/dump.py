@@ -9,7 +9,7 @@ from typing import Any
 from softcache.cache.reader import Cache
 from softcache.cache.schema import KEPT_SAMPLES, MAX_SIDE, Numerics
 from softcache.config.given import recorded_recipe
-from softcache.config.options import Options
+from softcache.config.options import Options, refuse_seed
 from softcache.device import DTYPES
 from softcache.errors import UsageError, nearest
 from softcache.views._recipe import Recipe
@@ -78,6 +78,8 @@ class DumpConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.view_seed is not None:
+            refuse_seed(self.view_seed, "--view-seed", 64)
         if self.views is not None and self.views < 1:
             raise UsageError(f"--views must be at least 1, is {self.views}")
         if self.size is not None and self.size > MAX_SIDE:

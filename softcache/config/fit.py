@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from softcache.config.options import Options
+from softcache.config.options import Options, refuse_seed
 from softcache.errors import UsageError, nearest
 from softcache.stream.workers import START_METHODS
 from softcache.training.optimization import OPTIMIZERS, SCHEDULES, Optimization
@@ -50,6 +50,7 @@ class FitConfig(Options):
         for name in positive:
             if not getattr(self, name) > 0:  # nan is neither above nor below
                 raise UsageError(f"--{name.replace('_', '-')} must be above 0, is {getattr(self, name)}")
+        refuse_seed(self.seed)
         for name in ("weight_decay", "warmup", "clip_grad"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"--{name.replace('_', '-')} can't be negative, is {getattr(self, name)}")

@@ -73,6 +73,12 @@ def refuse_unknown(cls: type[Options], options: Mapping[str, Any], where: str = 
             raise UsageError(f"{where or cls.__name__} has no option {name!r}{nearest(name, known)}")
 
 
+def refuse_seed(seed: int, option: str = "--seed", bits: int = 63) -> None:
+    """Errors: ``UsageError`` for a seed that no generator takes: it must be a whole number of so many bits."""
+    if not 0 <= seed < 1 << bits:
+        raise UsageError(f"{option} must be from 0 to 2**{bits} - 1, is {seed}")
+
+
 class Command(Protocol[P, Given, Result]):
     """A function of the Python API: it takes its options one by one, or all of them as one object."""
 

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 import softcache
+from softcache import strictjson
 from softcache.atomic import replace_file
 from softcache.config.given import FOLLOWED
 from softcache.config.options import Options, refuse_unknown
@@ -67,13 +68,19 @@ def read_record(folder: Path) -> Record[Any]:
     if not isinstance(document, dict) or "version" not in document:
         raise SoftcacheError(f"{path} is not the record of a run or a teacher")
     if document["version"] != VERSION:
-        raise SoftcacheError(f"{path} is a record of version {document['version']}, this softcache knows {VERSION}")
+        raise SoftcacheError(
+            f"{path} is a record of version {str(document['version'])[:40]}, this softcache knows {VERSION}"
+        )
     known = {own.name: own for own in dataclasses.fields(Record)}
     values = {name: value for name, value in document.items() if name != "version"}
     for name in values:
         if name not in known:
-            raise SoftcacheError(f"{path} has {name!r}, which this softcache doesn't know: it was made by another one")
-    if values.get("command") not in KINDS or not all(isinstance(values.get(n), dict) for n in ("options", "model")):
+            raise SoftcacheError(
+                f"{path} has {name[:40]!r}, which this softcache doesn't know: it was made by another one"
+            )
+    if values.get("command") not in list(KINDS) or not all(
+        isinstance(values.get(n), dict) for n in ("options", "model")
+    ):
         raise SoftcacheError(f"{path} is not the record of a run or a teacher")
     for name, kind in (("losses", list), ("hints", list), ("caches", list), ("start", dict), ("versions", dict)):
         if not isinstance(values.get(name, kind()), kind):
@@ -110,8 +117,8 @@ def recorded_options(folder: Path) -> Any:
 
 def _read_json(path: Path, absent: str) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return strictjson.loads(path.read_bytes())
     except FileNotFoundError:
         raise SoftcacheError(absent) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise SoftcacheError(f"{path} can't be read: {error}") from None

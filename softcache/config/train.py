@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from softcache.cache.agreement.labels import LABELS
 from softcache.config.fit import FitConfig
+from softcache.config.options import refuse_seed
 from softcache.errors import UsageError, nearest
 from softcache.stream.windows import SHUFFLES
 
@@ -97,6 +98,8 @@ class TrainConfig(FitConfig):
             raise UsageError(f"--label-fraction must be above 0 and at most 1, is {self.label_fraction:g}")
         if not 0 <= self.val_fraction < 1:
             raise UsageError(f"--val-fraction must be at least 0 and below 1, is {self.val_fraction:g}")
+        if self.view_seed is not None:
+            refuse_seed(self.view_seed, "--view-seed", 64)
         if self.views is not None and self.views < 1:
             raise UsageError(f"--views must be at least 1, is {self.views}")
         for name in ("hint_epochs", "log_every"):

@@ -28,6 +28,8 @@ class Loss(Protocol):
     standardizes: whether ``standardize=true`` makes a difference.
     through_softmax: whether the teacher's logits are used only as ``softmax(z / T)``, so that logits of averaged
         probabilities can take their place.
+    least_classes: the smallest number of classes for which the loss says anything. The softmax over one class is 1,
+        whatever the logit is.
     zero_for_perfect: whether the loss is 0 where student and teacher are equal.
 
     >>> from dataclasses import dataclass
@@ -52,6 +54,7 @@ class Loss(Protocol):
     default_T: ClassVar[float | None] = None
     standardizes: ClassVar[bool] = True
     through_softmax: ClassVar[bool] = False
+    least_classes: ClassVar[int] = 2
     zero_for_perfect: ClassVar[bool] = False
     __dataclass_fields__: ClassVar[dict[str, Any]]
 

@@ -61,6 +61,11 @@ class Term:
         return self.loss.needs
 
     @property
+    def least_classes(self) -> int:
+        """The smallest number of classes for which it says anything; one logit has no deviation to divide by."""
+        return max(2, self.loss.least_classes) if self.standardize else self.loss.least_classes
+
+    @property
     def through_softmax(self) -> bool:
         """Whether pseudo-logits of ``average_probabilities`` can take the place of the teacher's logits."""
         return self.loss.through_softmax and not self.standardize
@@ -93,6 +98,23 @@ class Term:
         if self.standardize:
             parts.append("standardize=true")
         return spec + ("," if registry.split_component(spec)[1] else ":") * bool(parts) + ",".join(parts)
+
+
+def refuse_few_classes(terms: Iterable[Term], classes: int, *, labels_alone: bool = False) -> None:
+    """Errors: ``UsageError`` where a training would learn nothing, or what isn't a number, because there are so few
+    classes. ``labels_alone``: whether the cross-entropy with the labels is all that it learns from.
+
+    >>> refuse_few_classes([parse_term("mse")], 1)
+    """
+    found = "1 class" if classes == 1 else f"{classes} classes"
+    if labels_alone and classes < 2:
+        raise UsageError(f"the data have {found}: the cross-entropy with the labels is 0 whatever a network answers")
+    for term in terms:
+        if classes < term.least_classes:
+            raise UsageError(
+                f"loss {str(term)!r} needs at least {term.least_classes} classes, the data have {found}: the softmax "
+                "over one class is always 1; loss 'mse' compares the logits themselves"
+            )
 
 
 def parse_term(spec: str) -> Term:

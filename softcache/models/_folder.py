@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from softcache import strictjson
 from softcache.atomic import replace_file
 from softcache.errors import ModelError
 from softcache.models._checkpoint import METADATA_KEY, load_state
@@ -87,7 +88,7 @@ def described(description: dict[str, Any], weights_path: Path, *, owner: str | N
     try:
         spec, classes = str(description["spec"]), int(description["classes"])
         preprocess = Preprocess.from_dict(description["preprocess"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{owner or weights_path} has no whole description of its model ({error!r})") from error
     weights = Weights(
         title=f"the checkpoint {weights_path}",
@@ -114,7 +115,7 @@ def read_folder(folder: str | Path) -> Described:
         raise ModelError(f"no folder {folder}: a model is a name, a file.py:factory, or a teacher's or run's folder")
     path = folder / CONFIG
     try:
-        document = json.loads(path.read_text())
+        document = strictjson.loads(path.read_bytes())
         description = document["model"]
         spec, filename = str(description["spec"]), str(description["weights"])
     except FileNotFoundError:

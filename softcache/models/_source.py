@@ -69,10 +69,13 @@ def file_weights(path: str | Path) -> Weights:
     description = recorded_description(path)
     if description is None:
         return Weights(title, lambda: load_state(path), path)
-    preprocess = Preprocess.from_dict(description["preprocess"])
+    try:
+        preprocess, classes = Preprocess.from_dict(description["preprocess"]), int(description["classes"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ModelError(f"{path} has no whole description of its network ({error!r})") from None
     statistics = (preprocess.mean, preprocess.std)
     names = described_class_names(description)
-    classes, size = description["classes"], preprocess.size
+    size = preprocess.size
     return Weights(title, lambda: load_state(path), path, classes, statistics, size=size, class_names=names)
 
 

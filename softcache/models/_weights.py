@@ -15,6 +15,8 @@ from softcache.models._checkpoint import load_state
 
 __all__ = ["classes_in", "fingerprint", "fingerprint_file_cached", "fit", "known_fingerprint", "load_state"]
 
+HASHED_BYTES = 2**26
+
 
 def fit(
     module: nn.Module,
@@ -74,7 +76,9 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
         tensor = state[name].detach().cpu().contiguous()
         header = f"{len(name)}:{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} "
         total.update(header.encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        content = tensor.reshape(-1).view(torch.uint8).numpy().data
+        for start in range(0, len(content), HASHED_BYTES):  # one call may take long, and no signal is answered in it
+            total.update(content[start : start + HASHED_BYTES])
     return total.hexdigest()
 
 

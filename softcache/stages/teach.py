@@ -23,6 +23,7 @@ from softcache.distributed import refuse_several
 from softcache.errors import SoftcacheError, UsageError
 from softcache.localfiles import local_path
 from softcache.losses._schedule import Schedule
+from softcache.losses._terms import refuse_few_classes
 from softcache.models._folder import describe, save_network
 from softcache.models._hooks import freeze_all_but_classifier
 from softcache.models._network import Network
@@ -82,6 +83,7 @@ def teach(config: TeachConfig) -> Taught:
     )
     if not train.samples.classes:
         raise UsageError(f"{config.dataset} has no labels: a teacher can't be trained on it")
+    refuse_few_classes((), len(train.samples.classes), labels_alone=True)
     test = open_test(config.dataset, train.size, data_dir=config.data_dir, download=config.download)
     network = open_network(
         config.model,

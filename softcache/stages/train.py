@@ -29,6 +29,7 @@ from softcache.device import pick_device, tf32
 from softcache.distributed import refuse_several
 from softcache.errors import PixelsError, SoftcacheError, UsageError
 from softcache.localfiles import local_path
+from softcache.losses._terms import refuse_few_classes
 from softcache.models._folder import describe, save_network, save_tensors
 from softcache.models._network import Network
 from softcache.models._open import open_network
@@ -122,6 +123,7 @@ def _prepare(parsed: Parsed, begun: dict[str, Any] | None = None, view_numbers: 
     options = parsed.options
     device = pick_device(options.device)
     data = open_data(parsed, view_numbers)
+    refuse_few_classes(parsed.losses, data.classes(), labels_alone=parsed.labels_alone)
     if data.views is not None and options.views_per_image > len(data.views):
         raise UsageError(f"--views-per-image {options.views_per_image}: there are {len(data.views)} recorded views")
     test = open_test(data.dataset, data.viewed.size, data_dir=options.data_dir, download=options.download)

@@ -21,6 +21,7 @@ from softcache.cache.reader import Cache
 from softcache.cache.schema import MANIFEST, ROWS, SAMPLES, VIRTUAL, parse, read_manifest, render, shard_name
 from softcache.cache.shard import Arrays, Attributes
 from softcache.config.folders import pick_cache
+from softcache.config.options import refuse_seed
 from softcache.console import Bar, bar
 from softcache.errors import CacheError, IntegrityError
 
@@ -104,6 +105,7 @@ def verify(
     it. Errors: ``CacheError``
     where the folder is no cache, ``LockedError`` where ``repair`` finds it being written.
     """
+    refuse_seed(seed)
     folder = pick_cache(None if cache is None else str(cache))
     if not folder.is_dir():
         raise CacheError(f"{folder} is no cache: there is no such folder")
