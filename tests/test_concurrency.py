@@ -381,20 +381,21 @@ def test_never_two_hold_a_lock_that_is_taken_released_and_killed_all_the_time(tm
             stack.callback(process.kill)
             return process
 
-        work, killed, end = [start() for _ in range(8)], 0, time.monotonic() + 8
-        while time.monotonic() < end:
+        work, killed, turns = [start() for _ in range(8)], 0, tmp_path / "turns"
+        turns.touch()
+        end = time.monotonic() + 60  # on a machine that has much else to do
+        while (killed < 20 or turns.stat().st_size < 100) and time.monotonic() < end:
             time.sleep(0.3)
             victim = work.pop(0)
             victim.kill()
             killed += 1
-            assert victim.communicate()[1] == ""
+            assert victim.communicate()[1] == ""  # nor had it found another holder
             work.append(start())
         (tmp_path / "end").touch()
         for process in work:
             assert process.communicate(timeout=60)[1] == ""
             assert process.returncode == 0
-    assert killed > 5
-    assert (tmp_path / "turns").stat().st_size > 100, "the lock was hardly ever given out"
+    assert turns.stat().st_size >= 100, "the lock was hardly ever given out"
 
 
 TURNS = """
