@@ -114,6 +114,66 @@ def test_a_limit_on_the_size_of_files(setting, warm, undisturbed, tmp_path, limi
     assert shards(folder) == undisturbed
 
 
+@pytest.fixture(scope="module")
+def train(setting: Setting) -> list[str]:
+    """All of a training but its folder: a checkpoint of it takes some 900 KiB, its student 300."""
+    return [
+        *("train", "--student", "cifar:resnet8", "--alpha", "0", "--val-fraction", "0.1", "--log-every", "1"),
+        *("--dataset", f"arrays:{setting.root / 'data.npz'}", "--device", "cpu", "--workers", "0", "--epochs", "3"),
+        *("--batch-size", "100"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(warm: Warm, train: list[str], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    ended = warm.run([*train, "--out", str(folder)])
+    assert ended.status == 0, ended.output
+    return (folder / "student.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("room", [4, 12, 400, 900, 1500, 2000])
+def test_a_training_on_a_full_disk_goes_on_from_its_last_checkpoint(warm, train, trained, small_disk, room):
+    """Full before anything, before the best student, the first checkpoint, the second beside the first, the end."""
+    disk, resize = small_disk
+    resize(room * KIB)
+    folder = disk / "run"
+    command = [*train, "--out", str(folder)]
+    ended = warm.run(command)
+    assert ended.status == 1, ended.output
+    errors = [line for line in ended.output.splitlines() if line.startswith("softcache:")]
+    assert len(errors) == 1, ended.output
+    assert f"disk full at {folder} (ENOSPC, no space left)" in errors[0]
+    assert "Traceback" not in ended.output
+    assert temporaries(disk) == []
+    assert not (folder / "student.safetensors").exists()
+    begun = (folder / "config.json").exists()
+    assert ("the last checkpoint is whole" in errors[0]) == (folder / "checkpoint.pt").exists() == (room >= 1500)
+    resume = f"softcache train --resume {folder}"
+    assert errors[0].endswith(f"free space and go on with {resume}" if begun else "run the same command again")
+    resize(64 * 2**20)
+    again = warm.run(["train", "--resume", str(folder)] if begun else command)
+    assert again.status == 0, again.output
+    assert ("resuming after epoch" in again.output) == (room >= 1500)
+    assert (folder / "student.safetensors").read_bytes() == trained
+
+
+def test_repair_on_a_file_system_that_is_read_only_is_one_line(setting, warm, small_disk):
+    disk, resize = small_disk
+    folder = disk / "cache"
+    assert warm.run(setting.command(folder)).status == 0
+    shard = folder / "view-0000" / "logits-00000.h5"
+    shard.write_bytes(b"damaged")
+    resize(64 * 2**20, 33)  # MS_REMOUNT | MS_RDONLY
+    ended = warm.run(["verify", str(folder), "--repair"])
+    assert ended.status == 1
+    assert f"softcache: can't write to {folder}: Read-only file system" in ended.output
+    assert "Traceback" not in ended.output
+    found = warm.run(["verify", str(folder)])
+    assert found.status == 1
+    assert "damaged  view-0000/logits-00000.h5" in found.output
+
+
 def test_a_dump_that_can_not_fit_stops_before_it_starts(setting, warm, small_disk):
     disk, resize = small_disk
     resize(400 * KIB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -177,3 +178,71 @@ def test_killed_between_the_last_shard_and_the_end(setting, warm, undisturbed, t
     assert not (tmp_path / "log").exists(), "the teacher ran for nothing"
     check(folder, undisturbed[0])
     assert cache.manifest.identity.classes == CLASSES
+
+
+# Kills itself when a file has been written, and is about to take this name.
+DIE_AT_NAME = """
+import os
+replace = os.replace
+def dying(source, target):
+    if os.path.basename(target) == {name!r}:
+        os.kill(os.getpid(), 9)
+    replace(source, target)
+os.replace = dying
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [("train", "checkpoint.pt"), ("train", "best.safetensors"), ("train", "metrics.jsonl"), ("teach", "checkpoint.pt")],
+)
+def test_leftovers_of_a_killed_training_go_with_the_next_start(setting, warm, tmp_path, stage, name):
+    out = tmp_path / "out"
+    options = [
+        *("--dataset", f"arrays:{setting.root / 'data.npz'}", "--device", "cpu", "--workers", "0", "--epochs", "1"),
+        *("--batch-size", "100", "--out", str(out)),
+    ]
+    command = {
+        "train": ["train", "--student", "cifar:resnet8", "--alpha", "0", "--val-fraction", "0.1", *options],
+        "teach": ["teach", "--model", "cifar:resnet8", *options],
+    }[stage]
+    killed = warm.run(command, prepare=DIE_AT_NAME.format(name=name))
+    assert killed.status == -9, killed.output
+    (own,) = temporaries(out)
+    assert own.startswith(f".{name}~")
+    _, _, boot, pid, token = own.removesuffix(".part").split("~")
+    (out / f".{name}~elsewhere~{boot}~{pid}~{token}.part").write_bytes(b"of another host")
+    again = resume(warm, ["train", "--resume", str(out)] if stage == "train" else command)
+    assert temporaries(out) == [f".{name}~elsewhere~{boot}~{pid}~{token}.part"]
+    assert f"removed {own}: its writer is gone" in again.output
+    assert not (out / ".lock").exists()
+
+
+LOG_OF_STEPS = """
+import os, stat
+log = os.open({path!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def told(name, place):
+    original = getattr(os, name)
+    def call(*arguments, **options):
+        result = original(*arguments, **options)
+        where = place(*arguments)
+        if where:
+            os.write(log, (name + " " + where + "\\n").encode())
+        return result
+    setattr(os, name, call)
+told("mkdir", lambda path, *_: os.fspath(path))
+told("replace", lambda source, target: os.fspath(target))
+told("fsync", lambda fd: stat.S_ISDIR(os.fstat(fd).st_mode) and os.readlink(f"/proc/self/fd/{{fd}}"))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_views_folder_is_on_the_disk_before_a_shard_is_in_it(setting, warm, tmp_path):
+    folder = tmp_path / "cache"
+    resume_with = LOG_OF_STEPS.format(path=str(tmp_path / "log"))
+    assert warm.run(setting.command(folder), prepare=resume_with).status == 0
+    steps = (tmp_path / "log").read_text().splitlines()
+    for view in range(3):
+        made = steps.index(f"mkdir {folder}/view-{view:04d}")
+        first = next(k for k, step in enumerate(steps) if step.startswith(f"replace {folder}/view-{view:04d}/"))
+        assert f"fsync {folder}" in steps[made:first]

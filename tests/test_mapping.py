@@ -256,6 +256,48 @@ def test_memory_and_open_files_are_bounded_whatever_the_size(many_shards: Cache,
     assert float(run.stdout) < 6, "MiB of memory that no file backs"
 
 
+@pytest.mark.parametrize("join", [True, False])
+def test_what_was_checked_is_what_is_mapped(tmp_path: Path, join: bool) -> None:
+    """Another file takes a shard's name, shorter or forged, between the check and the map."""
+    cache, logits = make_cache(tmp_path / "cache", rows=300, shard_rows=64, views=1)
+
+    @contextlib.contextmanager
+    def replaced(number: int) -> Iterator[Opened]:
+        with cache.shard(0, "logits", number) as file:
+            (tmp_path / "forged").write_bytes(b"short")
+            os.replace(tmp_path / "forged", file.path)
+            yield file
+
+    mapped = map_shards([replaced(number) for number in range(5)], join=join)
+    held = {name: np.concatenate(rows.parts) for name, rows in mapped.items()}
+    assert np.array_equal(cache.decode(held).numpy(), logits[0])
+    with pytest.raises(IntegrityError, match=r"logits-00000\.h5"):
+        cache.column("logits").map(0)
+
+
+def test_blocks_of_a_file_that_took_a_shards_name_are_checked_before_they_are_read(tmp_path: Path) -> None:
+    cache, logits = make_cache(tmp_path / "cache", rows=2048, shard_rows=2048, views=1)
+    other, _ = make_cache(tmp_path / "other", rows=2048, shard_rows=2048, views=1, classes=10, codec="fp32")
+    order = np.arange(2048)
+    shard = cache.shard_path(0, "logits", 0)
+    reader = BlockReader(cache, "logits", 0, order, 16, 2)
+    assert np.array_equal(cache.decode(reader.gather(order[:16])).numpy(), logits[0][:16])
+    same = tmp_path / "same"
+    same.write_bytes(shard.read_bytes())
+    os.replace(same, shard)  # as dump after a repair: the same bytes
+    for first in range(16, 1024, 16):
+        rows = order[first : first + 16]
+        assert np.array_equal(cache.decode(reader.gather(rows)).numpy(), logits[0][rows])
+    os.replace(other.shard_path(0, "logits", 0), shard)
+
+    def read_on() -> None:
+        for first in range(1024, 2048, 16):
+            reader.gather(order[first : first + 16])
+
+    with pytest.raises(IntegrityError, match=r"logits-00000\.h5 has cache_id"):
+        read_on()
+
+
 def test_rows_of_any_integers_may_be_asked_for(tmp_path: Path) -> None:
     cache, logits = make_cache(tmp_path / "cache", rows=300, shard_rows=64, views=2)
     reader, wanted = cache.column("logits"), [299, 0, 7, 64, 63, 7]
