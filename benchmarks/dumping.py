@@ -23,7 +23,8 @@ from benchmarks.measure import Result, arguments, paired, ratio
 from softcache.cache.schema import LOGITS, VERSION, DatasetIdentity, Identity, Numerics, TeacherIdentity
 from softcache.cache.writer import create_or_extend, plan
 from softcache.console import show_messages
-from softcache.dumping.pipeline import Forward, run_blocks
+from softcache.dumping.forward import Forward
+from softcache.dumping.pipeline import run_blocks
 from softcache.models._network import Network, Preprocess
 from softcache.models._open import open_network
 from softcache.stream.inputs import WorkerPixels, pick_workers

@@ -1,69 +1,110 @@
-"""What a person sees while something runs: a bar on a terminal, plain lines in a log. Standard error, always."""
+"""What a person sees while something runs: messages and progress, always on standard error.
+
+On a terminal both go through one rich console, so that a message is printed above the progress bar and not into it. In
+a log each message is one plain line, and progress is such a line now and then.
+"""
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
 
 log = logging.getLogger(__name__)
-_shown = {"bars": True}
-
-
-class _Handler(logging.Handler):
-    """One line on standard error for each message, also where that stream is another by now."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        print(f"warning: {text}" if record.levelno >= logging.WARNING else text, file=sys.stderr, flush=True)
+_shown = {"progress": False}
 
 
 def show_messages(*, quiet: bool = False) -> None:
-    """Shows the messages of the ``softcache`` logger on standard error; ``quiet``: warnings alone, and no bars.
+    """Shows the messages and the progress of softcache on standard error; with ``quiet`` warnings alone.
 
-    The command line calls this. A program that calls softcache's functions configures ``logging`` as it likes.
+    The command line calls this. In other programs softcache's messages go to ``logging.getLogger("softcache")``, which
+    shows what that program's logging shows (by default warnings and errors), and there are no progress bars.
     """
     logger = logging.getLogger("softcache")
     if not any(isinstance(handler, _Handler) for handler in logger.handlers):
         logger.addHandler(_Handler())
         logger.propagate = False
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    _shown["bars"] = not quiet
+    _shown["progress"] = not quiet
+
+
+class _Handler(logging.Handler):
+    """Prints each message as one line to the ``sys.stderr`` of that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            warning, text = record.levelno >= logging.WARNING, record.getMessage()
+            console = _terminal()
+            if console is None:
+                print(f"warning: {text}" if warning else text, file=sys.stderr, flush=True)
+            else:
+                from rich.text import Text
+
+                line = Text.assemble(("warning: ", "bold yellow"), text) if warning else Text(text)
+                console.print(line, soft_wrap=True)  # the terminal wraps it, and copying it gives one line again
+        except Exception:
+            self.handleError(record)
+
+
+def _terminal() -> Console | None:
+    """The console of the terminal that standard error is, or ``None`` where it is a log."""
+    if not sys.stderr.isatty():
+        return None
+    console = _console()
+    return None if console.is_dumb_terminal else console
+
+
+@functools.cache
+def _console() -> Console:
+    # Imported here, because a log needs no rich. It looks up sys.stderr at each use and respects NO_COLOR.
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 class Bar:
-    """Counts work done. On a terminal it redraws itself; in a log it writes a line every 30 seconds."""
+    """Counts work done. On a terminal a bar is redrawn; in a log there is a line every 30 seconds."""
 
     EVERY_S = 30.0
 
     def __init__(self, title: str, total: int, unit: str):
         self._title, self._total, self._unit = title, max(total, 1), unit
         self._done, self._began = 0, time.monotonic()
-        self._shown = self._began
-        self._rich = _rich_bar(title, self._total, unit) if sys.stderr.isatty() and _shown["bars"] else None
+        self._logged = self._began
+        self._live: tuple[Progress, TaskID] | None = None
+        console = _terminal() if _shown["progress"] else None
+        if console is not None:
+            self._live = _live_bar(console, title, self._total, unit)
 
     def advance(self, count: int, note: str = "") -> None:
         """``count`` more units are done."""
         self._done += count
-        if self._rich is not None:
-            self._rich[0].update(self._rich[1], advance=count, note=note)
+        if self._live is not None:
+            progress, task = self._live
+            progress.update(task, advance=count, note=note)
             return
         now = time.monotonic()
-        if now - self._shown >= self.EVERY_S and _shown["bars"]:
-            self._shown = now
-            rate = self._done / (now - self._began)
-            left = (self._total - self._done) / rate if rate else 0
+        if now - self._logged >= self.EVERY_S and _shown["progress"]:
+            self._logged = now
+            per_second = self._done / (now - self._began)
+            left = duration((self._total - self._done) / per_second) if per_second else "unknown time"
             log.info(
                 f"{self._title}: {self._done:,}/{self._total:,} {self._unit} "
-                f"({100 * self._done // self._total} %), {rate:,.0f}/s, {duration(left)} left {note}".rstrip()
+                f"({100 * self._done // self._total} %), {rate(per_second)}, {left} left {note}".rstrip()
             )
 
     def close(self) -> None:
-        if self._rich is not None:
-            self._rich[0].stop()
+        """Removes the bar from the terminal."""
+        if self._live is not None:
+            self._live[0].stop()
 
 
 @contextmanager
@@ -88,6 +129,32 @@ def bar(title: str, total: int, unit: str) -> Iterator[Bar]:
         shown.close()
 
 
+def _live_bar(console: Console, title: str, total: int, unit: str) -> tuple[Progress, TaskID]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn(unit + " {task.fields[note]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=True,
+    )
+    task = progress.add_task(title, total=total, note="")
+    progress.start()
+    return progress, task
+
+
+def rate(per_second: float, unit: str = "") -> str:
+    """``"1,250/s"``, ``"2.5/s"``; below one a second the time that each takes, ``"20 s each"``. With a ``unit``
+    ``"1,250 keys/s"``, ``"20 s a key"`` for ``"keys"``."""
+    if 0 < per_second < 1:
+        return f"{duration(1 / per_second)} " + (f"a {unit.removesuffix('s')}" if unit else "each")
+    number = f"{per_second:,.0f}" if per_second >= 10 or per_second == 0 else f"{per_second:.1f}"
+    return f"{number} {unit}/s" if unit else f"{number}/s"
+
+
 def duration(seconds: float) -> str:
     """``"4 s"``, ``"3 min 20 s"``, ``"5 h 12 min"``."""
     whole = round(seconds)
@@ -105,22 +172,3 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
-
-
-def _rich_bar(title: str, total: int, unit: str) -> tuple[Any, Any]:
-    # imported here, because a log needs no rich
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn(unit + " {task.fields[note]}"),
-        TimeRemainingColumn(compact=True),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    task = progress.add_task(title, total=total, note="")
-    progress.start()
-    return progress, task

@@ -16,7 +16,7 @@ from softcache.errors import CacheError, UsageError
 from softcache.losses._schedule import Schedule
 from softcache.losses._terms import parse_terms
 from softcache.models._open import open_network
-from softcache.stream.mean import mean_logits
+from softcache.stream.mean import MeanTargets, mean_logits
 from softcache.training.objective import Objective
 from softcache.views._open import open_viewed
 
@@ -116,6 +116,40 @@ def test_views_that_were_not_copied_are_left_out(made: Path, tmp_path: Path) -> 
 
 # Targets that are means over views.
 
+CPU = torch.device("cpu")
+
+
+def held_floats(targets: MeanTargets) -> int:
+    """Numbers in all tensors that the targets keep."""
+    found = [value for value in vars(targets).values() if isinstance(value, list)]
+    return sum(part.numel() for parts in found for part in parts if isinstance(part, torch.Tensor))
+
+
+def test_means_that_do_not_fit_the_budget_are_computed_batch_by_batch_to_the_same_bits(made: Path) -> None:
+    caches = [Cache(made / "a"), Cache(made / "b")]
+    needed = sum(4 * cache.rows * cache.manifest.identity.classes for cache in caches)
+    held = MeanTargets(caches, (1, 0), CPU, budget=needed)
+    asked = MeanTargets(caches, (1, 0), CPU, budget=needed - 1)
+    assert (4 * held_floats(held), held_floats(asked)) == (needed, 0)
+    assert (held.name, asked.name) == ("averaged over views, held on cpu", "averaged batch by batch")
+    rng = np.random.default_rng(0)
+    for count in (1, 32, caches[0].rows):
+        rows = rng.choice(caches[0].rows, count, replace=False)
+        found = [t.targets(rows, torch.from_numpy(rows), torch.empty(0)).logits for t in (held, asked)]
+        for one, other, cache in zip(*found, caches, strict=True):
+            assert torch.equal(one, other)
+            views = [cache.decode(cache.column("logits").gather(view, rows)).double() for view in (1, 0)]
+            assert torch.equal(one, ((views[0] + views[1]) / 2).float())
+
+
+def test_a_training_on_means_without_memory_reaches_the_same_student(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(tmp_path / "held", cache=(str(made / "a"),), targets="mean")
+    monkeypatch.setattr("softcache.stream.mean.memory_budget", lambda device: 0)
+    fit(tmp_path / "asked", cache=(str(made / "a"),), targets="mean")
+    assert same(weights(tmp_path / "held"), weights(tmp_path / "asked"))
+
 
 def test_mean_targets_are_the_mean_logits_of_a_rows_views(made: Path) -> None:
     cache = Cache(made / "a")
@@ -125,7 +159,8 @@ def test_mean_targets_are_the_mean_logits_of_a_rows_views(made: Path) -> None:
         arrays = reader.gather(view, rows)
         (values,) = [array for name, array in arrays.items() if name != "digest"]
         views.append(values.astype(np.float64))
-    np.testing.assert_allclose(mean_logits(cache, (0, 1, 2)).numpy(), np.mean(views, axis=0), rtol=1e-6, atol=1e-6)
+    found = mean_logits(reader, (0, 1, 2), CPU)
+    np.testing.assert_allclose(found.numpy(), np.mean(views, axis=0), rtol=1e-6, atol=1e-6)
 
 
 def test_the_mean_over_one_view_is_that_view_and_pixels_are_fresh(made: Path, tmp_path: Path) -> None:

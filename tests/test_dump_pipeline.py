@@ -24,7 +24,10 @@ from softcache.cache.writer import BlockWriter, KeptSamples, create_or_extend, p
 from softcache.cli.dump import command
 from softcache.dumping import pipeline
 from softcache.dumping.batch_size import find_batch
-from softcache.dumping.pipeline import Forward, _WriterThread, run_blocks
+from softcache.dumping.codec_error import CodecError
+from softcache.dumping.forward import Forward
+from softcache.dumping.pipeline import run_blocks
+from softcache.dumping.write_behind import WriteBehind
 from softcache.models._open import open_network
 from softcache.stages.dump import dump
 from softcache.views._open import open_viewed
@@ -96,7 +99,7 @@ def test_the_teacher_does_not_wait_for_a_disk_that_keeps_up(
 
     monkeypatch.setattr(BlockWriter, "write", elsewhere)
     run_blocks(cache, digits, forward, plan(cache, 2, [LOGITS]))
-    assert writers == {"softcache-writer"}
+    assert [name.partition("_")[0] for name in writers] == ["softcache-writer"]
     expected = forward(digits.batch(np.arange(BATCH), 1))[0]
     found = Cache(cache.folder).column(LOGITS).gather(1, np.arange(BATCH))["logits/values"]
     assert np.array_equal(found, expected.numpy())
@@ -142,7 +145,7 @@ def test_a_device_without_float64_measures_the_same(tmp_path: Path, digits: View
     logits = torch.randn(300, 10, generator=torch.Generator().manual_seed(1))
     found = []
     for given in (logits, logits.as_subclass(WithoutDoubles)):
-        measure = pipeline._CodecError(registry.create("codecs", "fp16"))
+        measure = CodecError(registry.create("codecs", "fp16"))
         assert not measure(given)
         found.append(measure.result())
     assert found[0] == found[1]
@@ -201,24 +204,67 @@ def test_a_batch_is_a_number_of_rows() -> None:
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("full", [True, False])
-def test_a_failure_while_the_queue_is_full_ends_the_dump(
-    tmp_path: Path, digits: ViewedDataset, monkeypatch: pytest.MonkeyPatch, full: bool
-) -> None:
-    """The thread then takes nothing more from the queue: who waits for a place in it would wait forever."""
+def test_a_failure_while_the_queue_is_full_ends_the_dump(full: bool) -> None:
+    """Nothing more is written then: whoever waited for room in the queue would wait forever."""
     written, begun = [], threading.Event()
 
-    def fails(self: _WriterThread, item: object) -> None:
+    def fails(item: int) -> None:
         begun.wait(10)
         time.sleep(0.2)  # close is waiting by then
         written.append(item)
         raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr(_WriterThread, "_write", fails)
-    writer = _WriterThread(empty_cache(tmp_path / "cache", digits))
-    for number in range(1 + pipeline.QUEUE_LIMIT if full else 1):  # one in hand, and the queue full
-        writer.put(number)  # type: ignore[arg-type]
+    behind = WriteBehind[int](fails, 3)
+    for number in range(4 if full else 1):  # one is being written, and three wait
+        behind.put(number)
     begun.set()
     with pytest.raises(OSError, match="no space left"):
-        writer.close()
-    writer.abort()
+        behind.put(4) if full else behind.close()
+    behind.abort()
     assert written == [0]
+
+
+def test_a_failure_is_raised_by_the_next_put() -> None:
+    failed = threading.Event()
+
+    def fails(item: int) -> None:
+        try:
+            raise ValueError(f"item {item}")
+        finally:
+            failed.set()
+
+    behind = WriteBehind[int](fails, 8)
+    behind.put(7)
+    failed.wait(10)
+    time.sleep(0.2)  # the thread hands the error over after the function has ended
+    with pytest.raises(ValueError, match="item 7"):
+        behind.put(8)
+    behind.abort()
+
+
+def test_an_abort_ends_the_item_in_hand_and_drops_those_that_wait() -> None:
+    written, begun, go_on = [], threading.Event(), threading.Event()
+
+    def write(item: int) -> None:
+        begun.set()
+        go_on.wait(10)
+        written.append(item)
+
+    behind = WriteBehind[int](write, 8)
+    for number in range(5):
+        behind.put(number)
+    begun.wait(10)
+    threading.Timer(0.1, go_on.set).start()
+    behind.abort()
+    assert written == [0]
+
+
+def test_items_are_written_in_order_by_one_thread_that_ends() -> None:
+    written: list[int] = []
+    before = threading.active_count()
+    behind = WriteBehind[int](written.append, 2)
+    for number in range(100):
+        behind.put(number)
+    behind.close()
+    assert written == list(range(100))
+    assert threading.active_count() == before

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +15,9 @@ from softcache.errors import UsageError
 from softcache.models._open import open_network
 from softcache.stages.dump import dump
 from softcache.stages.train import train
-from softcache.stream.transfer import on_side_stream
+from softcache.stream.transfer import SideStream
 from softcache.training.optimization import Optimization
-from softcache.training.profiling import TRACE, Profile, bottleneck
+from softcache.training.profiling import TRACE, WAIT, WARMUP, Profile, bottleneck
 
 SMALL = {"student": "cifar:resnet8", "epochs": 2, "warmup": 0.0}
 
@@ -66,7 +69,7 @@ def test_a_short_profile_leaves_anothers_trace_alone(here: Path, capsys: pytest.
     profile = Profile(here, torch.device("cpu"))
     profile.step()
     profile.report({"epoch": 1, "epoch_s": 0.1, "data_s": 0.0})
-    assert "no trace: the epoch has fewer than" in capsys.readouterr().err
+    assert "no trace: the first 3 steps are not traced, and the epoch has 1" in capsys.readouterr().err
     assert (here / TRACE).read_text() == "another training's"
 
 
@@ -135,6 +138,69 @@ def test_a_side_stream_gives_the_same_student_on_a_gpu(here: Path, cache: Path) 
     assert all(torch.allclose(first[key], other[key], rtol=1e-3, atol=1e-4) for key in first)
 
 
+def test_a_trace_has_the_steps_after_those_that_warm_up(here: Path, capsys: pytest.CaptureFixture) -> None:
+    profile = Profile(here, torch.device("cpu"))
+    for _ in range(WAIT + WARMUP + 2):
+        with profile.phase("forward"):
+            torch.ones(3).cumsum(0)
+        profile.step()
+    profile.report({"epoch": 1, "epoch_s": 1.0, "data_s": 0.0})
+    events = json.loads((here / TRACE).read_text())["traceEvents"]
+    assert sum(event.get("name") == "aten::cumsum" for event in events) == 2
+    said = capsys.readouterr().err
+    assert "operations of 2 steps" in said
+    assert "ProfilerStep" not in said
+    assert profile.overhead > 0
+
+
+class FakeCuda:
+    """Stands for ``torch.cuda`` on a machine without a GPU: streams that write down who waits for whom."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[str, str, str]] = []
+        self.streams: list[str] = []
+        self.current = self.Stream("main")
+
+    def Stream(self, device: object) -> SimpleNamespace:
+        name = f"stream {len(self.streams)}"
+        self.streams.append(name)
+        return SimpleNamespace(name=name, wait_stream=lambda other: self.log.append((name, "waits for", other.name)))
+
+    def current_stream(self, device: object) -> SimpleNamespace:
+        return self.current
+
+    @contextmanager
+    def stream(self, stream: SimpleNamespace) -> Iterator[None]:
+        before, self.current = self.current, stream
+        yield
+        self.current = before
+
+
+def test_a_training_has_one_side_stream_and_each_stream_waits_for_the_other() -> None:
+    cuda = FakeCuda()
+    side = SideStream(torch.device("cuda"), cuda=cuda)
+
+    def epoch() -> Iterator[SimpleNamespace]:
+        for number in range(2):
+            cuda.log.append((cuda.current.name, "makes", str(number)))
+            yield SimpleNamespace(number=number)
+
+    for _ in range(2):
+        for batch in side.batches(epoch()):
+            cuda.log.append((cuda.current.name, "uses", str(batch.number)))
+    main, own = cuda.streams
+    once = [
+        (own, "waits for", main),
+        (own, "makes", "0"),
+        (main, "waits for", own),
+        (main, "uses", "0"),
+        (own, "makes", "1"),
+        (main, "waits for", own),
+        (main, "uses", "1"),
+    ]
+    assert cuda.log == once + once
+
+
 def test_on_a_cpu_batches_are_passed_on_as_they_come() -> None:
     batches = [object(), object()]
-    assert list(on_side_stream(iter(batches), torch.device("cpu"))) == batches  # type: ignore[arg-type]
+    assert list(SideStream(torch.device("cpu")).batches(iter(batches))) == batches

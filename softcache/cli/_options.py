@@ -198,6 +198,7 @@ workers = option(
     "--workers", help="Processes that make inputs.  [default: none where indexing does, else one a core]", type=int
 )
 amp = option("--amp", help="Autocast: off, bf16, fp16.  [default: off]")
+tf32 = flag("--tf32", help="Let a GPU compute in TF32, which is faster and less precise.")
 channels_last = flag("--channels-last", help="Use the channels_last memory format.")
 compiled = flag("--compile", help="Compile the network with torch.compile.")
 json_ = flag("--json", "json_", help="Print the result as JSON.")
@@ -232,6 +233,7 @@ running = section(
     "Device and speed",
     device,
     amp,
+    tf32,
     channels_last,
     compiled,
     workers,

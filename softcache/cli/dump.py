@@ -72,7 +72,7 @@ def _keep(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
     _options.normalize,
     option("--teacher-size", type=int, help="Side of the teacher's input.  [default: the views', or its own]"),
     option("--dtype", type=click.Choice(["float32", "float64"]), help="The teacher's dtype.  [default: float32]"),
-    flag("--tf32", help="Let a GPU use TF32."),
+    _options.tf32,
 )
 @section(
     "Storage",

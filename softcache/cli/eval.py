@@ -21,6 +21,7 @@ from softcache.cli._print import as_json, percent, rows
     _options.normalize,
     _options.device,
     _options.amp,
+    _options.tf32,
     _options.workers,
     _options.json_,
 )

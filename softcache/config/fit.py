@@ -34,6 +34,7 @@ class FitConfig(Options):
     clip_grad: float = 0.0
     accumulate: int = 1
     amp: str = "off"
+    tf32: bool = False
     channels_last: bool = False
     compile: bool = False
     seed: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -97,6 +98,17 @@ class Samples:
         assert self.decode is not None
         return self.decode(index)
 
+    def subset(self, rows: npt.NDArray[np.int64]) -> Samples:
+        """These rows alone, (M,) int64, in this order. Only images in memory are copied; a mapped file stays mapped."""
+        parts: dict[str, Any] = {"labels": self.labels[rows], "mapped": None}
+        if self.names is not None:
+            parts["names"] = [self.names[row] for row in rows]
+        if self.mapped is not None or self.decode is not None:
+            parts |= {"images": None, "names": None, "decode": _Rows(self, rows)}
+        elif self.images is not None:
+            parts["images"] = self.images[rows]
+        return dataclasses.replace(self, **parts)
+
     def fingerprint(self, full: bool = False) -> str:
         """sha256 (hex) of what these samples are: class names, labels and content, in row order.
 
@@ -152,6 +164,17 @@ class Samples:
         Image.MAX_IMAGE_PIXELS = self.max_image_pixels
         if self.mapped is not None:
             self.images = map_images(self.mapped)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Decodes row ``i`` of a subset: row ``rows[i]`` of the samples."""
+
+    samples: Samples
+    rows: npt.NDArray[np.int64]
+
+    def __call__(self, index: int) -> Pixels:
+        return self.samples.image(int(self.rows[index]))
 
 
 def checked_labels(labels: Any, rows: int, classes: int | None, where: str) -> Labels:

@@ -1,4 +1,4 @@
-"""How many rows a teacher takes at once, where nobody says: on a GPU it is found by trying."""
+"""How many rows a forward pass of the teacher takes, found on a GPU by trying."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import numpy as np
 import torch
 
 from softcache.device import DTYPES
+from softcache.dumping.forward import Forward
 from softcache.dumping.identity import default_batch
-from softcache.dumping.pipeline import Forward
 from softcache.models._network import Network
 from softcache.views._viewed import ViewedDataset
 
 log = logging.getLogger(__name__)
 
 LIMIT = 4096
+GAIN = 1.05  # a doubled batch is only worth its memory if rows are computed so much faster
 
 
 def pick_batch(
@@ -30,64 +31,56 @@ def pick_batch(
     channels_last: bool,
     hints: Sequence[str],
 ) -> int:
-    """Rows of a forward pass with these layers' activations kept, found by trying on ``device``, a GPU."""
+    """Rows of a forward pass that keeps these layers' activations, found by trying on ``device``, a GPU."""
     network = network.to(device, DTYPES[dtype]).eval()
     if channels_last:
         network.to(memory_format=torch.channels_last)
     forward = Forward(network, list(hints), device, amp=amp)
     one = viewed.batch(np.arange(1), 0).to(device)
-    start = default_batch(viewed, device.type)
-    speed = forward_speed(lambda rows: forward(one.expand(rows, -1, -1, -1).contiguous()), forward.wait)
-    found = find_batch(speed, start=start, limit=LIMIT)
+
+    def run(rows: int) -> None:
+        forward(one.expand(rows, -1, -1, -1).contiguous())
+        forward.wait()
+
+    found = find_batch(lambda rows: _speed(run, rows), start=default_batch(viewed, device.type), limit=LIMIT)
     log.info(f"batches of {found} rows, found by trying (--batch-size sets another)")
     return found
 
 
-GAIN = 1.05  # twice the rows have to be so much faster per row to be worth their memory
-
-
 def find_batch(rows_per_second: Callable[[int], float], *, start: int, limit: int) -> int:
-    """A power-of-two multiple (or part) of ``start``, at most ``limit``.
+    """``start`` times a power of two, at most ``limit``; less than ``start`` only where that doesn't fit.
 
-    ``rows_per_second(rows)`` runs a batch of so many rows and says how fast that was; where it raises torch's
-    ``OutOfMemoryError`` the next smaller size is taken. Errors: that one, where not even one row fits.
+    ``rows_per_second`` runs a batch of so many rows and returns its speed. A size at which it raises torch's
+    ``OutOfMemoryError`` is too large; larger ones are tried as long as each is ``GAIN`` times as fast as the last.
+    Errors: ``OutOfMemoryError`` where not even one row fits.
     """
-    best, rows = 0.0, start
-    while True:
-        speed = _tried(rows_per_second, rows)
-        if speed is not None:
-            break
-        if rows == 1:
-            rows_per_second(1)  # raises, as it just did
+    rows, speed = start, _unless_too_large(rows_per_second, start)
+    while speed is None and rows > 1:
         rows //= 2
-    best = speed
-    while rows * 2 <= limit and rows >= start:
-        speed = _tried(rows_per_second, rows * 2)
-        if speed is None or speed < GAIN * best:
+        speed = _unless_too_large(rows_per_second, rows)
+    if speed is None:
+        rows_per_second(rows)  # raises, as it just did
+    while speed is not None and start <= rows <= limit // 2:
+        doubled = _unless_too_large(rows_per_second, 2 * rows)
+        if doubled is None or doubled < GAIN * speed:
             break
-        best, rows = speed, rows * 2
+        rows, speed = 2 * rows, doubled
     return rows
 
 
-def forward_speed(run: Callable[[int], object], wait: Callable[[], None]) -> Callable[[int], float]:
+def _speed(run: Callable[[int], None], rows: int) -> float:
     """Rows per second of ``run(rows)``, after one run to warm up."""
-
-    def measure(rows: int) -> float:
-        run(rows)
-        wait()
-        began = time.perf_counter()
-        run(rows)
-        wait()
-        return rows / max(time.perf_counter() - began, 1e-9)
-
-    return measure
+    run(rows)
+    began = time.perf_counter()
+    run(rows)
+    return rows / max(time.perf_counter() - began, 1e-9)
 
 
-def _tried(rows_per_second: Callable[[int], float], rows: int) -> float | None:
+def _unless_too_large(rows_per_second: Callable[[int], float], rows: int) -> float | None:
     try:
         return rows_per_second(rows)
     except torch.OutOfMemoryError:
         pass
-    if torch.cuda.is_available():  # outside of the handler, whose traceback keeps the tensors alive
+    if torch.cuda.is_available():  # not in the handler, because the error's traceback keeps the tensors alive
         torch.cuda.empty_cache()
     return None

@@ -15,8 +15,8 @@ from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, HintColumn, Identity
 from softcache.cache.shard import PAGE
 from softcache.codecs._open import open_codec
-from softcache.console import duration, size
-from softcache.dumping.pipeline import Forward
+from softcache.console import duration, rate, size
+from softcache.dumping.forward import Forward
 from softcache.errors import CacheError
 from softcache.stream.inputs import pick_workers
 from softcache.views._viewed import ViewedDataset
@@ -65,8 +65,8 @@ class Estimate:
             rows.append(
                 (
                     "time",
-                    f"{duration(self.seconds)} at {self.keys_per_second:,.0f} keys/s "
-                    f"(teacher {self.teacher_per_second:,.0f}/s, pixels {self.pixels_per_second:,.0f}/s, by {by})",
+                    f"{duration(self.seconds)} at {rate(self.keys_per_second, 'keys')} "
+                    f"(teacher {rate(self.teacher_per_second)}, pixels {rate(self.pixels_per_second)}, by {by})",
                 )
             )
         return rows

@@ -24,8 +24,8 @@ from softcache.cache.schema import (
     most_samples,
 )
 from softcache.cache.writer import KeptSamples
+from softcache.dumping.forward import Forward
 from softcache.dumping.identity import default_shard_rows
-from softcache.dumping.pipeline import Forward
 from softcache.errors import CacheError, PixelsError, UsageError
 from softcache.models._hooks import Taps
 from softcache.views._digest import digest

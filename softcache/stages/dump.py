@@ -43,6 +43,7 @@ from softcache.distributed import local_rank, rank, world
 from softcache.dumping.batch_size import pick_batch
 from softcache.dumping.estimate import Estimate, estimate, refuse_too_large, timed
 from softcache.dumping.finish import finish
+from softcache.dumping.forward import Forward
 from softcache.dumping.identity import (
     data_fingerprint,
     default_batch,
@@ -52,7 +53,7 @@ from softcache.dumping.identity import (
     same_kind,
     weights_fingerprint,
 )
-from softcache.dumping.pipeline import Forward, run_blocks
+from softcache.dumping.pipeline import run_blocks
 from softcache.dumping.prepare import check_teacher, hint_shapes, kept_samples, samples_to_keep
 from softcache.errors import CacheError, LockedError, SoftcacheError, UsageError
 from softcache.localfiles import local_path

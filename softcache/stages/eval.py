@@ -8,7 +8,8 @@ from typing import Any
 from softcache.config.given import recorded_data_dir, remember_data
 from softcache.config.record import recorded_options
 from softcache.config.teachers import default_data, known_folder, teacher_source
-from softcache.device import pick_device, tf32
+from softcache.device import pick_device
+from softcache.device import tf32 as tf32_allowed
 from softcache.errors import DatasetError
 from softcache.models._open import open_network
 from softcache.stream.inputs import pick_pixels
@@ -31,12 +32,14 @@ def evaluate(
     device: str = "auto",
     workers: int = -1,
     amp: str = "off",
+    tf32: bool = False,
 ) -> dict[str, Any]:
     """Top-1, top-5 (shares in 0..1), mean cross-entropy and samples, on the clean pixels of a split.
 
     ``model``: a run's or a teacher's folder, which knows its dataset; or a spec, on ``dataset``, with the parameters
     of the teacher that ``teach`` made of it, with ``weights``, or with torchvision's where the classes are ImageNet's.
     ``normalize``: what pixels are normalized with (``choose_statistics``), by default as the parameters were trained.
+    ``tf32``: whether a GPU may use TF32.
     Errors: ``ModelError`` where there are no parameters for it, ``DatasetError`` where the split has no labels.
     """
     folder = known_folder(model)
@@ -60,7 +63,7 @@ def evaluate(
         normalize=normalize,
     )
     pixels = pick_pixels(viewed, chosen, workers=workers)
-    with tf32(False):
+    with tf32_allowed(tf32):
         accuracy = evaluate_network(network.to(chosen), pixels, viewed.samples.labels, chosen, amp=amp)
     return {
         "model": model,

@@ -98,7 +98,7 @@ def teach(config: TeachConfig) -> Taught:
             raise UsageError("--freeze trains the classifier alone: give the rest of the network with --weights")
         freeze_all_but_classifier(network)
     make_folder(folder)
-    with training_into(folder, "the same command"), tf32(False):
+    with training_into(folder, "the same command"), tf32(config.tf32):
         return _teach(network, train, test, config, folder, device)
 
 

@@ -40,13 +40,12 @@ from softcache.stream.memory import available_memory
 from softcache.stream.plan import Plan
 from softcache.stream.windows import pick_windows
 from softcache.training.checkpoint import CHECKPOINT
-from softcache.training.evaluation import Accuracy, evaluate_network, evaluator, open_test
+from softcache.training.evaluation import Accuracy, evaluator, held_out_evaluator, open_test
 from softcache.training.folder import training_into
 from softcache.training.hint_losses import REGRESSORS_FILE, HintLosses, build_hint_losses
 from softcache.training.initialize import initialize_student, keep_frozen_still
 from softcache.training.loop import BEST_FILE, Fitted, Stage, fit
 from softcache.training.rows import TrainingRows, choose_rows, without_held
-from softcache.views._viewed import ViewedDataset
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +112,7 @@ def train(options: TrainConfig) -> Trained:
         if (folder / CONFIG).exists():
             raise SoftcacheError(f"{folder} holds a run already: use another --out, or --resume {folder}")
         make_folder(folder)
-    with training_into(folder, f"softcache train --resume {shlex.quote(str(folder))}"), tf32(False):
+    with training_into(folder, f"softcache train --resume {shlex.quote(str(folder))}"), tf32(options.tf32):
         return _train(prepared, folder, options.resume is not None)
 
 
@@ -318,11 +317,17 @@ def _finish(
 
 def _validator(prepared: _Prepared) -> Callable[[Network], Accuracy]:
     """Accuracy on the clean pixels of the held-out rows."""
-    options, seen, device = prepared.parsed.options, prepared.data.viewed, prepared.device
-    clean = ViewedDataset(seen.samples, "none", size=seen.size)
-    pixels = pick_pixels(clean, device, resident=options.resident, workers=options.workers, start=options.start_method)
-    labels, held = seen.samples.labels, prepared.rows.held
-    return lambda network: evaluate_network(network, pixels, labels, device, rows=held, amp=options.amp)
+    options = prepared.parsed.options
+    return held_out_evaluator(
+        prepared.data.viewed,
+        prepared.pixels,
+        prepared.rows.held,
+        prepared.device,
+        resident=options.resident,
+        workers=options.workers,
+        start_method=options.start_method,
+        amp=options.amp,
+    )
 
 
 def _record(prepared: _Prepared) -> Record[TrainConfig]:

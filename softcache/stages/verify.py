@@ -150,7 +150,7 @@ def _ask(
     from softcache.config.given import recorded_dataset, recorded_recipe, remember_cache
     from softcache.config.teachers import find_teacher
     from softcache.device import DTYPES, pick_device
-    from softcache.dumping.pipeline import Forward
+    from softcache.dumping.forward import Forward
     from softcache.models._weights import fingerprint
     from softcache.views._open import open_viewed
 

@@ -5,6 +5,7 @@ Both give the same bytes: uint8 (B, H, W, C).
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -45,6 +46,12 @@ class ResidentPixels:
         self._place = device if self.on_device else torch.device("cpu")
         self._base = host_tensor(viewed.base_images()).to(self._place)
         self._pinned = None if self.on_device else PinnedBuffers(device, pinned=device.type == "cuda")
+
+    def clean(self) -> ResidentPixels:
+        """The evaluation pixels of the same rows, made from the same memory."""
+        shared = copy.copy(self)
+        shared._viewed = ViewedDataset(self._viewed.samples, "none", size=self._viewed.size)
+        return shared
 
     def epoch(self, batches: list[np.ndarray], views: Sequence[int]) -> Keys:
         if not batches:

@@ -1,4 +1,4 @@
-"""Targets that don't go with a view: the mean logits over a row's recorded views (``--targets mean``)."""
+"""Targets that don't depend on the view: the mean of a row's logits over its recorded views (``--targets mean``)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from softcache.cache.reader import Cache
+from softcache.cache.reader import Cache, ColumnReader
 from softcache.cache.schema import LOGITS
 from softcache.stream.memory import memory_budget
 from softcache.stream.targets import Targets
@@ -16,43 +16,55 @@ CHUNK_BYTES = 64 * 2**20
 
 
 class MeanTargets:
-    """Says the same of a row whatever its pixels are, and claims no digests: they are other pixels by intent.
+    """Gives a row the same target whatever its pixels are. It has no digests: the pixels are meant to be others.
 
-    The means (N, C) float32, one a cache, are computed once; they lie on the device where they fit, else in memory.
+    Where the means of all rows, (N, C) float32 for each cache, fit ``budget`` bytes, they are computed once and held on
+    the device. Otherwise nothing is held, and a batch's means are computed from the caches whenever it comes. Both give
+    the same numbers. ``budget``: by default a quarter of the memory that is available on the device.
     """
 
-    def __init__(self, caches: Sequence[Cache], views: Sequence[int], device: torch.device):
-        self.name = "averaged over views"
-        self.compared: Sequence[Cache] = ()
+    def __init__(
+        self, caches: Sequence[Cache], views: Sequence[int], device: torch.device, *, budget: int | None = None
+    ):
+        self.compared: Sequence[Cache] = ()  # their pixels are not those that the teacher saw
         self.seconds = 0.0
-        self._device = device
-        means = [mean_logits(cache, views) for cache in caches]
-        needed = sum(mean.numel() * mean.element_size() for mean in means)
-        self._on_device = needed <= memory_budget(device)
-        self._means = [mean.to(device) if self._on_device else mean for mean in means]
+        self._readers, self._views, self._device = [cache.column(LOGITS) for cache in caches], tuple(views), device
+        self._held: list[torch.Tensor] | None = None
+        if sum(mean_bytes(cache) for cache in caches) <= (memory_budget(device) if budget is None else budget):
+            self._held = [mean_logits(reader, views, device) for reader in self._readers]
+        self.name = f"averaged over views, held on {device}" if self._held is not None else "averaged batch by batch"
 
     def begin(self, views: Sequence[int], batches: Sequence[np.ndarray]) -> None:
-        """Nothing to prepare: any view will do."""
+        """Prepares nothing, because the means are over the same recorded views in every epoch."""
 
     def targets(self, rows: np.ndarray, on_device: torch.Tensor, pixels: torch.Tensor) -> Targets:
-        """``rows`` (B,) int64, the same on the device; ``pixels`` are not looked at."""
-        if self._on_device:
-            return Targets([mean.index_select(0, on_device) for mean in self._means])
-        where = torch.from_numpy(rows)
-        return Targets([mean.index_select(0, where).to(self._device) for mean in self._means])
+        """``rows`` (B,) int64, the same on the device; ``pixels`` are not used."""
+        if self._held is not None:
+            return Targets([mean.index_select(0, on_device) for mean in self._held])
+        return Targets([mean_of_rows(reader, self._views, rows).to(self._device) for reader in self._readers])
 
 
-def mean_logits(cache: Cache, views: Sequence[int]) -> torch.Tensor:
-    """(N, C) float32: each row's logits averaged over views, some rows at a time, summed in float64."""
-    reader, classes = cache.column(LOGITS), cache.manifest.identity.classes
-    out = torch.empty(cache.rows, classes)
+def mean_bytes(cache: Cache) -> int:
+    """Bytes of the means of all rows of a cache."""
+    return cache.rows * cache.manifest.identity.classes * 4
+
+
+def mean_logits(reader: ColumnReader, views: Sequence[int], device: torch.device) -> torch.Tensor:
+    """(N, C) float32 on ``device``: each row's logits averaged over ``views``, at most ``CHUNK_BYTES`` at a time."""
+    count, classes = reader.cache.rows, reader.cache.manifest.identity.classes
+    means = torch.empty(count, classes, device=device)
     step = max(1, CHUNK_BYTES // (8 * classes))
-    for first in range(0, cache.rows, step):
-        rows = np.arange(first, min(first + step, cache.rows))
-        total = torch.zeros(len(rows), classes, dtype=torch.float64)
-        for view in views:
-            total += cache.decode(reader.gather(view, rows))
-        out[first : first + len(rows)] = (total / len(views)).float()
+    for first in range(0, count, step):
+        rows = np.arange(first, min(first + step, count))
+        means[first : first + len(rows)] = mean_of_rows(reader, views, rows).to(device)
     for view in views:
         reader.release(view)
-    return out
+    return means
+
+
+def mean_of_rows(reader: ColumnReader, views: Sequence[int], rows: np.ndarray) -> torch.Tensor:
+    """(B, C) float32 in the host's memory: the rows' logits averaged over ``views``, summed in float64."""
+    total = torch.zeros(len(rows), reader.cache.manifest.identity.classes, dtype=torch.float64)
+    for view in views:
+        total += reader.cache.decode(reader.gather(view, rows))
+    return (total / len(views)).float()

@@ -1,4 +1,9 @@
-"""From the host to a GPU: buffers in pinned memory, and a side stream on which batches are copied ahead."""
+"""Copies from the host's memory to a GPU, made so that neither of the two waits for the other.
+
+A GPU copies from pinned memory while it computes and while the host goes on. ``PinnedBuffers`` are pinned memory that
+batches are gathered into; a ``SideStream`` is the CUDA stream on which those copies, and whatever else a batch is made
+of, run beside the training's own kernels. On a CPU nothing is copied, and both leave batches as they are.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +18,26 @@ T = TypeVar("T")
 
 
 class PinnedBuffers:
-    """Two sets of buffers in pinned memory that rows of a cache are gathered into on their way to a GPU.
+    """Two sets of reusable buffers in pinned memory, which are filled and copied to the device in turn.
 
-    Gathering into memory that is pinned once saves a copy for each batch; of two sets, one is filled while the other
-    is still being sent. What ``send`` returned lies on the device and is the caller's own.
+    Gathering into memory that stays pinned saves one copy a batch. There are two sets so that one can be filled while
+    the other is still being copied. The tensors that ``send`` returns lie on the device and are the caller's own.
     """
 
     def __init__(self, device: torch.device, *, pinned: bool = True):
         self._device, self._pinned = device, pinned
         self._sets: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = ({}, {})
-        self._sent: list[Any] = [None, None]
+        self._copied: list[Any] = [None, None]  # for each set the event that follows its last copy
         self._turn = 0
 
     def arrays(self, wanted: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, np.ndarray]:
-        """Buffers of these dtypes and shapes (rows first), to be filled and then sent; waits for the last but one
-        sending to be over."""
+        """Buffers of these dtypes and shapes (rows first), to be filled and then sent.
+
+        Waits until the previous copy from these buffers has finished.
+        """
         self._turn ^= 1
-        if self._sent[self._turn] is not None:
-            self._sent[self._turn].synchronize()
+        if self._copied[self._turn] is not None:
+            self._copied[self._turn].synchronize()
         held, found = self._sets[self._turn], {}
         for name, (dtype, shape) in wanted.items():
             nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -40,21 +47,56 @@ class PinnedBuffers:
         return found
 
     def send(self, arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-        """Copies on the device, under way: the stream that is current orders what follows behind them."""
+        """Copies on the device. They are made on the current stream, which also orders whatever uses them there."""
         sent = {
             name: host_tensor(array).to(self._device, non_blocking=True, copy=True) for name, array in arrays.items()
         }
         if self._device.type == "cuda":
             event = torch.cuda.Event()
             event.record()
-            self._sent[self._turn] = event
+            self._copied[self._turn] = event
         return sent
 
 
-def host_tensor(array: np.ndarray) -> torch.Tensor:
-    """A tensor over the array's own memory; uint32, for which torch has no arithmetic, as the same bits in int32.
+class SideStream:
+    """A second CUDA stream, on which batches are made while the current stream trains on the one before.
 
-    Memory that is read-only (a map) is not copied either: whoever asks promises not to write to it.
+    The host runs ahead of a GPU: when it asks for the next batch, the GPU is still busy with the previous one. Work
+    that makes the next batch is queued beside that work and not behind it. A training has one side stream a device,
+    for all its epochs, so that the memory that torch keeps for each stream is reused.
+
+    ``cuda`` is where streams come from: ``torch.cuda``, or in tests a fake of it.
+    """
+
+    def __init__(self, device: torch.device, *, cuda: Any = torch.cuda):
+        self._device, self._cuda = device, cuda
+        self._side = cuda.Stream(device) if device.type == "cuda" else None
+
+    def batches(self, made: Iterator[T]) -> Iterator[T]:
+        """The same batches; on a GPU each is made on the side stream and then handed to the current one."""
+        if self._side is None:
+            yield from made
+            return
+        # Batches are made from tensors that the current stream has put on the device.
+        self._side.wait_stream(self._cuda.current_stream(self._device))
+        while True:
+            with self._cuda.stream(self._side):
+                batch = next(made, None)
+            if batch is None:
+                return
+            current = self._cuda.current_stream(self._device)
+            current.wait_stream(self._side)
+            for tensor in _tensors(vars(batch)):
+                if tensor.device.type == "cuda":
+                    # Otherwise torch would give this memory to the next batch while the current stream still reads it.
+                    tensor.record_stream(current)
+            yield batch
+
+
+def host_tensor(array: np.ndarray) -> torch.Tensor:
+    """A tensor that shares the array's memory. torch has no arithmetic for uint32, whose bits become int32.
+
+    Read-only memory (a memory map) is shared too: the caller must not write to the tensor.
     """
     if array.dtype == np.uint32:
         array = array.view(np.int32)
@@ -62,42 +104,19 @@ def host_tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array)
     if array.size == 0 or not array.flags.c_contiguous:
         return torch.from_numpy(array.copy())
-    # torch warns of arrays that can't be written to; memory that is given by its address carries no such flag
+    # torch warns of arrays that aren't writable. Memory that is given by its address carries no such flag.
     buffer: Any = (ctypes.c_ubyte * array.nbytes).from_address(array.ctypes.data)
-    buffer.owner = array  # as long as the tensor lives, so does the memory
+    buffer.owner = array  # keeps the memory as long as the tensor lives
     return torch.from_numpy(np.frombuffer(buffer, array.dtype).reshape(array.shape))
 
 
 def unsigned(digests: torch.Tensor) -> torch.Tensor:
-    """uint32 that came as int32 → int64 holding 0..2**32-1, as ``views._digest.digest`` gives for tensors."""
+    """Digests that ``host_tensor`` made int32 of → int64 in 0..2**32-1, as ``views._digest.digest`` gives them."""
     return digests.to(torch.int64) & 0xFFFFFFFF
 
 
-def on_side_stream(batches: Iterator[T], device: torch.device) -> Iterator[T]:
-    """The same batches; on a GPU they are made on a side stream.
-
-    The host is ahead of the device: when it asks for a batch, the device is still busy with the one before, and what
-    makes the new one is queued beside that work and not behind it.
-    """
-    if device.type != "cuda":
-        yield from batches
-        return
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))  # for what an epoch finds on the device
-    while True:
-        with torch.cuda.stream(side):
-            batch = next(batches, None)
-        if batch is None:
-            return
-        current = torch.cuda.current_stream(device)
-        current.wait_stream(side)
-        for tensor in _tensors(vars(batch)):
-            if tensor.is_cuda:
-                tensor.record_stream(current)  # its memory isn't given to the next batch while it is in use
-        yield batch
-
-
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested dictionaries, lists and objects."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict):

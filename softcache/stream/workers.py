@@ -1,4 +1,11 @@
-"""Worker processes that make inputs: how they start, end, share memory and report errors."""
+"""Worker processes that make inputs: how they start and end, what memory they share, and how their errors come back.
+
+A source of batches is given to a ``DataLoader`` in this way::
+
+    loader = DataLoader(Shielded(…for_workers(viewed, method)…), worker_init_fn=follow_parent, …)
+    with starting():
+        batches = raising(iter(loader))
+"""
 
 from __future__ import annotations
 
@@ -25,47 +32,8 @@ START_METHODS = ("auto", "fork", "spawn", "forkserver")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def follow_parent(worker: int) -> None:
-    """The ``worker_init_fn`` of a DataLoader.
-
-    A terminal's Ctrl-C and a scheduler's SIGTERM go to every process of the group: only the parent answers, and says
-    where things stand; it ends its workers itself, if need be with a SIGTERM of its own, the second one. When the
-    parent is killed, the kernel ends a worker at once; torch's own watchdog, which is all there is on macOS, takes 5 s.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_the_next_time)
-    sys.excepthook = _unless_the_parent_hung_up
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # blocked by ``starting``
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:  # it had gone before we asked
-            os._exit(1)
-
-
-def _end_the_next_time(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
-
-
-def _unless_the_parent_hung_up(
-    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-) -> None:
-    """multiprocessing's thread that hands tensors over would print a traceback when its parent stops in between."""
-    if not issubclass(kind, (ConnectionError, EOFError)):
-        sys.__excepthook__(kind, error, traceback)
-
-
-@contextlib.contextmanager
-def starting() -> Iterator[None]:
-    """While workers start, signals wait: one that arrives before ``follow_parent`` would end in a traceback."""
-    waiting = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
-
-
 def pick_start_method(method: str) -> str:
-    """``auto`` forks on Linux, where a fork is quick and shares what is in memory, and spawns elsewhere."""
+    """``auto`` is fork on Linux, where it is quick and shares what is in memory, and spawn elsewhere."""
     if method not in START_METHODS:
         raise UsageError(f"--start-method {method!r} is unknown: {', '.join(START_METHODS)}")
     if method == "auto":
@@ -73,11 +41,50 @@ def pick_start_method(method: str) -> str:
     return method
 
 
-def for_workers(viewed: ViewedDataset, method: str) -> ViewedDataset | SharedViews:
-    """A dataset of keys to be handed to workers that are started by ``method``.
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """Blocks SIGINT and SIGTERM while workers start: before ``follow_parent`` they would end in a traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    Resized images are computed now, in this process, so that not every worker computes its own. Errors:
-    ``SoftcacheError`` where there is no shared memory for workers to hand their inputs over.
+
+def follow_parent(worker: int) -> None:
+    """The ``worker_init_fn`` of a DataLoader: the worker ends when its parent does, and says nothing about it.
+
+    A terminal's Ctrl-C and a scheduler's SIGTERM go to all processes of a group. Only the parent answers them, with a
+    message; it then ends its workers, by a second SIGTERM where needed. If the parent is killed, the kernel ends a
+    worker at once; on macOS torch's own watchdog does so within 5 s.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_at_the_next)
+    sys.excepthook = _unless_the_parent_hung_up
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # blocked by ``starting``
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:  # the parent ended before the call
+            os._exit(1)
+
+
+def _end_at_the_next(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
+def _unless_the_parent_hung_up(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """The thread of multiprocessing that sends tensors would print a traceback if the parent ends meanwhile."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, traceback)
+
+
+def for_workers(viewed: ViewedDataset, method: str) -> ViewedDataset | SharedViews:
+    """The dataset of keys in the form in which workers that start by ``method`` get it.
+
+    Resized images that are kept are computed now, in this process, so that not every worker computes its own. Errors:
+    ``SoftcacheError`` where there is no shared memory in which workers can hand over their inputs.
     """
     _check_shared_memory(method)
     if viewed.samples.images is not None and viewed.keeps_bases:
@@ -102,8 +109,8 @@ def _no_shared_memory(why: str) -> str:
 
 
 class SharedViews:
-    """A dataset of keys that can be pickled to other processes: its images go into memory that all of them share,
-    once, instead of through each one's pipe."""
+    """A dataset of keys that can be pickled: its images are put into shared memory once, for all workers, and are not
+    copied through each worker's pipe."""
 
     def __init__(self, viewed: ViewedDataset):
         self.viewed = viewed
@@ -139,13 +146,13 @@ def _shared(array: np.ndarray) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Failure:
-    """A user's error on its way out of a worker."""
+    """A ``SoftcacheError`` that travels out of a worker in place of an item."""
 
     error: SoftcacheError
 
 
 class Shielded(Dataset):
-    """A dataset whose ``SoftcacheError``s are handed on as items; ``raising`` turns them back."""
+    """A dataset that returns ``SoftcacheError``s as ``Failure`` items; ``raising`` raises them in the parent."""
 
     def __init__(self, dataset: Any):
         self._dataset = dataset

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from softcache.device import autocast
 from softcache.errors import SoftcacheError
 from softcache.models._network import Network
-from softcache.stream.inputs import PixelSource, pick_pixels
+from softcache.stream.inputs import PixelSource, ResidentPixels, pick_pixels
 from softcache.views._open import open_viewed
 from softcache.views._viewed import ViewedDataset
 
@@ -70,6 +70,30 @@ def evaluate_network(
         totals += torch.stack(counts(logits, y)).to(totals.device).to(totals.dtype)
     top1, top5, loss = (totals / max(len(chosen), 1)).tolist()
     return Accuracy(top1, top5, loss, len(chosen))
+
+
+def held_out_evaluator(
+    viewed: ViewedDataset,
+    training: PixelSource,
+    rows: np.ndarray,
+    device: torch.device,
+    *,
+    resident: str,
+    workers: int,
+    start_method: str,
+    amp: str,
+) -> Callable[[Network], Accuracy]:
+    """``network → Accuracy`` on the clean pixels of ``rows`` (M,) int64 of the training's own data, and of no others.
+
+    ``training``: where the training's pixels come from. If they are resident, clean pixels are made from the same
+    memory; otherwise a source for these rows alone is opened.
+    """
+    if isinstance(training, ResidentPixels):
+        shared, labels = training.clean(), viewed.samples.labels
+        return lambda network: evaluate_network(network, shared, labels, device, rows=rows, amp=amp)
+    alone = ViewedDataset(viewed.samples.subset(rows), "none", size=viewed.size)
+    own = pick_pixels(alone, device, resident=resident, workers=workers, start=start_method)
+    return lambda network: evaluate_network(network, own, alone.samples.labels, device, amp=amp)
 
 
 def counts(logits_bc: torch.Tensor, labels_b: torch.Tensor) -> list[torch.Tensor]:

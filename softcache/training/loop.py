@@ -20,7 +20,7 @@ from softcache.errors import NumericsError
 from softcache.models._folder import save_network
 from softcache.models._network import Network
 from softcache.stream.batches import Stream
-from softcache.stream.transfer import on_side_stream
+from softcache.stream.transfer import SideStream
 from softcache.training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from softcache.training.evaluation import Accuracy
 from softcache.training.hint_losses import HintLosses, run_up_to
@@ -112,7 +112,7 @@ def fit(
     generators = torch.random.fork_rng([device] if device.type == "cuda" else [])
     with generators, Lines(folder / METRICS, fitted.lines) as write_line, bar("train", total * steps, "steps") as shown:
         shown.advance(start * steps)
-        work = _Work(student, model, device, amp, scaler, step_lines, shown)
+        work = _Work(student, model, device, SideStream(device), amp, scaler, step_lines, shown)
         for number, stage in enumerate(stages, 3 - len(stages)):
             # Milestones are those of the last stage; the other has them at the usual shares of its own length.
             own = optimization if stage is stages[-1] else dataclasses.replace(optimization, milestones=())
@@ -171,6 +171,7 @@ class _Work:
     student: Network
     model: nn.Module
     device: torch.device
+    side: SideStream
     amp: str
     scaler: torch.amp.GradScaler
     step_lines: StepLines
@@ -200,7 +201,7 @@ def _epoch(
     if hint_losses is not None:
         hint_losses.train()
     with _watching(hint_losses, student, stop=stage.hints_alone) as taps:
-        for number, batch in enumerate(meter.timed(on_side_stream(stream.epoch(epoch), device))):
+        for number, batch in enumerate(meter.timed(work.side.batches(stream.epoch(epoch)))):
             set_learning_rate(optimizer, optimization.learning_rate(local * steps + number, steps, stage.epochs))
             with watch.phase("forward"), autocast(device, work.amp):
                 if stage.hints_alone:

@@ -15,42 +15,49 @@ from softcache.atomic import commit, temporary_path
 
 log = logging.getLogger(__name__)
 
-
 TRACE = "trace.json"
-SKIPPED, TRACED = 3, 20  # steps that warm up, and steps that go into the trace
+WAIT, WARMUP, ACTIVE = 2, 1, 20  # steps of torch.profiler.schedule
 SHOWN = 12
 
 
 class Watch:
-    """Watches nothing: the face of ``Profile`` where none is wanted. ``overhead``: seconds that watching has taken."""
+    """Watches nothing: the interface of ``Profile`` where none is wanted. ``overhead``: seconds that watching takes."""
 
     overhead = 0.0
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """For the duration of a phase of a step."""
+        """A context for one phase of a step."""
         return nullcontext()
 
     def step(self) -> None:
         """A step has ended."""
 
     def report(self, line: dict[str, Any]) -> None:
-        """The epoch has ended; ``line`` is that of ``metrics.jsonl``."""
+        """The epoch has ended; ``line`` is the epoch's line of ``metrics.jsonl``."""
 
 
 class Profile(Watch):
-    """Watches an epoch. On a GPU each phase waits for the device, so that its time is its own; the epoch is slower for
-    it, and its shares are what counts."""
+    """Measures one epoch: the time of each phase over all its steps, and a trace of ``ACTIVE`` steps.
+
+    On a GPU the host waits for the device at both ends of a phase, so that work is counted in the phase that asked for
+    it. The epoch takes longer because of that; the shares are what counts.
+    """
 
     def __init__(self, folder: Path, device: torch.device):
         self._folder, self._device = folder, device
         self._seconds: dict[str, float] = {}
+        self._operations: list[Any] | None = None
+        self._steps = 0
         activities = [torch.profiler.ProfilerActivity.CPU]
         if device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
-        # There is one cycle, so that nothing accumulates; without the flag torch 2.10 and 2.11 warn in every profile.
-        self._profiler: Any = torch.profiler.profile(activities=activities, acc_events=True)
-        self._events: list[Any] = []
-        self._steps = 0
+        self._profiler = torch.profiler.profile(
+            activities=activities,
+            schedule=torch.profiler.schedule(wait=WAIT, warmup=WARMUP, active=ACTIVE, repeat=1),
+            on_trace_ready=self._keep,
+            acc_events=True,  # there is one cycle, so nothing accumulates; without it torch 2.10 and 2.11 warn
+        )
+        self._profiler.start()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -63,46 +70,49 @@ class Profile(Watch):
 
     def step(self) -> None:
         self._steps += 1
-        if self._steps == SKIPPED:
-            began = time.perf_counter()
-            self._profiler.start()
-            self.overhead += time.perf_counter() - began
-        elif self._steps == SKIPPED + TRACED:
-            self._stop()
+        with self._not_counted():
+            self._profiler.step()
 
     def report(self, line: dict[str, Any]) -> None:
         """Writes the trace and says where the time went."""
-        self._stop()
+        if self._steps <= WAIT + WARMUP:
+            self._operations = []  # so that no empty trace replaces that of another training
+        with self._not_counted():
+            self._profiler.stop()
         seconds = {"data": line["data_s"], **self._seconds}
         seconds["other"] = max(line["epoch_s"] - sum(seconds.values()), 0.0)
         log.info(f"epoch {line['epoch']} took {line['epoch_s']:.2f} s:")
         for name, part in seconds.items():
             log.info(f"  {name:<10} {part:8.2f} s  {100 * part / max(line['epoch_s'], 1e-9):5.1f} %")
-        if self._steps < SKIPPED:  # a trace that is there is another training's
-            log.info(f"no trace: the epoch has fewer than {SKIPPED} steps")
+        if not self._operations:
+            log.info(f"no trace: the first {WAIT + WARMUP} steps are not traced, and the epoch has {self._steps}")
             return
         own = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
-        events = sorted(self._events, key=lambda event: -getattr(event, own))
-        total = sum(getattr(event, own) for event in events) or 1.0
-        log.info(f"operations of {min(TRACED, self._steps - SKIPPED + 1)} steps, by their own time:")
-        for event in events[:SHOWN]:
-            taken = getattr(event, own)
+        operations = sorted(self._operations, key=lambda operation: -getattr(operation, own))
+        total = sum(getattr(operation, own) for operation in operations) or 1.0
+        log.info(f"operations of {min(ACTIVE, self._steps - WAIT - WARMUP)} steps, by their own time:")
+        for operation in operations[:SHOWN]:
+            taken = getattr(operation, own)
             log.info(
-                f"  {event.key[:48]:<48} {taken / 1e3:9.1f} ms  {100 * taken / total:5.1f} %  {event.count:6d} calls"
+                f"  {operation.key[:48]:<48} {taken / 1e3:9.1f} ms  {100 * taken / total:5.1f} %  "
+                f"{operation.count:6d} calls"
             )
         log.info(f"trace: {self._folder / TRACE} (open it in https://ui.perfetto.dev or chrome://tracing)")
 
-    def _stop(self) -> None:
-        if self._profiler is None or self._steps < SKIPPED:
-            return
+    def _keep(self, profiler: torch.profiler.profile) -> None:
+        """Called by torch when the traced steps are over, or the epoch before them."""
+        if self._operations is None:
+            # torch's own marks of steps hold whatever lies between operations
+            self._operations = [o for o in profiler.key_averages() if not o.key.startswith("ProfilerStep")]
+            part = temporary_path(self._folder / TRACE)
+            profiler.export_chrome_trace(str(part))
+            commit(part, self._folder / TRACE)
+
+    @contextmanager
+    def _not_counted(self) -> Iterator[None]:
         self._wait()
         began = time.perf_counter()
-        self._profiler.stop()
-        self._events = list(self._profiler.key_averages())
-        part = temporary_path(self._folder / TRACE)
-        self._profiler.export_chrome_trace(str(part))
-        commit(part, self._folder / TRACE)
-        self._profiler = None
+        yield
         self.overhead += time.perf_counter() - began
 
     def _wait(self) -> None:
@@ -111,7 +121,7 @@ class Profile(Watch):
 
 
 def bottleneck(lines: list[dict[str, Any]]) -> str:
-    """One sentence on what the epochs waited for; the first is left out where there are more, as it warms up."""
+    """One sentence on what the epochs waited for. The first epoch warms up and counts only where it is the only one."""
     counted = lines[1:] or lines
     total = sum(line["epoch_s"] for line in counted) or 1e-9
     teacher = sum(line["teacher_s"] for line in counted) / total
