@@ -31,9 +31,7 @@ def main() -> Result:
     clean = {name: value for name, value in os.environ.items() if name not in (*NUMBER, *WAITING)}
     command = [sys.executable, "-c", "from benchmarks.threads import serve; serve()"]
     started = {
-        name: subprocess.Popen(
-            command, env={**clean, **more}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        name: subprocess.Popen(command, env={**clean, **more}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for name, more in SIDES.items()
     }
     lines: list[Row] = []

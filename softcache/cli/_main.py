@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import pkgutil
 import signal
 import sys
@@ -49,7 +48,7 @@ class LazyGroup(click.Group):
     help="Follow this path, or run this code, where a folder names it: file.py:factory, folder:PATH; repeatable.",
 )
 @click.option("--no-remember", is_flag=True, help="Don't remember which paths and code were given for which folder.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads that torch may use.  [default: all cores]")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads that torch may use.  [default: one a core]")
 @click.pass_context
 def main(
     ctx: click.Context, debug: bool, quiet: bool, allow: tuple[str, ...], no_remember: bool, threads: int | None
@@ -61,11 +60,9 @@ def main(
       softcache dump  --teacher resnet50            keep its logits for 4 augmented views of every image
       softcache train --student resnet18 --T 4      distil, as often as you like, at any temperature
     """
-    ctx.obj = {"debug": debug}
+    ctx.obj = {"debug": debug, "threads": threads}
     show_messages(quiet=quiet)
     set_process(writes=not no_remember, allowed=allow)
-    if threads and not ctx.resilient_parsing:
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # torch isn't imported yet, and its workers inherit it
 
 
 def run(arguments: list[str] | None = None) -> int:

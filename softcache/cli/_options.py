@@ -12,6 +12,7 @@ import click
 
 from softcache.datasets._fraction import with_fraction
 from softcache.errors import UsageError
+from softcache.threads import settle_threads
 
 log = logging.getLogger(__name__)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -73,13 +74,17 @@ def flag(*names: str, help: str) -> Decorator:
 
 def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
     """A command that has its help in sections and takes ``--config FILE``: options from a file, which those on the
-    command line replace."""
+    command line replace. CPU threads are settled when it runs, because that has to be before torch is imported."""
 
     def decorate(function: Callable[..., Any]) -> click.Command:
         @functools.wraps(function)
         def run(config: str | None, **options: Any) -> Any:
             given = {key: value for key, value in options.items() if value is not None and value != ()}
             options = {**_from_file(config, name, given), **given} if config is not None else given
+            asked = (click.get_current_context().obj or {}).get("threads")
+            said = settle_threads(asked, workers=max(0, options.get("workers", 0)))
+            if said is not None:
+                log.info(said)
             return function(**_with_fraction(options))
 
         file = SectionedOption(
