@@ -86,9 +86,9 @@ def cpu_quota(root: Path, membership: Path = Path("/proc/self/cgroup")) -> float
     least = float("inf")
     for _, controllers, path in (line for line in lines if len(line) == 3):
         if controllers == "":
-            mount, files = root, ("cpu.max",)
+            mount, files = root, ["cpu.max"]
         elif "cpu" in controllers.split(","):
-            mount, files = root / "cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            mount, files = root / "cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
         else:
             continue
         folder = mount / path.lstrip("/")

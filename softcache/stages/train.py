@@ -46,6 +46,7 @@ from softcache.training.hint_losses import REGRESSORS_FILE, HintLosses, build_hi
 from softcache.training.initialize import initialize_student, keep_frozen_still
 from softcache.training.loop import BEST_FILE, Fitted, Stage, fit
 from softcache.training.rows import TrainingRows, choose_rows, without_held
+from softcache.views._viewed import ViewedDataset
 
 log = logging.getLogger(__name__)
 
