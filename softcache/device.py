@@ -1,4 +1,4 @@
-"""Which device computes, and in which arithmetic."""
+"""Which device computes, and in which precision."""
 
 from __future__ import annotations
 

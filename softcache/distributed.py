@@ -1,4 +1,4 @@
-"""Who this process is under ``torchrun``: nothing more."""
+"""The rank of this process under ``torchrun``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a dump will take, before it starts: bytes from arithmetic, time from a few timed batches."""
+"""How much space and time a dump will take: bytes are computed, time is measured on a few batches."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ TIMED_BATCHES = 3
 
 @dataclass(frozen=True)
 class Estimate:
-    """``keys`` in all and ``missing`` ones; ``bytes_per_key``: column → bytes; ``total``: bytes of all shards;
-    ``existing``: bytes that the folder holds, ``needed``: bytes that are still to be written; ``free``: on the disk.
+    """Counts of keys and bytes, and speeds in keys per second.
 
-    Keys a second: of the pixels in one process, of the teacher, and of both together with ``workers`` processes;
-    0 where nothing was timed.
+    ``keys``: all keys of the cache; ``missing``: those still to be computed. ``bytes_per_key``: column → bytes.
+    ``total``: bytes of all shards; ``existing``: bytes of the files in the folder; ``needed``: bytes still to be
+    written; ``free``: bytes free on the disk. Speeds are those of making pixels in one process, of the teacher, and of
+    both together with ``workers`` processes; 0 where nothing was timed.
     """
 
     keys: int
@@ -47,7 +48,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Of the missing keys; 0 where nothing was timed."""
+        """Seconds that the missing keys will take; 0 where nothing was timed."""
         return self.missing / self.keys_per_second if self.keys_per_second else 0.0
 
     def describe(self) -> list[tuple[str, str]]:
@@ -78,7 +79,7 @@ class Estimate:
 def estimate(
     identity: Identity, codec: str, hints: dict[str, HintColumn], views: int, folder: Path, existing: Cache | None
 ) -> Estimate:
-    """Space only. Writes nothing and makes no folder. ``codec``: a spec."""
+    """An estimate of space, without speeds. Writes nothing and makes no folder. ``codec``: a spec."""
     coded = open_codec(codec).arrays(identity.classes).values()
     per_key = {LOGITS: 4 + sum(math.prod(tail) * np.dtype(dtype).itemsize for dtype, tail in coded)}
     overhead = {LOGITS: _overhead(1 + len(coded))}
@@ -110,7 +111,7 @@ def estimate(
 
 
 def timed(guess: Estimate, forward: Forward, viewed: ViewedDataset, batch: int, workers: int) -> Estimate:
-    """With the speed of a few batches: of making their pixels, which worker processes share, and of the teacher."""
+    """The estimate with speeds, measured on a few batches. Worker processes share the making of pixels."""
     rows = np.arange(min(batch, len(viewed)))
     viewed.batch(rows, 0)  # what is computed once (resized images) is not part of a batch's time
     began = time.perf_counter()
@@ -133,7 +134,7 @@ def timed(guess: Estimate, forward: Forward, viewed: ViewedDataset, batch: int, 
 
 
 def _overhead(arrays: int) -> int:
-    """Bytes of a shard beside its numbers, at most: what describes the file, and arrays rounded to whole pages."""
+    """At most so many bytes of a shard are not array elements: the file's structure, and padding to whole pages."""
     return (4 + 2 * arrays) * PAGE
 
 

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def finish(folder: Path, codec: str | None = None) -> None:
-    """Once nothing is missing: the teacher's accuracy on the labels, and the one file over all shards.
+    """If nothing is missing, records the teacher's accuracy on the labels and writes the one file over all shards.
 
     ``codec``: as ``Cache`` takes it.
     """
@@ -32,14 +32,14 @@ def finish(folder: Path, codec: str | None = None) -> None:
             if near_chance(top1, classes):
                 log.warning(
                     f"the teacher's top-1 on the labels is {100 * top1:.2f} %, chance is {100 / classes:.2f} %: "
-                    "look for another class order, other channels or normalization, or weights that weren't loaded"
+                    "the order of the classes, the channels or the normalization may be others, or weights weren't loaded"
                 )
     if not is_current(cache):
         write_virtual(cache)
 
 
 def teacher_accuracy(cache: Cache) -> float | None:
-    """Share of labelled rows of view 0 whose largest logit is the label's; ``None`` without labels."""
+    """The share of labelled rows whose largest logit in view 0 is that of the label; ``None`` without labels."""
     rows = np.flatnonzero(cache.labels >= 0)
     if not len(rows):
         return None

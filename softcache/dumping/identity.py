@@ -1,4 +1,4 @@
-"""What a dump's numbers depend on, settled before anything runs: the options, the identity, and how it was made."""
+"""The identity of a cache: all that its numbers depend on, collected before anything runs; and its provenance."""
 
 from __future__ import annotations
 
@@ -72,8 +72,7 @@ def identify(
 
 
 def data_fingerprint(samples: Samples, *, full: bool, keep: bool = True) -> str:
-    """Of the samples; the quick one of files of images is kept in the user's cache folder, unless nothing is to be
-    written."""
+    """The samples' fingerprint. With ``keep`` the quick one of files of images is kept in the user's cache folder."""
     if full:
         return samples.fingerprint(full=True)
     sha256 = samples.fingerprint()
@@ -83,7 +82,7 @@ def data_fingerprint(samples: Samples, *, full: bool, keep: bool = True) -> str:
 
 
 def weights_fingerprint(network: Network, *, keep: bool = True) -> str:
-    """Of the parameters; that of a file is kept in the user's cache folder, unless nothing is to be written."""
+    """The parameters' fingerprint. With ``keep`` that of a file is kept in the user's cache folder."""
     if network.weights_path is None or not keep:
         known = None if network.weights_path is None else known_fingerprint(network.weights_path)
         return known or fingerprint(network.model.state_dict())
@@ -152,7 +151,7 @@ def default_shard_rows(viewed: ViewedDataset, classes: int, device: str) -> int:
 def provenance(
     viewed: ViewedDataset, device: torch.device, *, teacher: str, teacher_weights: str | None, fingerprint: str
 ) -> dict[str, Any]:
-    """How the cache was made and where from: recorded, and no part of its identity."""
+    """How the cache was made and from what. It is recorded, but is no part of the identity."""
     return {
         "softcache": softcache.__version__,
         "torch": str(torch.__version__),

@@ -1,4 +1,4 @@
-"""What is found out before a dump begins: shapes of hints, samples to keep, whether the teacher is still the same."""
+"""What a dump needs to know before it begins: shapes of hints, pixels to keep, whether the teacher is the same."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def samples_to_keep(viewed: ViewedDataset, asked: int | str | None, existing: Ma
 
 
 def kept_samples(viewed: ViewedDataset, count: int, existing: Cache | None) -> KeptSamples:
-    """``count`` rows spread over the dataset and their pixels in view 0, so that a mismatch can be looked at later.
+    """``count`` evenly spaced rows and their pixels in view 0, so that a later mismatch can be examined.
 
     Pixels that are made after the teacher has seen view 0 are compared with what it saw. Errors (of the function that
     makes them): ``PixelsError``.
@@ -115,9 +115,9 @@ def kept_samples(viewed: ViewedDataset, count: int, existing: Cache | None) -> K
 
 
 def check_teacher(cache: Cache, viewed: ViewedDataset, forward: Forward, recorded: Recorded) -> None:
-    """Whether the teacher still says what it has said: one batch of a shard that is there, computed again.
+    """Computes one batch of a shard that is there again, and compares.
 
-    Errors: ``CacheError`` and ``PixelsError`` where not.
+    Errors: ``CacheError`` where the teacher's logits differ, ``PixelsError`` where the pixels do.
     """
     found = first_recorded(cache, cache.manifest.identity.teacher.numerics.batch)
     if found is None:

@@ -1,4 +1,4 @@
-"""Batches of keys with everything the loss wants: pixels, labels, and what the teacher says, checked key by key."""
+"""Batches of keys with all that the loss needs: pixels, labels and targets, with each key's pixels checked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from softcache.views._viewed import ViewedDataset
 
 
 class TargetSource(Protocol):
-    """What the teacher says of keys, wherever it comes from."""
+    """Gives the targets of keys, wherever they come from."""
 
     name: str
 
@@ -30,11 +30,11 @@ class TargetSource(Protocol):
 
     @property
     def seconds(self) -> float:
-        """Seconds that were spent on asking it."""
+        """Seconds that the teacher itself has computed so far."""
         ...
 
     def begin(self, views: Sequence[int], batches: Sequence[np.ndarray]) -> None:
-        """Makes ready for an epoch on these views, and batches of the images in these rows."""
+        """Prepares for an epoch on these views. ``batches``: the rows of each batch's images."""
         ...
 
     def targets(self, rows: np.ndarray, on_device: torch.Tensor, pixels: torch.Tensor) -> Targets:
@@ -44,10 +44,12 @@ class TargetSource(Protocol):
 
 @dataclass
 class Batch:
-    """``pixels`` (B, H, W, C) uint8; ``visible`` (B,) int64: the rows' labels, -1 where there is none that may be used;
-    ``mixed``: the partners' visible labels and the own label's weight, both (B,); ``labels`` (B,) int64: the one label
-    of each sample for losses that take one, of a mixed sample that of the larger share. No label that may not be used
-    is in a batch."""
+    """A batch holds only labels that may be used in training; -1 stands for the others and for no label.
+
+    ``pixels`` (B, H, W, C) uint8. ``visible`` (B,) int64: the rows' labels. ``mixed``: of samples that are mixed with a
+    partner, the partners' labels (B,) int64 and the weight of the own label (B,) float32. ``labels`` (B,) int64: for
+    losses that take one label a sample; of a mixed sample the label with the larger weight.
+    """
 
     rows: torch.Tensor
     pixels: torch.Tensor
@@ -58,7 +60,7 @@ class Batch:
 
 
 class Stream:
-    """The epochs of a training, as batches on the device."""
+    """Makes the batches of each epoch of a training, on the device."""
 
     def __init__(
         self,
@@ -89,14 +91,14 @@ class Stream:
         return self._teacher.seconds if self._teacher is not None else 0.0
 
     def release(self) -> None:
-        """Forgets what the teacher said, so that its memory can be used by others; there is no epoch after that."""
+        """Frees the memory that targets take. No epoch can be made after that."""
         self._teacher = None
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """All batches of an epoch.
 
-        Errors: ``PixelsError`` naming the first key whose pixels are not those that the teacher saw: at once where
-        pixels are made on the host, at the end of the epoch on a GPU (which would have to be waited for).
+        Errors: ``PixelsError`` naming the first key whose pixels are not those that the teacher saw. On a CPU it is
+        raised with that batch; on a GPU at the end of the epoch, so that no step has to wait for the device.
         """
         views, batches = self.plan.views_at(epoch), list(self.plan.batches(epoch))
         if self._teacher is not None:

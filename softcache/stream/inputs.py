@@ -1,4 +1,4 @@
-"""Pixels of keys, batch by batch: from what lies in memory, or made by worker processes.
+"""Pixels of keys, batch by batch: made by indexing images in memory, or by worker processes.
 
 Both give the same bytes: uint8 (B, H, W, C).
 """
@@ -35,8 +35,10 @@ class PixelSource(Protocol):
 
 
 class ResidentPixels:
-    """All rows lie on the device, or in the host's memory, and a view is made by indexing: no workers, and from the
-    device no copies and no waiting."""
+    """Holds all rows' evaluation pixels on the device, or on the host, and makes views of them by indexing.
+
+    This takes no workers and, on the device, no copies within an epoch.
+    """
 
     def __init__(self, viewed: ViewedDataset, device: torch.device, *, host: bool = False):
         self.on_device = not host or device.type == "cpu"
@@ -57,7 +59,7 @@ class ResidentPixels:
         if not batches:
             return
         everything = np.concatenate(batches)
-        # One copy an epoch: the order and where each key's pixels come from.
+        # The whole epoch's order and offsets are copied to the device at once.
         order = torch.from_numpy(everything).to(self._device)
         motions = []
         for view in views:
@@ -81,7 +83,7 @@ class ResidentPixels:
 
 
 class WorkerPixels:
-    """DataLoader workers make pixels, and nothing else; 0 workers make them in this process."""
+    """Has DataLoader workers make the pixels; with 0 workers this process makes them."""
 
     def __init__(self, viewed: ViewedDataset, device: torch.device, workers: int, *, start: str = "auto"):
         self.name = f"mapped, {workers} workers"
@@ -154,7 +156,7 @@ def pick_pixels(
 ) -> PixelSource:
     """The fastest source that fits: resident where the recipe only moves bytes and the rows fit ``budget`` bytes.
 
-    Errors: ``UsageError`` where ``resident`` asks for what can't be.
+    Errors: ``UsageError`` where ``resident`` is ``device`` or ``host`` and views can't be made by indexing.
     """
     if resident in ("device", "host") and not viewed.resident:
         raise UsageError(
@@ -170,12 +172,13 @@ def pick_pixels(
 
 
 def pixel_bytes(viewed: ViewedDataset) -> int:
-    """What the evaluation pixels of all rows take."""
+    """Bytes of the evaluation pixels of all rows."""
     return len(viewed.samples) * viewed.size * viewed.size * viewed.samples.channels
 
 
 def pick_workers(viewed: ViewedDataset, workers: int) -> int:
-    """As asked for; by default none where a batch is made by indexing, else one a core that this process may use."""
+    """``workers``, or where that is negative 0 if views are made by indexing, else one less than this process's cores
+    (at least 1, at most 16)."""
     if workers >= 0:
         return workers
     if viewed.resident and viewed.samples.images is not None:

@@ -1,4 +1,4 @@
-"""How much memory there is to spare: what the machine has free, and what this process may have of it."""
+"""How much memory this process may still take, on the host and on a device."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 
 import torch
 
-_UNKNOWN = 2 * 2**30  # where a system doesn't say
+_UNKNOWN = 2 * 2**30  # assumed where a system has neither /proc/meminfo nor sysconf
 
 
 def memory_budget(device: torch.device) -> int:
-    """Bytes that may be held for a training: a quarter of what is available on the device."""
+    """Bytes that a training may keep for speed: a quarter of what is available on the device."""
     return available_memory(device) // 4
 
 
 def available_memory(device: torch.device | None = None) -> int:
-    """Bytes that could be taken now: of a GPU's memory, else of the host's, within the limits of this process's
-    control group (a container's)."""
+    """Bytes of a GPU's memory that are free, or of the host's within the limit of this process's control group
+    (that of a container)."""
     if device is not None and device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # what torch has reserved and doesn't use is as good as free
+        # torch reserves memory that it doesn't use; it can use that too
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return min(_host(), _group())
 
@@ -39,7 +39,7 @@ def _host() -> int:
 
 
 def _group() -> int:
-    """What a control group (version 2) leaves, or as good as no bound."""
+    """Bytes that the control groups (version 2) of this process leave; 2**62 where none sets a limit."""
     root = Path("/sys/fs/cgroup")
     try:
         own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))

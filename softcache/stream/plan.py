@@ -15,11 +15,15 @@ _ORDER_STREAM = 0x6F72646572  # "order": keeps this draw apart from every other 
 
 @dataclass(frozen=True)
 class Plan:
-    """``rows``: the rows that are drawn from. ``views``: the recorded views that are visited in turn (or how many of
-    them, from 0 on), or ``None`` for a fresh one every epoch. ``length``: keys an epoch, by default each row once; more
-    or fewer repeats the rows in new orders until there are enough (a training on few labelled rows has as many steps as
-    one on all). ``fits``: (rows, view) → which of them may be drawn in that view, (B,) bool; others make up for the
-    rest."""
+    """Says which keys each epoch has, and in which batches.
+
+    ``rows``: the rows that are drawn from. ``views``: the recorded views that are visited in turn (or how many of them,
+    from 0 on), or ``None`` for a fresh view every epoch. ``length``: keys an epoch, by default each row once. If it is
+    larger than the number of rows, they are repeated in new orders, so that a training on few labelled rows has as many
+    steps as one on all. ``windows``: how rows are shuffled where their shards don't fit into memory. ``per_image``:
+    views of each image in a batch. ``fits``: (rows, view) → which of the rows may be drawn in that view, (B,) bool;
+    rows that may are repeated in place of those that may not.
+    """
 
     rows: np.ndarray
     batch_size: int
@@ -40,12 +44,12 @@ class Plan:
 
     @property
     def images(self) -> int:
-        """Images an epoch."""
+        """Number of images an epoch."""
         return -(-(self.length or len(self.rows)) // self.per_image)
 
     @property
     def keys(self) -> int:
-        """Keys an epoch: images, each in ``per_image`` views."""
+        """Number of keys an epoch: images, each in ``per_image`` views."""
         return self.images * self.per_image
 
     @property

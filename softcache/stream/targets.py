@@ -1,6 +1,7 @@
-"""What the teacher says about a batch of keys: read from caches, held on the device, or asked live.
+"""Targets of a batch of keys: read from caches, held on the device, or computed by a live teacher.
 
-They have the same face: ``begin(views, batches)`` before an epoch, then ``say(rows, on_device, pixels)`` per batch.
+Each source has ``begin(views, batches)``, which is called before an epoch, and ``targets(rows, on_device, pixels)``,
+which is called for each batch (``batches.TargetSource``).
 """
 
 from __future__ import annotations
@@ -33,8 +34,11 @@ class Targets:
 
 
 class CachedTargets:
-    """One or several caches. With ``hold`` the coded arrays of a view lie on the device; otherwise each batch is
-    gathered in this process, from memory maps or, with ``blocks``, from blocks of rows that are read ahead."""
+    """Reads targets from one or several caches.
+
+    With ``hold`` the coded arrays of up to ``keep_views`` views lie on the device. Otherwise each batch is gathered in
+    this process, from memory maps or, with ``blocks``, from blocks of rows that are read ahead.
+    """
 
     def __init__(
         self,
@@ -47,7 +51,7 @@ class CachedTargets:
         blocks: Windows | None = None,
     ):
         self.name = f"held on {device}" if hold else "read in blocks, ahead" if blocks else "gathered from memory maps"
-        self.seconds = 0.0  # nobody is asked: the teacher costs nothing here
+        self.seconds = 0.0  # no teacher runs
         self._device = device
         self._hold = hold
         self._keep = keep_views
@@ -67,13 +71,13 @@ class CachedTargets:
 
     @staticmethod
     def bytes_per_view(caches: Sequence[Cache], hints: dict[str, Cache]) -> int:
-        """What ``hold`` takes for each view that is kept."""
+        """Bytes that ``hold`` takes for each view that is kept."""
         columns = [(cache, LOGITS) for cache in caches] + [(c, hint_column(layer)) for layer, c in hints.items()]
         return sum(cache.row_bytes(column) * cache.rows for cache, column in columns)
 
     def begin(self, views: Sequence[int], batches: Sequence[np.ndarray]) -> None:
-        """Makes the arrays of an epoch's views ready; those of others may be dropped. ``batches``: the rows of each
-        batch's images in the order in which they will be asked for (blocks are read ahead by it)."""
+        """Prepares the arrays of an epoch's views and drops those of others where memory is short. ``batches``: the
+        rows of each batch's images, in the order in which blocks are read ahead."""
         before = set(self._views)
         for view in before - set(views):
             for reader in self._readers():
@@ -83,7 +87,7 @@ class CachedTargets:
             for view in views:
                 self._keep_view(view, also=views)
         elif self._windows is not None:
-            self._reading = {}  # the last views' blocks go before the next ones' come
+            self._reading = {}  # frees the last epoch's blocks before new ones are read
             order, rows, window = np.concatenate(batches), self._windows.block_rows, self._windows.window
             for view in dict.fromkeys(views):
                 self._reading[view] = [BlockReader(r.cache, r.name, view, order, rows, window) for r in self._readers()]
@@ -93,7 +97,7 @@ class CachedTargets:
                     reader.ahead(view)
 
     def _keep_view(self, view: int, also: Sequence[int]) -> None:
-        """Puts a view's arrays on the device, if need be in the place of those that were put there first."""
+        """Puts a view's arrays on the device. If there are too many views then, the oldest ones are dropped."""
         if view in self._held:
             return
         for old in list(self._held):
@@ -107,8 +111,8 @@ class CachedTargets:
             reader.release(view)
 
     def targets(self, rows: np.ndarray, on_device: torch.Tensor, pixels: torch.Tensor) -> Targets:
-        """``rows`` (B,) int64, the same on the device, the first of B / views keys in the first view and so on;
-        ``pixels`` are not looked at."""
+        """``rows`` (B,) int64, the same on the device: the first B / V keys are in the first of V views, and so on.
+        ``pixels`` are not used."""
         found = self._select(on_device) if self._hold else [self._gather(k, rows) for k in range(len(self._readers()))]
         targets = Targets()
         for cache, arrays in zip(self._caches, found, strict=False):
@@ -135,8 +139,8 @@ class CachedTargets:
         return found
 
     def _gather(self, number: int, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """A batch of one column, on the device. On a CPU each batch has memory of its own: reusing it measured no
-        faster. For a GPU rows are gathered into memory that is pinned already."""
+        """A batch of one column, on the device. For a GPU rows are gathered into pinned memory; on a CPU each batch has
+        its own memory, because reusing it was measured to be no faster."""
         reader = self._readers()[number]
         pinned = self._pinned_buffers[number] if self._pinned_buffers else None
         arrays = pinned.arrays(reader.cache.arrays(reader.name, len(rows))) if pinned else reader.empty(len(rows))
@@ -155,11 +159,11 @@ class CachedTargets:
 
 
 class LiveTargets:
-    """The teacher in the loop (``--online``): the yardstick. It gets the care that a dump gives it: evaluation mode,
-    ``inference_mode``, the same autocast."""
+    """Runs the teacher in the training loop (``--online``), as a dump would: in evaluation mode, under
+    ``inference_mode`` and the same autocast. What a cache saves is measured against it."""
 
     def __init__(self, network: Network, hints: Sequence[str], device: torch.device, amp: str = "off"):
-        self.name = "asked live"
+        self.name = "from the live teacher"
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._network = network.eval().to(device)
@@ -170,7 +174,7 @@ class LiveTargets:
 
     @property
     def seconds(self) -> float:
-        """Time in the teacher: the device's own on a GPU, which is waited for when this is asked."""
+        """Seconds that the teacher has computed. On a GPU it is the device's own time, and reading it waits for the device."""
         for began, ended in self._events:
             ended.synchronize()
             self._seconds += began.elapsed_time(ended) / 1000
@@ -178,7 +182,7 @@ class LiveTargets:
         return self._seconds
 
     def begin(self, views: Sequence[int], batches: Sequence[np.ndarray]) -> None:
-        """Nothing to prepare: any view will do."""
+        """Prepares nothing: the teacher answers for any pixels."""
 
     def targets(self, rows: np.ndarray, on_device: torch.Tensor, pixels: torch.Tensor) -> Targets:
         """Runs the teacher on ``pixels`` (B, H, W, C) uint8."""

@@ -1,4 +1,4 @@
-"""An order of keys that is kind to disks, for caches that don't fit into memory, and when to use it."""
+"""A shuffle for caches that don't fit into memory, which reads the disk in long pieces, and when to use it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ WINDOW_BYTES = 48 * 2**20  # of all columns; two windows are in memory at any ti
 
 @dataclass(frozen=True)
 class Windows:
-    """Blocks of ``block_rows`` neighbouring rows in random order, ``window`` of them at a time, and within a window
-    all their rows shuffled."""
+    """Blocks of ``block_rows`` neighbouring rows come in random order; the rows of each ``window`` blocks are shuffled
+    together."""
 
     block_rows: int
     window: int
 
     def permutation(self, rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
-        """``rows`` (N,) in such an order."""
+        """``rows`` (N,) in that order."""
         block = rows // self.block_rows
         there = np.flatnonzero(np.bincount(block))
         window = np.zeros(there[-1] + 1, np.int64)
@@ -40,7 +40,7 @@ class Windows:
 def pick_windows(
     columns: Sequence[tuple[Cache, str]], shuffle: str, available: int, *, per_image: int = 1
 ) -> tuple[Windows | None, str]:
-    """How rows are shuffled, and why, in words: ``None`` for a full shuffle of all rows.
+    """How rows are shuffled (``None`` for a full shuffle of all rows), and a sentence that says why.
 
     ``auto`` looks at what an epoch reads, one view (or ``per_image``) of each column: where that is more than half of
     ``available`` bytes of memory, a full shuffle would wait for the disk at every row.
