@@ -174,7 +174,7 @@ class LiveTargets:
 
     @property
     def seconds(self) -> float:
-        """Seconds that the teacher has computed. On a GPU it is the device's own time, and reading it waits for the device."""
+        """Seconds that the teacher has computed. On a GPU reading it waits for the device."""
         for began, ended in self._events:
             ended.synchronize()
             self._seconds += began.elapsed_time(ended) / 1000
