@@ -32,7 +32,7 @@ def finish(folder: Path, codec: str | None = None) -> None:
             if near_chance(top1, classes):
                 log.warning(
                     f"the teacher's top-1 on the labels is {100 * top1:.2f} %, chance is {100 / classes:.2f} %: "
-                    "the order of the classes, the channels or the normalization may be others, or weights weren't loaded"
+                    "the order of classes, the channels or the normalization may be others, or weights weren't loaded"
                 )
     if not is_current(cache):
         write_virtual(cache)
