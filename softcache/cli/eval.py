@@ -19,12 +19,9 @@ from softcache.cli._print import as_json, percent, rows
     _options.data("the model"),
     option("--split", help="train or test.  [default: test]"),
     _options.normalize,
-    _options.device,
-    _options.amp,
-    _options.tf32,
-    _options.workers,
     _options.json_,
 )
+@section("Device and speed", _options.device, _options.amp, _options.tf32, _options.workers)
 def command(model: str, json_: bool = False, **options: Any) -> None:
     """Accuracy on clean pixels of a run, a teacher, or a model with --weights."""
     from softcache.stages.eval import evaluate
