@@ -14,7 +14,7 @@ from softcache.cli._print import as_json, percent, rows
 @_options.command("eval")
 @click.argument("model", metavar="RUN")
 @section(
-    "Options",
+    "Most used",
     option("--weights", help="Parameters for a model by name: DEFAULT (torchvision's), or a file."),
     _options.data("the model"),
     option("--split", help="train or test.  [default: test]"),
