@@ -188,11 +188,8 @@ def test_without_pyarrow_the_extra_is_named(pets):
         "import sys, importlib.util as u; found = u.find_spec\n"
         "u.find_spec = lambda name, package=None: None if name == 'pyarrow' else found(name, package)\n"
         "from softcache.cli._main import run\n"
-        f"sys.exit(run(['layers', '--dataset', 'parquet:{pets / 'pets.parquet'}']))"
+        f"sys.exit(run(['--quiet', 'layers', '--dataset', 'parquet:{pets / 'pets.parquet'}']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert (
-        done.stderr.splitlines(keepends=True)[-1]
-        == "softcache: a parquet: dataset needs pyarrow: pip install 'softcache[parquet]'"
-    )
+    assert done.stderr == "softcache: a parquet: dataset needs pyarrow: pip install 'softcache[parquet]'\n"

@@ -35,8 +35,8 @@ ROWS = [
     "lowest",
 ]
 LOWEST = {
-    "atomic", "distributed", "console", "device", "errors", "localfiles", "locks", "remembered", "strictjson", "threads",
-    "userfile", "_version",
+    "atomic", "distributed", "console", "device", "errors", "localfiles", "locks", "remembered", "strictjson",
+    "threads", "userfile", "_version",
 }  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 

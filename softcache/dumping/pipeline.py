@@ -41,7 +41,9 @@ QUEUE_LIMIT = 8
 @dataclass
 class _Computed:
     """One batch on its way to the writer. Its arrays are on the host once ``ready``, a CUDA event, has happened.
-    ``logits``: before their codec, where the writer compares them with those that are on disk."""
+
+    ``logits``: as the teacher gave them, where the writer compares them with those that are on disk.
+    """
 
     writer: BlockWriter
     view: int
@@ -121,9 +123,8 @@ def _groups(blocks: Sequence[Block], *, one_decode: bool) -> Iterator[list[Block
 def _compute(
     cache: Cache, block: Block, pixels: torch.Tensor, logits: torch.Tensor, hints: dict[str, torch.Tensor]
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor], torch.Tensor | None, Any]:
-    """A batch's columns, which of their rows are finite, and the event after which both are on the host.
-
-    Nothing here waits for the device. Logits that are on disk already are computed too: the writer compares them.
+    """A batch's columns, which of their rows are finite, its logits if they are on disk already (the writer compares
+    them), and the event after which all of these are on the host. Nothing here waits for the device.
     """
     seen = digest(pixels)
     columns = {LOGITS: {f"logits/{name}": values for name, values in cache.codec.encode(logits).items()}}

@@ -92,7 +92,7 @@ def samples_to_keep(viewed: ViewedDataset, asked: int | str | None, existing: Ma
 
 
 def kept_samples(viewed: ViewedDataset, count: int, existing: Cache | None) -> KeptSamples:
-    """``count`` rows spread over the dataset and their pixels in view 0, so that a mismatch can be looked at later.
+    """``count`` evenly spaced rows and their pixels in view 0, so that a later mismatch can be examined.
 
     Pixels that are made after the teacher has seen view 0 are compared with what it saw. Errors (of the function that
     makes them): ``PixelsError``.

@@ -26,7 +26,7 @@ class MeanTargets:
     def __init__(
         self, caches: Sequence[Cache], views: Sequence[int], device: torch.device, *, budget: int | None = None
     ):
-        self.compared: Sequence[Cache] = ()
+        self.compared: Sequence[Cache] = ()  # their pixels are not those that the teacher saw
         self.seconds = 0.0
         self._readers, self._views, self._device = [cache.column(LOGITS) for cache in caches], tuple(views), device
         self._held: list[torch.Tensor] | None = None

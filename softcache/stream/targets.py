@@ -174,7 +174,7 @@ class LiveTargets:
 
     @property
     def seconds(self) -> float:
-        """Seconds that the teacher has computed. On a GPU this is the device's own time, which is waited for."""
+        """Seconds that the teacher has computed. On a GPU reading it waits for the device."""
         for began, ended in self._events:
             ended.synchronize()
             self._seconds += began.elapsed_time(ended) / 1000

@@ -84,7 +84,7 @@ def for_workers(viewed: ViewedDataset, method: str) -> ViewedDataset | SharedVie
     """The dataset of keys in the form in which workers that start by ``method`` get it.
 
     Resized images that are kept are computed now, in this process, so that not every worker computes its own. Errors:
-    ``SoftcacheError`` where there is no shared memory for workers to hand their inputs over.
+    ``SoftcacheError`` where there is no shared memory in which workers can hand over their inputs.
     """
     _check_shared_memory(method)
     if viewed.samples.images is not None and viewed.keeps_bases:
