@@ -356,3 +356,20 @@ def test_weights_of_other_classes_give_all_but_the_classifier(here: Path, capfd:
     found = weights(Path("run"))
     torch.testing.assert_close(found["conv1.weight"], source.model.state_dict()["conv1.weight"])
     assert found["fc.weight"].shape[0] == 10
+
+
+def test_a_shell_completes_commands_and_options() -> None:
+    """As click's scripts for bash ask for it: docs/environment.md."""
+
+    def suggested(*words: str) -> set[str]:
+        asked = {
+            "_SOFTCACHE_COMPLETE": "bash_complete",
+            "COMP_WORDS": " ".join(words),
+            "COMP_CWORD": str(len(words) - 1),
+        }
+        command = [sys.executable, "-m", "softcache"]
+        done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, check=True)
+        return {line.removeprefix("plain,") for line in done.stdout.split()}
+
+    assert suggested("softcache", "tr") == {"train", "trim"}
+    assert suggested("softcache", "train", "--label-f") == {"--label-fraction"}
