@@ -7,30 +7,36 @@ without it, on all labels and on 5 % of them. Everything goes into ``demo-output
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 import softcache
-from softcache.console import duration, say, size
+from softcache.console import duration, show_messages, size
 
+TEACHER, STUDENT = "resnet50", "resnet18"
 OUT = Path("demo-output")
 FEW = 0.05
 
+log = logging.getLogger("softcache.demo")
 
-def main() -> None:
+
+def main(**options: Any) -> None:
+    """``options``: of both trainings, such as ``epochs``."""
+    show_messages()
     began = time.perf_counter()
     OUT.mkdir(exist_ok=True)
     os.chdir(OUT)
-    teacher = softcache.teach("resnet50")
+    teacher = softcache.teach(TEACHER, **options)
     if teacher.kept:
-        say(f"reusing {OUT / teacher.folder}")
-    cache = softcache.dump("resnet50", hint=("layer3",))
+        log.info(f"reusing {OUT / teacher.folder}")
+    cache = softcache.dump(TEACHER, hint="layer3")
     if not cache.keys:
-        say(f"reusing {OUT / cache.folder}")
+        log.info(f"reusing {OUT / cache.folder}")
     record_dump(cache)
-    distilled, alone = {"T": "4", "cache": (str(cache.folder),)}, {"alpha": "0"}
+    distilled, alone = {"T": 4, "cache": cache.folder, **options}, {"alpha": 0, **options}
     students = {
         "student distilled, T=4": run("distilled", distilled),
         "student alone": run("alone", alone),
@@ -44,12 +50,12 @@ def run(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """A finished run's result, trained now or found."""
     folder = Path("runs") / name
     config = folder / "config.json"
-    if config.exists() and "result" in json.loads(config.read_text()):
-        say(f"reusing {OUT / folder}")
+    if config.exists() and json.loads(config.read_text())["result"] is not None:
+        log.info(f"reusing {OUT / folder}")
     elif config.exists():
         softcache.train(resume=folder)
     else:
-        softcache.train("resnet18", out=folder, **options)
+        softcache.train(STUDENT, out=folder, **options)
     return json.loads(config.read_text())
 
 
@@ -60,7 +66,7 @@ def record_dump(cache: Any) -> None:
 
 
 def show(teacher: Any, cache: Any, students: dict[str, Any], seconds: float) -> None:
-    taught = json.loads((teacher.folder / "config.json").read_text())
+    taught = json.loads((teacher.folder / "config.json").read_text())["result"]
     asked = json.loads(Path("dump-seconds.json").read_text())
     lines = [("teacher ResNet-50", taught["test"]["top1"], taught["seconds"])]
     lines += [(name, run["result"]["test_top1"], run["result"]["seconds"]) for name, run in students.items()]
