@@ -69,7 +69,7 @@ def _own(kind: str, name: str) -> type:
 @functools.cache
 def _installed(kind: str, name: str) -> type:
     if kind in CLASSES and name.endswith(".py"):
-        raise UsageError(f"{name!r} names a file and no class in it: write {name}:NAME")
+        raise UsageError(f"{name!r} names a file and no class in it: write {name}:NAME, or {name}:NAME:option=value")
     if name not in names(kind):
         raise UsageError(f"no {NOUNS[kind]} is called {name!r}{nearest(name, names(kind))}")
     plugins = _plugins(kind)

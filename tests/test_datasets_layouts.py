@@ -191,6 +191,27 @@ def test_a_cache_of_the_train_part_knows_the_fraction(here, capsys):
     assert "--test-fraction 0.3" in said
     assert "was made with 0.25" in said
     assert not (here / "other").exists()
+    # Nor is a network measured on files that it was trained on because another share is named, or none.
+    for model in ("run", "teachers/cifar-resnet8-pets-test0.25"):
+        assert command("eval", model, *data, "--workers", "0") == 0
+        assert f"/test, {120 - rows} samples" in capsys.readouterr().out
+        assert command("eval", model, *data, "--test-fraction", "0.4", "--workers", "0") == 2
+        assert "was made with 0.25" in capsys.readouterr().err
+
+
+def test_other_data_than_was_meant_is_told(here, capsys):
+    """Where nobody names the data: a baseline beside no cache, and a teacher by its architecture."""
+    class_folders(here / "pets")
+    data = ("--dataset", f"folder:{here / 'pets'}", "--test-fraction", "0.25", "--size", "8", "--workers", "0")
+    assert command("teach", "--model", "cifar:resnet8", *data, "--epochs", "1") == 0
+    assert command("dump", "--teacher", "cifar:resnet8", *data, "--views", "1") == 0
+    capsys.readouterr()
+    small = ("--size", "8", "--epochs", "1", "--workers", "0")
+    assert command("-q", "train", "--student", "cifar:resnet8", "--alpha", "0", *small) == 0
+    cache = "caches/cifar-resnet8-pets-test0.25-train"
+    assert f"labels alone on digits, while {cache} is of other data" in capsys.readouterr().err
+    assert command("-q", "dump", "--teacher", "cifar:resnet8") == 1
+    assert "for the data of teachers/cifar-resnet8-pets-test0.25 name that folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [("teach", "--model"), ("train", "--alpha", "0", "--student")])

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,7 +141,7 @@ def test_a_file_gives_options_and_the_command_line_replaces_them(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"epoch": 3}', "no option 'epoch': did you mean epochs"),
+        ('{"epoch": 3}', "no option 'epoch' of softcache train: did you mean epochs"),
         ("[1]", "no JSON object"),
         ("{", "can't be read"),
         ('{"command": "teach", "options": {}}', "is of softcache teach, not of softcache train"),
@@ -373,3 +374,34 @@ def test_a_shell_completes_commands_and_options() -> None:
 
     assert suggested("softcache", "tr") == {"train", "trim"}
     assert suggested("softcache", "train", "--label-f") == {"--label-fraction"}
+
+
+# What a cache that isn't whole, or isn't of these data, means for a training.
+
+
+def test_a_training_on_a_cache_that_is_not_whole_says_so(
+    cache: Path, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    part = here / "part"
+    shutil.copytree(cache, part)
+    for shard in (part / "view-0001").iterdir():
+        shard.unlink()
+    arguments = ("train", "--student", STUDENT, "--epochs", "1", "--workers", "0", "--cache", part)
+    assert command("-q", *arguments, "--out", "a") == 0
+    assert "part is not complete: this training uses 1 of 2 views" in capfd.readouterr().err
+    assert command("-q", *arguments, "--out", "b", "--views", "1") == 0
+    assert "not complete" not in capfd.readouterr().err
+    assert command("-q", *arguments, "--views", "3") == 1
+    assert "softcache dump again with --views 3" in capfd.readouterr().err
+
+
+def test_a_baseline_on_other_data_than_the_cache_that_is_there_is_told(
+    cache: Path, here: Path, colour_arrays: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(cache, here / "caches" / "mine")
+    arguments = ("train", "--student", STUDENT, "--epochs", "1", "--workers", "0", "--alpha", "0", "--size", "8")
+    assert command("-q", *arguments) == 0
+    assert capfd.readouterr().err == ""
+    manifest = here / "caches" / "mine" / "cache.json"
+    manifest.write_text("{")
+    assert command("-q", *arguments) == 0, "a damaged cache that nobody named is no obstacle"

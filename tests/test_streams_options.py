@@ -44,7 +44,7 @@ def test_it_says_which_path_it_took_and_why(here: Path, cache: Path, capsys: pyt
     said = capsys.readouterr().err
     assert "stream resident on cpu" in said
     assert "targets held on cpu; full shuffle: an epoch reads" in said
-    assert "bottleneck: the student (" in said
+    assert "bottleneck: the network (" in said
     train(**SMALL, cache=(str(cache),), out="b", shuffle="block", resident="off", workers=0, views_per_image=2)
     said = capsys.readouterr().err
     assert "stream mapped, 0 workers" in said
@@ -75,7 +75,7 @@ def test_a_short_profile_leaves_anothers_trace_alone(here: Path, capsys: pytest.
 
 @pytest.mark.parametrize(
     ("data", "teacher", "said"),
-    [(0.1, 0.0, "the student"), (6.0, 0.0, "data"), (9.0, 8.5, "the live teacher")],
+    [(0.1, 0.0, "the network"), (3.0, 0.0, "the network"), (6.0, 0.0, "data"), (9.0, 8.5, "the live teacher")],
 )
 def test_the_bottleneck_is_what_most_time_went_to(data: float, teacher: float, said: str) -> None:
     lines = [{"epoch_s": 99.0, "data_s": 99.0, "teacher_s": 0.0}]  # the first epoch warms up

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import click
 
 from softcache import strictjson
 from softcache.datasets._fraction import with_fraction
-from softcache.errors import UsageError
+from softcache.errors import UsageError, nearest
 from softcache.threads import settle_threads
 
 log = logging.getLogger(__name__)
@@ -77,10 +77,13 @@ def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
     command line replace. CPU threads are settled when it runs, because that has to be before torch is imported."""
 
     def decorate(function: Callable[..., Any]) -> click.Command:
+        declared: list[click.Parameter] = getattr(function, "__click_params__", [])
+        known = {str(own.name) for own in declared if own.expose_value}
+
         @functools.wraps(function)
         def run(config: str | None, **options: Any) -> Any:
             given = {key: value for key, value in options.items() if value is not None and value != ()}
-            options = {**_from_file(config, name, given), **given} if config is not None else given
+            options = {**_from_file(config, name, given, known), **given} if config is not None else given
             asked = (click.get_current_context().obj or {}).get("threads")
             said = settle_threads(asked, workers=max(0, options.get("workers", 0)))
             if said is not None:
@@ -94,7 +97,7 @@ def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
             help="Options from a JSON file, such as a run's config.json; those given here replace them.",
         )
         # click reads this list from its end, so that the file comes last.
-        run.__click_params__ = [file, *getattr(function, "__click_params__", [])]  # type: ignore[attr-defined]
+        run.__click_params__ = [file, *declared]  # type: ignore[attr-defined]
         return click.command(name, cls=Sectioned)(run)
 
     return decorate
@@ -110,7 +113,7 @@ def _with_fraction(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "dataset": with_fraction(options["dataset"], fraction)}
 
 
-def _from_file(path: str, command: str, given: dict[str, Any]) -> dict[str, Any]:
+def _from_file(path: str, command: str, given: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
     """The options in a JSON file: an object of them, or the record of a run or a teacher, which has them as
     ``options``."""
     try:
@@ -123,9 +126,15 @@ def _from_file(path: str, command: str, given: dict[str, Any]) -> dict[str, Any]
         raise click.UsageError(f"--config {path} is no JSON object of options")
     if document.get("command", command) != command:
         raise click.UsageError(f"--config {path} is of softcache {document['command']}, not of softcache {command}")
+    for name in options:
+        if name not in known:
+            raise click.UsageError(
+                f"--config {path} has no option {name!r} of softcache {command}{nearest(name, known)}"
+            )
     for name in sorted(options.keys() & given.keys()):
         if options[name] != given[name]:
-            log.info(f"--{name.replace('_', '-')} {given[name]} replaces {options[name]} of {path}")
+            there = "the default" if options[name] is None else options[name]
+            log.info(f"--{name.replace('_', '-')} {given[name]} replaces {there} of {path}")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 

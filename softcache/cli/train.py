@@ -30,7 +30,7 @@ from softcache.cli._print import as_json, percent, rows
         type=click.Path(),
         metavar="RUN",
         help="Go on with an interrupted run, with its own options; --device, --workers, --resident, --start-method, "
-        "--data-dir, --download and --profile may be others.",
+        "--data-dir, --download, --max-image-pixels and --profile may be others.",
     ),
     _options.json_,
 )
@@ -126,10 +126,11 @@ def command(json_: bool = False, **options: Any) -> None:
     if json_:
         as_json(trained.to_json())
         return
+    teacher = f", {trained.teacher_s:.1f} s of them in the teacher" if trained.teacher_s else ""
     chosen = [("chosen", f"epoch {trained.best_epoch}, {percent(trained.val_top1)} of the held-out rows")]
     rows(
         [
-            ("run", f"{trained.folder} ({trained.seconds:.1f} s, {trained.teacher_s:.1f} s of them in the teacher)"),
+            ("run", f"{trained.folder} ({trained.seconds:.1f} s{teacher})"),
             *(chosen if trained.best_epoch is not None else []),
             ("test top-1", percent(trained.test.top1 if trained.test else None)),
         ]

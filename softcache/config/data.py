@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,8 +17,8 @@ from softcache.cache.agreement.data import check_dataset, check_together
 from softcache.cache.agreement.digests import CloseRows
 from softcache.cache.agreement.labels import agreed_labels
 from softcache.cache.agreement.samples import check_pixels, close_rows
-from softcache.cache.reader import Cache
-from softcache.cache.schema import LOGITS, hint_column
+from softcache.cache.reader import Cache, find_caches
+from softcache.cache.schema import LOGITS, Manifest, hint_column
 from softcache.config.dump import default_views
 from softcache.config.folders import pick_cache
 from softcache.config.given import recorded_dataset, recorded_recipe, remember_cache
@@ -35,6 +37,8 @@ from softcache.stream.targets import CachedTargets, LiveTargets
 from softcache.stream.windows import Windows
 from softcache.views._open import open_viewed
 from softcache.views._viewed import ViewedDataset
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,7 @@ def _open_without_cache(parsed: Parsed) -> TrainingData:
         download=options.download,
     )
     if not options.online:
+        _tell_of_caches(dataset, options)
         # It sees a fresh view every epoch, so that the baseline isn't handicapped.
         return TrainingData(viewed, dataset, _first(options.views))
     assert options.teacher is not None
@@ -207,6 +212,19 @@ def _open_cache(name: str | None, options: TrainConfig, option: str) -> Cache:
     assert cache.named_codec
     remember_cache(cache, codec=options.codec)
     return cache
+
+
+def _tell_of_caches(dataset: str, options: TrainConfig) -> None:
+    """Warns a baseline that nobody gave a dataset to, where all caches that are there are of other data."""
+    found = {}
+    for folder in find_caches() if options.dataset is None else ():
+        with contextlib.suppress(CacheError):  # a damaged one is no reason not to train without it
+            found[folder] = Manifest.load(folder).identity.dataset.spec
+    if found and dataset not in found.values():
+        log.warning(
+            f"labels alone on {dataset}, while {', '.join(map(str, found))} is of other data: for a baseline beside a "
+            "cache pass --cache"
+        )
 
 
 def _open_recorded(cache: Cache, options: TrainConfig) -> tuple[ViewedDataset, str]:
@@ -264,7 +282,13 @@ def complete_views(
         together = " that all have" if len({cache.folder for cache, _ in columns}) > 1 else ""
         raise CacheError(
             f"{folders} has {len(complete)} complete views{together}, {count or 1} are asked for: "
-            "run softcache dump again to complete it"
+            f"run the same softcache dump again with --views {count or 1}"
+        )
+    wanted = max(cache.views for cache, _ in columns)
+    if count is None and len(complete) < wanted:
+        log.warning(
+            f"{folders} is not complete: this training uses {len(complete)} of {wanted} views; run the same softcache "
+            "dump again to complete it"
         )
     return tuple(complete[:count])
 

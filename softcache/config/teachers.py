@@ -12,6 +12,7 @@ from softcache.cache.reader import Cache
 from softcache.config.folders import slug, teacher_folder
 from softcache.config.given import recorded_dataset_of, recorded_teacher
 from softcache.config.record import TEACHER_FILE, read_record, recorded_options
+from softcache.datasets._fraction import same_fraction, split_fraction
 from softcache.datasets._index import describe_data
 from softcache.datasets._open import open_samples
 from softcache.datasets._samples import Samples
@@ -20,6 +21,7 @@ from softcache.localfiles import local_path
 from softcache.models._network import Network
 from softcache.models._open import open_network
 from softcache.models._weights import fingerprint
+from softcache.remembered import portable
 
 
 def known_folder(model: str) -> Path | None:
@@ -73,7 +75,17 @@ def default_data(model: str | None, dataset: str | None, size: int | None) -> tu
     recorded = recorded_options(folder) if folder is not None else None
     if folder is None or recorded is None:
         return dataset or "digits", size
-    return dataset or recorded_dataset_of(folder, recorded) or "digits", size or recorded.size
+    if dataset is None:
+        return recorded_dataset_of(folder, recorded) or "digits", size or recorded.size
+    if recorded.dataset is not None and _same_files(dataset, recorded.dataset):
+        # Another share would take files for the test split that the network was trained on.
+        dataset = same_fraction(dataset, recorded.dataset, str(folder))
+    return dataset, size or recorded.size
+
+
+def _same_files(one: str, other: str) -> bool:
+    """Whether two specs name files of one name, however they divide them."""
+    return portable(split_fraction(one)[0]) == portable(split_fraction(other)[0])
 
 
 def teacher_source(
@@ -98,9 +110,12 @@ def teacher_source(
         return teacher, "DEFAULT"
     # an unknown name is the first thing to say
     open_network(teacher, classes=classes, statistics=samples.statistics)
+    others = [str(path) for path in sorted(Path("teachers").glob(f"{slug(teacher)}-*")) if path.is_dir()]
+    named = f"; for the data of {', '.join(others)} name that folder in place of {teacher}" if others else ""
     raise ModelError(
         f"no weights for {teacher} on {slug(samples.spec)} ({classes} classes): train them with "
         f"`softcache teach --model {shlex.quote(teacher)} --dataset {shlex.quote(samples.spec)}`, or pass {option} FILE"
+        f"{named}"
     )
 
 

@@ -126,11 +126,13 @@ def bottleneck(lines: list[dict[str, Any]]) -> str:
     total = sum(line["epoch_s"] for line in counted) or 1e-9
     teacher = sum(line["teacher_s"] for line in counted) / total
     data = max(sum(line["data_s"] for line in counted) / total - teacher, 0.0)
-    shares = f"{100 * (1 - data - teacher):.0f} % student, {100 * data:.0f} % data"
+    shares = f"{100 * (1 - data - teacher):.0f} % network, {100 * data:.0f} % data"
     if teacher:
         shares += f", {100 * teacher:.0f} % live teacher"
     if teacher > 0.5:
         return f"bottleneck: the live teacher ({shares}); train from a cache: softcache dump"
-    if data > 0.2:
-        return f"bottleneck: data ({shares}); try more --workers, or --views-per-image 4 where images are decoded"
-    return f"bottleneck: the student ({shares})"
+    largest = "data" if data > 0.5 else "the network"
+    # Where less than a second was waited in all, there is nothing to gain.
+    if data > 0.2 and data * total > 1:
+        return f"bottleneck: {largest} ({shares}); more --workers or --views-per-image 4 may shorten the wait for data"
+    return f"bottleneck: {largest} ({shares})"
