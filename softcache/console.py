@@ -10,7 +10,7 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -108,14 +108,13 @@ class Bar:
 
 
 @contextmanager
-def advising(what: str) -> Iterator[None]:
-    """Says ``what`` a user can do next when Ctrl-C or SIGTERM ends what is inside, however quiet."""
+def advising(what: Callable[[], str]) -> Iterator[None]:
+    """Prints ``what()``, which a user can do next, when Ctrl-C or SIGTERM ends what is inside; with ``--quiet`` too."""
     try:
         yield
-    except Exception:
-        raise
-    except BaseException:
-        print(f"stopped: {what}", file=sys.stderr, flush=True)
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            print(f"stopped: {what()}", file=sys.stderr, flush=True)
         raise
 
 

@@ -26,7 +26,7 @@ class DatasetError(SoftcacheError):
 
 
 class ModelError(SoftcacheError):
-    """A network or its weights that can't be had or don't fit."""
+    """A network or weights that are missing, can't be read or don't fit."""
 
 
 class CacheError(SoftcacheError):

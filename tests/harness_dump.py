@@ -161,7 +161,7 @@ def counted(name):
             os.kill(os.getpid(), 9)
         return original(*arguments, **options)
     setattr(os, name, call)
-for name in ("replace", "fsync", "unlink", "link", "rename", "mkdir"):
+for name in ("replace", "fsync", "unlink", "link", "rename", "mkdir", "rmdir"):
     counted(name)
 """
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from filelock import Timeout
 from harness_cache import make_cache
-from harness_dump import LOCKS_FOR_ALL, NO_LOCKS, Setting, Warm, make_setting, shards, temporaries
+from harness_dump import LOCKS_FOR_ALL, NO_LOCKS, Setting, Warm, shards, temporaries
 
 import softcache.cache.locks
 import softcache.cache.writer
@@ -34,17 +34,6 @@ from softcache.errors import CacheError, LockedError
 from softcache.training.folder import training_into
 
 PARTS = 4
-
-
-@pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    return make_setting(tmp_path_factory.mktemp("setting"))
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory):
-    with Warm(tmp_path_factory.mktemp("warm")) as warm:
-        yield warm
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness_dump import Setting, Warm, make_setting, shards, temporaries
+from harness_dump import Setting, Warm, shards, temporaries
 
 from softcache.cache.reader import Cache
 from softcache.cache.schema import HintColumn, Identity
@@ -17,17 +17,6 @@ from softcache.dumping.estimate import Estimate, estimate, refuse_too_large
 from softcache.errors import CacheError
 
 KIB = 1024
-
-
-@pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    return make_setting(tmp_path_factory.mktemp("setting"))
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory):
-    with Warm(tmp_path_factory.mktemp("warm")) as warm:
-        yield warm
 
 
 @pytest.fixture(scope="module")

@@ -83,11 +83,11 @@ def test_a_signal_stops_a_dump_in_good_order(setting, warm, tmp_path, number, gr
     assert ended.status == status, ended.output
     assert "Traceback" not in ended.output
     assert f"softcache: {word}" in ended.output
-    stopped = next(line for line in ended.output.splitlines() if line.startswith("stopped; "))
+    stopped = next(line for line in ended.output.splitlines() if line.startswith("stopped: "))
     done = int(stopped.split()[1].replace(",", ""))
     assert (
         stopped
-        == f"stopped; {done:,} of 2,100 keys are in {folder} and stay valid: run the same command again to go on"
+        == f"stopped: {done:,} of 2,100 keys are in {folder} and stay valid: run the same command again to go on"
     )
     whole = [sorted((folder / f"view-{v:04d}").glob(f"*-{n:05d}.h5")) for v in range(3) for n in range(11)]
     assert done == sum(min(64, 700 - 64 * (k % 11)) for k, columns in enumerate(whole) if len(columns) == 3)

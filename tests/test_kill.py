@@ -17,7 +17,6 @@ from harness_dump import (
     Ended,
     Setting,
     Warm,
-    make_setting,
     shards,
     temporaries,
     times,
@@ -27,17 +26,6 @@ from softcache.cache.reader import Cache
 from softcache.dumping.pipeline import QUEUE_LIMIT
 
 KILLS = pytest.param(100, id="100", marks=pytest.mark.torture)
-
-
-@pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    return make_setting(tmp_path_factory.mktemp("setting"))
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory):
-    with Warm(tmp_path_factory.mktemp("warm")) as warm:
-        yield warm
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def test_a_file_gives_options_and_the_command_line_replaces_them(
     assert command("train", "--config", "mine.json", "--T", "2", "--out", "a") == 0
     assert "--T 2 replaces 8 of mine.json" in capfd.readouterr().err
     made = read_record(Path("a")).options
-    assert (made.T, made.student, made.epochs) == (2.0, STUDENT, 1) or made.T == "2"
+    assert (made.T, made.student, made.epochs) == ("2", STUDENT, 1)
     # A run's own record is such a file.
     assert command("train", "--config", "a/config.json", "--out", "b") == 0
     assert same(weights(Path("a")), weights(Path("b")))
@@ -242,20 +242,10 @@ def test_a_record_with_anything_unknown_is_refused(
         train(resume="run")
 
 
-def test_a_run_is_resumed_from_another_folder(
-    cache: Path, here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Relative paths of the options are recorded as absolute ones."""
+def interrupted_after_an_epoch(monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    """A training that Ctrl-C ends once its first checkpoint is written."""
     from softcache.training import loop
 
-    folder = here / "mine"
-    folder.mkdir()
-    for split, rows in (("train", 60), ("test", 20)):
-        np.save(folder / f"{split}_images.npy", np.random.default_rng(0).integers(0, 255, (rows, 8, 8, 1), np.uint8))
-        np.save(folder / f"{split}_labels.npy", np.arange(rows) % 3)
-    Path("net.py").write_text(Path(STUDENT.rpartition(":")[0]).read_text())
-    whole = {"student": "net.py:student", "alpha": 0, "dataset": "arrays:mine", **QUICK, "epochs": 2}
-    train(**whole, out="whole")
     save = loop.save_checkpoint
 
     def once(*arguments: Any) -> None:
@@ -265,7 +255,22 @@ def test_a_run_is_resumed_from_another_folder(
     with monkeypatch.context() as patched:
         patched.setattr(loop, "save_checkpoint", once)
         with pytest.raises(KeyboardInterrupt):
-            train(**whole, out="run")
+            train(**options)
+
+
+def test_a_run_is_resumed_from_another_folder(
+    cache: Path, here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Relative paths of the options are recorded as absolute ones."""
+    folder = here / "mine"
+    folder.mkdir()
+    for split, rows in (("train", 60), ("test", 20)):
+        np.save(folder / f"{split}_images.npy", np.random.default_rng(0).integers(0, 255, (rows, 8, 8, 1), np.uint8))
+        np.save(folder / f"{split}_labels.npy", np.arange(rows) % 3)
+    Path("net.py").write_text(Path(STUDENT.rpartition(":")[0]).read_text())
+    whole = {"student": "net.py:student", "alpha": 0, "dataset": "arrays:mine", **QUICK, "epochs": 2}
+    train(**whole, out="whole")
+    interrupted_after_an_epoch(monkeypatch, **whole, out="run")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
@@ -277,8 +282,6 @@ def test_a_run_keeps_its_views_when_others_are_completed(
     here: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which views, not how many: a run on views 0 and 2 goes on with these once view 1 is there."""
-    from softcache.training import loop
-
     make_teacher(here / "teacher")
     cache = make_cache(here / "cache", here / "teacher", views=3)
     kept = {path.name: path.read_bytes() for path in (cache / "view-0001").iterdir()}
@@ -286,16 +289,7 @@ def test_a_run_keeps_its_views_when_others_are_completed(
         path.unlink()
     options: dict[str, Any] = {"student": STUDENT, "cache": cache, **QUICK, "epochs": 4}
     train(**options, out="whole")
-    save = loop.save_checkpoint
-
-    def once(*arguments: Any) -> None:
-        save(*arguments)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop, "save_checkpoint", once)
-        with pytest.raises(KeyboardInterrupt):
-            train(**options, out="run")
+    interrupted_after_an_epoch(monkeypatch, **options, out="run")
     for name, content in kept.items():
         (cache / "view-0001" / name).write_bytes(content)
     train(resume="run")
@@ -395,8 +389,8 @@ def test_a_training_on_a_cache_that_is_not_whole_says_so(
     assert "softcache dump again with --views 3" in capfd.readouterr().err
 
 
-def test_a_baseline_on_other_data_than_the_cache_that_is_there_is_told(
-    cache: Path, here: Path, colour_arrays: str, capfd: pytest.CaptureFixture[str]
+def test_a_baseline_on_the_data_of_the_cache_that_is_there_is_not_warned_of(
+    cache: Path, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(cache, here / "caches" / "mine")
     arguments = ("train", "--student", STUDENT, "--epochs", "1", "--workers", "0", "--alpha", "0", "--size", "8")

@@ -63,11 +63,14 @@ def test_nothing_is_set_once_torch_is_there() -> None:
     assert settled(before="import torch") == ("None", "- - -")
 
 
-def test_a_command_says_what_it_took(here: Path) -> None:
+def test_a_training_says_what_it_took_and_a_quick_command_does_not(here: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in NAMES}
-    command = [sys.executable, "-m", "softcache", "--threads", "1", "layers", "--model", "cifar:resnet8"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines()[0] == "1 CPU thread"
+    started = [sys.executable, "-m", "softcache", "--threads", "1"]
+    for command, said in (("teach", ["1 CPU thread"]), ("layers", [])):
+        model = ["--size", "8", "--epochs", "1"] if command == "teach" else []
+        asked = [*started, command, "--model", "cifar:resnet8", *model]
+        done = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True)
+        assert done.stderr.splitlines()[:1] == said
 
 
 @pytest.mark.parametrize(("busy", "expected"), [([0, 0], 0.0), ([10, 0], 1.0), ([10, 5], 1.5), ([10, 10], 2.0)])

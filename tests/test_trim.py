@@ -9,42 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness_dump import HINTS, SHARD_ROWS, Setting, Warm, make_setting, shards
+from harness_dump import DIE_AT_STEP, HINTS, SHARD_ROWS, Setting, Warm, shards
 from harness_train import command
 
 from softcache.cache.locks import writing
 from softcache.cache.reader import Cache
 from softcache.stages.verify import verify
 
-# A child kills itself just before its n-th step that another process could see.
-DIE_AT_STEP = """
-import os
-steps = [0]
-def counted(name):
-    original = getattr(os, name)
-    def call(*arguments, **options):
-        steps[0] += 1
-        if steps[0] == {step}:
-            os.kill(os.getpid(), 9)
-        return original(*arguments, **options)
-    setattr(os, name, call)
-for name in ("replace", "fsync", "unlink", "rmdir", "rename", "symlink"):
-    counted(name)
-"""
-
-
 STEPS = (1, 2, 4, 6, 10, 20, 30, 34, 36, 38)  # of some 40: cache.h5 goes, the manifest, shards, folders, cache.h5 again
-
-
-@pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    return make_setting(tmp_path_factory.mktemp("setting"))
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory):
-    with Warm(tmp_path_factory.mktemp("warm")) as warm:
-        yield warm
 
 
 @pytest.fixture(scope="module")

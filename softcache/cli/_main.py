@@ -53,7 +53,7 @@ class LazyGroup(click.Group):
 def main(
     ctx: click.Context, debug: bool, quiet: bool, allow: tuple[str, ...], no_remember: bool, threads: int | None
 ) -> None:
-    """Run an expensive teacher once; train many students from what it said.
+    """Run an expensive teacher once; train many students from its stored outputs.
 
     \b
       softcache teach --model resnet50              train a teacher on the digits that come with softcache

@@ -15,6 +15,7 @@ from softcache.errors import UsageError, nearest
 from softcache.threads import settle_threads
 
 log = logging.getLogger(__name__)
+LONG = ("teach", "dump", "train")  # commands whose time depends on the CPU threads enough to say them
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -85,9 +86,9 @@ def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
             given = {key: value for key, value in options.items() if value is not None and value != ()}
             options = {**_from_file(config, name, given, known), **given} if config is not None else given
             asked = (click.get_current_context().obj or {}).get("threads")
-            said = settle_threads(asked, workers=max(0, options.get("workers", 0)))
-            if said is not None:
-                log.info(said)
+            chosen = settle_threads(asked, workers=max(0, options.get("workers", 0)))
+            if chosen is not None:
+                log.log(logging.INFO if name in LONG else logging.DEBUG, chosen)
             return function(**_with_fraction(options))
 
         file = SectionedOption(

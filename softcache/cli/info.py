@@ -80,7 +80,7 @@ def command(cache: str | None, json_: bool) -> None:
 
 
 def _described(path: Path) -> dict[str, Any]:
-    """What a cache is, or why it can't be said: one that is damaged doesn't hide the others."""
+    """The description of a cache, or the reason why it can't be read: a damaged cache doesn't hide the others."""
     from softcache.cache.reader import Cache
 
     try:

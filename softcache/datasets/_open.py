@@ -31,7 +31,8 @@ def open_samples(
     ``,test_fraction=0.2``. split: ``train`` or ``test``. data_dir: where torchvision's files are, by default
     ``$SOFTCACHE_DATA`` or else ``datasets`` in the current folder. download: fetch what is missing there. size: side
     of a recorded view in pixels; the side before the centre crop changes in proportion.
-    Errors: ``UsageError`` for a spec, split or size that can't be, ``DatasetError`` for data that can't be had.
+    Errors: ``UsageError`` for a spec, split or size that can't be, ``DatasetError`` for data that is missing or can't
+    be read.
     """
     if split not in SPLITS:
         raise UsageError(f"no split is called {split!r}: there are {' and '.join(SPLITS)}")

@@ -140,7 +140,7 @@ class ItemDecoder:
         try:
             image = self.dataset[index][0]
         except Exception as error:  # foreign code may raise anything; the cause stays attached
-            raise DatasetError(f"{where} can't be had: {type(error).__name__}: {error}") from error
+            raise DatasetError(f"{where} can't be read: {type(error).__name__}: {error}") from error
         return as_pixels(image, self.channels, where)
 
 

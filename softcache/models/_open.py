@@ -54,7 +54,7 @@ def open_network(
         reading any: to know what a network is, not to run it.
 
     Errors: ``UsageError`` for a name, option or combination that can't be, ``ModelError`` for weights that
-    can't be had or don't fit, ``MissingExtraError`` where a package isn't installed.
+    are missing or don't fit, ``MissingExtraError`` where a package isn't installed.
     """
     if size is not None and size < 1:
         raise UsageError(f"a model's input size must be at least 1 pixel, not {size}")

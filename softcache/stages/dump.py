@@ -37,6 +37,7 @@ from softcache.config.folders import cache_folder, make_folder
 from softcache.config.given import remember_cache
 from softcache.config.options import command
 from softcache.config.teachers import default_data, find_teacher, known_folder, teacher_source
+from softcache.console import advising
 from softcache.datasets._open import open_samples
 from softcache.device import DTYPES, pick_device, tf32
 from softcache.distributed import local_rank, rank, world
@@ -81,9 +82,9 @@ class Dumped:
 def dump(asked: DumpConfig) -> Dumped:
     """Computes what is missing of a cache and says what it then is.
 
-    Errors: ``CacheError`` where ``out`` holds a cache of another
-    identity, its teacher now says something else, or the disk is too small; ``LockedError`` where another process
-    writes the same part; ``NumericsError`` with the key for logits that are not finite or don't fit the codec.
+    Errors: ``CacheError`` where ``out`` holds a cache of another identity, its teacher now says something else, or the
+    disk is too small; ``LockedError`` where another process writes the same part; ``NumericsError`` with the key for
+    logits that are not finite or don't fit the codec.
     """
     began = time.perf_counter()
     dry_run = asked.dry_run
@@ -321,7 +322,8 @@ def _told(folder: Path) -> Iterator[None]:
     Errors: ``CacheError`` where the disk is full.
     """
     try:
-        yield
+        with advising(lambda: f"{_standing(folder)}: run the same command again to go on"):
+            yield
     except OSError as error:
         why = why_full(error)
         if why is None:
@@ -329,10 +331,6 @@ def _told(folder: Path) -> Iterator[None]:
         raise CacheError(
             f"disk full at {folder} ({why}); {_standing(folder)}: free space and run the same command again"
         ) from error
-    except BaseException as error:
-        if not isinstance(error, Exception):  # Ctrl-C, SIGTERM
-            log.info(f"stopped; {_standing(folder)}: run the same command again to go on")
-        raise
 
 
 def _standing(folder: Path) -> str:

@@ -136,7 +136,7 @@ def _teach(
         f"teach {config.model} on {config.dataset}: {len(plan.rows):,} rows, {len(train.samples.classes)} classes, "
         f"{train.size}×{train.size}, recipe {train.recipe}, {config.epochs} epochs on {device}"
     )
-    with advising("run the same command again to go on"):
+    with advising(lambda: "run the same command again to go on"):
         fitted = fit(
             network,
             [Stage(stream, alone, config.epochs)],

@@ -97,9 +97,11 @@ def train(options: TrainConfig) -> Trained:
     """Trains a student and writes ``config.json``, ``metrics.jsonl`` and ``student.safetensors`` into a run's folder.
 
     With ``resume`` an interrupted run goes on, with its own options: only those that don't change what is trained may
-    be given beside it. Errors: ``UsageError`` for options that can't be, ``CacheError`` where the
-    cache doesn't fit the data, ``PixelsError`` where pixels are not those that the teacher saw, ``LockedError`` where
-    another process trains into the folder.
+    be given beside it.
+
+    Errors: ``UsageError`` for options that can't be, ``CacheError`` where the cache doesn't fit the data,
+    ``PixelsError`` where pixels are not those that the teacher saw, ``LockedError`` where another process trains into
+    the folder.
     """
     refuse_several("train")
     if options.resume is not None:
@@ -209,7 +211,7 @@ def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
     remember_folder(folder, record.options, network.spec)
     log.info(_announcement(parsed, data, stages[-1].stream))
     try:
-        with advising(f"go on with `softcache train --resume {shlex.quote(str(folder))}`"):
+        with advising(lambda: f"go on with `softcache train --resume {shlex.quote(str(folder))}`"):
             fitted = fit(
                 network,
                 stages,

@@ -105,8 +105,9 @@ def fit(
             module.load_state_dict(state)
         scaler.load_state_dict(kept["scaler"])
         start, fitted.lines = int(kept["epoch"]), kept["lines"]
-        log.info(f"resuming after epoch {start}")
     total, steps, first = sum(stage.epochs for stage in stages), stages[0].stream.plan.steps, 0
+    if kept is not None:
+        log.info(f"resuming after epoch {start}" if start < total else f"all {total} epochs are done already")
     step_lines = StepLines(folder, log_every, start * steps)
     # The caller's own random numbers go on, after this, as if nothing had been trained.
     generators = torch.random.fork_rng([device] if device.type == "cuda" else [])
