@@ -34,6 +34,18 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def native_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware, and so faster than float32: CPUs with AVX512-BF16 or AMX,
+    NVIDIA's GPUs from Ampere on."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    # Private names: torch has no public ones before 2.9, where get_capabilities came.
+    known = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(supported() for supported in known if supported is not None)
+
+
 def autocast(device: torch.device, amp: str) -> torch.autocast:
     """The autocast context of ``--amp bf16|fp16|off``."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]

@@ -54,13 +54,13 @@ def test_one_value_is_taken_where_several_may_be_given(cache: Path, here: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": "1"}, "--epochs must be a whole number, is '1'"),
-        ({"epochs": 1.5}, "--epochs must be a whole number, is 1.5"),
-        ({"epochs": True}, "--epochs must be a whole number, is True"),
-        ({"lr": "0.1"}, "--lr must be a number, is '0.1'"),
+        ({"epochs": "1"}, "--epochs must be a whole number or None, is '1'"),
+        ({"epochs": 1.5}, "--epochs must be a whole number or None, is 1.5"),
+        ({"epochs": True}, "--epochs must be a whole number or None, is True"),
+        ({"lr": "0.1"}, "--lr must be a number or None, is '0.1'"),
         ({"online": "no"}, "--online must be True or False, is 'no'"),
         ({"loss": 3}, "--loss must be text or a list of such, is 3"),
-        ({"milestones": (1, "2")}, "--milestones must be whole number or a list of such, is (1, '2')"),
+        ({"milestones": (1, "2")}, "--milestones must be whole number or a list of such or None, is (1, '2')"),
         ({"dataset": 7}, "--dataset must be text or None, is 7"),
         ({"T": [4]}, r"--T must be a number or text or None, is [4]"),
         ({"temperature": 4}, "TrainConfig has no option 'temperature'"),

@@ -212,38 +212,47 @@ device = option("--device", help="auto, cpu, cuda, cuda:1, mps.  [default: auto]
 workers = option(
     "--workers", help="Processes that make inputs.  [default: none where indexing does, else one a core]", type=int
 )
-amp = option("--amp", help="Autocast: off, bf16, fp16.  [default: off]")
+amp = option(
+    "--amp",
+    help="Autocast: auto, off, bf16, fp16. auto: bf16 where the device computes it natively and the network gains by "
+    "it.  [default: auto]",
+)
 tf32 = flag("--tf32", help="Let a GPU compute in TF32, which is faster and less precise.")
-channels_last = flag("--channels-last", help="Use the channels_last memory format.")
+channels_last = option(
+    "--channels-last/--no-channels-last",
+    help="Use the channels_last memory format.  [default: where it is faster]",
+    default=None,
+)
 compiled = flag("--compile", help="Compile the network with torch.compile.")
 json_ = flag("--json", "json_", help="Print the result as JSON.")
 
 
-def fitting(epochs: int, batch_size: int) -> Decorator:
-    """How a network is trained, with the defaults of the command."""
-    return section(
-        "Optimization",
-        option("--epochs", help=f"Passes over the rows.  [default: {epochs}]", type=int),
-        option("--batch-size", help=f"Samples per step.  [default: {batch_size}]", type=int),
-        option("--optimizer", help="sgd, adam, adamw.  [default: adamw]"),
-        option("--lr", help="Peak learning rate.  [default: 0.002]", type=float),
-        option("--weight-decay", help="Weight decay.  [default: 0.01]", type=float),
-        option("--momentum", help="Momentum of SGD (Nesterov).  [default: 0.9]", type=float),
-        option("--schedule", help="Learning rate schedule: cosine, step, constant.  [default: cosine]"),
-        option("--warmup", help="Epochs of linear rise of the learning rate.  [default: 1]", type=float),
-        option(
-            "--milestones",
-            help="Epochs of the step schedule, 150,180,210.  [default: 5/8, 3/4, 7/8 of the training]",
-            callback=numbers("150,180,210", int),
-        ),
-        option("--gamma", help="Factor of the learning rate at each milestone.  [default: 0.1]", type=float),
-        option("--label-smoothing", help="Label smoothing for the hard-label loss.  [default: 0]", type=float),
-        option("--clip-grad", help="Largest norm of the gradient, 0 for no bound.  [default: 0]", type=float),
-        option("--accumulate", help="Batches per optimizer step.  [default: 1]", type=int),
-        option("--seed", help="Seed of the weights, the order of rows, and dropout.  [default: 0]", type=int),
-    )
-
-
+fitting = section(
+    "Optimization (what isn't given is the preset's; docs/defaults.md says what was measured)",
+    option(
+        "--preset",
+        help="How the network is optimized: crd-cifar, …, as `softcache presets` lists them, or FILE.json. auto: by "
+        "the kind of network, its start and the number of rows.  [default: auto]",
+    ),
+    option("--epochs", help="Passes over the rows.", type=int),
+    option("--batch-size", help="Samples per step.", type=int),
+    option("--optimizer", help="sgd, adam, adamw."),
+    option("--lr", help="Peak learning rate.", type=float),
+    option("--weight-decay", help="Weight decay.", type=float),
+    option("--momentum", help="Momentum of SGD (Nesterov).", type=float),
+    option("--schedule", help="Learning rate schedule: cosine, step, constant."),
+    option("--warmup", help="Epochs of linear rise of the learning rate.", type=float),
+    option(
+        "--milestones",
+        help="Epochs of the step schedule, 150,180,210; without any 5/8, 3/4 and 7/8 of the training.",
+        callback=numbers("150,180,210", int),
+    ),
+    option("--gamma", help="Factor of the learning rate at each milestone.", type=float),
+    option("--label-smoothing", help="Label smoothing for the hard-label loss.", type=float),
+    option("--clip-grad", help="Largest norm of the gradient, 0 for no bound.", type=float),
+    option("--accumulate", help="Batches per optimizer step.  [default: 1]", type=int),
+    option("--seed", help="Seed of the weights, the order of rows, and dropout.  [default: 0]", type=int),
+)
 running = section(
     "Device and speed",
     device,

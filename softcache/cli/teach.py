@@ -21,7 +21,7 @@ from softcache.cli._print import as_json, percent, rows
     _options.json_,
 )
 @section("Data", _options.data(), _options.augment, _options.normalize)
-@_options.fitting(6, 32)
+@_options.fitting
 @_options.running
 def command(json_: bool = False, **options: Any) -> None:
     """Train a teacher on labels, or fine-tune one from weights.

@@ -108,7 +108,7 @@ from softcache.cli._print import as_json, percent, rows
     option("--teacher-size", type=int, help="Side of its input, with --online.  [default: the views', or its own]"),
     option("--dtype", type=click.Choice(["float32", "float64"]), help="Its dtype, with --online.  [default: float32]"),
 )
-@_options.fitting(6, 64)
+@_options.fitting
 @_options.running
 @section(
     "Other",

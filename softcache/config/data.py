@@ -28,6 +28,7 @@ from softcache.config.train import TrainConfig
 from softcache.device import DTYPES
 from softcache.errors import CacheError, UsageError
 from softcache.losses.hints._shapes import Shape
+from softcache.models._arithmetic import Arithmetic
 from softcache.models._hooks import Taps
 from softcache.models._network import Network
 from softcache.stream.batches import TargetSource
@@ -110,8 +111,7 @@ class TrainingData:
         *,
         logits: bool,
         layers: Sequence[str],
-        dtype: str,
-        amp: str,
+        arithmetic: Arithmetic | None,
         views_per_image: int,
         resident: bool,
         hold_all: bool,
@@ -120,13 +120,14 @@ class TrainingData:
         """Where the targets of a stage come from, which needs logits, or these layers of the teacher; None where it
         needs neither.
 
-        ``dtype``, ``amp``: arithmetic of a live teacher. ``resident``: whether inputs lie on the device; targets then
+        ``arithmetic``: that of a live teacher. ``resident``: whether inputs lie on the device; targets then
         lie there too where they fit, or in any case with ``hold_all``. ``windows``: the order in which they are read.
         """
         if not (logits or layers):
             return None
         if self.live is not None:
-            return LiveTargets(self.live.to(DTYPES[dtype]), layers, device, amp)
+            assert arithmetic is not None
+            return LiveTargets(arithmetic.apply(self.live), layers, device, arithmetic.amp)
         columns = {layer: self.hints[layer] for layer in layers}
         caches = self.caches if logits else []
         if self.averaged:
@@ -203,6 +204,7 @@ def _open_without_cache(parsed: Parsed) -> TrainingData:
         return TrainingData(viewed, dataset, _first(options.views))
     assert options.teacher is not None
     live = find_teacher(options.teacher, viewed.samples, weights=options.teacher_weights, size=options.teacher_size)
+    live = live.to(DTYPES[options.dtype])
     return TrainingData(viewed, dataset, _first(options.views or default_views(viewed.recipe)), live=live)
 
 

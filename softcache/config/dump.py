@@ -12,6 +12,7 @@ from softcache.config.given import recorded_recipe
 from softcache.config.options import Options, refuse_seed
 from softcache.device import DTYPES
 from softcache.errors import UsageError, nearest
+from softcache.models._arithmetic import AMP
 from softcache.views._recipe import Recipe
 
 DEFAULT_VIEWS = 4
@@ -25,9 +26,8 @@ def default_views(recipe: Recipe) -> int:
 DEFAULTS: dict[str, Any] = {
     "codec": "fp16",
     "dtype": "float32",
-    "amp": "off",
+    "amp": "auto",
     "tf32": False,
-    "channels_last": False,
     "compile": False,
     "view_seed": 0,
     "fingerprint": "quick",
@@ -95,7 +95,7 @@ class DumpConfig(Options):
             raise UsageError(f"--keep-samples must be all or at least {KEPT_SAMPLES}, is {keep}")
         for name, known in (
             ("dtype", tuple(DTYPES)),
-            ("amp", ("off", "bf16", "fp16")),
+            ("amp", AMP),
             ("hint_dtype", ("float16", "float32")),
             ("fingerprint", ("quick", "full")),
         ):
@@ -105,7 +105,7 @@ class DumpConfig(Options):
 
     def numerics(self, device: str, batch: int) -> Numerics:
         """What decides the last bits, of options that are settled."""
-        assert self.amp is not None
+        assert self.amp not in (None, "auto")
         assert self.dtype is not None
         return Numerics(
             dtype=self.dtype,
@@ -123,7 +123,7 @@ class DumpConfig(Options):
         Errors: ``UsageError`` for hints of a compiled teacher.
         """
         recorded = dict(DEFAULTS) if cache is None else _recorded(cache, self.augment)
-        chosen = {key: value for key, value in recorded.items() if getattr(self, key) is None}
+        chosen = {key: value for key, value in recorded.items() if getattr(self, key) in (None, "auto")}
         settled = dataclasses.replace(self, **chosen)
         if settled.compile and (settled.hint or (cache and cache.manifest.state.hints)):
             raise UsageError(

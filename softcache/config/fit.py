@@ -3,39 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
 
 from softcache.config.options import Options, refuse_seed
+from softcache.config.presets import AUTO, UNSAID, fitting_preset, open_preset
 from softcache.errors import UsageError, nearest
+from softcache.models._arithmetic import AMP, Arithmetic, pick_arithmetic
+from softcache.models._network import Network
 from softcache.stream.workers import START_METHODS
 from softcache.training.optimization import OPTIMIZERS, SCHEDULES, Optimization
+
+log = logging.getLogger(__name__)
+Config = TypeVar("Config", bound="FitConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(Options):
-    """How a network is trained.
+    """How a network is trained. ``None``: as ``preset`` has it, or where that says nothing, as ``presets.UNSAID``.
 
-    ``epochs`` passes over the rows; ``lr`` the peak learning rate; ``warmup`` epochs of linear rise to it;
-    ``milestones`` the epochs at which the step schedule multiplies it by ``gamma``; ``clip_grad`` a bound on the
-    gradient's norm, 0 for none; ``accumulate`` batches per optimizer step.
+    ``preset``: one of softcache's, a JSON file, or ``auto``: the one for this kind of network and start. ``epochs``
+    passes over the rows; ``lr`` the peak learning rate; ``warmup`` epochs of linear rise to it; ``milestones`` the
+    epochs at which the step schedule multiplies it by ``gamma``; ``clip_grad`` a bound on the gradient's norm, 0 for
+    none; ``accumulate`` batches per optimizer step. ``amp`` ``auto`` and ``channels_last`` ``None``: the fastest that
+    costs no accuracy (``models._arithmetic``).
     """
 
-    epochs: int
-    batch_size: int
-    optimizer: str
-    lr: float
-    weight_decay: float
-    momentum: float = 0.9
-    schedule: str = "cosine"
-    warmup: float = 0.0
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-    label_smoothing: float = 0.0
-    clip_grad: float = 0.0
+    preset: str = AUTO
+    epochs: int | None = None
+    batch_size: int | None = None
+    optimizer: str | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    momentum: float | None = None
+    schedule: str | None = None
+    warmup: float | None = None
+    milestones: tuple[int, ...] | None = None
+    gamma: float | None = None
+    label_smoothing: float | None = None
+    clip_grad: float | None = None
     accumulate: int = 1
-    amp: str = "off"
+    amp: str = "auto"
     tf32: bool = False
-    channels_last: bool = False
+    channels_last: bool | None = None
     compile: bool = False
     seed: int = 0
     device: str = "auto"
@@ -46,27 +59,104 @@ class FitConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive = ("epochs", "batch_size", "lr", "accumulate")
-        for name in positive:
-            if not getattr(self, name) > 0:  # nan is neither above nor below
-                raise UsageError(f"--{name.replace('_', '-')} must be above 0, is {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "lr", "accumulate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:  # nan is neither above nor below
+                raise UsageError(f"--{name.replace('_', '-')} must be above 0, is {value}")
         refuse_seed(self.seed)
-        for name in ("weight_decay", "warmup", "clip_grad"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"--{name.replace('_', '-')} can't be negative, is {getattr(self, name)}")
-        if not 0 <= self.label_smoothing < 1:
+        for name in ("weight_decay", "warmup", "clip_grad", "momentum"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise UsageError(f"--{name.replace('_', '-')} can't be negative, is {value}")
+        if self.label_smoothing is not None and not 0 <= self.label_smoothing < 1:
             raise UsageError(f"--label-smoothing must be at least 0 and below 1, is {self.label_smoothing}")
         for name, known in (
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
-            ("amp", ("off", "bf16", "fp16")),
+            ("amp", AMP),
             ("resident", ("auto", "device", "host", "off")),
             ("start_method", START_METHODS),
         ):
             value = getattr(self, name)
-            if value not in known:
+            if value is not None and value not in known:
                 raise UsageError(f"--{name.replace('_', '-')} {value!r} is unknown{nearest(value, known)}")
 
-    def optimization(self) -> Optimization:
-        """The options that say how parameters are updated."""
-        return Optimization(**{own.name: getattr(self, own.name) for own in dataclasses.fields(Optimization)})
+    def settled(self: Config, network: Network, rows: int, *, pretrained: bool) -> Config:
+        """With all that was left to the preset. ``rows``: of the training set; ``pretrained``: whether the network
+        starts from parameters that have learnt something.
+
+        Errors: ``UsageError`` for a preset that isn't known or leaves an option open.
+        """
+        open_ones = [name for name in UNSAID if getattr(self, name) is None]
+        if not open_ones:
+            return self
+        name = fitting_preset(network, pretrained=pretrained) if self.preset == AUTO else self.preset
+        said = open_preset(name).at(rows)
+        for option in open_ones:
+            if said[option] is None:
+                raise UsageError(f"--preset {name} doesn't say --{option.replace('_', '-')}: give it")
+        chosen = {option: _plain(said[option]) for option in open_ones}
+        try:
+            settled = dataclasses.replace(self, **chosen)
+        except UsageError as error:
+            raise UsageError(f"--preset {name}: {error}") from None
+        log.info(f"preset {name}: {described(settled)}")
+        return settled
+
+    def as_recorded(self: Config, recorded: Config) -> Config:
+        """With all that was left open as a folder of the same preset has it."""
+        if self.preset != recorded.preset:
+            return self
+        values = {name: getattr(recorded, name) for name in UNSAID if getattr(self, name) is None}
+        if self.amp == "auto":
+            values["amp"] = recorded.amp
+        if self.channels_last is None:
+            values["channels_last"] = recorded.channels_last
+        return dataclasses.replace(self, **values)
+
+    def with_arithmetic(self: Config, network: Network, pixels: torch.Tensor, device: torch.device) -> Config:
+        """With precision and memory format chosen, where they were left open. The batch size has to be settled.
+        ``pixels``: uint8 (B, H, W, C), some samples."""
+        assert self.batch_size is not None
+        chosen = pick_arithmetic(
+            network, pixels, self.batch_size, device, amp=self.amp, channels_last=self.channels_last
+        )
+        return dataclasses.replace(self, amp=chosen.amp, channels_last=chosen.channels_last)
+
+    def fitting(self) -> Fitting:
+        """The numbers of options that are settled."""
+        values = {name: getattr(self, name) for name in (*UNSAID, "accumulate", "channels_last", "amp")}
+        assert None not in values.values()
+        own = {field.name: values[field.name] for field in dataclasses.fields(Optimization)}
+        return Fitting(
+            values["epochs"],
+            values["batch_size"],
+            values["label_smoothing"],
+            Optimization(**own),
+            Arithmetic(values["amp"], values["channels_last"]),
+        )
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How a network is trained, with nothing left open."""
+
+    epochs: int
+    batch_size: int
+    label_smoothing: float
+    optimization: Optimization
+    arithmetic: Arithmetic
+
+
+def described(options: FitConfig) -> str:
+    """The main options, as they are given."""
+    shown = ("epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule", "warmup")
+    return " ".join(f"--{name.replace('_', '-')} {_text(getattr(options, name))}" for name in shown)
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

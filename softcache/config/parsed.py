@@ -35,7 +35,7 @@ class Parsed:
         """Layers of the teacher that hint losses look at."""
         return sorted({layer for term in self.hints for layer in term.teacher})
 
-    def objective(self, epochs: int, *, hints: bool) -> Objective:
+    def objective(self, epochs: int, *, hints: bool, label_smoothing: float) -> Objective:
         """What is minimized in a stage of ``epochs``, with the hint losses or without."""
         options = self.options
         return Objective(
@@ -44,7 +44,7 @@ class Parsed:
             self.beta,
             self.T,
             epochs,
-            options.label_smoothing,
+            label_smoothing,
             self.hints if hints else (),
             options.teacher_weight,
             options.combine,

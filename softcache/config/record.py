@@ -35,6 +35,7 @@ class Record(Generic[Config]):
     needed to build the network again. ``data``: what it was trained on, as ``describe_data`` says it. ``start``: where
     its first parameters came from. ``losses``, ``hints``: terms of the loss with their weights and temperatures,
     spelled out. ``caches``: path and cache id of each. ``view_numbers``: the recorded views that it is trained on.
+    ``live``: precision and memory format of a live teacher.
     ``result``: what it came to, once it is finished."""
 
     command: str
@@ -47,6 +48,7 @@ class Record(Generic[Config]):
     caches: list[dict[str, str]] = field(default_factory=list)
     view_numbers: list[int] | None = None
     held_out_rows: int = 0
+    live: dict[str, Any] | None = None
     versions: dict[str, str] = field(
         default_factory=lambda: {"softcache": softcache.__version__, "torch": str(torch.__version__)}
     )

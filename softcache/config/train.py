@@ -22,7 +22,7 @@ CHOICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(FitConfig):
-    """What ``train`` was asked for. The defaults are for digits (benchmarks/defaults.py shows what they reach).
+    """What ``train`` was asked for. What the defaults reach is in docs/defaults.md.
 
     ``T``, ``alpha``, ``beta``: numbers, or schedules such as ``"8:2:cosine"``; ``T`` None is each loss's own default,
     ``beta`` None is ``1 - alpha``. ``cache``: one or several, by default the only one in ``caches/``; ``loss`` and
@@ -39,12 +39,6 @@ class TrainConfig(FitConfig):
     """
 
     student: str = field(default="resnet18", kw_only=False)
-    epochs: int = 6
-    batch_size: int = 64
-    optimizer: str = "adamw"
-    lr: float = 2e-3
-    weight_decay: float = 1e-2
-    warmup: float = 1.0
     dataset: str | None = None
     data_dir: str | None = None
     download: bool = False
@@ -105,7 +99,7 @@ class TrainConfig(FitConfig):
         for name in ("hint_epochs", "log_every"):
             if getattr(self, name) < 0:
                 raise UsageError(f"--{name.replace('_', '-')} can't be negative, is {getattr(self, name)}")
-        if self.views_per_image < 1 or self.batch_size % self.views_per_image:
+        if self.views_per_image < 1 or (self.batch_size or self.views_per_image) % self.views_per_image:
             raise UsageError(
                 f"--views-per-image {self.views_per_image} must be at least 1 and divide --batch-size {self.batch_size}"
             )

@@ -12,6 +12,7 @@ import torch
 from softcache.device import DTYPES
 from softcache.dumping.forward import Forward
 from softcache.dumping.identity import default_batch
+from softcache.models._arithmetic import Arithmetic
 from softcache.models._network import Network
 from softcache.views._viewed import ViewedDataset
 
@@ -27,15 +28,12 @@ def pick_batch(
     device: torch.device,
     *,
     dtype: str,
-    amp: str,
-    channels_last: bool,
+    arithmetic: Arithmetic,
     hints: Sequence[str],
 ) -> int:
     """Rows of a forward pass that keeps these layers' activations, found by trying on ``device``, a GPU."""
-    network = network.to(device, DTYPES[dtype]).eval()
-    if channels_last:
-        network.to(memory_format=torch.channels_last)
-    forward = Forward(network, list(hints), device, amp=amp)
+    network = arithmetic.apply(network.to(device, DTYPES[dtype])).eval()
+    forward = Forward(network, list(hints), device, amp=arithmetic.amp)
     one = viewed.batch(np.arange(1), 0).to(device)
 
     def run(rows: int) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from softcache.atomic import dead_temporaries, remove_dead_temporaries, why_full
@@ -58,6 +59,7 @@ from softcache.dumping.pipeline import run_blocks
 from softcache.dumping.prepare import check_teacher, hint_shapes, kept_samples, samples_to_keep
 from softcache.errors import CacheError, LockedError, SoftcacheError, UsageError
 from softcache.localfiles import local_path
+from softcache.models._arithmetic import Arithmetic, pick_arithmetic
 from softcache.models._network import Network
 from softcache.views._viewed import ViewedDataset
 
@@ -128,7 +130,17 @@ def dump(asked: DumpConfig) -> Dumped:
         size=config.teacher_size,
     )
     weights = weights_fingerprint(network, keep=not dry_run)  # before its dtype changes
-    batch = config.batch_size or _batch(config, network, viewed, device)
+    arithmetic = pick_arithmetic(
+        network,
+        viewed.clean(np.arange(2) % len(viewed)),
+        config.batch_size or default_batch(viewed, device.type),
+        device,
+        amp=config.amp or "auto",
+        channels_last=config.channels_last,
+        dtype=config.dtype or "float32",
+    )
+    config = dataclasses.replace(config, amp=arithmetic.amp, channels_last=arithmetic.channels_last)
+    batch = config.batch_size or _batch(config, network, viewed, device, arithmetic)
     data = data_fingerprint(samples, full=full, keep=not dry_run)
     numerics = config.numerics(device.type, batch)
     identity = identify(network, weights, data, viewed, numerics, codec=codec, shard_rows=config.shard_rows)
@@ -139,9 +151,7 @@ def dump(asked: DumpConfig) -> Dumped:
         if (folder / SAMPLES).exists():  # verify --repair takes it away where it is damaged
             check_pixels(Cache(folder), viewed)  # as it is now: another part may have kept more samples meanwhile
     views = config.views or (existing.views if existing else default_views(viewed.recipe))
-    network = network.to(device, DTYPES[identity.teacher.numerics.dtype]).eval()
-    if config.channels_last:
-        network.to(memory_format=torch.channels_last)
+    network = arithmetic.apply(network.to(device, DTYPES[identity.teacher.numerics.dtype])).eval()
     layers = sorted({*config.hint, *(existing.manifest.state.hints if existing else ())})
     forward = Forward(
         network,
@@ -281,7 +291,9 @@ def _with_error(state: State, error: dict[str, float], keys: int) -> State:
     return dataclasses.replace(state, codec_error={**error, "keys": float(keys)})
 
 
-def _batch(config: DumpConfig, network: Network, viewed: ViewedDataset, device: torch.device) -> int:
+def _batch(
+    config: DumpConfig, network: Network, viewed: ViewedDataset, device: torch.device, arithmetic: Arithmetic
+) -> int:
     """Rows of a forward pass where nobody says: on a GPU they are found by trying.
 
     They become part of the cache's identity. Processes that share a dump must agree on them without asking each other,
@@ -294,8 +306,7 @@ def _batch(config: DumpConfig, network: Network, viewed: ViewedDataset, device: 
         viewed,
         device,
         dtype=config.dtype or "float32",
-        amp=config.amp or "off",
-        channels_last=bool(config.channels_last),
+        arithmetic=arithmetic,
         hints=config.hint,
     )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from softcache.config.fit import FitConfig
 from softcache.config.given import recorded_data_dir, remember_data
 from softcache.config.record import recorded_options
 from softcache.config.teachers import default_data, known_folder, teacher_source
 from softcache.device import pick_device
 from softcache.device import tf32 as tf32_allowed
 from softcache.errors import DatasetError
+from softcache.models._arithmetic import Arithmetic
 from softcache.models._open import open_network
 from softcache.stream.inputs import pick_pixels
 from softcache.training.evaluation import evaluate_network
@@ -31,7 +33,7 @@ def evaluate(
     normalize: str | None = None,
     device: str = "auto",
     workers: int = -1,
-    amp: str = "off",
+    amp: str | None = None,
     tf32: bool = False,
 ) -> dict[str, Any]:
     """Top-1, top-5 (shares in 0..1), mean cross-entropy and samples, on the clean pixels of a split.
@@ -39,7 +41,8 @@ def evaluate(
     ``model``: a run's or a teacher's folder, which knows its dataset; or a spec, on ``dataset``, with the parameters
     of the teacher that ``teach`` made of it, with ``weights``, or with torchvision's where the classes are ImageNet's.
     ``normalize``: what pixels are normalized with (``choose_statistics``), by default as the parameters were trained.
-    ``tf32``: whether a GPU may use TF32.
+    ``amp``: ``off``, ``bf16`` or ``fp16``; by default as the run or the teacher was trained, else ``off``. ``tf32``:
+    whether a GPU may use TF32.
     Errors: ``ModelError`` where there are no parameters for it, ``DatasetError`` where the split has no labels.
     """
     folder = known_folder(model)
@@ -63,8 +66,13 @@ def evaluate(
         normalize=normalize,
     )
     pixels = pick_pixels(viewed, chosen, workers=workers)
+    # As it was trained, so that its folder's own figure comes out again.
+    own = recorded if isinstance(recorded, FitConfig) else FitConfig()
+    trained_amp = "off" if own.amp == "auto" else own.amp
+    arithmetic = Arithmetic(trained_amp if amp is None else amp, bool(own.channels_last))
     with tf32_allowed(tf32):
-        accuracy = evaluate_network(network.to(chosen), pixels, viewed.samples.labels, chosen, amp=amp)
+        network = arithmetic.apply(network.to(chosen))
+        accuracy = evaluate_network(network, pixels, viewed.samples.labels, chosen, amp=arithmetic.amp)
     return {
         "model": model,
         "dataset": dataset,

@@ -67,6 +67,8 @@ def teach(config: TeachConfig) -> Taught:
     config = absolute_paths(config)
     if (folder / CONFIG).exists():
         recorded = read_record(folder)
+        if isinstance(recorded.options, TeachConfig):
+            config = config.as_recorded(recorded.options)
         _refuse_other(folder, recorded, config)
         if recorded.result is not None and (folder / TEACHER_FILE).exists():
             test = recorded.result["test"]
@@ -99,6 +101,8 @@ def teach(config: TeachConfig) -> Taught:
         if config.weights is None:
             raise UsageError("--freeze trains the classifier alone: give the rest of the network with --weights")
         freeze_all_but_classifier(network)
+    config = config.settled(network, int((train.samples.labels >= 0).sum()), pretrained=config.weights is not None)
+    config = config.with_arithmetic(network, train.clean(np.arange(2) % len(train)), device)
     make_folder(folder)
     with training_into(folder, "the same command"), tf32(config.tf32):
         return _teach(network, train, test, config, folder, device)
@@ -119,34 +123,33 @@ def _teach(
         _refuse_other_data(folder, read_record(folder).data, data)
     record.save(folder)
     remember_folder(folder, config, network.spec)
-    labels = train.samples.labels
-    plan = Plan(np.flatnonzero(labels >= 0), config.batch_size, config.seed, None)
+    labels, fitting = train.samples.labels, config.fitting()
+    plan = Plan(np.flatnonzero(labels >= 0), fitting.batch_size, config.seed, None)
     pixels = pick_pixels(train, device, resident=config.resident, workers=config.workers, start=config.start_method)
     stream = Stream(train, pixels, plan, device, visible=labels, teacher=None)
-    alone = Objective((), Schedule.constant(0), Schedule.constant(1), None, config.epochs, config.label_smoothing)
+    alone = Objective((), Schedule.constant(0), Schedule.constant(1), None, fitting.epochs, fitting.label_smoothing)
     evaluate = evaluator(
         test,
         device,
         resident=config.resident,
         workers=config.workers,
         start_method=config.start_method,
-        amp=config.amp,
+        amp=fitting.arithmetic.amp,
     )
     log.info(
         f"teach {config.model} on {config.dataset}: {len(plan.rows):,} rows, {len(train.samples.classes)} classes, "
-        f"{train.size}×{train.size}, recipe {train.recipe}, {config.epochs} epochs on {device}"
+        f"{train.size}×{train.size}, recipe {train.recipe}, {fitting.epochs} epochs on {device}"
     )
     with advising(lambda: "run the same command again to go on"):
         fitted = fit(
             network,
-            [Stage(stream, alone, config.epochs)],
-            config.optimization(),
+            [Stage(stream, alone, fitting.epochs)],
+            fitting.optimization,
             device,
             folder,
             evaluate,
             seed=config.seed,
-            amp=config.amp,
-            channels_last=config.channels_last,
+            arithmetic=fitting.arithmetic,
             compiled=config.compile,
             profile=config.profile,
             resume=resume,

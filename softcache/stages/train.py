@@ -15,6 +15,7 @@ import torch
 
 from softcache.cache.agreement.samples import refuse_pixels
 from softcache.config.data import TrainingData, open_data
+from softcache.config.fit import Fitting
 from softcache.config.folders import make_folder, new_run_folder
 from softcache.config.given import remember_folder
 from softcache.config.options import command
@@ -27,9 +28,11 @@ from softcache.console import advising, size
 from softcache.datasets._index import describe_data
 from softcache.device import pick_device, tf32
 from softcache.distributed import refuse_several
+from softcache.dumping.identity import default_batch
 from softcache.errors import PixelsError, SoftcacheError, UsageError
 from softcache.localfiles import local_path
 from softcache.losses._terms import refuse_few_classes
+from softcache.models._arithmetic import Arithmetic, pick_arithmetic
 from softcache.models._folder import describe, save_network, save_tensors
 from softcache.models._network import Network
 from softcache.models._open import open_network
@@ -46,6 +49,7 @@ from softcache.training.folder import training_into
 from softcache.training.hint_losses import REGRESSORS_FILE, HintLosses, build_hint_losses
 from softcache.training.initialize import initialize_student, keep_frozen_still
 from softcache.training.loop import BEST_FILE, Fitted, Stage, fit
+from softcache.training.objective import Objective
 from softcache.training.rows import TrainingRows, choose_rows, without_held
 from softcache.views._viewed import ViewedDataset
 
@@ -90,6 +94,8 @@ class _Prepared:
     hint_losses: HintLosses | None
     start: dict[str, Any]
     pixels: PixelSource
+    fitting: Fitting
+    live: Arithmetic | None
 
 
 @command(TrainConfig)
@@ -108,7 +114,7 @@ def train(options: TrainConfig) -> Trained:
         folder = Path(options.resume)
         own, record = resumed(options)
         begun = record.start if (folder / CHECKPOINT).exists() else None
-        prepared = _prepare(parse(own), begun, record.view_numbers)
+        prepared = _prepare(parse(own), begun, record)
         refuse_other_caches(folder, record, prepared.data.every_cache)
     else:
         prepared = _prepare(parse(options))
@@ -120,11 +126,14 @@ def train(options: TrainConfig) -> Trained:
         return _train(prepared, folder, options.resume is not None)
 
 
-def _prepare(parsed: Parsed, begun: dict[str, Any] | None = None, view_numbers: list[int] | None = None) -> _Prepared:
-    """``begun``, ``view_numbers``: how a resumed run's student started, where that is behind it, and its views."""
+def _prepare(
+    parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[TrainConfig] | None = None
+) -> _Prepared:
+    """``begun``: how a resumed run's student started, where that is behind it; ``record``: that of the resumed run."""
     options = parsed.options
     device = pick_device(options.device)
-    data = open_data(parsed, view_numbers)
+    data = open_data(parsed, record.view_numbers if record is not None else None)
+    live = _live_arithmetic(data, options, device, record)
     refuse_few_classes(parsed.losses, data.classes(), labels_alone=parsed.labels_alone)
     if data.views is not None and options.views_per_image > len(data.views):
         raise UsageError(f"--views-per-image {options.views_per_image}: there are {len(data.views)} recorded views")
@@ -161,12 +170,12 @@ def _prepare(parsed: Parsed, begun: dict[str, Any] | None = None, view_numbers: 
         frozen=options.freeze,
         begun=begun,
     )
-    hint_losses = None
+    hint_losses, sample = None, data.viewed.clean(np.arange(2) % len(data.viewed))
     if parsed.hints:
         hint_losses = build_hint_losses(
             network,
             parsed.hints,
-            data.viewed.clean(np.arange(2) % len(data.viewed)),
+            sample,
             data.hint_shapes,
             rows.train,
             rows.visible,
@@ -175,10 +184,14 @@ def _prepare(parsed: Parsed, begun: dict[str, Any] | None = None, view_numbers: 
             teacher=teacher,
         )
     keep_frozen_still(network)
+    pretrained = options.weights is not None or parsed.copied is not None
+    options = options.settled(network, len(rows.train), pretrained=pretrained)
+    options = options.with_arithmetic(network, sample, device)
+    parsed = dataclasses.replace(parsed, options=options)
     pixels = pick_pixels(
         data.viewed, device, resident=options.resident, workers=options.workers, start=options.start_method
     )
-    return _Prepared(parsed, data, test, rows, device, network, hint_losses, start, pixels)
+    return _Prepared(parsed, data, test, rows, device, network, hint_losses, start, pixels, options.fitting(), live)
 
 
 def _teacher(parsed: Parsed, data: TrainingData, begun: bool) -> Network | None:
@@ -194,9 +207,28 @@ def _teacher(parsed: Parsed, data: TrainingData, begun: bool) -> Network | None:
     )
 
 
+def _live_arithmetic(
+    data: TrainingData, options: TrainConfig, device: torch.device, record: Record[TrainConfig] | None
+) -> Arithmetic | None:
+    """That of a live teacher: what a dump of it would choose, or what a resumed run began with."""
+    if data.live is None:
+        return None
+    if record is not None and record.live is not None:
+        return Arithmetic(**record.live)
+    return pick_arithmetic(
+        data.live,
+        data.viewed.clean(np.arange(2) % len(data.viewed)),
+        default_batch(data.viewed, device.type),
+        device,
+        amp=options.amp,
+        channels_last=options.channels_last,
+        dtype=options.dtype,
+    )
+
+
 def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
     parsed, data, network, device = prepared.parsed, prepared.data, prepared.network, prepared.device
-    options = parsed.options
+    options, fitting = parsed.options, prepared.fitting
     stages = _stages(prepared)
     evaluate = evaluator(
         prepared.test,
@@ -215,14 +247,13 @@ def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
             fitted = fit(
                 network,
                 stages,
-                options.optimization(),
+                fitting.optimization,
                 device,
                 folder,
                 evaluate,
                 validate=_validator(prepared) if len(prepared.rows.held) else None,
                 seed=options.seed,
-                amp=options.amp,
-                channels_last=options.channels_last,
+                arithmetic=fitting.arithmetic,
                 compiled=options.compile,
                 profile=options.profile,
                 log_every=options.log_every,
@@ -236,13 +267,13 @@ def _train(prepared: _Prepared, folder: Path, resume: bool) -> Trained:
 def _stages(prepared: _Prepared) -> list[Stage]:
     """One stage, or with ``--hint-epochs`` one on the hints alone before it."""
     parsed, data, rows, pixels = prepared.parsed, prepared.data, prepared.rows, prepared.pixels
-    options = parsed.options
+    options, fitting = parsed.options, prepared.fitting
     windows, order = pick_windows(
         data.columns(), options.shuffle, available_memory(), per_image=options.views_per_image
     )
     plan = Plan(
         rows.train,
-        options.batch_size,
+        fitting.batch_size,
         options.seed,
         data.views,
         length=rows.length,
@@ -256,8 +287,7 @@ def _stages(prepared: _Prepared) -> list[Stage]:
             prepared.device,
             logits=logits,
             layers=parsed.teacher_layers if hints else (),
-            dtype=options.dtype,
-            amp=options.amp,
+            arithmetic=prepared.live,
             views_per_image=options.views_per_image,
             resident=isinstance(pixels, ResidentPixels) and pixels.on_device,
             hold_all=options.resident == "device",
@@ -271,14 +301,16 @@ def _stages(prepared: _Prepared) -> list[Stage]:
     main = stream(logits=bool(parsed.losses), hints=joint)
     if data.columns():
         log.info(f"targets {main.targets}; {order}")
-    last = Stage(
-        main, parsed.objective(options.epochs, hints=joint), options.epochs, prepared.hint_losses if joint else None
-    )
+
+    def objective(epochs: int, *, hints: bool) -> Objective:
+        return parsed.objective(epochs, hints=hints, label_smoothing=fitting.label_smoothing)
+
+    last = Stage(main, objective(fitting.epochs, hints=joint), fitting.epochs, prepared.hint_losses if joint else None)
     if not options.hint_epochs:
         return [last]
     first = Stage(
         stream(logits=False, hints=True),
-        parsed.objective(options.hint_epochs, hints=True),
+        objective(options.hint_epochs, hints=True),
         options.hint_epochs,
         prepared.hint_losses,
         hints_alone=True,
@@ -363,6 +395,7 @@ def _record(prepared: _Prepared) -> Record[TrainConfig]:
         ],
         view_numbers=data.recorded_views,
         held_out_rows=len(prepared.rows.held),
+        live=None if prepared.live is None else dataclasses.asdict(prepared.live),
     )
 
 

@@ -144,7 +144,6 @@ def _ask(
     Errors: ``CacheError`` where the dataset or the number of classes isn't that of the cache.
     """
     # Only a check with a teacher needs all that runs one.
-    import torch
 
     from softcache.cache.agreement.data import check_dataset
     from softcache.cache.agreement.labels import label_difference
@@ -153,6 +152,7 @@ def _ask(
     from softcache.config.teachers import find_teacher
     from softcache.device import DTYPES, pick_device
     from softcache.dumping.forward import Forward
+    from softcache.models._arithmetic import Arithmetic
     from softcache.models._weights import fingerprint
     from softcache.views._open import open_viewed
 
@@ -175,10 +175,9 @@ def _ask(
         raise CacheError(f"{teacher} has {network.classes} classes, the cache {identity.classes}")
     same_weights = fingerprint(network.model.state_dict()) == identity.teacher.weights
     where = pick_device(device)
-    network = network.to(where, DTYPES[numerics.dtype]).eval()
-    if numerics.memory_format == "channels_last":
-        network.to(memory_format=torch.channels_last)
-    forward = Forward(network, [], where, amp=numerics.amp)
+    arithmetic = Arithmetic(numerics.amp, numerics.memory_format == "channels_last")
+    network = arithmetic.apply(network.to(where, DTYPES[numerics.dtype])).eval()
+    forward = Forward(network, [], where, amp=arithmetic.amp)
     found = compare(
         cache,
         viewed,

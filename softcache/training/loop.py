@@ -17,6 +17,7 @@ from torch import nn
 from softcache.console import Bar, bar
 from softcache.device import autocast
 from softcache.errors import NumericsError
+from softcache.models._arithmetic import Arithmetic
 from softcache.models._folder import save_network
 from softcache.models._network import Network
 from softcache.stream.batches import Stream
@@ -74,8 +75,7 @@ def fit(
     *,
     validate: Evaluate | None = None,
     seed: int = 0,
-    amp: str = "off",
-    channels_last: bool = False,
+    arithmetic: Arithmetic,
     compiled: bool = False,
     profile: bool = False,
     log_every: int = 0,
@@ -91,9 +91,8 @@ def fit(
     The same arguments give the same bits on the same machine; a resumed training the same as an undisturbed one.
     Errors: ``NumericsError`` where the loss is no number at the end of an epoch.
     """
-    student.to(device)
-    if channels_last:
-        student.to(memory_format=torch.channels_last)
+    amp = arithmetic.amp
+    arithmetic.apply(student.to(device))
     hint_losses = [stage.hint_losses.to(device) for stage in stages if stage.hint_losses is not None]
     scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
     model: nn.Module = torch.compile(student) if compiled else student  # type: ignore[assignment]

@@ -1,0 +1,137 @@
+"""Trainings that make up a table, run one after the other or side by side, each remembered as soon as it is done.
+
+A row is a command of softcache and a seed. What it came to, also where it failed, is one line of a JSON file that is
+kept with the code (``benchmarks/results/``), so that a table can be made in many sittings, on several machines, and
+nobody has to believe a figure that no run stands behind. A row that is in the file isn't run again. One that was
+interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import machine
+
+RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """``softcache COMMAND --seed SEED``, in a table's row of this name. In the command ``{cache}`` and the like stand
+    for paths of the place where it runs, so that the text is the same everywhere."""
+
+    table: str
+    name: str
+    command: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.table}: {self.command} --seed {self.seed}"
+
+    @property
+    def folder(self) -> str:
+        return re.sub(r"[^\w.=-]+", "-", f"{self.table}-{self.name}-{self.seed}")
+
+
+def trials(table: str, rows: Mapping[str, str], seeds: Iterable[int]) -> list[Trial]:
+    """All rows of a table, seed by seed, so that a table that isn't finished has few seeds and not few rows."""
+    return [Trial(table, name, command, seed) for seed in seeds for name, command in rows.items()]
+
+
+def recorded(file: Path) -> dict[str, dict[str, Any]]:
+    """What has been run, by key. A line that an interruption cut off counts as not run."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            record = json.loads(line)
+            found[record["key"]] = record
+        except (ValueError, KeyError):
+            continue
+    return found
+
+
+def run(
+    wanted: Sequence[Trial],
+    file: Path,
+    place: Path,
+    paths: Mapping[str, Path],
+    *,
+    processes: int = 1,
+    threads: int = 1,
+    minutes: float = float("inf"),
+) -> dict[str, dict[str, Any]]:
+    """Runs those that ``file`` doesn't have, ``processes`` at a time, and gives the records of all.
+
+    ``place``: where runs are kept. ``minutes``: none begins after this time; those that run are finished.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    done, lock, began = recorded(file), threading.Lock(), time.monotonic()
+    missing = [trial for trial in wanted if trial.key not in done]
+    say(f"{len(wanted) - len(missing)} of {len(wanted)} trainings are done")
+
+    def one(trial: Trial) -> None:
+        if time.monotonic() - began > 60 * minutes:
+            return
+        record = _run(trial, place, paths, threads)
+        with lock:
+            done[trial.key] = record
+            with open(file, "a", encoding="utf-8") as lines:
+                lines.write(json.dumps(record) + "\n")
+        reached = f"{100 * record['top1']:.2f} %" if "top1" in record else record["failed"]
+        say(f"{trial.table}, {trial.name}, seed {trial.seed}: {reached} in {record['seconds']:.0f} s")
+
+    with ThreadPoolExecutor(processes) as pool:
+        list(pool.map(one, missing))
+    return {trial.key: done[trial.key] for trial in wanted if trial.key in done}
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def _run(trial: Trial, place: Path, paths: Mapping[str, Path], threads: int) -> dict[str, Any]:
+    """The record of a training, in a process of its own."""
+    out = place / "runs" / trial.folder
+    given = shlex.split(trial.command.format(**{name: str(path) for name, path in paths.items()}))
+    softcache = [sys.executable, "-m", "softcache", "--quiet", "--threads", str(threads)]
+    command = [*softcache, *given, "--seed", str(trial.seed), "--out", str(out), "--json"]
+    if (out / "checkpoint.pt").exists():
+        command = [*softcache, given[0], "--resume", str(out), "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    began = time.monotonic()
+    ended = subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment)
+    record: dict[str, Any] = {
+        "key": trial.key,
+        "table": trial.table,
+        "name": trial.name,
+        "command": f"softcache {trial.command} --seed {trial.seed}",
+        "seed": trial.seed,
+        "seconds": time.monotonic() - began,
+    }
+    if ended.returncode:
+        record["failed"] = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
+    else:
+        result = json.loads(ended.stdout)
+        record |= {"top1": result["test_top1"], "training_s": result["seconds"], "teacher_s": result.get("teacher_s")}
+    return {**record, "threads": threads, "commit": _commit(), **machine()}
+
+
+def _commit() -> str:
+    """The code that ran."""
+    asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
+    found = subprocess.run(asked, capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"

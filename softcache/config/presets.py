@@ -1,0 +1,139 @@
+"""Presets: how networks are optimized, as files that can be read and added to (``softcache/presets/NAME.json``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from softcache import strictjson
+from softcache.errors import SoftcacheError, UsageError, nearest
+from softcache.localfiles import local_path
+from softcache.models._network import Network
+
+FOLDER = Path(__file__).resolve().parents[1] / "presets"
+AUTO = "auto"
+# What a preset may say, and what holds where it doesn't.
+UNSAID: dict[str, Any] = {
+    "epochs": None,
+    "batch_size": None,
+    "optimizer": None,
+    "lr": None,
+    "weight_decay": None,
+    "momentum": 0.9,
+    "schedule": "cosine",
+    "warmup": 0.0,
+    "milestones": (),
+    "gamma": 0.1,
+    "label_smoothing": 0.0,
+    "clip_grad": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """``about``: what it is for, in a sentence; ``source``: a paper, a repository, or where it was measured.
+    ``options``: those of ``teach`` and ``train``. ``by_rows``: more of them by the size of the set, as pairs of the
+    largest number of rows and the options up to it, in rising order; the last pair has None and holds for all larger
+    sets."""
+
+    name: str
+    about: str
+    source: str
+    options: dict[str, Any]
+    by_rows: tuple[tuple[int | None, dict[str, Any]], ...] = field(default=())
+
+    def at(self, rows: int) -> dict[str, Any]:
+        """All options for a set of ``rows``."""
+        more = next((more for limit, more in self.by_rows if limit is None or rows <= limit), {})
+        return {**UNSAID, **self.options, **more}
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON. ``options``: for each size of the set the options as they are given on a command line."""
+        limits = [limit for limit, _ in self.by_rows] or [None]
+        sizes: dict[str, str] = {}
+        for limit in limits:
+            larger = "all larger sets" if len(limits) > 1 else "all sets"
+            said = {**self.options, **dict(self.by_rows).get(limit, {})}
+            sizes[larger if limit is None else f"up to {limit:,} rows"] = " ".join(
+                f"--{name.replace('_', '-')} {_text(said[name])}" for name in UNSAID if name in said
+            )
+        return {"name": self.name, "about": self.about, "source": self.source, "options": sizes}
+
+
+def names() -> list[str]:
+    """Those that come with softcache."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def open_preset(name: str) -> Preset:
+    """The preset of this name, or in this JSON file.
+
+    Errors: ``UsageError`` for a name that isn't known, ``SoftcacheError`` for a file that is no preset.
+    """
+    if not name.endswith(".json"):
+        if name not in names():
+            known = [AUTO, *names()]
+            raise UsageError(f"--preset {name!r} is unknown{nearest(name, known)}: {', '.join(known)}, or FILE.json")
+        return _parsed(FOLDER / f"{name}.json")
+    path = local_path(name, "--preset")
+    return _parsed(path)
+
+
+def fitting_preset(network: Network, *, pretrained: bool) -> str:
+    """The name of the preset for training this network. ``pretrained``: whether it starts from parameters that have
+    learnt something."""
+    if pretrained:
+        return "fine-tuning"
+    attention = any("attention" in type(module).__name__.lower() for module in network.modules())
+    convolution = any(isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for module in network.modules())
+    return "transformer" if attention else "convnet" if convolution else "perceptron"
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _parsed(path: Path) -> Preset:
+    try:
+        document = strictjson.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SoftcacheError(f"preset {path} can't be read: {error}") from None
+    if not isinstance(document, dict):
+        raise SoftcacheError(f"preset {path} is no JSON object")
+    known = ("about", "source", "options", "by_rows")
+    for key in document:
+        if key not in known:
+            raise SoftcacheError(
+                f"preset {path} has {str(key)[:40]!r}{nearest(str(key), known)}: it may have {', '.join(known)}"
+            )
+    sizes = document.get("by_rows", [])
+    if not isinstance(sizes, list) or not all(isinstance(entry, dict) for entry in sizes):
+        raise SoftcacheError(f"preset {path}: by_rows must be a list of objects")
+    by_rows = tuple((entry.get("up_to"), {k: v for k, v in entry.items() if k != "up_to"}) for entry in sizes)
+    for options in (document.get("options", {}), *(more for _, more in by_rows)):
+        _refuse_unknown(options, path)
+    limits = [limit for limit, _ in by_rows]
+    rising = all(isinstance(limit, int) for limit in limits[:-1]) and limits[:-1] == sorted(limits[:-1])
+    if limits and not (rising and limits[-1] is None):
+        raise SoftcacheError(f"preset {path}: up_to must rise in by_rows, and its last entry have none")
+    for key in ("about", "source"):
+        if not isinstance(document.get(key, ""), str):
+            raise SoftcacheError(f"preset {path}: {key} must be text")
+    return Preset(
+        path.stem, document.get("about", ""), document.get("source", ""), document.get("options", {}), by_rows
+    )
+
+
+def _refuse_unknown(options: Any, path: Path) -> None:
+    if not isinstance(options, Mapping):
+        raise SoftcacheError(f"preset {path}: options must be an object")
+    for name in options:
+        if name not in UNSAID:
+            raise SoftcacheError(
+                f"preset {path} has option {str(name)[:40]!r}{nearest(str(name), list(UNSAID))}: a preset may have "
+                f"{', '.join(UNSAID)}"
+            )
