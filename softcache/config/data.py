@@ -49,8 +49,8 @@ class TrainingData:
     ``caches``: of logits, in the order given; ``hints``: teacher's layer → the cache that has it; ``live``: the
     network of ``--online``; ``named``, ``lent``: the caches of ``--cache`` and ``--hint-cache``; ``views``: the
     recorded views that are visited, None for a fresh one every epoch; ``averaged``: those whose mean is the target of a
-    fresh view.
-    ``close``: by a cache's folder, the rows whose pixels may differ from what its teacher saw; None where none may.
+    fresh view; with ``views`` beside it, for a share of each batch. ``close``: by a cache's folder, the rows whose
+    pixels may differ from what its teacher saw; None where none may.
     """
 
     viewed: ViewedDataset
