@@ -28,6 +28,7 @@ from softcache.dumping.pipeline import run_blocks
 from softcache.models._network import Network, Preprocess
 from softcache.models._open import open_network
 from softcache.stream.inputs import WorkerPixels, pick_workers
+from softcache.stream.parts import in_view
 from softcache.views._open import open_viewed
 from softcache.views._viewed import ViewedDataset
 
@@ -119,12 +120,12 @@ def _memory_sides(
 def _decoding_sides(folder: Path, viewed: ViewedDataset, device: torch.device) -> dict[str, Callable[[], float]]:
     body = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(3 * 14 * 14, 10))
     light = Network(body, spec="light", classes=10, channels=3, preprocess=Preprocess(*STATISTICS)).to(device).eval()
-    batches = [np.arange(k, min(k + 32, len(viewed))) for k in range(0, len(viewed), 32)]
+    batches = in_view((np.arange(k, min(k + 32, len(viewed))) for k in range(0, len(viewed), 32)), 0)
 
     def loader() -> float:
         source = WorkerPixels(viewed, torch.device("cpu"), pick_workers(viewed, -1))
         began = time.perf_counter()
-        for _ in source.epoch(batches, [0]):
+        for _ in source.epoch(batches):
             pass
         return time.perf_counter() - began
 

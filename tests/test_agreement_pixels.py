@@ -99,6 +99,16 @@ def test_rows_that_are_kept_and_close_are_accepted_and_no_others(photos: Photos,
     assert "5 of 64 kept samples differ by a few grey levels" in capsys.readouterr().err
 
 
+def test_close_pixels_are_accepted_beside_fresh_views(photos: Photos, capsys: pytest.CaptureFixture) -> None:
+    photos.encode_again(kept()[:5])
+    assert photos.train("--targets", "both") == 1
+    assert "accept close pixels with --pixels close" in capsys.readouterr().err
+    assert photos.train("--targets", "both", "--pixels", "close") == 0
+    photos.encode_again([not_kept()])
+    assert photos.train("--targets", "both", "--pixels", "close", out="other") == 1
+    assert "nothing shows that they are close" in capsys.readouterr().err
+
+
 def test_a_close_row_without_a_kept_sample_stops_the_training(photos: Photos, capsys: pytest.CaptureFixture) -> None:
     photos.encode_again([not_kept()])
     assert photos.train("--pixels", "close") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from softcache.models._open import open_network
 from softcache.stages.dump import dump
 from softcache.stages.train import train
 from softcache.stream.batches import Stream
+from softcache.stream.parts import Part
 from softcache.stream.targets import CachedTargets
 from softcache.views._open import open_viewed
 
@@ -72,10 +74,22 @@ def test_weights_after_three_epochs_are_bit_equal(made: dict[str, Any]) -> None:
     assert Path("cached/steps.jsonl").read_text() == Path("online/steps.jsonl").read_text()
 
 
+def give_targets_of_view_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever view a key's pixels are of."""
+    begin, targets = CachedTargets.begin, CachedTargets.targets
+
+    def first(part: Part) -> Part:
+        return dataclasses.replace(part, views=(0,))
+
+    monkeypatch.setattr(
+        CachedTargets, "begin", lambda self, batches: begin(self, [[first(part) for part in of] for of in batches])
+    )
+    monkeypatch.setattr(CachedTargets, "targets", lambda self, part, *rest: targets(self, first(part), *rest))
+
+
 def test_unmatched_views_are_another_training(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Targets of one crop for the pixels of another: the mistake that this project exists to prevent."""
-    begin = CachedTargets.begin
-    monkeypatch.setattr(CachedTargets, "begin", lambda self, views, batches: begin(self, (0,), batches))
+    give_targets_of_view_0(monkeypatch)
     with pytest.raises(PixelsError, match=r"row \d+ in view 1 has other pixels than the teacher saw"):
         run("refused", cache=("cache",), dataset=made["dataset"])
     monkeypatch.setattr(PixelCheck, "add", lambda *arguments: None)
@@ -105,8 +119,7 @@ def test_a_gpu_names_the_first_key_at_the_end_of_the_epoch(
     made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device that isn't waited for counts on itself; what it then says is what a CPU says at once."""
-    begin = CachedTargets.begin
-    monkeypatch.setattr(CachedTargets, "begin", lambda self, views, batches: begin(self, (0,), batches))
+    give_targets_of_view_0(monkeypatch)
     with pytest.raises(PixelsError) as at_once:
         run("at-once", cache=("cache",), dataset=made["dataset"])
     start = Stream.__init__

@@ -17,6 +17,7 @@ from softcache.losses._schedule import Schedule
 from softcache.losses._terms import parse_terms
 from softcache.models._open import open_network
 from softcache.stream.mean import MeanTargets, mean_logits
+from softcache.stream.parts import Part
 from softcache.training.objective import Objective
 from softcache.views._open import open_viewed
 
@@ -135,7 +136,7 @@ def test_means_that_do_not_fit_the_budget_are_computed_batch_by_batch_to_the_sam
     rng = np.random.default_rng(0)
     for count in (1, 32, caches[0].rows):
         rows = rng.choice(caches[0].rows, count, replace=False)
-        found = [t.targets(rows, torch.from_numpy(rows), torch.empty(0)).logits for t in (held, asked)]
+        found = [t.targets(Part(rows, (0,)), torch.from_numpy(rows), torch.empty(0)).logits for t in (held, asked)]
         for one, other, cache in zip(*found, caches, strict=True):
             assert torch.equal(one, other)
             views = [cache.decode(cache.column("logits").gather(view, rows)).double() for view in (1, 0)]

@@ -11,6 +11,7 @@ import torch
 from softcache.datasets._open import open_samples
 from softcache.models._open import open_network
 from softcache.stream.inputs import PixelSource, ResidentPixels, WorkerPixels, pixel_bytes
+from softcache.stream.parts import in_view
 from softcache.training.evaluation import evaluate_network, held_out_evaluator
 from softcache.views._viewed import ViewedDataset
 
@@ -29,7 +30,7 @@ def test_held_out_rows_take_the_memory_of_these_rows_at_most(way: str) -> None:
     tracemalloc.start()
     try:
         validate = held_out_evaluator(viewed, training, held, CPU, **OPTIONS)
-        next(iter(training.epoch([held[:4]], [0])))
+        next(iter(training.epoch(in_view([held[:4]], 0))))
         found = validate(network) if way == "workers" else None
         grown = tracemalloc.get_traced_memory()[1]
     finally:

@@ -30,6 +30,7 @@ torch.set_num_threads(1)
         ("4", [4, 4, 4, 4, 4]),
         ("8:2:linear", [8, 6.5, 5, 3.5, 2]),
         ("8:2:cosine", [8, 2 + 3 * (1 + math.sqrt(0.5)), 5, 2 + 3 * (1 - math.sqrt(0.5)), 2]),
+        ("0:1:alternate", [0, 1, 0, 1, 0]),
         ("0:1:warmup=4", [0.25, 0.5, 0.75, 1, 1]),
         ("1:3:warmup=1", [3, 3, 3, 3, 3]),
     ],
@@ -46,6 +47,7 @@ def test_schedules_of_short_and_finished_runs():
     assert Schedule.parse("8:2:linear").at(9, 5) == 2
     assert Schedule.parse("0:1:warmup=20").at(0, 1) == 0.05
     assert Schedule.parse("8:2:cosine").bounds() == (2, 8)
+    assert Schedule.parse("8:2:alternate").at(0, 1) == 8
 
 
 def test_schedules_keep_every_digit():
@@ -55,7 +57,20 @@ def test_schedules_keep_every_digit():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "nan", "inf", "8:2", "8:2:square", "8:2:linear=3", "0:1:warmup", "0:1:warmup=0", "1:2:3:4"]
+    "text",
+    [
+        "",
+        "a",
+        "nan",
+        "inf",
+        "8:2",
+        "8:2:square",
+        "8:2:linear=3",
+        "0:1:warmup",
+        "0:1:warmup=0",
+        "1:2:3:4",
+        "0:1:alternate=2",
+    ],
 )
 def test_bad_schedules_name_the_forms(text):
     with pytest.raises(UsageError, match=r"is not a number, START:END:linear, .*warmup=EPOCHS"):

@@ -80,11 +80,12 @@ def test_the_same_arithmetic_trains_and_evaluates(
     assert set(allowed) == {(False, False)}
 
 
+@pytest.mark.parametrize("targets", ["mean", "both"])
 def test_means_of_a_resumed_run_are_over_the_views_that_it_began_with(
-    cache: str, here: Path, monkeypatch: pytest.MonkeyPatch
+    targets: str, cache: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cache that has grown in between doesn't change what a run learns."""
-    train(STUDENT, cache=(cache,), epochs=2, targets="mean", out="whole")
+    train(STUDENT, cache=(cache,), epochs=2, targets=targets, out="whole")
     import softcache.training.loop as loop
 
     save, calls = loop.save_checkpoint, []
@@ -96,7 +97,7 @@ def test_means_of_a_resumed_run_are_over_the_views_that_it_began_with(
 
     monkeypatch.setattr(loop, "save_checkpoint", once)
     with pytest.raises(KeyboardInterrupt):
-        train(STUDENT, cache=(cache,), epochs=2, targets="mean", out="stopped")
+        train(STUDENT, cache=(cache,), epochs=2, targets=targets, out="stopped")
     monkeypatch.setattr(loop, "save_checkpoint", save)
     dump("teacher", views=2, size=8, out=cache)
     train(resume="stopped")

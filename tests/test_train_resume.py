@@ -29,6 +29,8 @@ ASKED: dict[str, dict[str, Any]] = {
     "stages": {"hint_epochs": 2, "hint": ("fitnet:teacher=layer1,student=layer1",), "loss": ("dkd", "mse:weight=2")},
     "ensemble": {"caches": ("a", "b"), "combine": "probs", "teacher_weight": (0.7, 0.3), "loss": ("kl", "dist")},
     "mean": {"targets": "mean"},
+    "both": {"targets": "both", "fresh_share": "0.2:0.8:linear", "caches": ("a", "b"), "accumulate": 2},
+    "turns": {"targets": "both", "fresh_share": "0:1:alternate", "val_fraction": 0.2},
     "held": {"val_fraction": 0.2, "label_fraction": 0.3},
     "mixed": {"caches": ("mixed",), "val_fraction": 0.1},
     "start": {"init_map": ("fc=fc",), "freeze": ("layer1.0.*",), "optimizer": "sgd", "lr": 0.05},

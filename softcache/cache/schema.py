@@ -30,6 +30,7 @@ ROWS, SAMPLES, VIRTUAL = "rows.h5", "samples.h5", "cache.h5"
 LOGITS = "logits"
 KEPT_SAMPLES = 64  # rows whose pixels are kept where nobody asks for more
 MAX_SAMPLES_BYTES = 4 * 2**30  # of kept pixels; they are written in pieces and mapped, never held in memory
+MAX_VIEWS = 10_000  # numbers from here on are left to views that no cache records
 MAX_CHANNELS = 4
 MAX_SIDE = 2**13  # pixels of a view's side
 MAX_SHARD_BYTES = 512 * 2**20
@@ -294,7 +295,7 @@ def _check(identity: Identity, state: State, path: Path) -> None:
         "rows": (identity.dataset.rows, 0 < identity.dataset.rows < 2**40),
         "classes": (identity.classes, 0 < identity.classes < 2**24),
         "shard_rows": (sizes, all(0 < size <= 2**30 and size & (size - 1) == 0 for size in sizes)),
-        "views": (state.views, 0 <= state.views < 10_000),
+        "views": (state.views, 0 <= state.views < MAX_VIEWS),
         "name_bytes": (state.name_bytes, 0 <= state.name_bytes < 2**16),
         "batch": (identity.teacher.numerics.batch, 0 < identity.teacher.numerics.batch < 2**31),
         "weights": (identity.teacher.weights, bool(_HEX.fullmatch(identity.teacher.weights))),

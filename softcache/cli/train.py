@@ -39,9 +39,14 @@ from softcache.cli._print import as_json, percent, rows
     option("--views", type=int, help="Recorded views to visit in turn.  [default: all]"),
     option(
         "--targets",
-        type=click.Choice(["matched", "mean"]),
+        type=click.Choice(["matched", "mean", "both"]),
         help="matched: recorded views, each with its own targets. mean: fresh views, with the mean of the targets of "
-        "the row's recorded views.  [default: matched]",
+        "the row's recorded views. both: in each batch some of either.  [default: matched]",
+    ),
+    option(
+        "--fresh-share",
+        metavar="SHARE",
+        help="With --targets both: the share of each batch in fresh views, or a schedule.  [default: 0.5]",
     ),
     option(
         "--teacher-weight",

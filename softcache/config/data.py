@@ -32,6 +32,7 @@ from softcache.models._arithmetic import Arithmetic
 from softcache.models._hooks import Taps
 from softcache.models._network import Network
 from softcache.stream.batches import TargetSource
+from softcache.stream.both import BothTargets
 from softcache.stream.mean import MeanTargets
 from softcache.stream.memory import memory_budget
 from softcache.stream.targets import CachedTargets, LiveTargets
@@ -48,8 +49,9 @@ class TrainingData:
 
     ``caches``: of logits, in the order given; ``hints``: teacher's layer → the cache that has it; ``live``: the
     network of ``--online``; ``named``, ``lent``: the caches of ``--cache`` and ``--hint-cache``; ``views``: the
-    recorded views that are visited, None for a fresh one every epoch; ``averaged``: those whose mean is the target.
-    ``close``: by a cache's folder, the rows whose pixels may differ from what its teacher saw; None where none may.
+    recorded views that are visited, None for a fresh one every epoch; ``averaged``: those whose mean is the target of a
+    fresh view; with ``views`` beside it, for a share of each batch. ``close``: by a cache's folder, the rows whose
+    pixels may differ from what its teacher saw; None where none may.
     """
 
     viewed: ViewedDataset
@@ -130,15 +132,16 @@ class TrainingData:
             return LiveTargets(arithmetic.apply(self.live), layers, device, arithmetic.amp)
         columns = {layer: self.hints[layer] for layer in layers}
         caches = self.caches if logits else []
-        if self.averaged:
-            return MeanTargets(caches, self.averaged, device)
-        assert self.views is not None
+        means = MeanTargets(caches, self.averaged, device) if self.averaged else None
+        if self.views is None:
+            return means
         per_view = CachedTargets.bytes_per_view(caches, columns)
-        room = memory_budget(device)  # of what the inputs left
+        room = memory_budget(device)  # of what the inputs and means left
         keep = max(1, min(len(self.views), room // max(per_view, 1)))
         fits = hold_all or views_per_image * per_view <= room
         hold = resident and windows is None and fits
-        return CachedTargets(caches, columns, device, hold=hold, keep_views=keep, blocks=windows)
+        recorded = CachedTargets(caches, columns, device, hold=hold, keep_views=keep, blocks=windows)
+        return recorded if means is None else BothTargets(recorded, means)
 
 
 def open_data(parsed: Parsed, view_numbers: Sequence[int] | None = None) -> TrainingData:
@@ -173,16 +176,15 @@ def open_data(parsed: Parsed, view_numbers: Sequence[int] | None = None) -> Trai
     visited = complete_views(data.caches, data.hints, options.views, view_numbers)
     check_together([leading, *data.all_caches], visited)
     if options.pixels == "close":
-        trained = visited[0] if options.targets == "matched" else None  # a mean's pixels are others by intent
+        trained = visited[0] if options.targets != "mean" else None  # a mean's pixels are others by intent
         close = {cache.folder: close_rows(cache, viewed, trained) for cache in data.all_caches}
         data = dataclasses.replace(data, close=close)
     else:
         for cache in data.all_caches:
             check_pixels(cache, viewed)
     remember_cache(leading, dataset=dataset, augment=options.augment)
-    if options.targets == "mean":
-        return dataclasses.replace(data, averaged=visited)
-    return dataclasses.replace(data, views=visited)
+    recorded, averaged = options.targets != "mean", options.targets != "matched"
+    return dataclasses.replace(data, views=visited if recorded else None, averaged=visited if averaged else ())
 
 
 def _open_without_cache(parsed: Parsed) -> TrainingData:
@@ -252,10 +254,10 @@ def _open_recorded(cache: Cache, options: TrainConfig) -> tuple[ViewedDataset, s
         data_dir=options.data_dir,
         download=options.download,
     )
-    if options.targets == "mean" and viewed.recipe.mix is not None:
+    if options.targets != "matched" and viewed.recipe.mix is not None:
         raise UsageError(
-            f"--targets mean: {viewed.recipe} mixes a row with another in each view, so its mean says nothing of the "
-            "row: use --targets matched"
+            f"--targets {options.targets}: {viewed.recipe} mixes a row with another in each view, so its mean says "
+            "nothing of the row: use --targets matched"
         )
     return viewed, dataset
 

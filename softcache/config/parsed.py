@@ -17,8 +17,8 @@ from softcache.training.objective import Objective
 class Parsed:
     """``losses``: those on logits, none where alpha is 0. ``hints``: the hint losses. ``labels_alone``: whether labels
     are all that it trains on. ``needs_teacher``: the option that needs the teacher itself, beside what a cache holds of
-    it. ``copied``: pairs of layers of student and teacher whose parameters are copied, empty for the whole network;
-    None where nothing is copied."""
+    it. ``fresh_share``: that of each batch with ``--targets both``, else None. ``copied``: pairs of layers of student
+    and teacher whose parameters are copied, empty for the whole network; None where nothing is copied."""
 
     options: TrainConfig
     losses: tuple[Term, ...]
@@ -26,6 +26,7 @@ class Parsed:
     alpha: Schedule
     beta: Schedule | None
     T: Schedule | None
+    fresh_share: Schedule | None
     labels_alone: bool
     needs_teacher: str | None
     copied: dict[str, str] | None
@@ -68,10 +69,20 @@ def parse(options: TrainConfig) -> Parsed:
         else None
     )  # fmt: skip
     parsed = Parsed(
-        options, tuple(losses), tuple(hints), alpha, beta, T, labels_alone, needs, pairs if copies else None
+        options,
+        tuple(losses),
+        tuple(hints),
+        alpha,
+        beta,
+        T,
+        _fresh_share(options),
+        labels_alone,
+        needs,
+        pairs if copies else None,
     )
     _check_shares(options, losses)
     _check_teacher(parsed)
+    _check_targets(parsed)
     _check_hints(parsed)
     return parsed
 
@@ -88,6 +99,18 @@ def _weights(options: TrainConfig) -> tuple[Schedule, Schedule | None, Schedule 
     if T is not None and T.bounds()[0] <= 0:
         raise UsageError(f"--T must be above 0, is {options.T}")
     return alpha, beta, T
+
+
+def _fresh_share(options: TrainConfig) -> Schedule | None:
+    if options.targets != "both":
+        if options.fresh_share != TrainConfig.fresh_share:
+            raise UsageError(f"--fresh-share {options.fresh_share} goes with --targets both, is {options.targets}")
+        return None
+    share = _schedule("fresh-share", options.fresh_share)
+    assert share is not None
+    if share.bounds()[0] < 0 or share.bounds()[1] > 1:
+        raise UsageError(f"--fresh-share must be from 0 to 1, is {options.fresh_share}")
+    return share
 
 
 def _schedule(name: str, value: float | str | None) -> Schedule | None:
@@ -143,11 +166,23 @@ def _check_teacher(parsed: Parsed) -> None:
         raise UsageError("--init teacher and --weights exclude each other: both say where the student starts")
     if options.labels is not None and (options.online or (parsed.labels_alone and not options.cache)):
         raise UsageError("--labels says which labels are taken where a cache has recorded others: it needs a cache")
-    if options.targets == "mean":
-        if parsed.labels_alone or options.online:
-            raise UsageError("--targets mean averages what a cache recorded: it needs a cache, and --alpha above 0")
-        if parsed.hints:
-            raise UsageError("--targets mean has other pixels than the teacher saw, so there are no hints for them")
+
+
+def _check_targets(parsed: Parsed) -> None:
+    """Those that are means over the recorded views, for pixels that the teacher never saw."""
+    options = parsed.options
+    asked = f"--targets {options.targets}"
+    if options.targets == "matched":
+        return
+    if parsed.labels_alone or options.online:
+        raise UsageError(f"{asked} averages what a cache recorded: it needs a cache, and --alpha above 0")
+    if parsed.hints:
+        raise UsageError(f"{asked} has other pixels than the teacher saw, so there are no hints for them")
+    if parsed.fresh_share is not None and options.views_per_image > 1:
+        raise UsageError(
+            f"{asked} with --views-per-image {options.views_per_image}: an image is in one view of an epoch, a fresh "
+            "or a recorded one: leave out --views-per-image"
+        )
 
 
 def _check_hints(parsed: Parsed) -> None:

@@ -1,4 +1,4 @@
-"""Numbers that may change over the epochs: ``4``, ``8:2:linear``, ``8:2:cosine``, ``0:1:warmup=20``."""
+"""Numbers that may change over the epochs: ``4``, ``8:2:linear``, ``0:1:alternate``, ``0:1:warmup=20`` and the like."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from softcache.errors import UsageError
 
-FORMS = "a number, START:END:linear, START:END:cosine or START:END:warmup=EPOCHS"
+FORMS = "a number, START:END:linear, START:END:cosine, START:END:alternate or START:END:warmup=EPOCHS"
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Schedule:
     """A number over the epochs of a training.
 
     ``constant``: always ``start``. ``linear`` and ``cosine``: ``start`` in the first epoch, ``end`` in the last.
+    ``alternate``: ``start`` in the first epoch, ``end`` in the second, and so on in turns.
     ``warmup``: ``start + (end - start) * n / warmup`` in the n-th epoch (from 1), and ``end`` from epoch ``warmup`` on,
     so that a term that warms up from 0 takes part in the first epoch.
 
@@ -34,7 +35,7 @@ class Schedule:
 
     @classmethod
     def parse(cls, text: str) -> Schedule:
-        """The schedule that a text in one of the four forms gives.
+        """The schedule that a text in one of the five forms gives.
 
         Errors: ``UsageError`` that lists the forms.
         """
@@ -45,7 +46,7 @@ class Schedule:
             if len(parts) == 3:
                 shape, equals, count = parts[2].partition("=")
                 start, end = _finite(parts[0]), _finite(parts[1])
-                if shape in ("linear", "cosine") and not equals:
+                if shape in ("linear", "cosine", "alternate") and not equals:
                     return cls(start, end, shape)
                 if shape == "warmup" and int(count) > 0:
                     return cls(start, end, shape, int(count))
@@ -57,6 +58,8 @@ class Schedule:
         """The value in ``epoch`` (the first is 0) of a training of ``epochs``."""
         if self.shape == "constant":
             return self.start
+        if self.shape == "alternate":
+            return self.end if int(epoch) % 2 else self.start
         if self.shape == "warmup":
             done = min((epoch + 1) / self.warmup, 1.0)
         else:

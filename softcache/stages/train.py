@@ -41,7 +41,7 @@ from softcache.models._weights import load_state
 from softcache.stream.batches import Stream
 from softcache.stream.inputs import PixelSource, ResidentPixels, pick_pixels
 from softcache.stream.memory import available_memory
-from softcache.stream.plan import Plan
+from softcache.stream.plan import FreshShare, Plan
 from softcache.stream.windows import pick_windows
 from softcache.training.checkpoint import CHECKPOINT
 from softcache.training.evaluation import Accuracy, evaluator, held_out_evaluator, open_test
@@ -280,6 +280,7 @@ def _stages(prepared: _Prepared) -> list[Stage]:
         windows=windows,
         per_image=options.views_per_image,
         fits=without_held(data.viewed, rows.held),
+        fresh=FreshShare(parsed.fresh_share, fitting.epochs) if parsed.fresh_share is not None else None,
     )
 
     def stream(*, logits: bool, hints: bool) -> Stream:
@@ -406,6 +407,8 @@ def _announcement(parsed: Parsed, data: TrainingData, stream: Stream) -> str:
     if options.targets == "mean":
         targets = f"mean over the views of {targets}"
     views = "fresh views" if data.views is None else f"{len(data.views)} views"
+    if parsed.fresh_share is not None:
+        views += f" and fresh ones (share {parsed.fresh_share}) with the mean over these"
     first = f"{options.hint_epochs} epochs on hints, then " if options.hint_epochs else ""
     return (
         f"train {options.student} on {data.dataset}: {stream.plan.keys:,} keys an epoch, {views}, {targets}, "

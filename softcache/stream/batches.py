@@ -13,8 +13,9 @@ import torch
 from softcache.cache.agreement.digests import CloseRows, PixelCheck
 from softcache.cache.reader import Cache
 from softcache.stream.inputs import PixelSource
+from softcache.stream.parts import Part, Parts
 from softcache.stream.plan import Plan
-from softcache.stream.targets import Targets
+from softcache.stream.targets import Targets, joined
 from softcache.views._viewed import ViewedDataset
 
 
@@ -33,12 +34,12 @@ class TargetSource(Protocol):
         """Seconds that the teacher itself has computed so far."""
         ...
 
-    def begin(self, views: Sequence[int], batches: Sequence[np.ndarray]) -> None:
-        """Prepares for an epoch on these views. ``batches``: the rows of each batch's images."""
+    def begin(self, batches: Sequence[Parts]) -> None:
+        """Prepares for an epoch of these batches."""
         ...
 
-    def targets(self, rows: np.ndarray, on_device: torch.Tensor, pixels: torch.Tensor) -> Targets:
-        """``rows`` (B,) int64, the same on the device; ``pixels`` (B, H, W, C) uint8."""
+    def targets(self, part: Part, on_device: torch.Tensor, pixels: torch.Tensor) -> Targets:
+        """Those of a part of n keys. ``on_device`` (n,) int64: their rows; ``pixels`` (n, H, W, C) uint8."""
         ...
 
 
@@ -100,27 +101,39 @@ class Stream:
         Errors: ``PixelsError`` naming the first key whose pixels are not those that the teacher saw. On a CPU it is
         raised with that batch; on a GPU at the end of the epoch, so that no step has to wait for the device.
         """
-        views, batches = self.plan.views_at(epoch), list(self.plan.batches(epoch))
+        batches = list(self.plan.batches(epoch))
         if self._teacher is not None:
-            self._teacher.begin(views, batches)
+            self._teacher.begin(batches)
         accepted = []
         if self._teacher is not None and self._close is not None:
             accepted = [self._close[cache.folder] for cache in self._teacher.compared]
         check = PixelCheck(at_once=self._at_once, accepted=accepted)
-        for rows, on_device, pixels in self._pixels.epoch(batches, views):
-            targets = self._teacher.targets(rows, on_device, pixels) if self._teacher is not None else Targets()
-            if targets.digests:
-                check.add(rows, views, pixels, targets.digests)
-            visible, mixed = self._visible.index_select(0, on_device), self._mixed(rows, views)
+        for parts, on_device, pixels in self._pixels.epoch(batches):
+            targets = self._targets(parts, on_device, pixels, check)
+            visible, mixed = self._visible.index_select(0, on_device), self._mixed(parts)
             labels = visible if mixed is None else torch.where(mixed[1] >= 0.5, visible, mixed[0])
             yield Batch(on_device, pixels, labels, visible, mixed, targets)
-        check.finish(views)
+        check.finish()
 
-    def _mixed(self, rows: np.ndarray, views: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor] | None:
-        of_views = zip(np.split(rows, len(views)), views, strict=True)
-        mixing = [mixed for part, view in of_views if (mixed := self._viewed.mixing(part, view)) is not None]
+    def _targets(self, parts: Parts, on_device: torch.Tensor, pixels: torch.Tensor, check: PixelCheck) -> Targets:
+        """Those of a batch. ``check`` gets the keys of those parts whose targets go with the pixels."""
+        if self._teacher is None:
+            return Targets()
+        found, at = [], 0
+        for part in parts:
+            keys = slice(at, at + len(part))
+            of_part = self._teacher.targets(part, on_device[keys], pixels[keys])
+            if of_part.digests:
+                check.add(part.key_rows, part.views, pixels[keys], of_part.digests)
+            found.append(of_part)
+            at = keys.stop
+        return joined(found)
+
+    def _mixed(self, parts: Parts) -> tuple[torch.Tensor, torch.Tensor] | None:
+        of_views = [(part.rows, view) for part in parts for view in part.views]
+        mixing = [mixed for rows, view in of_views if (mixed := self._viewed.mixing(rows, view)) is not None]
         if not mixing:
             return None
-        partners, weight = (np.concatenate(parts) for parts in zip(*mixing, strict=True))
+        partners, weight = (np.concatenate(found) for found in zip(*mixing, strict=True))
         at = torch.from_numpy(partners).to(self.device)
         return self._visible.index_select(0, at), torch.from_numpy(weight).to(self.device)

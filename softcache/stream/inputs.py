@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from softcache.errors import UsageError
 from softcache.stream.memory import memory_budget
+from softcache.stream.parts import Parts, key_rows
 from softcache.stream.transfer import PinnedBuffers, host_tensor
 from softcache.stream.workers import SharedViews, Shielded, follow_parent, for_workers, pick_start_method, raising
 from softcache.views._viewed import ViewedDataset
 
-Keys = Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]
+Keys = Iterator[tuple[Parts, torch.Tensor, torch.Tensor]]
 
 
 class PixelSource(Protocol):
@@ -28,9 +29,8 @@ class PixelSource(Protocol):
 
     name: str
 
-    def epoch(self, batches: list[np.ndarray], views: Sequence[int]) -> Keys:
-        """Per batch of images: rows (B,) int64, the same on the device, and pixels on the device. With several
-        ``views`` an image has as many keys in its batch: all images in the first view, then all in the second, …"""
+    def epoch(self, batches: Sequence[Parts]) -> Keys:
+        """Each batch with its keys' rows (B,) int64 on the device and their pixels on the device."""
         ...
 
 
@@ -55,24 +55,34 @@ class ResidentPixels:
         shared._viewed = ViewedDataset(self._viewed.samples, "none", size=self._viewed.size)
         return shared
 
-    def epoch(self, batches: list[np.ndarray], views: Sequence[int]) -> Keys:
+    def epoch(self, batches: Sequence[Parts]) -> Keys:
         if not batches:
             return
-        everything = np.concatenate(batches)
+        everything = np.concatenate([key_rows(parts) for parts in batches])
         # The whole epoch's order and offsets are copied to the device at once.
         order = torch.from_numpy(everything).to(self._device)
-        motions = []
-        for view in views:
-            found = self._viewed.parameters(everything, view)
-            motions.append({name: torch.from_numpy(values).to(self._place) for name, values in found.items()})
+        motion = {name: torch.from_numpy(of).to(self._place) for name, of in self._motion(everything, batches).items()}
         here = order if self.on_device else torch.from_numpy(everything)
         at = 0
-        for rows in batches:
-            part = slice(at, at + len(rows))
-            base = self._base.index_select(0, here[part])
-            made = [self._viewed.move_by(base, {k: v[part] for k, v in motion.items()}) for motion in motions]
-            yield repeated(rows, views), order[part].repeat(len(views)), self._sent(together(made))
-            at += len(rows)
+        for parts in batches:
+            keys = slice(at, at + sum(map(len, parts)))
+            base = self._base.index_select(0, here[keys])
+            made = self._viewed.move_by(base, {name: of[keys] for name, of in motion.items()})
+            yield parts, order[keys], self._sent(made)
+            at = keys.stop
+
+    def _motion(self, rows: np.ndarray, batches: Sequence[Parts]) -> dict[str, np.ndarray]:
+        """The parameters of all keys of an epoch, whose ``rows`` (K,) are given, in their order."""
+        views = {view for parts in batches for part in parts for view in part.views}
+        if len(views) == 1:
+            return dict(self._viewed.parameters(rows, views.pop()))
+        of_key = np.concatenate([part.key_views for parts in batches for part in parts])
+        motion: dict[str, np.ndarray] = {}
+        for view in sorted(views):
+            keys = np.flatnonzero(of_key == view)
+            for name, values in self._viewed.parameters(rows[keys], view).items():
+                motion.setdefault(name, np.empty(len(rows), values.dtype))[keys] = values
+        return motion
 
     def _sent(self, pixels: torch.Tensor) -> torch.Tensor:
         if self._pinned is None:
@@ -102,47 +112,36 @@ class WorkerPixels:
             worker_init_fn=follow_parent,
         )
 
-    def epoch(self, batches: list[np.ndarray], views: Sequence[int]) -> Keys:
-        self._queue.fill([(rows, tuple(views)) for rows in batches])
-        for images, pixels in zip(batches, raising(self._loader), strict=True):
-            rows = repeated(images, views)
-            yield rows, host_tensor(rows).to(self._device), pixels.to(self._device, non_blocking=True)
+    def epoch(self, batches: Sequence[Parts]) -> Keys:
+        self._queue.fill(batches)
+        for parts, pixels in zip(batches, raising(self._loader), strict=True):
+            yield parts, host_tensor(key_rows(parts)).to(self._device), pixels.to(self._device, non_blocking=True)
 
 
 class _Queue(Sampler):
-    """The keys of the coming epoch, so that one set of workers serves all epochs."""
+    """The batches of the coming epoch, so that one set of workers serves all epochs."""
 
     def __init__(self) -> None:
-        self._items: list[tuple[np.ndarray, tuple[int, ...]]] = []
+        self._batches: Sequence[Parts] = ()
 
-    def fill(self, items: list[tuple[np.ndarray, tuple[int, ...]]]) -> None:
-        self._items = items
+    def fill(self, batches: Sequence[Parts]) -> None:
+        self._batches = batches
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
-        return iter(self._items)
+    def __iter__(self) -> Iterator[Parts]:
+        return iter(self._batches)
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._batches)
 
 
 class _Batches(Dataset):
     def __init__(self, viewed: ViewedDataset | SharedViews):
         self._source = viewed
 
-    def __getitem__(self, item: tuple[np.ndarray, tuple[int, ...]]) -> torch.Tensor:
-        rows, views = item
+    def __getitem__(self, parts: Parts) -> torch.Tensor:
         viewed = self._source.viewed if isinstance(self._source, SharedViews) else self._source
-        return together(viewed.batch_views(rows, views))
-
-
-def repeated(rows: np.ndarray, views: Sequence[int]) -> np.ndarray:
-    """The rows of a batch's keys: those of its images, once for each view."""
-    return rows if len(views) == 1 else np.tile(rows, len(views))
-
-
-def together(made: list[torch.Tensor]) -> torch.Tensor:
-    """The pixels of all views of a batch's images."""
-    return made[0] if len(made) == 1 else torch.cat(made)
+        made = [pixels for part in parts for pixels in viewed.batch_views(part.rows, part.views)]
+        return made[0] if len(made) == 1 else torch.cat(made)
 
 
 def pick_pixels(

@@ -10,6 +10,7 @@ import torch
 from softcache.cache.reader import Cache, ColumnReader
 from softcache.cache.schema import LOGITS
 from softcache.stream.memory import memory_budget
+from softcache.stream.parts import Part, Parts
 from softcache.stream.targets import Targets
 
 CHUNK_BYTES = 64 * 2**20
@@ -34,13 +35,14 @@ class MeanTargets:
             self._held = [mean_logits(reader, views, device) for reader in self._readers]
         self.name = f"averaged over views, held on {device}" if self._held is not None else "averaged batch by batch"
 
-    def begin(self, views: Sequence[int], batches: Sequence[np.ndarray]) -> None:
+    def begin(self, batches: Sequence[Parts]) -> None:
         """Prepares nothing, because the means are over the same recorded views in every epoch."""
 
-    def targets(self, rows: np.ndarray, on_device: torch.Tensor, pixels: torch.Tensor) -> Targets:
-        """``rows`` (B,) int64, the same on the device; ``pixels`` are not used."""
+    def targets(self, part: Part, on_device: torch.Tensor, pixels: torch.Tensor) -> Targets:
+        """``on_device`` (B,) int64: the rows of the part's keys; ``pixels`` are not used."""
         if self._held is not None:
             return Targets([mean.index_select(0, on_device) for mean in self._held])
+        rows = part.key_rows
         return Targets([mean_of_rows(reader, self._views, rows).to(self._device) for reader in self._readers])
 
 

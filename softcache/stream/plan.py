@@ -7,10 +7,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from softcache.cache.schema import MAX_VIEWS
 from softcache.errors import UsageError
+from softcache.losses._schedule import Schedule
+from softcache.stream.parts import Part, Parts
 from softcache.stream.windows import Windows
 
 _ORDER_STREAM = 0x6F72646572  # "order": keeps this draw apart from every other that uses the same seed
+
+
+@dataclass(frozen=True)
+class FreshShare:
+    """The share of each batch's rows that come in a fresh view, 0..1, over the ``epochs`` of a training."""
+
+    share: Schedule
+    epochs: int
+
+    def count(self, epoch: int, rows: int) -> int:
+        """How many of a batch's rows are fresh: the whole number that is nearest to the share."""
+        return round(self.share.at(epoch, self.epochs) * rows)
 
 
 @dataclass(frozen=True)
@@ -22,7 +37,8 @@ class Plan:
     larger than the number of rows, they are repeated in new orders, so that a training on few labelled rows has as many
     steps as one on all. ``windows``: how rows are shuffled where their shards don't fit into memory. ``per_image``:
     views of each image in a batch. ``fits``: (rows, view) → which of the rows may be drawn in that view, (B,) bool;
-    rows that may are repeated in place of those that may not.
+    rows that may are repeated in place of those that may not. ``fresh``: which rows of a batch come in a fresh view
+    in place of a recorded one, with one view an image.
     """
 
     rows: np.ndarray
@@ -33,6 +49,7 @@ class Plan:
     windows: Windows | None = None  # None: any row may follow any other
     per_image: int = 1
     fits: Callable[[np.ndarray, int], np.ndarray] | None = None
+    fresh: FreshShare | None = None
 
     def __post_init__(self) -> None:
         if len(self.rows) == 0:
@@ -41,6 +58,10 @@ class Plan:
             raise UsageError(
                 f"--views-per-image {self.per_image} must be at least 1 and divide the batch of {self.batch_size}"
             )
+        if self.fresh is not None:
+            assert self.views is not None, "fresh views come beside recorded ones"
+            assert self.per_image == 1, "a row is either fresh or recorded"
+            assert self.fits is None, "recipes that mix rows have no means"
 
     @property
     def images(self) -> int:
@@ -59,18 +80,35 @@ class Plan:
     def view(self, epoch: int) -> int:
         if self.views is None:
             return epoch
-        return epoch % self.views if isinstance(self.views, int) else self.views[epoch % len(self.views)]
+        turn = epoch if self.fresh is None else self._recorded_before(epoch)
+        return turn % self.views if isinstance(self.views, int) else self.views[turn % len(self.views)]
+
+    def _recorded_before(self, epoch: int) -> int:
+        """How many earlier epochs have rows in recorded views. Views take turns by this number and not by that of the
+        epoch, so that all of them are visited where every other epoch is fresh."""
+        assert self.fresh is not None
+        sizes = {last - first for first, last in self._bounds()}
+        return sum(any(self.fresh.count(earlier, size) < size for size in sizes) for earlier in range(epoch))
 
     def views_at(self, epoch: int) -> tuple[int, ...]:
-        """The views that each batch of an epoch holds of its images."""
+        """The views that each batch of an epoch holds of its images, but for those rows that ``fresh`` takes."""
         first = epoch // self.per_image * self.per_image
         return tuple(self.view(first + k) for k in range(self.per_image))
 
-    def batches(self, epoch: int) -> Iterator[np.ndarray]:
-        """Rows of each batch's images, int64: (B,), or (B / per_image,)."""
-        order = self.order(epoch)
+    def batches(self, epoch: int) -> Iterator[Parts]:
+        """The keys of each batch: in one part, or with ``fresh`` in two, of which one without rows is left out.
+
+        Fresh views that come beside recorded ones have numbers that no cache ever records, however it grows.
+        """
+        order, views = self.order(epoch), self.views_at(epoch)
         for first, last in self._bounds():
-            yield order[first:last]
+            rows = order[first:last]
+            if self.fresh is None:
+                yield (Part(rows, views, fresh=self.views is None),)
+                continue
+            count = self.fresh.count(epoch, len(rows))
+            split = Part(rows[:count], (MAX_VIEWS + epoch,), fresh=True), Part(rows[count:], views)
+            yield tuple(part for part in split if len(part))
 
     def order(self, epoch: int) -> np.ndarray:
         """(images,) int64: every row once, shuffled anew in each epoch (and again where rows repeat)."""

@@ -1,7 +1,7 @@
 """Targets of a batch of keys: read from caches, held on the device, or computed by a live teacher.
 
-Each source has ``begin(views, batches)``, which is called before an epoch, and ``targets(rows, on_device, pixels)``,
-which is called for each batch (``batches.TargetSource``).
+Each source has ``begin(batches)``, which is called before an epoch, and ``targets(part, on_device, pixels)``, which is
+called for each part of a batch (``batches.TargetSource``).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from softcache.cache.schema import LOGITS, hint_column
 from softcache.device import autocast
 from softcache.models._hooks import Taps
 from softcache.models._network import Network
+from softcache.stream.parts import Part, Parts
 from softcache.stream.transfer import PinnedBuffers, host_tensor, unsigned
 from softcache.stream.windows import Windows
 
@@ -31,6 +32,14 @@ class Targets:
     logits: list[torch.Tensor] = field(default_factory=list)
     hints: dict[str, torch.Tensor] = field(default_factory=dict)
     digests: list[torch.Tensor] = field(default_factory=list)
+
+
+def joined(parts: Sequence[Targets]) -> Targets:
+    """The targets of a batch whose parts have these; of several parts the logits alone, because only some of them have
+    digests and hints."""
+    if len(parts) == 1:
+        return parts[0]
+    return Targets([torch.cat(logits) for logits in zip(*(part.logits for part in parts), strict=True)])
 
 
 class CachedTargets:
@@ -75,9 +84,10 @@ class CachedTargets:
         columns = [(cache, LOGITS) for cache in caches] + [(c, hint_column(layer)) for layer, c in hints.items()]
         return sum(cache.row_bytes(column) * cache.rows for cache, column in columns)
 
-    def begin(self, views: Sequence[int], batches: Sequence[np.ndarray]) -> None:
-        """Prepares the arrays of an epoch's views and drops those of others where memory is short. ``batches``: the
-        rows of each batch's images, in the order in which blocks are read ahead."""
+    def begin(self, batches: Sequence[Parts]) -> None:
+        """Prepares the arrays of an epoch's views and drops those of others where memory is short. ``batches``: those
+        that targets will be asked for, in this order, in which blocks are read ahead."""
+        views = list(dict.fromkeys(view for parts in batches for part in parts for view in part.views))
         before = set(self._views)
         for view in before - set(views):
             for reader in self._readers():
@@ -88,8 +98,9 @@ class CachedTargets:
                 self._keep_view(view, also=views)
         elif self._windows is not None:
             self._reading = {}  # frees the last epoch's blocks before new ones are read
-            order, rows, window = np.concatenate(batches), self._windows.block_rows, self._windows.window
-            for view in dict.fromkeys(views):
+            rows, window = self._windows.block_rows, self._windows.window
+            for view in views:
+                order = np.concatenate([part.rows for parts in batches for part in parts if view in part.views])
                 self._reading[view] = [BlockReader(r.cache, r.name, view, order, rows, window) for r in self._readers()]
         else:
             for view in set(views) - before:
@@ -110,10 +121,12 @@ class CachedTargets:
         for reader in self._readers():
             reader.release(view)
 
-    def targets(self, rows: np.ndarray, on_device: torch.Tensor, pixels: torch.Tensor) -> Targets:
-        """``rows`` (B,) int64, the same on the device: the first B / V keys are in the first of V views, and so on.
-        ``pixels`` are not used."""
-        found = self._select(on_device) if self._hold else [self._gather(k, rows) for k in range(len(self._readers()))]
+    def targets(self, part: Part, on_device: torch.Tensor, pixels: torch.Tensor) -> Targets:
+        """``on_device`` (B,) int64: the rows of the part's keys; ``pixels`` are not used."""
+        if self._hold:
+            found = self._select(part.views, on_device)
+        else:
+            found = [self._gather(number, part) for number in range(len(self._readers()))]
         targets = Targets()
         for cache, arrays in zip(self._caches, found, strict=False):
             targets.digests.append(unsigned(arrays["digest"]))
@@ -126,32 +139,29 @@ class CachedTargets:
     def _readers(self) -> list[ColumnReader]:
         return [*self._logits, *self._hints.values()]
 
-    def _select(self, on_device: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-        """A batch of each column, from what lies on the device."""
-        parts = on_device.chunk(len(self._views)) if len(self._views) > 1 else (on_device,)
+    def _select(self, views: Sequence[int], on_device: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        """A part of each column, from what lies on the device."""
+        rows = on_device.chunk(len(views)) if len(views) > 1 else (on_device,)
         found: list[dict[str, torch.Tensor]] = []
         for number in range(len(self._readers())):
-            held = [self._held[view][number] for view in self._views]
-            selected = {
-                name: [h[name].index_select(0, p) for h, p in zip(held, parts, strict=True)] for name in held[0]
-            }
+            held = [self._held[view][number] for view in views]
+            selected = {name: [h[name].index_select(0, r) for h, r in zip(held, rows, strict=True)] for name in held[0]}
             found.append({name: s[0] if len(s) == 1 else torch.cat(s) for name, s in selected.items()})
         return found
 
-    def _gather(self, number: int, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """A batch of one column, on the device. For a GPU rows are gathered into pinned memory; on a CPU each batch has
+    def _gather(self, number: int, part: Part) -> dict[str, torch.Tensor]:
+        """A part of one column, on the device. For a GPU rows are gathered into pinned memory; on a CPU each part has
         its own memory, because reusing it was measured to be no faster."""
         reader = self._readers()[number]
         pinned = self._pinned_buffers[number] if self._pinned_buffers else None
-        arrays = pinned.arrays(reader.cache.arrays(reader.name, len(rows))) if pinned else reader.empty(len(rows))
-        images = len(rows) // len(self._views)
-        for at, view in enumerate(self._views):
-            part = slice(at * images, (at + 1) * images)
-            out = {name: array[part] for name, array in arrays.items()}
+        arrays = pinned.arrays(reader.cache.arrays(reader.name, len(part))) if pinned else reader.empty(len(part))
+        images = len(part.rows)
+        for at, view in enumerate(part.views):
+            out = {name: array[at * images : (at + 1) * images] for name, array in arrays.items()}
             if self._reading:
-                self._reading[view][number].gather(rows[part], out)
+                self._reading[view][number].gather(part.rows, out)
             else:
-                reader.gather(view, rows[part], out)
+                reader.gather(view, part.rows, out)
         return pinned.send(arrays) if pinned else self._ready(arrays)
 
     def _ready(self, arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -181,10 +191,10 @@ class LiveTargets:
         self._events.clear()
         return self._seconds
 
-    def begin(self, views: Sequence[int], batches: Sequence[np.ndarray]) -> None:
+    def begin(self, batches: Sequence[Parts]) -> None:
         """Prepares nothing: the teacher answers for any pixels."""
 
-    def targets(self, rows: np.ndarray, on_device: torch.Tensor, pixels: torch.Tensor) -> Targets:
+    def targets(self, part: Part, on_device: torch.Tensor, pixels: torch.Tensor) -> Targets:
         """Runs the teacher on ``pixels`` (B, H, W, C) uint8."""
         with self._timed(), ExitStack() as stack:
             stack.enter_context(torch.inference_mode())

@@ -14,6 +14,7 @@ from softcache.device import autocast
 from softcache.errors import SoftcacheError
 from softcache.models._network import Network
 from softcache.stream.inputs import PixelSource, ResidentPixels, pick_pixels
+from softcache.stream.parts import in_view
 from softcache.views._open import open_viewed
 from softcache.views._viewed import ViewedDataset
 
@@ -45,9 +46,9 @@ def predict(
     network.eval()
     batches = [rows[k : k + batch] for k in range(0, len(rows), batch)]
     try:
-        for done, _, images in pixels.epoch(batches, [0]):
+        for (part,), _, images in pixels.epoch(in_view(batches, 0)):
             with autocast(device, amp):
-                yield done, network(images).float()
+                yield part.rows, network(images).float()
     finally:
         network.train(was_training)
 

@@ -41,13 +41,14 @@ class PixelCheck:
         self._at_once = at_once
         self._accepted = accepted
         self._rows: list[np.ndarray] = []
+        self._views: list[tuple[int, ...]] = []
         self._sums: list[torch.Tensor] = []
         self._expected: list[Sequence[torch.Tensor]] = []
 
     def add(
         self, rows: np.ndarray, views: tuple[int, ...], pixels: torch.Tensor, expected: Sequence[torch.Tensor]
     ) -> None:
-        """A batch: rows (B,), equal parts of them in each of the views in their order; pixels (B, H, W, C) uint8;
+        """Keys: rows (B,), equal parts of them in each of the views in their order; pixels (B, H, W, C) uint8;
         ``expected``: digests (B,) int64, one tensor a cache.
 
         Errors: ``PixelsError`` naming the first key that differs.
@@ -55,18 +56,19 @@ class PixelCheck:
         if self._at_once:
             ours = digest(pixels)
             for number, theirs in enumerate(expected):
-                self._refuse(number, ours != theirs, [rows], views, "batch")
+                self._refuse(number, ours != theirs, [rows], [views], "batch")
             return
         self._rows.append(rows)
+        self._views.append(views)
         self._sums.append(digest_sums(pixels))
         self._expected.append(expected)
         if len(self._rows) == HELD_BATCHES:
-            self.finish(views)
+            self.finish()
 
-    def finish(self, views: tuple[int, ...]) -> None:
+    def finish(self) -> None:
         """Looks at what was put off. Errors: as ``add``."""
-        rows, sums, expected = self._rows, self._sums, self._expected
-        self._rows, self._sums, self._expected = [], [], []
+        rows, views, sums, expected = self._rows, self._views, self._sums, self._expected
+        self._rows, self._views, self._sums, self._expected = [], [], [], []
         if not rows:
             return
         ours = digest_of_sums(torch.cat(sums))
@@ -74,23 +76,25 @@ class PixelCheck:
             self._refuse(number, ours != torch.cat(theirs), rows, views, "epoch")
 
     def _refuse(
-        self, number: int, differs: torch.Tensor, batches: list[np.ndarray], views: tuple[int, ...], of: str
+        self, number: int, differs: torch.Tensor, batches: list[np.ndarray], views: list[tuple[int, ...]], of: str
     ) -> None:
-        """``differs`` (B,) bool: the keys of these batches whose digests are not those of the ``number``-th cache."""
+        """``differs`` (B,) bool: the keys of these batches whose digests are not those of the ``number``-th cache.
+        ``views``: those of each batch."""
         if not bool(differs.any()):
             return
         rows = np.concatenate(batches)
         # A batch has equal parts in each of its views, in their order.
-        in_views = np.concatenate([np.repeat(views, len(batch) // len(views)) for batch in batches])
+        in_views = [np.repeat(own, len(batch) // len(own)) for batch, own in zip(batches, views, strict=True)]
+        view_of = np.concatenate(in_views)
         wrong = differs.cpu().numpy()
         shown = ""
         if self._accepted:
-            close = wrong & self._accepted[number].accepts(rows, in_views)
+            close = wrong & self._accepted[number].accepts(rows, view_of)
             wrong = wrong & ~close
             shown = f", {int(close.sum())} more are close"
         if wrong.any():
             at = int(np.flatnonzero(wrong)[0])
             raise PixelsError(
-                f"row {int(rows[at])} in view {int(in_views[at])} has other pixels than the teacher saw "
+                f"row {int(rows[at])} in view {int(view_of[at])} has other pixels than the teacher saw "
                 f"({int(wrong.sum())} of {len(wrong)} keys of this {of} differ{shown})"
             )
