@@ -72,7 +72,7 @@ def _below_label_kl(student: torch.Tensor, teacher: torch.Tensor, T: float, labe
     """(B,): KL over the classes whose teacher logit is below the label's, 0 where there is none."""
     mask = teacher >= at_label(teacher, labels).unsqueeze(1)
     none_left = mask.all(1)
-    # A softmax over no class is nan, and so is its gradient, even where its value is replaced: such a row keeps all.
+    # A softmax over no class is nan: such a row keeps all, so that no nan arises, not even within the backward pass.
     mask = mask & ~none_left.unsqueeze(1)
     log_s, log_t = log_others(student / T, mask), log_others(teacher / T, mask)
     kl = (log_t.exp() * (log_t - log_s)).masked_fill(mask, 0.0).sum(1)
