@@ -41,13 +41,13 @@ FITNET = "fitnet:teacher=layer2,student=layer2"
 
 
 def settings(epochs: int) -> dict[str, list[str]]:
-    """Name → options of ``softcache train``. Weights are the losses' own, but for dkd's warm-up over 20 epochs."""
+    """Name → options of ``softcache train``. Weights are the losses' own."""
     kl = ["--alpha", "0.9", "--T", "4"]
     hint = min(HINT_EPOCHS, epochs - 1)
     return {
         "labels alone": ["--alpha", "0", "--epochs", str(epochs)],
         "kl": [*kl, "--epochs", str(epochs)],
-        "dkd": ["--loss", "dkd:weight=1", "--alpha", "1", "--beta", "1", "--epochs", str(epochs)],
+        "dkd": ["--loss", "dkd", "--alpha", "1", "--beta", "1", "--epochs", str(epochs)],
         "dist": ["--loss", "dist", "--alpha", "1", "--beta", "1", "--epochs", str(epochs)],
         "fitnet, two stages": [*kl, "--hint", FITNET, "--hint-epochs", str(hint), "--epochs", str(epochs - hint)],
         "kl + dist + rkd": [

@@ -112,11 +112,42 @@ def reference_nkd(s, t, T, y, gamma=1.5):
     return np.mean(total)
 
 
-def reference_dist(s, t, T, y=None, beta=1.0, gamma=1.0):
+def reference_dist(s, t, T, y=None, beta=1.0, gamma=1.0, eps=1e-8):
+    def similarity(a, b):
+        a, b = a - a.mean(), b - b.mean()
+        return (a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b) + eps)
+
     p_s, p_t = softmax(s / T), softmax(t / T)
-    rows = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p_s, p_t, strict=True)])
-    columns = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p_s.T, p_t.T, strict=True)])
+    rows = np.mean([similarity(a, b) for a, b in zip(p_s, p_t, strict=True)])
+    columns = np.mean([similarity(a, b) for a, b in zip(p_s.T, p_t.T, strict=True)])
     return T**2 * (beta * (1 - rows) + gamma * (1 - columns))
+
+
+def reference_ttm(s, t, T, y=None, gamma=0.1):
+    power = softmax(t) ** gamma
+    r = power / power.sum(1, keepdims=True)
+    return (r * np.log(r / softmax(s))).sum(1).mean()
+
+
+def reference_wttm(s, t, T, y=None, gamma=0.2):
+    power = softmax(t) ** gamma
+    r = power / power.sum(1, keepdims=True)
+    return (power.sum(1) * (r * np.log(r / softmax(s))).sum(1)).mean()
+
+
+def reference_rld(s, t, T, y, alpha=1.0, beta=8.0, alpha_T=None):
+    pair_T, total = alpha_T or T, []
+    for z_s, z_t, label in zip(s, t, y, strict=True):
+        if label < 0:
+            continue
+        p_s, p_t = softmax(z_s[None] / pair_T)[0, label], softmax(z_t[None] / pair_T).max()
+        b_s, b_t = np.array([p_s, 1 - p_s]), np.array([p_t, 1 - p_t])
+        total.append(alpha * pair_T**2 * (b_t * np.log(b_t / b_s)).sum())
+        below = z_t < z_t[label]
+        if below.any():
+            m_s, m_t = (softmax(z[None, below] / T)[0] for z in (z_s, z_t))
+            total[-1] += beta * T**2 * (m_t * np.log(m_t / m_s)).sum()
+    return np.mean(total)
 
 
 def wsld_weights(s, t, y):
@@ -137,6 +168,9 @@ REFERENCES = {
     "nkd": (reference_nkd, {"gamma": 0.8}),
     "dist": (reference_dist, {"beta": 2.0, "gamma": 0.5}),
     "wsld": (reference_wsld, {}),
+    "ttm": (reference_ttm, {"gamma": 0.4}),
+    "wttm": (reference_wttm, {"gamma": 0.3}),
+    "rld": (reference_rld, {"alpha": 0.7, "beta": 2.0, "alpha_T": 1.5}),
 }
 
 
@@ -207,12 +241,38 @@ def test_dkd_keeps_its_digits_where_the_teacher_is_sure():
     assert value == pytest.approx(sure, rel=1e-5)
 
 
+def test_dist_without_eps_is_the_correlation_of_pearson():
+    s, t = pair(12, 7, 6)
+    p_s, p_t = softmax(s / 4.0), softmax(t / 4.0)
+    rows, columns = (
+        np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(one, other, strict=True)])
+        for one, other in ((p_s, p_t), (p_s.T, p_t.T))
+    )
+    got, _ = value_and_grad("dist", s, t, 4.0, beta=2.0, gamma=0.5, eps=0.0)
+    assert got == pytest.approx(16 * (2 * (1 - rows) + 0.5 * (1 - columns)), rel=1e-9)
+    same, grad = value_and_grad("dist", s, s, 4.0, eps=0.0)
+    assert same == pytest.approx(0, abs=1e-12)
+    np.testing.assert_allclose(grad, 0, atol=1e-12)
+
+
+def test_dist_has_the_eps_of_the_paper():
+    """Confident sides at T 1: the product of a class's norms is below 1e-8 unless a sample of the batch has its label.
+    Such classes add 1, not 1 - ρ, to their mean."""
+    s, t = pair(13, 8, 100, scale=1.0)
+    y = np.arange(8)
+    s[y, y] += 22
+    t[y, y] += 28
+    got, grad = value_and_grad("dist", s, t, 1.0)
+    assert got == pytest.approx(reference_dist(s, t, 1.0, eps=1e-8), rel=1e-9)
+    assert np.abs(grad).max() < 0.01 * np.abs(value_and_grad("dist", s, t, 1.0, eps=0.0)[1]).max()
+
+
 def test_dist_sees_no_affine_change_of_probabilities():
     """ρ ignores p → a p + b with a > 0, made here by mixing with the uniform distribution."""
     s, t = pair(5, 6, 9, scale=1.0)
     mixed = np.log(0.3 * softmax(s) + 0.7 / 9)
-    plain, _ = value_and_grad("dist", s, t, 1.0)
-    assert value_and_grad("dist", mixed, t, 1.0)[0] == pytest.approx(plain, rel=1e-10)
+    plain, _ = value_and_grad("dist", s, t, 1.0, eps=0.0)
+    assert value_and_grad("dist", mixed, t, 1.0, eps=0.0)[0] == pytest.approx(plain, rel=1e-10)
 
 
 def test_dist_leaves_out_what_is_constant():
@@ -226,8 +286,8 @@ def test_dist_leaves_out_what_is_constant():
 def test_dist_of_rare_classes_is_still_a_correlation():
     s, t = pair(7, 8, 3, scale=1.0)
     s, t = (np.concatenate([z, z[:, :1] - 60], axis=1) for z in (s, t))  # p about 1e-26
-    got = value_and_grad("dist", s, t, 1.0, dtype=torch.float32)
-    assert got[0] == pytest.approx(reference_dist(s, t, 1.0), rel=1e-4)
+    got = value_and_grad("dist", s, t, 1.0, dtype=torch.float32, eps=0.0)
+    assert got[0] == pytest.approx(reference_dist(s, t, 1.0, eps=0.0), rel=1e-4)
     assert np.isfinite(got[1]).all()
 
 

@@ -33,6 +33,10 @@ torch.set_num_threads(1)
         ("0:1:alternate", [0, 1, 0, 1, 0]),
         ("0:1:warmup=4", [0.25, 0.5, 0.75, 1, 1]),
         ("1:3:warmup=1", [3, 3, 3, 3, 3]),
+        ("0:1:warmup=2/5", [0.5, 1, 1, 1, 1]),
+        ("0:1:warmup=1/2", [0.4, 0.8, 1, 1, 1]),
+        ("2:7:warmup=1/1", [3, 4, 5, 6, 7]),
+        ("0:1:warmup=1/12", [1, 1, 1, 1, 1]),
     ],
 )
 def test_schedules_over_five_epochs(text, values):
@@ -48,6 +52,14 @@ def test_schedules_of_short_and_finished_runs():
     assert Schedule.parse("0:1:warmup=20").at(0, 1) == 0.05
     assert Schedule.parse("8:2:cosine").bounds() == (2, 8)
     assert Schedule.parse("8:2:alternate").at(0, 1) == 8
+
+
+def test_a_twelfth_of_the_paper_s_epochs_are_its_twenty():
+    share, epochs = Schedule.parse("0:1:warmup=1/12"), Schedule.parse("0:1:warmup=20")
+    assert [share.at(epoch, 240) for epoch in range(240)] == [epochs.at(epoch, 240) for epoch in range(240)]
+    for count in range(1, 60):
+        assert share.at(count - 1, count) == 1  # however short
+        assert share.at(0, count) == pytest.approx(min(1, 12 / count))
 
 
 def test_schedules_keep_every_digit():
@@ -70,6 +82,10 @@ def test_schedules_keep_every_digit():
         "0:1:warmup=0",
         "1:2:3:4",
         "0:1:alternate=2",
+    ]
+    + [
+        f"0:1:warmup={share}"
+        for share in ("0.1", "0/12", "-1/12", "-1/-12", "13/12", "1/0", "1/", "/2", "1/2/3", "a/b")
     ],
 )
 def test_bad_schedules_name_the_forms(text):
@@ -88,6 +104,8 @@ def test_bad_schedules_name_the_forms(text):
         "kl:weight=0:1:warmup=20",
         "dkd:alpha=1,beta=2,weight=1,T=8:2:linear",
         "nkd:gamma=0.5,T=1",
+        "rld:alpha_T=1,weight=0:1:warmup=1/12,T=4",
+        "ttm:gamma=0.3,weight=0:45:warmup=3",
         "mse:standardize=true",
     ],
 )
@@ -119,7 +137,9 @@ def test_whose_weight_holds():
     assert parse_term("kl:weight=0.5").weight_schedule() == Schedule.constant(0.5)
     assert parse_term("kl:standardize=true").weight_schedule() == Schedule.constant(9)
     assert parse_term("dist:standardize=true").weight_schedule() == Schedule.constant(2)
-    assert parse_term("dkd").weight_schedule() == Schedule.parse("0:1:warmup=20")
+    assert parse_term("dkd").weight_schedule() == Schedule.parse("0:1:warmup=1/12")
+    assert parse_term("rld").weight_schedule() == Schedule.parse("0:1:warmup=1/12")
+    assert parse_term("ttm").weight_schedule() == Schedule.constant(45)
 
 
 def test_a_term_standardizes_both_sides():
@@ -144,6 +164,13 @@ def test_a_term_standardizes_both_sides():
         ("kl:standardize=maybe", "standardize='maybe' is not true or false"),
         ("hard:standardize=true", "standardized logits give the same loss 'hard': leave out standardize"),
         ("mse:T=2", "loss 'mse' has no temperature: leave out T"),
+        ("ttm:T=2", "loss 'ttm' has no temperature: leave out T"),
+        ("ttm:gamma=0", "loss 'ttm': gamma=0 is a power and must be above 0"),
+        ("ttm:gamma=nan", "loss 'ttm': gamma=nan is a power and must be above 0"),
+        ("wttm:gamma=-1", "loss 'wttm': gamma=-1 is a power and must be above 0"),
+        ("wttm:gamma=inf", "loss 'wttm': gamma=inf is a power and must be above 0"),
+        ("rld:alpha_T=0", "loss 'rld': alpha_T=0 is a temperature and must be above 0"),
+        ("rld:alpha_T=inf", "loss 'rld': alpha_T=inf is a temperature and must be above 0"),
         ("kl:weight", "'weight' is not option=value"),
     ],
 )
@@ -190,8 +217,9 @@ def test_averaged_probabilities_stay_finite():
 
 def test_which_losses_take_averaged_probabilities():
     takers = {name for name in registry.names("losses") if parse_term(name).through_softmax}
-    assert {"kl", "ce", "hard", "dkd", "dist"} <= takers
+    assert {"kl", "ce", "hard", "dkd", "dist", "ttm", "wttm", "rld"} <= takers
     assert not takers & {"mse", "nkd", "wsld"}
+    assert not parse_term("rld:alpha_T=1").through_softmax
     assert not parse_term("kl:standardize=true").through_softmax
 
 
@@ -274,7 +302,7 @@ def test_table_of_losses():
     assert len(rows) == len(registry.names("losses")) + len(registry.names("losses.hints"))
     dkd = rows["loss", "dkd"]
     assert (dkd.options, dkd.needs, dkd.weight, dkd.T) == (
-        ("alpha=1", "beta=8"), "logits, labels", "0:1:warmup=20", "4",
+        ("alpha=1", "beta=8"), "logits, labels", "0:1:warmup=1/12", "4",
     )  # fmt: skip
     assert rows["loss", "mse"].T == ""
     assert rows["hint", "crd"].options[0] == "negatives=16384"

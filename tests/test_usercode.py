@@ -358,3 +358,41 @@ def test_help_and_the_table_of_losses_import_no_code_of_ones_own(here):
     done = subprocess.run([sys.executable, "-m", "softcache", "losses"], capture_output=True, env=os.environ)
     assert done.returncode == 0
     assert not (here / "was-run").exists()
+
+
+def test_losses_of_ones_own_are_described(inside, capsys):
+    assert command("losses", "own.py:Mine") == 0
+    page = capsys.readouterr().out
+    assert "formula         factor T² KL\n" in page
+    assert "options         factor=1\n" in page
+    assert "default T       4\n" in page
+    assert "command         softcache train --loss own.py:Mine\n" in page
+    assert page.endswith("\nkl, written anew, with a factor.\n")
+    assert command("losses", "own.py:Attention", "--json") == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["kind"], row["needs"], row["weight"]) == ("hint", "maps", "1000")
+    assert row["command"] == "softcache train --hint own.py:Attention:teacher=LAYER,student=LAYER"
+
+
+def test_a_loss_of_ones_own_without_a_text_is_described(here, capsys):
+    (here / "bare.py").write_text(LOSS.format(body="return student.sum()"))
+    assert command("losses", "bare.py:L") == 0
+    assert capsys.readouterr().out == (
+        "options         none beside those of every loss\nneeds           logits\ndefault weight  1\n"
+        "command         softcache train --loss bare.py:L\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("own.py", "names a file and no class in it"),
+        ("gone.py:L", "no file at"),
+        ("own.py:Mine:factor=2", "'own.py:Mine:factor=2' has options: leave them out"),
+        ("own.py:Halves", "lacks formula"),
+        ("own.py:nn", "is no dataclass"),
+    ],
+)
+def test_what_is_no_loss_is_not_described(inside, capsys, name, says):
+    assert command("losses", name) == 2
+    assert says in capsys.readouterr().err

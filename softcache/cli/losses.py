@@ -15,6 +15,8 @@ from softcache.cli._print import as_json, rows, table
 def command(name: str | None, json_: bool) -> None:
     """List the losses of --loss and --hint, or describe the one called NAME.
 
+    NAME may be a class of your own, as --loss and --hint take it: my.py:Focal.
+
     The list has each loss's formula, its options with their defaults, what it needs, and its source. The description
     of one loss adds the command that trains with the weights of its paper.
     """
@@ -38,13 +40,14 @@ def command(name: str | None, json_: bool) -> None:
         return
     rows(
         [
-            ("formula", row.formula),
+            *([("formula", row.formula)] if row.formula else []),
             ("options", ", ".join(row.options) or "none beside those of every loss"),
             ("needs", row.needs),
             ("default weight", row.weight),
             *([("default T", row.T)] if row.T else []),
-            ("source", row.source),
+            *([("source", row.source)] if row.source else []),
             ("command", row.command),
         ]
     )
-    click.echo(f"\n{row.description}")
+    if row.description:
+        click.echo(f"\n{row.description}")

@@ -16,7 +16,8 @@ from softcache.losses.hints._hint_loss import HintLoss, hint_loss_type
 class LossRow:
     """One loss. ``kind`` is the option that takes it, "loss" or "hint"; ``T`` is "" where it has none.
 
-    ``command`` trains with the weights of the paper; ``description`` is the text that its class is documented with.
+    ``command`` trains with the weights of the paper; ``description`` is the text that its class is documented with. A
+    class of a user's own may leave formula, source and description empty.
     """
 
     kind: str
@@ -41,13 +42,15 @@ def describe_losses() -> list[LossRow]:
 
 
 def describe_loss(name: str) -> LossRow:
-    """The row of one loss of either kind.
+    """The row of one loss of either kind; ``name`` may be code of a user's own, such as ``my.py:Focal``.
 
-    Errors: ``UsageError`` with the nearest names where there is none.
+    Errors: ``UsageError`` with the nearest names where there is none, and for a class that doesn't keep its contract.
 
     >>> describe_loss("dkd").command
     'softcache train --loss dkd --alpha 1 --beta 1'
     """
+    if registry.is_code(name) or name.endswith(".py"):
+        return _describe_own(name)
     if name in registry.names("losses"):
         loss = loss_type(name)
         return _row("loss", name, loss, loss.default_T)
@@ -55,6 +58,16 @@ def describe_loss(name: str) -> LossRow:
         return _row("hint", name, hint_loss_type(name), None)
     known = (*registry.names("losses"), *registry.names("losses.hints"))
     raise UsageError(f"no loss or hint loss is called {name!r}{nearest(name, known)}")
+
+
+def _describe_own(spec: str) -> LossRow:
+    name, options = registry.split_component(spec)
+    if options:
+        raise UsageError(f"{spec!r} has options: leave them out, a loss is described with its defaults")
+    if hasattr(registry.component("losses", name), "build"):  # what the contract of hint losses asks for
+        return _row("hint", spec, hint_loss_type(name), None)
+    loss = loss_type(name)
+    return _row("loss", spec, loss, loss.default_T)
 
 
 def _row(kind: str, name: str, cls: type[Loss] | type[HintLoss], temperature: float | None) -> LossRow:
@@ -67,9 +80,18 @@ def _row(kind: str, name: str, cls: type[Loss] | type[HintLoss], temperature: fl
         weight=cls.default_weight,
         T="" if temperature is None else f"{temperature:g}",
         source=cls.source,
-        command=f"softcache train {cls.example}",
-        description=inspect.cleandoc(cls.__doc__ or "").partition("\n>>> ")[0].strip(),
+        command=f"softcache train {cls.example or _plain(kind, name)}",
+        description=_documented(cls),
     )
+
+
+def _plain(kind: str, name: str) -> str:
+    return f"--{kind} {name}" + (":teacher=LAYER,student=LAYER" if kind == "hint" else "")
+
+
+def _documented(cls: type) -> str:
+    text = inspect.cleandoc(cls.__doc__ or "").partition("\n>>> ")[0].strip()
+    return "" if text.startswith(f"{cls.__name__}(") else text  # the signature that a dataclass without a text gets
 
 
 def _needs(kind: str, needs: frozenset[str]) -> str:
@@ -82,6 +104,8 @@ def _default(field: dataclasses.Field[object]) -> str:
     value = field.default
     if value is dataclasses.MISSING:
         return "(required)"
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -27,7 +27,7 @@ class Loss(Protocol):
     default_T: None for a loss without a temperature.
     standardizes: whether ``standardize=true`` makes a difference.
     through_softmax: whether the teacher's logits are used only as ``softmax(z / T)``, so that logits of averaged
-        probabilities can take their place.
+        probabilities can take their place. A property in a loss where its options decide (``rld``).
     least_classes: the smallest number of classes for which the loss says anything. The softmax over one class is 1,
         whatever the logit is.
     zero_for_perfect: whether the loss is 0 where student and teacher are equal.

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from softcache.errors import UsageError
 
-FORMS = "a number, START:END:linear, START:END:cosine, START:END:alternate or START:END:warmup=EPOCHS"
+FORMS = (
+    "a number, START:END:linear, START:END:cosine, START:END:alternate or START:END:warmup=EPOCHS (20, or 1/12 of all)"
+)
 
 
 @dataclass(frozen=True)
@@ -17,17 +19,22 @@ class Schedule:
     ``constant``: always ``start``. ``linear`` and ``cosine``: ``start`` in the first epoch, ``end`` in the last.
     ``alternate``: ``start`` in the first epoch, ``end`` in the second, and so on in turns.
     ``warmup``: ``start + (end - start) * n / warmup`` in the n-th epoch (from 1), and ``end`` from epoch ``warmup`` on,
-    so that a term that warms up from 0 takes part in the first epoch.
+    so that a term that warms up from 0 takes part in the first epoch. With ``parts``, ``warmup / parts`` is the share
+    of the training's epochs that the warm-up takes: however short the training is, it reaches ``end``.
 
     >>> schedule = Schedule.parse("0:1:warmup=4")
     >>> [schedule.at(epoch, epochs=6) for epoch in range(6)]
     [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    >>> schedule = Schedule.parse("0:1:warmup=1/3")
+    >>> [schedule.at(epoch, epochs=6) for epoch in range(6)]
+    [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
 
     start: float
     end: float
     shape: str = "constant"
     warmup: int = 0
+    parts: int | None = None
 
     @classmethod
     def constant(cls, value: float) -> Schedule:
@@ -35,21 +42,24 @@ class Schedule:
 
     @classmethod
     def parse(cls, text: str) -> Schedule:
-        """The schedule that a text in one of the five forms gives.
+        """The schedule that a text in one of the forms gives.
 
         Errors: ``UsageError`` that lists the forms.
         """
-        parts = [part.strip() for part in str(text).split(":")]
+        fields = [field.strip() for field in str(text).split(":")]
         try:
-            if len(parts) == 1:
-                return cls.constant(_finite(parts[0]))
-            if len(parts) == 3:
-                shape, equals, count = parts[2].partition("=")
-                start, end = _finite(parts[0]), _finite(parts[1])
+            if len(fields) == 1:
+                return cls.constant(_finite(fields[0]))
+            if len(fields) == 3:
+                shape, equals, count = fields[2].partition("=")
+                start, end = _finite(fields[0]), _finite(fields[1])
                 if shape in ("linear", "cosine", "alternate") and not equals:
                     return cls(start, end, shape)
-                if shape == "warmup" and int(count) > 0:
-                    return cls(start, end, shape, int(count))
+                warmup, slash, parts = count.partition("/")
+                if shape == "warmup" and not slash and int(warmup) > 0:
+                    return cls(start, end, shape, int(warmup))
+                if shape == "warmup" and slash and 0 < int(warmup) <= int(parts):
+                    return cls(start, end, shape, int(warmup), int(parts))
         except ValueError:
             pass  # the message below lists the forms
         raise UsageError(f"{text!r} is not {FORMS}")
@@ -61,7 +71,8 @@ class Schedule:
         if self.shape == "alternate":
             return self.end if int(epoch) % 2 else self.start
         if self.shape == "warmup":
-            done = min((epoch + 1) / self.warmup, 1.0)
+            lasts = self.warmup if self.parts is None else self.warmup * epochs / self.parts
+            done = min((epoch + 1) / lasts, 1.0)
         else:
             done = min(max(epoch / (epochs - 1), 0.0), 1.0) if epochs > 1 else 0.0
         if self.shape == "cosine":
@@ -75,7 +86,9 @@ class Schedule:
     def __str__(self) -> str:
         if self.shape == "constant":
             return _text(self.start)
-        shape = f"warmup={self.warmup}" if self.shape == "warmup" else self.shape
+        shape = self.shape
+        if shape == "warmup":
+            shape += f"={self.warmup}" if self.parts is None else f"={self.warmup}/{self.parts}"
         return f"{_text(self.start)}:{_text(self.end)}:{shape}"
 
 

@@ -27,8 +27,8 @@ class ReviewKD(HintLoss):
     ¼, ⅛ and divided by the sum of the weights. Layers are given from shallow to deep, the same number on both sides:
     ``reviewkd:teacher=layer1/layer2/layer3/fc:in,student=layer1/layer2/layer3/fc:in``. A vector counts as a 1×1 map.
     The paper takes maps before their last activation. The fusion has ``channels`` channels, or those of the deepest
-    layer of the student where it has fewer. The paper's code warms the weight up: ``weight=0:5:warmup=20``.
-    Source: arXiv 2104.09044.
+    layer of the student where it has fewer. The paper's code warms the weight up over 20 of 240 epochs:
+    ``weight=0:5:warmup=1/12``. Source: arXiv 2104.09044.
 
     >>> shapes = [(3, 8, 8), (4,)]
     >>> module = ReviewKD().build(shapes, shapes, row_count=2, classes=2, seed=0)
@@ -40,7 +40,7 @@ class ReviewKD(HintLoss):
     formula: ClassVar[str] = "Σ_l HCL(fused f_s,l.., f_t,l), pyramid of mean squares at 1, 4×4, 2×2, 1×1"
     source: ClassVar[str] = "ReviewKD, arXiv 2104.09044"
     example: ClassVar[str] = (
-        "--hint reviewkd:teacher=layer1/layer2/layer3/fc:in,student=layer1/layer2/layer3/fc:in,weight=0:5:warmup=20 "
+        "--hint reviewkd:teacher=layer1/layer2/layer3/fc:in,student=layer1/layer2/layer3/fc:in,weight=0:5:warmup=1/12 "
         "--alpha 0 --beta 1"
     )
     needs: ClassVar[frozenset[Need]] = frozenset({"maps"})
