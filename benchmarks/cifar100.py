@@ -110,6 +110,8 @@ def main() -> None:
     place = Path(options.place).resolve()
     place.mkdir(parents=True, exist_ok=True)
     wanted = [trial for table in options.tables for trial in TABLES[table]()]
+    if options.seeds:
+        wanted = [trial for trial in wanted if str(trial.seed) in options.seeds.split(",")]
     paths = prepare(place, options)
     run(
         wanted,
@@ -133,6 +135,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--results", default=str(FILE), help="the file of what was run")
     parser.add_argument("--processes", type=int, default=1, help="trainings side by side")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each")
+    parser.add_argument("--seeds", help="only these, as 0,1")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no training after so many")
     return parser.parse_args()
 
