@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -112,6 +113,8 @@ def main() -> None:
     wanted = [trial for table in options.tables for trial in TABLES[table]()]
     if options.seeds:
         wanted = [trial for trial in wanted if str(trial.seed) in options.seeds.split(",")]
+    if options.rows:
+        wanted = [trial for trial in wanted if re.search(options.rows, trial.name)]
     paths = prepare(place, options)
     run(
         wanted,
@@ -135,6 +138,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--results", default=str(FILE), help="the file of what was run")
     parser.add_argument("--processes", type=int, default=1, help="trainings side by side")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each")
+    parser.add_argument("--rows", help="only those whose names match this regular expression")
     parser.add_argument("--seeds", help="only these, as 0,1")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no training after so many")
     return parser.parse_args()

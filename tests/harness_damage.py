@@ -6,6 +6,7 @@ the child and is reported with the case that caused it.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import random
@@ -237,11 +238,11 @@ def forged_values(rng: random.Random, node: Any) -> None:
             node = node[key]
             continue
         action = rng.random()
-        value = node[key]
+        value = copy.deepcopy(node[key])
         if action < 0.35 and type(value) is int:
             node[key] = rng.choice([value + 1, value - 1, 2 * value, value * 2**20, value // 2, 2 ** rng.randrange(70)])
         elif action < 0.75:
-            node[key] = rng.choice(_VALUES)
+            node[key] = copy.deepcopy(rng.choice(_VALUES))  # a container that holds itself is no JSON
         elif action < 0.85:
             del node[key]
         elif isinstance(node, dict):

@@ -96,7 +96,14 @@ def write_teacher(network: Any, folder: Path) -> Any:
 
 
 def make_cache(folder: Path, teacher_folder: Path, **options: Any) -> Path:
-    settings: dict[str, Any] = {"views": 2, "size": SIZE, "codec": "fp32", "hint_dtype": "float32", **options}
+    settings: dict[str, Any] = {
+        "views": 2,
+        "size": SIZE,
+        "codec": "fp32",
+        "hint_dtype": "float32",
+        "amp": "off",
+        **options,
+    }
     assert dump(str(teacher_folder), out=folder, **settings).info["complete"]
     return folder
 

@@ -109,7 +109,7 @@ def train(setting: Setting) -> list[str]:
     return [
         *("train", "--student", "cifar:resnet8", "--alpha", "0", "--val-fraction", "0.1", "--log-every", "1"),
         *("--dataset", f"arrays:{setting.root / 'data.npz'}", "--device", "cpu", "--workers", "0", "--epochs", "3"),
-        *("--batch-size", "100"),
+        *("--batch-size", "100", "--optimizer", "adamw", "--lr", "0.002"),
     ]
 
 

@@ -23,7 +23,14 @@ from softcache.views._open import open_viewed
 
 HARNESS = STUDENT.rpartition(":")[0]
 # Plain SGD, so that rounding isn't amplified as Adam's division amplifies it where gradients vanish.
-STEADY: dict[str, Any] = {"optimizer": "sgd", "lr": 0.02, "momentum": 0.0, "teacher_weight": (0.7, 0.3)}
+STEADY: dict[str, Any] = {
+    "amp": "off",
+    "batch_size": 64,
+    "optimizer": "sgd",
+    "lr": 0.02,
+    "momentum": 0.0,
+    "teacher_weight": (0.7, 0.3),
+}
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,7 @@ def test_the_identity_is_the_same_with_and_without_parameters(tmp_path, spec):
     torch.save(network.model.state_dict(), tmp_path / "weights.pt")
     samples = open_samples("digits", "train")
     viewed = ViewedDataset(samples)
-    numerics, weights = DumpConfig().settled(None).numerics("cpu", 64), str(tmp_path / "weights.pt")
+    numerics, weights = DumpConfig(amp="off").settled(None).numerics("cpu", 64), str(tmp_path / "weights.pt")
 
     def known() -> Any:
         given = {"normalize": None, "size": None, "full": False, "codec": "fp16", "shard_rows": None}

@@ -134,7 +134,7 @@ def test_killed_while_a_cache_is_extended(setting, warm, undisturbed, tmp_path, 
 
 def test_leftovers_of_the_dead_are_removed_and_reported_and_those_of_others_left(setting, warm, tmp_path):
     folder = tmp_path / "cache"
-    killed = warm.run(setting.command(folder), prepare=DIE_AT_STEP.format(step=30))
+    killed = warm.run(setting.command(folder), prepare=DIE_AT_STEP.format(step=31))
     assert killed.status == -9
     own = temporaries(folder)
     assert own

@@ -49,7 +49,14 @@ def dumped(here: Path, small_teacher: Callable[..., str], colour_arrays: str) ->
 
     def again() -> Path:
         return dump(
-            teacher, dataset=colour_arrays, out="cache", views=2, shard_rows=64, batch_size=64, hint=("layer1",)
+            teacher,
+            dataset=colour_arrays,
+            out="cache",
+            views=2,
+            shard_rows=64,
+            batch_size=64,
+            amp="off",
+            hint=("layer1",),
         ).folder
 
     again()

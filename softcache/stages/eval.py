@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from softcache.config.fit import FitConfig
@@ -66,6 +67,8 @@ def evaluate(
         normalize=normalize,
     )
     pixels = pick_pixels(viewed, chosen, workers=workers)
+    if folder is None and Path(spec).is_dir():  # a teacher that was found by its model's name
+        recorded = recorded_options(Path(spec))
     # As it was trained, so that its folder's own figure comes out again.
     own = recorded if isinstance(recorded, FitConfig) else FitConfig()
     trained_amp = "off" if own.amp == "auto" else own.amp

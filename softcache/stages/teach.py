@@ -102,9 +102,9 @@ def teach(config: TeachConfig) -> Taught:
             raise UsageError("--freeze trains the classifier alone: give the rest of the network with --weights")
         freeze_all_but_classifier(network)
     config = config.settled(network, int((train.samples.labels >= 0).sum()), pretrained=config.weights is not None)
-    config = config.with_arithmetic(network, train.clean(np.arange(2) % len(train)), device)
     make_folder(folder)
     with training_into(folder, "the same command"), tf32(config.tf32):
+        config = config.with_arithmetic(network, train.clean(np.arange(2) % len(train)), device)
         return _teach(network, train, test, config, folder, device)
 
 

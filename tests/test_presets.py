@@ -1,0 +1,151 @@
+"""Presets: which one a network gets, what the files say, and that given options come first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness_train import command
+from torch import nn
+
+from softcache.config.presets import UNSAID, fitting_preset, names, open_preset
+from softcache.config.record import read_record
+from softcache.config.train import TrainConfig
+from softcache.errors import SoftcacheError, UsageError
+from softcache.models._open import open_network
+from softcache.stages.teach import teach
+from softcache.stages.train import train
+
+SMALL: dict[str, Any] = {"student": "cifar:resnet8", "alpha": 0, "dataset": "digits", "size": 8, "augment": "none"}
+
+
+def network(spec: str) -> Any:
+    return open_network(spec, classes=10, statistics=((0.3,), (0.2,)), seed=0)
+
+
+@pytest.mark.parametrize("name", names())
+def test_each_file_is_a_preset_that_leaves_nothing_open(name: str) -> None:
+    preset = open_preset(name)
+    assert preset.about
+    assert preset.source
+    for rows in (1, 1438, 3000, 3001, 60_000, 1_281_167):
+        said = preset.at(rows)
+        assert set(said) == set(UNSAID)
+        assert None not in said.values()
+        TrainConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in said.items()})  # every value is legal
+
+
+def test_the_papers_recipe_for_cifar() -> None:
+    """As the tables of CRD, arXiv 1910.10699, were made."""
+    said = open_preset("crd-cifar").at(50_000)
+    assert said["epochs"] == 240
+    assert said["batch_size"] == 64
+    assert (said["optimizer"], said["lr"], said["momentum"], said["weight_decay"]) == ("sgd", 0.05, 0.9, 5e-4)
+    assert (said["schedule"], said["milestones"], said["gamma"], said["warmup"]) == ("step", [150, 180, 210], 0.1, 0)
+    assert open_preset("crd-cifar-mobile").at(50_000) == {**said, "lr": 0.01}
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, 8, 4, 4)
+        self.mix = nn.MultiheadAttention(8, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "preset"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 2, 3)), "convnet"),
+        (nn.Sequential(nn.Conv1d(1, 2, 3)), "convnet"),
+        (Attending(), "transformer"),
+        (nn.TransformerEncoderLayer(8, 2), "transformer"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), "perceptron"),
+    ],
+)
+def test_the_kind_of_network_decides(model: nn.Module, preset: str) -> None:
+    assert fitting_preset(model, pretrained=False) == preset
+    assert fitting_preset(model, pretrained=True) == "fine-tuning"
+
+
+def test_auto_is_said_recorded_and_replaced_by_what_is_given(here: Path, capsys: pytest.CaptureFixture) -> None:
+    train(**SMALL, epochs=1, out="run")
+    said = capsys.readouterr().err
+    assert "preset convnet: --epochs 1 --batch-size" in said
+    options = read_record(Path("run")).options
+    wanted = {**open_preset("convnet").at(1438), "epochs": 1, "milestones": ()}
+    assert {name: getattr(options, name) for name in UNSAID} == wanted
+
+
+def test_what_a_preset_says_is_what_is_trained(here: Path) -> None:
+    """The same as with every option given, to the bit; by name, by file, and one option given beside it."""
+    mine = {"epochs": 1, "batch_size": 128, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 1e-2, "warmup": 0.5}
+    Path("mine.json").write_text(json.dumps({"about": "", "source": "", "options": mine}))
+    given = train(**SMALL, **mine, out="given").lines
+    preset = train(**SMALL, preset="mine.json", out="preset").lines
+    other = train(**SMALL, preset="mine.json", lr=2e-3, out="other").lines
+    assert given[0]["loss"] == preset[0]["loss"] != other[0]["loss"]
+    assert read_record(Path("other")).options.lr == 2e-3
+
+
+def test_sizes_of_the_set_have_options_of_their_own(here: Path) -> None:
+    sizes = [{"up_to": 100, "epochs": 3}, {"up_to": 1438, "epochs": 2}, {"epochs": 1}]
+    document = {"options": {"batch_size": 256, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0}, "by_rows": sizes}
+    Path("mine.json").write_text(json.dumps(document))
+    assert [open_preset("mine.json").at(rows)["epochs"] for rows in (1, 100, 101, 1438, 1439)] == [3, 3, 2, 2, 1]
+    assert len(train(**SMALL, preset="mine.json", out="run").lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("{", "can't be read"),
+        ("[]", "no JSON object"),
+        ('{"option": {}}', "'option'"),
+        ('{"options": {"epoch": 3}}', "'epoch': did you mean epochs"),
+        ('{"options": []}', "options must be an object"),
+        ('{"by_rows": [{"epochs": 1, "up_to": 5}]}', "its last entry have none"),
+        ('{"by_rows": [{"up_to": 9}, {"up_to": 5}, {}]}', "must rise"),
+        ('{"options": {"epochs": 3}}', "doesn't say --batch-size"),
+        ('{"options": {"epochs": -1, "batch_size": 8, "optimizer": "sgd", "lr": 1, "weight_decay": 0}}', "above 0"),
+        ('{"options": {"epochs": 1, "batch_size": 8, "optimizer": "sgd", "lr": "a", "weight_decay": 0}}', "a number"),
+    ],
+)
+def test_a_bad_file_is_one_line(here: Path, document: str, message: str) -> None:
+    Path("bad.json").write_text(document)
+    with pytest.raises(SoftcacheError) as caught:
+        train(**SMALL, preset="bad.json", out="run")
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not Path("run").exists()
+
+
+def test_an_unknown_name_is_refused_with_the_nearest(here: Path) -> None:
+    with pytest.raises(UsageError, match="did you mean crd-cifar"):
+        train(**SMALL, preset="crd-cifr")
+
+
+def test_a_teacher_is_kept_with_the_options_that_it_was_taught_with(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a version of softcache whose presets say something else."""
+    options = {"dataset": "digits", "size": 8, "epochs": 1, "out": "teacher"}
+    teach("cifar:resnet8", **options)
+    real = open_preset("convnet")
+    monkeypatch.setitem(real.options, "lr", 0.7)
+    monkeypatch.setattr("softcache.config.fit.open_preset", lambda name: real)
+    assert teach("cifar:resnet8", **options).kept
+    with pytest.raises(SoftcacheError, match=r"lr: 0\.1 there, 0\.2 now"):
+        teach("cifar:resnet8", **options, lr=0.2)
+
+
+def test_the_command_lists_and_shows_them(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert command("presets") == 0
+    listed = capfd.readouterr().out
+    assert all(name in listed for name in names())
+    assert command("presets", "crd-cifar", "--json") == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert shown["options"]["all sets"].startswith("--epochs 240 --batch-size 64 --optimizer sgd --lr 0.05")
+    assert command("presets", "convnet") == 0
+    assert "up to 3,000 rows" in capfd.readouterr().out
