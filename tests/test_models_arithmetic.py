@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from softcache.models import _arithmetic
 from softcache.models._arithmetic import WORTHWHILE, Arithmetic, inputs_a_weight, pick_arithmetic
 from softcache.models._network import Network
 from softcache.models._open import open_network
+from softcache.models._preprocess import Preprocess
 from softcache.stages.dump import dump
 from softcache.stages.train import train
 
@@ -30,11 +31,7 @@ def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
 
 
 def of(model: nn.Module) -> Network:
-    return Network(model, spec="mine", classes=3, channels=1, preprocess=_preprocess())
-
-
-def _preprocess() -> Any:
-    return open_network("cifar:resnet8", classes=3, statistics=((0.3,), (0.2,)), seed=0).preprocess
+    return Network(model, spec="mine", classes=3, channels=1, preprocess=Preprocess((0.3,), (0.2,)))
 
 
 PIXELS = torch.zeros(2, 16, 16, 1, dtype=torch.uint8)
@@ -124,8 +121,6 @@ def test_it_is_recorded_and_stays_on_other_machines(here: Path, small_teacher, m
 
 def test_a_run_is_evaluated_as_it_was_trained(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The figure of its own folder comes out again."""
-    import json
-
     run = train("cifar:resnet8", alpha=0, epochs=1, amp="bf16", channels_last=True, out="run")
     assert run.test is not None
     assert command("eval", "run", "--json") == 0
