@@ -59,8 +59,8 @@ PAIRS = {
         "resnet50", "timm:mobilenetv1_100", {"teacher": "76.13", "kl": "70.50", "dist": "73.24"}
     ),
 }
-SOURCES = """Published: the teachers and ResNet-18 alone are torchvision's weights. kl of ResNet-18 is 70.66 in the paper of
-CRD (arXiv 1910.10699) and 71.37 in that of torchdistill (2011.12913), kl of MobileNetV1 is from DKD's (2203.08679),
+SOURCES = """Published: the teachers and ResNet-18 alone are torchvision's weights. kl of ResNet-18 is 70.66 in CRD
+(arXiv 1910.10699) and 71.37 in torchdistill (2011.12913), kl of MobileNetV1 is from DKD's (2203.08679),
 dist from its own (2205.10536). No figure of these pairs from a cache has been published."""
 
 # Weights and temperatures on ImageNet: kl as in MDistiller's configurations, dist as in its paper's code (its weight of
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     place = Path(options.place or tempfile.mkdtemp(prefix="softcache-imagenet-")).resolve()
     place.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     commands = Commands(place, _gpus())
     try:
         data = _data(options, place)

@@ -167,3 +167,15 @@ def test_imagenet_says_what_is_missing(
     with pytest.raises(SystemExit):
         imagenet.main(arguments)
     assert said in capsys.readouterr().err
+
+
+def test_imagenet_compares_with_the_weights_that_it_takes(imagenet: ModuleType) -> None:
+    from torchvision.models import get_model_weights
+
+    def published(model: str) -> float:
+        return get_model_weights(model)["IMAGENET1K_V1"].meta["_metrics"]["ImageNet-1K"]["acc@1"]
+
+    for pair in imagenet.PAIRS.values():
+        assert float(pair.published["teacher"]) == pytest.approx(published(pair.teacher), abs=0.005)
+    alone = imagenet.PAIRS["resnet34-resnet18"].published["alone"]
+    assert float(alone) == pytest.approx(published("resnet18"), abs=0.005)
