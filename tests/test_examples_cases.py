@@ -83,7 +83,7 @@ def test_cifar10(here: Path, unchecked: None) -> None:
 
 def test_mnist(here: Path) -> None:
     write_mnist(here)
-    table = run("mnist", "--data-dir", str(here), "--epochs", "1", "--views", "2")
+    table = run("mnist", "--data-dir", str(here), "--teacher-epochs", "1", "--epochs", "1", "--T", "3")
     teacher, cache = "teachers/mnist.py-large-mnist", "caches/mnist.py-large-mnist-train"
     expected = {
         "teacher 1200-1200": teacher,
@@ -91,7 +91,9 @@ def test_mnist(here: Path) -> None:
         "student 128 distilled": "runs/mnist.py-small-2",
     }
     check(table, expected, teacher, cache)
-    assert recorded("runs/mnist.py-small-2")[0]["T"] == 20
+    assert recorded("runs/mnist.py-small-2")[0]["T"] == 3
+    assert recorded(teacher)[0]["augment"] == "crop:pad=2"
+    assert Cache(cache).manifest.identity.recipe["spec"] == "none"  # only the teacher saw moved pictures
 
 
 def write_photographs(root: Path) -> str:
