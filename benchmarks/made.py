@@ -90,6 +90,28 @@ def make_jpegs(folder: Path, count: int, classes: int = 10) -> str:
     return f"folder:{folder}"
 
 
+def make_imagenet(folder: Path, rows: int, classes: int, side: int = 40) -> str:
+    """A ``folder:`` dataset in ImageNet's layout, ``train/n…/*.JPEG`` and ``val/n…/*.JPEG``, which a network can learn:
+    the first ``classes`` of the digits that softcache carries, tinted. ``rows`` for training, a fifth of it for
+    validation. What is there is kept."""
+    from softcache.datasets._open import open_samples
+
+    rng = np.random.default_rng(3)
+    for split, source, count in (("train", "train", rows), ("val", "test", max(rows // 5, classes))):
+        digits = open_samples("digits", source)
+        assert digits.images is not None
+        kept = np.flatnonzero(digits.labels < classes)
+        for number in range(count):
+            row = kept[number % len(kept)]
+            path = folder / split / f"n{digits.labels[row]:08d}" / f"{split}_{number:08d}.JPEG"
+            grey = Image.fromarray(digits.images[row, :, :, 0]).resize((side, side), Image.Resampling.BICUBIC)
+            pixels = np.asarray(grey, np.float32)[..., None] * rng.uniform(0.3, 1.0, 3)
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+    return f"folder:{folder}"
+
+
 def pick_device(name: str) -> torch.device:
     if name != "auto":
         return torch.device(name)

@@ -1,11 +1,17 @@
-"""How benchmarks count: pairs, targets, tables. The figures themselves are no test's business."""
+"""How benchmarks count: pairs, targets, tables; and that the one of ImageNet, which nobody runs here, runs to its end.
+The figures themselves are no test's business."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
+import re
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -64,3 +70,112 @@ def test_a_result_is_a_table_and_a_line_of_json(measure, capsys: pytest.CaptureF
     assert record["rows"][0]["median"] == 2.0
     assert record["rows"][0]["met"] == "no"
     assert {"machine", "versions", "date"} <= record.keys()
+
+
+# -- ImageNet
+
+
+@pytest.fixture
+def imagenet(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    before = set(sys.modules), signal.getsignal(signal.SIGTERM)
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of the processes that it starts
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield importlib.import_module("benchmarks.imagenet")
+    signal.signal(signal.SIGTERM, before[1])
+    for name in {name for name in sys.modules if name.startswith("benchmarks")} - before[0]:
+        del sys.modules[name]
+
+
+def test_imagenet_skips_what_is_done_and_resumes_what_is_not(
+    imagenet: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """First a student fails, which leaves the others alone; then that one runs, and one that looks interrupted."""
+    pair, place = "resnet34-resnet18", tmp_path / "place"
+    arguments = ["--tiny", "--rows", "64", "--workers", "0", "--pairs", pair, "--place", str(place)]
+    before = imagenet.PAGE.read_bytes() if imagenet.PAGE.exists() else None
+    monkeypatch.delitem(imagenet.LOSSES, "kl")  # two students are enough to see it
+    with monkeypatch.context() as broken:
+        broken.setitem(imagenet.LOSSES, "dist", ["--loss", "dits"])
+        assert imagenet.main(arguments) == 1
+    printed = capfd.readouterr()
+    assert begun(printed.out) == [f"{pair}-{name}" for name in ("teach", "eval", "dump", "alone", "dist")]
+    assert re.search(rf"^error: {pair}-dist ended with status 2: .*'dits'.*dist", printed.err, re.M)
+    first = top1(printed.out)
+    assert first.keys() == {"teacher", "alone"}
+    assert not (place / "imagenet.md").exists()
+
+    config = place / "runs" / f"{pair}-alone" / "config.json"
+    interrupted = {**json.loads(config.read_text()), "result": None}
+    assert interrupted["options"]["epochs"] == 2
+    config.write_text(json.dumps(interrupted))
+    assert imagenet.main(arguments) == 0
+    printed = capfd.readouterr()
+    assert set(begun(printed.out)) == {f"{pair}-{name}" for name in ("dump", "alone", "dist")}
+    assert "all 2 epochs are done already" in (place / "logs" / f"{pair}-alone.log").read_text()
+    second = top1(printed.out)
+    assert second.keys() == {"teacher", "alone", "dist"}
+    assert first.items() <= second.items()
+    assert top1((place / "imagenet.md").read_text()) == second
+    assert (imagenet.PAGE.read_bytes() if imagenet.PAGE.exists() else None) == before
+
+    assert imagenet.main(arguments) == 0
+    printed = capfd.readouterr()
+    assert begun(printed.out) == []
+    assert top1(printed.out) == second
+
+    assert imagenet.main([*arguments, "--epochs", "3"]) == 1
+    assert "was begun with epochs 2: give the same, or another --place" in capfd.readouterr().err
+
+
+def begun(printed: str) -> list[str]:
+    return re.findall(r"^(\S+): began", printed, re.M)
+
+
+def top1(printed: str) -> dict[str, str]:
+    """Of the one pair: row → figure, without the rows that have none."""
+    return dict(re.findall(r"^\| (teacher|alone|kl|dist) \| (\d+\.\d\d) \|", printed, re.M))
+
+
+def test_imagenet_has_the_recipe_of_the_published_figures(imagenet: ModuleType, tmp_path: Path) -> None:
+    """The commands are understood by softcache, as what they say."""
+    from softcache.cli.train import command
+
+    options = imagenet._options(["--data-dir", "/data/imagenet", "--workers", "4"])
+    data = ["--dataset", "imagenet", "--data-dir", "/data/imagenet"]
+    for pair, model in (("resnet34-resnet18", "resnet18"), ("resnet50-mobilenetv1", "timm:mobilenetv1_100")):
+        for name, weights in (("alone", (0, None)), ("kl", (0.5, 0.5)), ("dist", (1, 1))):
+            given = imagenet.student(tmp_path, pair, name, data, options)
+            found = command.make_context("train", given[1:]).params
+            assert (found["student"], found["epochs"], found["batch_size"]) == (model, 100, 256)
+            assert (found["optimizer"], found["lr"], found["weight_decay"], found["warmup"]) == ("sgd", 0.1, 1e-4, 0)
+            assert (found["schedule"], found["milestones"], found["gamma"]) == ("step", (30, 60, 90), 0.1)
+            assert (float(found["alpha"]), found["beta"] and float(found["beta"])) == weights
+            assert found["cache"] == (() if name == "alone" else (f"caches/{pair}",))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--data-dir is missing: the folder that has ImageNet's train/ and val/"),
+        (["--dataset", "folder:x"], "torchvision's weights are for imagenet: --teacher-epochs N"),
+    ],
+)
+def test_imagenet_says_what_is_missing(
+    imagenet: ModuleType, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        imagenet.main(arguments)
+    assert said in capsys.readouterr().err
+
+
+def test_imagenet_compares_with_the_weights_that_it_takes(imagenet: ModuleType) -> None:
+    from torchvision.models import get_model_weights
+
+    def published(model: str) -> float:
+        return get_model_weights(model)["IMAGENET1K_V1"].meta["_metrics"]["ImageNet-1K"]["acc@1"]
+
+    for pair in imagenet.PAIRS.values():
+        assert float(pair.published["teacher"]) == pytest.approx(published(pair.teacher), abs=0.005)
+    alone = imagenet.PAIRS["resnet34-resnet18"].published["alone"]
+    assert float(alone) == pytest.approx(published("resnet18"), abs=0.005)
