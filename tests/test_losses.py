@@ -283,6 +283,19 @@ def test_dist_leaves_out_what_is_constant():
     assert not grad.any()
 
 
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+@pytest.mark.parametrize("gap", [80.0, 88.0, 95.0, 104.0, 1e4])
+def test_dist_of_classes_whose_probability_is_hardly_a_number_is_finite(eps, gap):
+    """exp(-87.4) is the smallest normal float32, exp(-103.3) the smallest of all."""
+    student = torch.tensor([[gap, 1.0, 0.0], [gap, 0.0, 2.0]], requires_grad=True)
+    value = registry.component("losses", "dist")(eps=eps)(
+        student, torch.tensor([[3.0, 1.0, 0.0], [1.0, 0.0, 2.0]]), T=1.0
+    )
+    value.backward()
+    assert value.isfinite()
+    assert student.grad.isfinite().all()
+
+
 def test_dist_of_rare_classes_is_still_a_correlation():
     s, t = pair(7, 8, 3, scale=1.0)
     s, t = (np.concatenate([z, z[:, :1] - 60], axis=1) for z in (s, t))  # p about 1e-26

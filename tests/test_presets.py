@@ -43,6 +43,7 @@ def test_the_papers_recipe_for_cifar() -> None:
     assert said["epochs"] == 240
     assert said["batch_size"] == 64
     assert (said["optimizer"], said["lr"], said["momentum"], said["weight_decay"]) == ("sgd", 0.05, 0.9, 5e-4)
+    assert said["nesterov"] is False
     assert (said["schedule"], said["milestones"], said["gamma"], said["warmup"]) == ("step", [150, 180, 210], 0.1, 0)
     assert open_preset("crd-cifar-mobile").at(50_000) == {**said, "lr": 0.01}
 

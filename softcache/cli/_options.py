@@ -239,7 +239,8 @@ fitting = section(
     option("--optimizer", help="sgd, adam, adamw."),
     option("--lr", help="Peak learning rate.", type=float),
     option("--weight-decay", help="Weight decay.", type=float),
-    option("--momentum", help="Momentum of SGD (Nesterov).", type=float),
+    option("--momentum", help="Momentum of SGD.", type=float),
+    option("--nesterov/--no-nesterov", help="Whether the momentum is Nesterov's.", default=None),
     option("--schedule", help="Learning rate schedule: cosine, step, constant."),
     option("--warmup", help="Epochs of linear rise of the learning rate.", type=float),
     option(

@@ -39,6 +39,7 @@ class FitConfig(Options):
     lr: float | None = None
     weight_decay: float | None = None
     momentum: float | None = None
+    nesterov: bool | None = None
     schedule: str | None = None
     warmup: float | None = None
     milestones: tuple[int, ...] | None = None

@@ -24,6 +24,7 @@ UNSAID: dict[str, Any] = {
     "lr": None,
     "weight_decay": None,
     "momentum": 0.9,
+    "nesterov": True,
     "schedule": "cosine",
     "warmup": 0.0,
     "milestones": (),

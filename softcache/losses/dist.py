@@ -53,7 +53,9 @@ class DIST(Loss):
 def _distance(a: torch.Tensor, b: torch.Tensor, eps: float) -> torch.Tensor:
     """Mean over rows of 1 - ρ, for (R, n) twice."""
     (a, scale_a, varies_a), (b, scale_b, varies_b) = _centred(a), _centred(b)
-    norms = a.norm(dim=1) * b.norm(dim=1) + eps / scale_a / scale_b
+    norms = a.norm(dim=1) * b.norm(dim=1)
+    if eps:
+        norms = norms + eps / scale_a / scale_b
     varies = varies_a & varies_b
     rho = (a * b).sum(1) / norms.masked_fill(~varies, 1.0)
     return torch.where(varies, 1 - rho, torch.zeros_like(rho)).mean()
@@ -61,9 +63,9 @@ def _distance(a: torch.Tensor, b: torch.Tensor, eps: float) -> torch.Tensor:
 
 def _centred(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows minus their mean, divided by their largest entry so that squares don't underflow; that entry; and whether
-    the row varies at all."""
+    the row varies at all: numbers below the smallest normal one have no reciprocal."""
     x = x - x.mean(1, keepdim=True)
     largest = x.detach().abs().amax(1)
-    varies = largest > 0
+    varies = largest > torch.finfo(x.dtype).tiny
     scale = largest.masked_fill(~varies, 1.0)
     return x / scale[:, None], scale, varies

@@ -17,13 +17,14 @@ SCHEDULES = ("cosine", "step", "constant")
 class Optimization:
     """``lr``: the peak learning rate; ``warmup``: epochs of linear rise to it; ``milestones``: epochs at which the step
     schedule multiplies it by ``gamma``, by default 5/8, 3/4 and 7/8 of the training (150, 180, 210 of 240);
-    ``momentum``: of SGD, with Nesterov's; ``clip_grad``: a bound on the gradient's norm, 0 for none; ``accumulate``:
+    ``momentum``: of SGD, ``nesterov``: whether it is Nesterov's; ``clip_grad``: a bound on the gradient's norm, 0 for none; ``accumulate``:
     batches per optimizer step."""
 
     optimizer: str
     lr: float
     weight_decay: float
     momentum: float = 0.9
+    nesterov: bool = True
     schedule: str = "cosine"
     warmup: float = 0.0
     milestones: tuple[int, ...] = ()
@@ -41,7 +42,7 @@ class Optimization:
                 lr=self.lr,
                 momentum=self.momentum,
                 weight_decay=self.weight_decay,
-                nesterov=self.momentum > 0,
+                nesterov=self.nesterov and self.momentum > 0,
                 fused=fused,
             )
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
