@@ -1,182 +1,148 @@
-"""What each default costs and reaches on the digits that come with softcache, beside other choices.
+"""How far the defaults are from the best choices beside them, on sets of several kinds.
 
-    python -m benchmarks.defaults            # all of it, half an hour on 2 cores; writes docs/defaults.md
-    python -m benchmarks.defaults --tiny     # a look at the script: small networks, one epoch, nothing written
+    python -m benchmarks.defaults --place DIR --fashionmnist DATA_DIR --cifar100 arrays:PATH --flowers folder:PATH
 
-A row's command is what runs: its text is parsed by softcache's own command line. Runs that differ in nothing but
-``--seed`` differ in accuracy: those with several show their mean and extremes.
+For each set a teacher is taught with the defaults, unless one is given, and asked; then students are trained in ten
+ways by hand (``RECIPES``), and with the loss, its weight and temperature varied (``SOFT``). All of it is judged on
+training rows that are held out: no test split is looked at. Runs are kept in ``benchmarks/results`` one by one, and the
+same command goes on with what is missing; ``--sets`` and ``--seeds`` do a part. ``benchmarks.defaults_page`` writes
+docs/defaults.md.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import os
-import shlex
-import shutil
-import statistics
-import tempfile
-import time
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import softcache.stages.train  # noqa: F401  the commands import torch when they run, which no row is to count
-from benchmarks.measure import arguments, in_words, machine
-from softcache.cli._main import main as command_line
+from benchmarks.cifar100 import divide, softcache
+from benchmarks.rows import RESULTS, Trial, run, trials
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "defaults.md"
-# The first of each list is the default. Of teachers the others run once: each is a ResNet-50.
-TEACH = (
-    "",
-    "--epochs 3",
-    "--epochs 12",
-    "--lr 0.0005",
-    "--batch-size 64",
-    "--optimizer sgd --lr 0.05",
-    "--schedule constant",
-    "--warmup 0",
-    "--augment none",
-)
-DUMP = ("", "--codec fp32", "--hint layer3", "--views 8", "--augment none")
-SCARCE = "--label-fraction 0.05"
-TRAIN = {
-    "All labels": ("", "--alpha 0", "--T 1", "--epochs 3", "--epochs 12"),
-    "5 % of the labels, every soft target": (
-        "",
-        "--alpha 0",
-        "--T 1",
-        "--T 2",
-        "--T 8",
-        "--alpha 0.5",
-        "--alpha 1",
-        "--loss mse",
-        "--views 1",
-        "--views 2",
-        "--cache caches/dump--views-8",
-        "--cache caches/dump--augment-none",
-        "--cache caches/dump--codec-fp32",
-        "--epochs 3",
-        "--epochs 12",
-        "--lr 0.0005",
-        "--batch-size 32",
-        "--batch-size 128",
-        "--optimizer sgd --lr 0.05",
-        "--schedule constant",
-        "--warmup 0",
-        "--weight-decay 0.0001",
-    ),
+FILE = RESULTS / "defaults.jsonl"
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Set:
+    """``held_out``: rows of the training split that are tested on. ``epochs``: of teacher and students; those of the
+    students are fewer than the preset's where two cores would take hours."""
+
+    source: str
+    held_out: int
+    augment: str
+    size: int
+    teacher: str
+    student: str
+    epochs: int
+    teacher_epochs: int
+
+
+SETS = {
+    "digits": Set("digits", 400, "crop:pad=4", 32, "cifar:resnet20", "cifar:resnet8", 20, 40),
+    "flowers": Set("flowers", 180, "rrc+flip", 64, "resnet34", "resnet18", 20, 60),
+    "fashionmnist": Set("fashionmnist", 10_000, "crop:pad=4+flip", 32, "cifar:resnet20", "cifar:resnet8", 6, 12),
+    "cifar100": Set("cifar100", 5_000, "crop:pad=4+flip", 32, "", "cifar:resnet8", 12, 0),
+}
+RECIPES = {
+    "default": "",
+    "sgd 0.025": "--optimizer sgd --lr 0.025 --weight-decay 0.0005",
+    "sgd 0.05": "--optimizer sgd --lr 0.05 --weight-decay 0.0005",
+    "sgd 0.1": "--optimizer sgd --lr 0.1 --weight-decay 0.0005",
+    "sgd 0.2": "--optimizer sgd --lr 0.2 --weight-decay 0.0005",
+    "sgd 0.4": "--optimizer sgd --lr 0.4 --weight-decay 0.0005",
+    "sgd 0.1, decay 0.0001": "--optimizer sgd --lr 0.1 --weight-decay 0.0001",
+    "sgd 0.1, steps": "--optimizer sgd --lr 0.1 --weight-decay 0.0005 --schedule step",
+    "adamw 0.001": "--optimizer adamw --lr 0.001 --weight-decay 0.01",
+    "adamw 0.003": "--optimizer adamw --lr 0.003 --weight-decay 0.01",
+    "adamw 0.01": "--optimizer adamw --lr 0.01 --weight-decay 0.01",
+}
+SOFT = {
+    "default": "",
+    "kl, alpha 0.5, T 1": "--loss kl --alpha 0.5 --T 1",
+    "kl, alpha 0.9, T 1": "--loss kl --alpha 0.9 --T 1",
+    "kl, alpha 0.5, T 2": "--loss kl --alpha 0.5 --T 2",
+    "kl, alpha 0.9, T 2": "--loss kl --alpha 0.9 --T 2",
+    "kl, alpha 0.5, T 4": "--loss kl --alpha 0.5 --T 4",
+    "kl, alpha 0.9, T 4": "--loss kl --alpha 0.9 --T 4",
+    "standardized": "--loss kl:standardize=true,T=2,weight=9 --alpha 1 --beta 0.1",
+    "standardized, beta 1": "--loss kl:standardize=true,T=2,weight=9 --alpha 1 --beta 1",
+    "standardized, weight 3, beta 0.5": "--loss kl:standardize=true,T=2,weight=3 --alpha 1 --beta 0.5",
+    "dist": "--loss dist --alpha 1 --beta 1",
+    "wttm": "--loss wttm --alpha 1 --beta 1",
 }
 
 
+def rows(name: str) -> list[Trial]:
+    """All trainings on a set, the same number for students alone and distilled."""
+    one = SETS[name]
+    with_all = f"--epochs {one.epochs}"
+    alone = f"train --student {one.student} --dataset {{{name}}} --size {one.size} --augment {one.augment} --alpha 0"
+    cached = f"train --student {one.student} --cache {{{name}_cache}}"
+    by_hand = {f"alone, {recipe}": f"{alone} {with_all} {options}".strip() for recipe, options in RECIPES.items()}
+    soft = {f"distilled, {loss}": f"{cached} {with_all} {options}".strip() for loss, options in SOFT.items()}
+    return trials(name, by_hand | soft, SEEDS)
+
+
 def main() -> None:
-    options = arguments(__doc__, repetitions=3)
-    folder, start = Path(tempfile.mkdtemp(prefix="softcache-defaults-")), Path.cwd()
-    try:
-        os.chdir(folder)
-        tables = _measured(options.repetitions, tiny=options.tiny)
-    finally:
-        os.chdir(start)
-        shutil.rmtree(folder)
-    record = {"benchmark": "defaults", "tables": tables, **machine()}
-    print(json.dumps(record))
-    if not options.tiny:
-        PAGE.write_text(_page(tables, record), encoding="utf-8")
+    options = arguments()
+    place = Path(options.place).resolve()
+    place.mkdir(parents=True, exist_ok=True)
+    wanted: list[Trial] = []
+    paths: dict[str, str] = {}
+    for name in options.sets.split(","):
+        wanted += [trial for trial in rows(name) if str(trial.seed) in options.seeds.split(",")]
+        paths |= prepare(name, place, options)
+    run(
+        wanted,
+        Path(options.results),
+        place,
+        paths,
+        processes=options.processes,
+        threads=options.threads,
+        minutes=options.minutes,
+    )
 
 
-def _measured(seeds: int, *, tiny: bool) -> dict[str, list[dict[str, Any]]]:
-    """Rows by table. The teacher of seed 0 with the defaults is the one that is dumped."""
-    small = " --epochs 1 --{} cifar:resnet8" if tiny else ""
-    tables: dict[str, list[dict[str, Any]]] = {"Teachers": [], "Caches": []}
-    for change in TEACH:
-        tables["Teachers"].append(
-            _trained("teach", change, small.format("model"), seeds if not change else 1, "teachers")
+def prepare(name: str, place: Path, options: argparse.Namespace) -> Mapping[str, str]:
+    """Data, teacher and cache of a set; what stands for them in commands."""
+    one = SETS[name]
+    source, data_dir = one.source, None
+    if name == "fashionmnist":
+        data_dir = options.fashionmnist
+    elif name != "digits":
+        source = getattr(options, name)
+        if source is None:
+            raise SystemExit(f"--{name} says where that set is; --sets leaves it out")
+    divide(place / name, source, data_dir, one.held_out, shuffled=True)
+    dataset, cache, teacher = f"arrays:{place / name}", place / f"{name}-cache", f"{place / name}-teacher"
+    how = f"--dataset {dataset} --size {one.size} --augment {one.augment}"
+    if one.teacher:
+        softcache(
+            f"teach --model {one.teacher} {how} --epochs {one.teacher_epochs} --out {teacher}", place, options.threads
         )
-    for change in DUMP:
-        began = time.perf_counter()
-        name = f"caches/dump{change.replace(' ', '-')}"
-        done = _softcache(f"dump --teacher teachers/0 {change} --out {name}")
-        tables["Caches"].append(
-            {"command": _command("dump", change), "seconds": [time.perf_counter() - began], "bytes": done["bytes"]}
-        )
-        _say(tables["Caches"][-1])
-    for title, changes in TRAIN.items():
-        few = SCARCE if title != "All labels" else ""
-        tables[title] = []
-        for change in changes:
-            cache = "" if "--cache" in change or change == "--alpha 0" else "--cache caches/dump"
-            row = _trained("train", f"{few} {change}".strip(), f"{cache} {small.format('student')}", seeds, "runs")
-            tables[title].append(row)
-    return tables
+        softcache(f"dump --teacher {teacher} {how} --out {cache}", place, options.threads)
+    else:
+        weights = f"--teacher-weights {Path(options.teacher_weights).resolve()}" if options.teacher_weights else ""
+        softcache(f"dump --teacher {options.teacher} {weights} {how} --out {cache}", place, options.threads)
+    return {name: dataset, f"{name}_cache": str(cache)}
 
 
-def _trained(command: str, change: str, unsaid: str, seeds: int, folder: str) -> dict[str, Any]:
-    """A row: seconds and test top-1 of each seed. ``unsaid``: options that the row's text leaves out. Later runs of
-    the command don't replace a folder that is there, so that the default teacher stays."""
-    row: dict[str, Any] = {"command": _command(command, change), "seconds": [], "top1": []}
-    for seed in range(seeds):
-        out = Path(folder) / str(seed) if not change else Path(folder) / "other"
-        began = time.perf_counter()
-        done = _softcache(f"{command} {change} {unsaid} --seed {seed} --out {out}")
-        row["seconds"].append(time.perf_counter() - began)
-        row["top1"].append(done["test_top1"])
-        if folder != "teachers" or change or seed:
-            shutil.rmtree(out)
-    _say(row)
-    return row
-
-
-def _softcache(text: str) -> dict[str, Any]:
-    """The command's result, from its ``--json``."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        command_line.main(["--quiet", *shlex.split(text), "--json"], prog_name="softcache", standalone_mode=False)
-    result: dict[str, Any] = json.loads(printed.getvalue())
-    return result
-
-
-def _command(command: str, change: str) -> str:
-    return f"softcache {command} {change}".strip()
-
-
-def _say(row: dict[str, Any]) -> None:
-    """The row as it comes: all of them take half an hour."""
-    print("{" + ", ".join(f"{key}: {value}" for key, value in row.items()) + "}", flush=True)
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    trained = "top1" in rows[0]
-    lines = ["| command | seconds | " + ("test top-1 | lowest – highest | runs |" if trained else "MiB |")]
-    lines.append("| --- | --- | --- |" + (" --- | --- |" if trained else ""))
-    for row in rows:
-        seconds = f"{statistics.median(row['seconds']):.1f}"
-        if not trained:
-            lines.append(f"| `{row['command']}` | {seconds} | {row['bytes'] / 2**20:.2f} |")
-            continue
-        percent = [100 * value for value in row["top1"]]
-        extremes = f"{min(percent):.2f} – {max(percent):.2f}" if len(percent) > 1 else ""
-        lines.append(
-            f"| `{row['command']}` | {seconds} | {statistics.mean(percent):.2f} % | {extremes} | {len(percent)} |"
-        )
-    return "\n".join(lines)
-
-
-def _page(tables: dict[str, list[dict[str, Any]]], record: dict[str, Any]) -> str:
-    shown = "\n\n".join(f"## {title}\n\n{_table(rows)}" for title, rows in tables.items())
-    return f"""# What each default costs and reaches
-
-On the digits that come with softcache: 1,438 rows to train on, 359 to test on, so that one row is 0.28 %. The first
-command of each table has the defaults, every other one changes what it says; teachers are ResNet-50, students
-ResNet-18, and every cache is of the first table's first teacher. `--alpha 0` trains on labels alone. Seconds are of
-the whole command without the import of torch, the median where there are several runs; runs of a row differ in
-`--seed`. The caches that `train` names are those of the second table (`caches/dump--views-8` is that of
-`dump --views 8`). Means that lie within each other's extremes are not told apart by so few runs and rows: what the
-tables show is that no default is far from the best choice beside it, and which choices are.
-
-{shown}
-
-Measured by `python -m benchmarks.defaults` on {in_words(record)}.
-"""
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--place", required=True, help="where data, teachers, caches and runs are kept")
+    parser.add_argument("--sets", default=",".join(SETS), help="which sets")
+    parser.add_argument("--seeds", default="0,1,2", help="which seeds")
+    parser.add_argument("--fashionmnist", help="the folder of torchvision's FashionMNIST")
+    parser.add_argument("--cifar100", help="CIFAR-100 as a dataset of softcache")
+    parser.add_argument("--flowers", help="a folder of photographs as a dataset of softcache")
+    parser.add_argument("--teacher", help="of CIFAR-100: file.py:factory, or a folder")
+    parser.add_argument("--teacher-weights", help="a file of its weights")
+    parser.add_argument("--results", default=str(FILE), help="the file of what was run")
+    parser.add_argument("--processes", type=int, default=1, help="trainings side by side")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no training after so many")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

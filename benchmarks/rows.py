@@ -89,14 +89,20 @@ def run(
         record = _run(trial, place, paths, threads)
         with lock:
             done[trial.key] = record
-            with open(file, "a", encoding="utf-8") as lines:
-                lines.write(json.dumps(record) + "\n")
+            _append(file, json.dumps(record))
         reached = f"{100 * record['top1']:.2f} %" if "top1" in record else record["failed"]
         say(f"{trial.table}, {trial.name}, seed {trial.seed}: {reached} in {record['seconds']:.0f} s")
 
     with ThreadPoolExecutor(processes) as pool:
         list(pool.map(one, missing))
     return {trial.key: done[trial.key] for trial in wanted if trial.key in done}
+
+
+def _append(file: Path, line: str) -> None:
+    """Adds a line, on a line of its own also behind one that was cut off."""
+    whole = not file.exists() or file.read_bytes()[-1:] in (b"", b"\n")
+    with open(file, "a", encoding="utf-8") as lines:
+        lines.write(("" if whole else "\n") + line + "\n")
 
 
 def say(text: str) -> None:
