@@ -35,19 +35,21 @@ FAST = "--amp bf16 --channels-last"
 # Chosen in the table ``recipes``, for labels alone and distilled.
 RECIPE = f"--batch-size 128 --optimizer sgd --lr 0.1 --weight-decay 0.0005 --warmup 1 {FAST}"
 RECIPES = {
-    "sgd 0.05": "--batch-size 128 --optimizer sgd --lr 0.05 --weight-decay 0.0005",
     "sgd 0.1": "--batch-size 128 --optimizer sgd --lr 0.1 --weight-decay 0.0005",
     "sgd 0.2": "--batch-size 128 --optimizer sgd --lr 0.2 --weight-decay 0.0005",
     "sgd 0.4": "--batch-size 128 --optimizer sgd --lr 0.4 --weight-decay 0.0005",
     "sgd 0.1, decay 1e-4": "--batch-size 128 --optimizer sgd --lr 0.1 --weight-decay 0.0001",
     "sgd 0.1, batch 64": "--batch-size 64 --optimizer sgd --lr 0.1 --weight-decay 0.0005",
-    "sgd 0.05, batch 64": "--batch-size 64 --optimizer sgd --lr 0.05 --weight-decay 0.0005",
     "adamw 0.002, batch 64": "--batch-size 64 --optimizer adamw --lr 0.002 --weight-decay 0.01",
     "adamw 0.01": "--batch-size 128 --optimizer adamw --lr 0.01 --weight-decay 0.01",
+    "sgd 0.2, batch 64": "--batch-size 64 --optimizer sgd --lr 0.2 --weight-decay 0.0005",
+    "sgd 0.2, decay 1e-4": "--batch-size 128 --optimizer sgd --lr 0.2 --weight-decay 0.0001",
     "sgd 0.1, steps": "--batch-size 128 --optimizer sgd --lr 0.1 --weight-decay 0.0005 --schedule step",
 }
 KL = "--loss kl --alpha 0.9 --T 1"  # the best temperature of the screen: this teacher's logits are small
-SOFT = "--loss kl:standardize=true --alpha 0.9"  # what views and targets are compared with
+SOFT = (
+    "--loss dist --alpha 1 --beta 1"  # the best loss of the screen: what recipes, views and targets are compared with
+)
 # The losses with the weights of their papers (docs/losses.md), on all views.
 LOSSES = {
     "kl, alpha 0.5": "--loss kl --alpha 0.5 --T 4",

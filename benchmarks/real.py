@@ -42,7 +42,7 @@ FITNET = "fitnet:teacher=layer2,student=layer2"
 
 def settings(epochs: int) -> dict[str, list[str]]:
     """Name → options of ``softcache train``. Weights are the losses' own."""
-    kl = ["--alpha", "0.9", "--T", "4"]
+    kl = ["--loss", "kl", "--T", "4"]
     hint = min(HINT_EPOCHS, epochs - 1)
     return {
         "labels alone": ["--alpha", "0", "--epochs", str(epochs)],

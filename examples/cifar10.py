@@ -40,7 +40,7 @@ def main(data_dir: str | None, download: bool, epochs: int, views: int, students
     for student in students:
         network = f"{NETWORKS}:{student}"
         table.append((f"{student} alone", softcache.train(network, alpha=0, **data, **fit)))
-        distilled = softcache.train(network, cache=cache.folder, T=4, alpha=0.9, **data, **fit)
+        distilled = softcache.train(network, cache=cache.folder, **data, **fit)
         table.append((f"{student} distilled", distilled))
 
     print(f"\n{'':24}  test top-1     training")

@@ -54,7 +54,7 @@ def main(
     teacher = softcache.teach(teacher_name, weights=weights, freeze=True, epochs=teacher_epochs, **data)
     cache = softcache.dump(teacher.folder, views=views, **data)
     alone = softcache.train(student, alpha=0, epochs=epochs, **data)
-    distilled = softcache.train(student, cache=cache.folder, T=4, alpha=0.9, epochs=epochs, **data)
+    distilled = softcache.train(student, cache=cache.folder, epochs=epochs, **data)
 
     print(f"\n{'':24}  test top-1     training")
     for name, run in (

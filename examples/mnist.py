@@ -63,7 +63,7 @@ def main(
     teacher = softcache.teach(f"{__file__}:large", augment=moved, **data, **slow)
     cache = softcache.dump(teacher.folder, augment="none", **data)
     alone = softcache.train(f"{__file__}:small", alpha=0, augment="none", **data, **fit)
-    distilled = softcache.train(f"{__file__}:small", cache=cache.folder, T=T, alpha=0.9, **data, **fit)
+    distilled = softcache.train(f"{__file__}:small", cache=cache.folder, loss="kl", T=T, **data, **fit)
 
     print(f"\n{'':24}  test top-1     training")
     for name, run in (

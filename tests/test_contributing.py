@@ -31,6 +31,8 @@ class Squared(Loss):
     through_softmax: ClassVar[bool] = True
     zero_for_perfect: ClassVar[bool] = True
     default_T: ClassVar[float | None] = 1.0
+    default_alpha: ClassVar[float] = 0.9
+    default_beta: ClassVar[float] = 0.1
     default_weight: ClassVar[str] = "1"
     scale: float = 1.0
 

@@ -15,7 +15,7 @@ from harness_train import config, fit, lines, make_cache, make_teacher, same, we
 from softcache.errors import UsageError
 from softcache.losses._schedule import Schedule
 from softcache.losses._terms import parse_terms
-from softcache.stages import train as stage
+from softcache.stages import _training as stage
 from softcache.training.objective import Objective, hard_loss
 from softcache.views._open import open_viewed
 

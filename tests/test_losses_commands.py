@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from harness_train import HINTS, STUDENT, command, config, lines, make_cache, make_teacher
 
+from softcache.config.parsed import parse
+from softcache.config.train import TrainConfig
 from softcache.losses._describe import describe_loss, describe_losses
 
 # (alpha, beta, weight after its warm-up), as the papers and their code have them.
@@ -71,6 +73,41 @@ def test_the_command_of_a_loss_runs_with_the_weights_of_the_paper(name: str, mad
         (value,) = line["hint_losses"].values()
         assert line["hint_loss"] == pytest.approx(weight * value, rel=1e-4)
     assert math.isfinite(line["loss"])
+
+
+@pytest.mark.parametrize("name", [row.name for row in describe_losses() if row.kind == "loss"])
+def test_a_loss_alone_has_the_weights_of_the_paper(name: str) -> None:
+    parsed = parse(TrainConfig(loss=(name,)))
+    alpha, beta, weight = PAPERS[name]
+    assert parsed.beta is not None
+    assert (parsed.alpha.end, parsed.beta.end, parsed.losses[0].weight_schedule().end) == (alpha, beta, weight)
+    # What is given is what is taken: half and half.
+    given = parse(TrainConfig(loss=(name,), alpha=0.5)).objective(1, hints=False, label_smoothing=0.0)
+    assert given.weights(0) == (0.5, 0.5)
+
+
+def test_standardized_and_several_losses_have_weights_too() -> None:
+    """The paper on standardized logits, arXiv 2403.01427, has 9 and 0.1; of several losses the largest hold."""
+    for loss, wanted in (
+        (("kl:standardize=true",), (1, 0.1)),
+        (("dkd:standardize=true",), (1, 1)),
+        (("kl", "dist"), (1, 1)),
+        (("hard", "mse"), (1, 0.5)),
+    ):
+        parsed = parse(TrainConfig(loss=loss))
+        assert parsed.beta is not None
+        assert (parsed.alpha.end, parsed.beta.end) == wanted
+
+
+def test_two_classes_get_plain_kl_where_nothing_is_asked_for() -> None:
+    assert [str(term) for term in parse(TrainConfig()).for_classes(10).losses] == ["kl:standardize=true"]
+    two = parse(TrainConfig()).for_classes(2)
+    assert [str(term) for term in two.losses] == ["kl"]
+    assert two.options.loss == ("kl",)
+    assert (two.options.alpha, two.options.beta) == ("0.9", "0.1")
+    assert parse(TrainConfig(combine="probs")).losses[0].standardize is False
+    asked = parse(TrainConfig(loss=("kl:standardize=true",))).for_classes(2)
+    assert asked.losses[0].standardize, "what is given is never replaced"
 
 
 def test_every_command_is_in_the_documentation() -> None:

@@ -182,7 +182,6 @@ def test_bad_terms(spec, message):
 
 def test_several_terms():
     assert [term.name for term in parse_terms(["kl:weight=0.9", "dist:weight=2"])] == ["kl", "dist"]
-    assert [str(term) for term in parse_terms([])] == ["kl"]
     assert len(parse_terms(["kl:T=1", "kl:T=8"])) == 2
     with pytest.raises(UsageError, match="is given twice"):
         parse_terms(["kl", "kl"])

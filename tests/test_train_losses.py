@@ -125,6 +125,7 @@ def test_simkd_answers_through_the_teachers_classifier_when_opened_again(made: P
 
 def test_hints_of_a_live_teacher_are_those_of_its_cache(made: Path, tmp_path: Path) -> None:
     common = {"hint": ("fitnet:teacher=layer1,student=layer1", "rkd:teacher=fc:in,student=fc:in"), "epochs": 1}
+    common |= {"amp": "off", "optimizer": "adamw", "lr": 2e-3}
     fit(tmp_path / "cached", cache=(str(made / "cache"),), **common)
     fit(tmp_path / "live", online=True, teacher=str(made / "teacher"), views=2, size=8, **common)
     cached, live = lines(tmp_path / "cached")[0], lines(tmp_path / "live")[0]
@@ -188,8 +189,9 @@ def test_a_teacher_of_another_size_is_recorded_and_resumed_with_it(made: Path, t
     cache = make_cache(tmp_path / "cache", made / "teacher", views=1, teacher_size=16)
     again = make_cache(cache, made / "teacher", views=2)
     assert Cache(again).manifest.identity.teacher.preprocess["size"] == 16
-    fit(tmp_path / "cached", cache=(str(cache),), epochs=1)
-    fit(tmp_path / "live", online=True, teacher=str(made / "teacher"), teacher_size=16, size=8, views=2, epochs=1)
+    common = {"amp": "off", "epochs": 1}
+    fit(tmp_path / "cached", cache=(str(cache),), **common)
+    fit(tmp_path / "live", online=True, teacher=str(made / "teacher"), teacher_size=16, size=8, views=2, **common)
     cached, live = lines(tmp_path / "cached")[0], lines(tmp_path / "live")[0]
     assert cached["soft_loss"] == pytest.approx(live["soft_loss"], rel=1e-4)
     assert command("verify", cache, "--teacher", made / "teacher") == 0

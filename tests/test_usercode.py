@@ -44,6 +44,7 @@ class Mine:  # inherits nothing, so it declares everything
     standardizes = True
     standardized_weight = None
     default_T = 4.0
+    default_alpha, default_beta = 0.9, 0.1
     default_weight = "1"
 
     def __call__(self, student, teacher, T, labels=None):

@@ -16,13 +16,24 @@ from softcache.cli._print import as_json, percent, rows
     "Most used",
     option("--student", help="resnet18, cifar:resnet20, timm:NAME, file.py:factory.  [default: resnet18]"),
     option("--cache", multiple=True, help="The cache; several are combined.  [default: the only one in caches/]"),
-    option("--T", "T", help="Temperature, or 8:2:linear, 8:2:cosine.  [default: the loss's own, 4 for kl]"),
-    option("--alpha", help="Weight of the soft loss, or a schedule; 0 trains on labels alone.  [default: 0.9]"),
-    option("--beta", help="Weight of the hard-label loss, or a schedule.  [default: 1 - alpha]"),
+    option(
+        "--T",
+        "T",
+        help="Temperature, or 8:2:linear, 8:2:cosine.  [default: the loss's own: 2 for standardized logits, 4 for kl]",
+    ),
+    option(
+        "--alpha",
+        help="Weight of the soft loss, or a schedule; 0 trains on labels alone.  [default: that of the loss's paper]",
+    ),
+    option(
+        "--beta",
+        help="Weight of the hard-label loss, or a schedule.  [default: 1 - alpha; the paper's where that isn't given]",
+    ),
     option(
         "--loss",
         multiple=True,
-        help="kl, ce, hard, mse, dkd, …, my.py:Loss, with options: kl:weight=0.9,T=2.  [default: kl]",
+        help="kl, ce, hard, mse, dkd, …, my.py:Loss, with options: kl:weight=0.9,T=2.  [default: "
+        "kl:standardize=true, which suits teachers with logits of any scale; kl for 2 classes]",
     ),
     option("--out", type=click.Path(), help="The run's folder.  [default: runs/STUDENT-<n>]"),
     option(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from softcache.config.train import TrainConfig
 from softcache.errors import UsageError
@@ -11,6 +13,11 @@ from softcache.losses._schedule import Schedule
 from softcache.losses._terms import Term, parse_terms
 from softcache.losses.hints._spec import HintTerm, parse_hints
 from softcache.training.objective import Objective
+
+# The gradient of kl depends on the scale of the teacher's logits: at one temperature it is right for one teacher and
+# keeps a student from learning with another. Standardized logits have one scale (docs/defaults.md).
+DEFAULT_LOSS = "kl:standardize=true"
+PLAIN_LOSS = "kl"  # where logits can't be standardized: averaged probabilities, or one number that says it all
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,21 @@ class Parsed:
         """Layers of the teacher that hint losses look at."""
         return sorted({layer for term in self.hints for layer in term.teacher})
 
+    def for_classes(self, classes: int) -> Parsed:
+        """With the loss that data of so many classes get where none was asked for; with every choice in ``options``.
+
+        Two standardized logits are always ±0.71, and one is always 0, so that such a teacher says its argmax and no
+        more.
+        """
+        parsed = self
+        if not self.options.loss and self.losses and classes < 3:
+            parsed = parse(dataclasses.replace(self.options, loss=(PLAIN_LOSS,)))
+        # A schedule of beta that is 1 - alpha has no text of its own.
+        settled: dict[str, Any] = {"alpha": str(parsed.alpha), "beta": parsed.beta and str(parsed.beta)}
+        if parsed.losses:
+            settled["loss"] = tuple(str(term) for term in parsed.losses)
+        return dataclasses.replace(parsed, options=dataclasses.replace(parsed.options, **settled))
+
     def objective(self, epochs: int, *, hints: bool, label_smoothing: float) -> Objective:
         """What is minimized in a stage of ``epochs``, with the hint losses or without."""
         options = self.options
@@ -54,8 +76,8 @@ class Parsed:
 
 def parse(options: TrainConfig) -> Parsed:
     """Errors: ``UsageError`` for values and combinations that can't be."""
-    losses, hints = parse_terms(options.loss), parse_hints(options.hint)
-    alpha, beta, T = _weights(options)
+    losses, hints = parse_terms(options.loss or [_default_loss(options)]), parse_hints(options.hint)
+    alpha, beta, T = _weights(options, losses)
     if alpha.bounds() == (0.0, 0.0):
         losses = []
     labels_alone = not losses and not options.online and not hints
@@ -87,9 +109,17 @@ def parse(options: TrainConfig) -> Parsed:
     return parsed
 
 
-def _weights(options: TrainConfig) -> tuple[Schedule, Schedule | None, Schedule | None]:
+def _default_loss(options: TrainConfig) -> str:
+    return DEFAULT_LOSS if options.combine == "logits" else PLAIN_LOSS
+
+
+def _weights(options: TrainConfig, losses: Sequence[Term]) -> tuple[Schedule, Schedule | None, Schedule | None]:
+    """alpha, beta and T: as given, else those of the losses' papers; of several losses the largest."""
     alpha, beta, T = (_schedule(name, getattr(options, name)) for name in ("alpha", "beta", "T"))
-    assert alpha is not None
+    if alpha is None:
+        alpha = Schedule.constant(max(term.default_alpha for term in losses))
+        if beta is None:
+            beta = Schedule.constant(max(term.default_beta for term in losses))
     if alpha.bounds()[0] < 0:
         raise UsageError(f"--alpha can't be negative, is {options.alpha}")
     if beta is None and alpha.bounds()[1] > 1:

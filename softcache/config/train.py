@@ -24,20 +24,21 @@ CHOICES = {
 class TrainConfig(FitConfig):
     """What ``train`` was asked for. What the defaults reach is in docs/defaults.md.
 
-    ``T``, ``alpha``, ``beta``: numbers, or schedules such as ``"8:2:cosine"``; ``T`` None is each loss's own default,
-    ``beta`` None is ``1 - alpha``. ``cache``: one or several, by default the only one in ``caches/``; ``loss`` and
-    ``hint``: specs of losses and hint losses. ``fresh_share``: with targets ``"both"``, the share of each batch's rows
-    that come in a fresh view, 0..1, or a schedule of it. ``views``: how many recorded views are visited in turn; by
-    default all that the caches have. ``labels``: whose labels are trained on where the dataset was relabelled after the
-    dump, ``"dataset"`` or ``"cache"``; None refuses such a dataset. ``label_fraction``: the share of the labels that
-    may be used. ``teacher_weight``: one share a cache, scaled to sum 1. ``hint_epochs``: epochs on the hints alone,
-    before the others. ``val_fraction``: the share of rows that choose the best epoch. ``views_per_image``: views of an
-    image that share a batch and a decode. ``shuffle``: of rows (full), or of blocks of them, for caches that don't fit
-    into memory. ``view_seed``: that of views that no cache has recorded, by default 0. ``student_size``,
-    ``teacher_size`` (with ``online``): sides of the networks' inputs, where they aren't that of the views.
-    ``init_map``: pairs STUDENT=TEACHER of layers. ``codec``: that of a cache that was made with code of a user's own.
-    ``out``: the run's folder, by default ``runs/STUDENT-<n>``. ``resume``: a run that was interrupted, whose own
-    options are taken.
+    ``T``, ``alpha``, ``beta``: numbers, or schedules such as ``"8:2:cosine"``; ``T`` None is each loss's own
+    default, ``alpha`` None that of its paper, ``beta`` None likewise or, where alpha is given, ``1 - alpha``.
+    ``cache``: one or several, by default the only one in ``caches/``; ``loss`` and ``hint``: specs of losses and
+    hint losses; without any ``loss``, ``kl`` of standardized logits. ``fresh_share``: with targets ``"both"``, the
+    share of each batch's rows that come in a fresh view, 0..1, or a schedule of it. ``views``: how many recorded
+    views are visited in turn; by default all that the caches have. ``labels``: whose labels are trained on where
+    the dataset was relabelled after the dump, ``"dataset"`` or ``"cache"``; None refuses such a dataset.
+    ``label_fraction``: the share of the labels that may be used. ``teacher_weight``: one share a cache, scaled to
+    sum 1. ``hint_epochs``: epochs on the hints alone, before the others. ``val_fraction``: the share of rows that
+    choose the best epoch. ``views_per_image``: views of an image that share a batch and a decode. ``shuffle``: of
+    rows (full), or of blocks of them, for caches that don't fit into memory. ``view_seed``: that of views that no
+    cache has recorded, by default 0. ``student_size``, ``teacher_size`` (with ``online``): sides of the networks'
+    inputs, where they aren't that of the views. ``init_map``: pairs STUDENT=TEACHER of layers. ``codec``: that of a
+    cache that was made with code of a user's own. ``out``: the run's folder, by default ``runs/STUDENT-<n>``.
+    ``resume``: a run that was interrupted, whose own options are taken.
     """
 
     student: str = field(default="resnet18", kw_only=False)
@@ -48,7 +49,7 @@ class TrainConfig(FitConfig):
     teacher_weight: tuple[float, ...] = ()
     combine: str = "logits"
     T: float | str | None = None
-    alpha: float | str = 0.9
+    alpha: float | str | None = None
     beta: float | str | None = None
     loss: tuple[str, ...] = ()
     hint: tuple[str, ...] = ()

@@ -47,7 +47,7 @@ def describe_loss(name: str) -> LossRow:
     Errors: ``UsageError`` with the nearest names where there is none, and for a class that doesn't keep its contract.
 
     >>> describe_loss("dkd").command
-    'softcache train --loss dkd --alpha 1 --beta 1'
+    'softcache train --loss dkd'
     """
     if registry.is_code(name) or name.endswith(".py"):
         return _describe_own(name)

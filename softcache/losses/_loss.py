@@ -22,6 +22,7 @@ class Loss(Protocol):
     example: options of ``softcache train`` with the weights of the paper.
     needs: see ``Need``. A loss that needs ``labels`` is a mean over the labelled samples of a batch, and 0 with a graph
         where there is none.
+    default_alpha, default_beta: weights of the losses on logits and of the hard-label loss where nobody says.
     default_weight, standardized_weight: text of a schedule; the second holds with ``standardize=true``, where it
         isn't None.
     default_T: None for a loss without a temperature.
@@ -49,6 +50,8 @@ class Loss(Protocol):
     source: ClassVar[str] = ""
     example: ClassVar[str] = ""
     needs: ClassVar[frozenset[Need]] = frozenset()
+    default_alpha: ClassVar[float] = 1.0
+    default_beta: ClassVar[float] = 1.0
     default_weight: ClassVar[str] = "1"
     standardized_weight: ClassVar[str | None] = None
     default_T: ClassVar[float | None] = None

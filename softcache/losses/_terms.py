@@ -21,6 +21,7 @@ from softcache.losses._standardize import standardize
 
 SHARED = ("weight", "T", "standardize")
 STANDARDIZED_T = 2.0  # arXiv 2403.01427: after standardizing, the logits' scale is 1
+STANDARDIZED_BETA = 0.1  # as in the same paper's code
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,21 @@ class Term:
         """Its own weight, or the default weight of the loss, which may be a schedule (``dkd`` warms up)."""
         if self.weight is not None:
             return self.weight
-        if self.standardize and self.loss.standardized_weight is not None:
-            return Schedule.parse(self.loss.standardized_weight)
-        return Schedule.parse(self.loss.default_weight)
+        return Schedule.parse(self._standardized_weight or self.loss.default_weight)
+
+    @property
+    def default_alpha(self) -> float:
+        """The weight of the losses on logits where nobody says; that of a standardized loss is in its own weight."""
+        return 1.0 if self._standardized_weight is not None else self.loss.default_alpha
+
+    @property
+    def default_beta(self) -> float:
+        """The weight of the hard-label loss where nobody says."""
+        return STANDARDIZED_BETA if self._standardized_weight is not None else self.loss.default_beta
+
+    @property
+    def _standardized_weight(self) -> str | None:
+        return self.loss.standardized_weight if self.standardize else None
 
     def T_schedule(self, given: Schedule | None = None) -> Schedule:
         """Its own temperature, or ``given`` (``--T``), or the default temperature of the loss."""
@@ -150,11 +163,11 @@ def parse_term(spec: str) -> Term:
 
 
 def parse_terms(specs: Iterable[str]) -> list[Term]:
-    """The terms of several specs, in order; ``kl`` where there is no spec.
+    """The terms of several specs, in order.
 
     Errors: ``UsageError`` as ``parse_term``, and for a spec that is given twice.
     """
-    terms = [parse_term(spec) for spec in specs] or [parse_term("kl")]
+    terms = [parse_term(spec) for spec in specs]
     seen: set[str] = set()
     for term in terms:
         if str(term) in seen:

@@ -25,7 +25,9 @@ class CE(Loss):
 
     formula: ClassVar[str] = "-T² Σ softmax(z_t/T) log softmax(z_s/T)"
     source: ClassVar[str] = "Hinton 2015, arXiv 1503.02531"
-    example: ClassVar[str] = "--loss ce --alpha 0.9"
+    example: ClassVar[str] = "--loss ce"
+    default_alpha: ClassVar[float] = 0.9
+    default_beta: ClassVar[float] = 0.1
     through_softmax: ClassVar[bool] = True
     default_T: ClassVar[float | None] = 4.0
     standardized_weight: ClassVar[str] = "9"

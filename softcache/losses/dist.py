@@ -30,7 +30,7 @@ class DIST(Loss):
 
     formula: ClassVar[str] = "T² [beta (1 - mean_b ρ(p_s, p_t)) + gamma (1 - mean_c ρ(p_s, p_t))]"
     source: ClassVar[str] = "DIST, arXiv 2205.10536"
-    example: ClassVar[str] = "--loss dist --alpha 1 --beta 1"
+    example: ClassVar[str] = "--loss dist"
     through_softmax: ClassVar[bool] = True
     default_T: ClassVar[float | None] = 4.0
     default_weight: ClassVar[str] = "2"

@@ -31,7 +31,7 @@ class DKD(Loss):
 
     formula: ClassVar[str] = "alpha T² KL(b_t ‖ b_s) + beta T² KL(q_t ‖ q_s)"
     source: ClassVar[str] = "DKD, arXiv 2203.08679"
-    example: ClassVar[str] = "--loss dkd --alpha 1 --beta 1"
+    example: ClassVar[str] = "--loss dkd"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
     through_softmax: ClassVar[bool] = True
     zero_for_perfect: ClassVar[bool] = True

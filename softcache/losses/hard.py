@@ -24,7 +24,9 @@ class Hard(Loss):
 
     formula: ClassVar[str] = "-log softmax(z_s)[argmax z_t]"
     source: ClassVar[str] = "DeiT, arXiv 2012.12877"
-    example: ClassVar[str] = "--loss hard --alpha 0.5"
+    example: ClassVar[str] = "--loss hard"
+    default_alpha: ClassVar[float] = 0.5
+    default_beta: ClassVar[float] = 0.5
     standardizes: ClassVar[bool] = False
     through_softmax: ClassVar[bool] = True
 

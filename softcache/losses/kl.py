@@ -26,7 +26,9 @@ class KL(Loss):
 
     formula: ClassVar[str] = "T² KL(softmax(z_t/T) ‖ softmax(z_s/T))"
     source: ClassVar[str] = "Hinton 2015, arXiv 1503.02531"
-    example: ClassVar[str] = "--loss kl --alpha 0.9"
+    example: ClassVar[str] = "--loss kl"
+    default_alpha: ClassVar[float] = 0.9
+    default_beta: ClassVar[float] = 0.1
     through_softmax: ClassVar[bool] = True
     zero_for_perfect: ClassVar[bool] = True
     default_T: ClassVar[float | None] = 4.0

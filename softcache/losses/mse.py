@@ -25,7 +25,8 @@ class MSE(Loss):
 
     formula: ClassVar[str] = "mean (z_s - z_t)²"
     source: ClassVar[str] = "Ba & Caruana 2014, arXiv 1312.6184"
-    example: ClassVar[str] = "--loss mse --alpha 1"
+    example: ClassVar[str] = "--loss mse"
+    default_beta: ClassVar[float] = 0.0
     least_classes: ClassVar[int] = 1
     zero_for_perfect: ClassVar[bool] = True
 

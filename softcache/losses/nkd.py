@@ -29,7 +29,7 @@ class NKD(Loss):
 
     formula: ClassVar[str] = "-p_t[y] log p_s[y] - gamma T² Σ_{i≠y} q_t log q_s"
     source: ClassVar[str] = "NKD, arXiv 2303.13005"
-    example: ClassVar[str] = "--loss nkd --alpha 1 --beta 1"
+    example: ClassVar[str] = "--loss nkd"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
     default_T: ClassVar[float | None] = 1.0
 

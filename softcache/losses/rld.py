@@ -36,7 +36,7 @@ class RLD(Loss):
 
     formula: ClassVar[str] = "alpha T_a² KL(b_t ‖ b_s) + beta T² KL(m_t ‖ m_s)"
     source: ClassVar[str] = "RLD, arXiv 2408.07703"
-    example: ClassVar[str] = "--loss rld --alpha 1 --beta 1"
+    example: ClassVar[str] = "--loss rld"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
     default_T: ClassVar[float | None] = 4.0
     default_weight: ClassVar[str] = "0:1:warmup=1/12"

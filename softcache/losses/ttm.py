@@ -31,7 +31,7 @@ class TTM(Loss):
 
     formula: ClassVar[str] = "KL(softmax(gamma z_t) ‖ softmax(z_s))"
     source: ClassVar[str] = "TTM, arXiv 2402.11148"
-    example: ClassVar[str] = "--loss ttm --alpha 1 --beta 1"
+    example: ClassVar[str] = "--loss ttm"
     through_softmax: ClassVar[bool] = True
     default_weight: ClassVar[str] = "45"
 

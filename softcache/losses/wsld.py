@@ -29,7 +29,7 @@ class WSLD(Loss):
 
     formula: ClassVar[str] = "(1 - exp(-CE_s / max(CE_t, eps))) T² KL(softmax(z_t/T) ‖ softmax(z_s/T))"
     source: ClassVar[str] = "WSLD, arXiv 2102.00650"
-    example: ClassVar[str] = "--loss wsld --alpha 1 --beta 1"
+    example: ClassVar[str] = "--loss wsld"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
     zero_for_perfect: ClassVar[bool] = True
     default_T: ClassVar[float | None] = 2.0

@@ -31,7 +31,7 @@ class WTTM(Loss):
 
     formula: ClassVar[str] = "(Σ_c p_t,c^gamma) KL(softmax(gamma z_t) ‖ softmax(z_s)), p_t = softmax(z_t)"
     source: ClassVar[str] = "WTTM, arXiv 2402.11148"
-    example: ClassVar[str] = "--loss wttm --alpha 1 --beta 1"
+    example: ClassVar[str] = "--loss wttm"
     through_softmax: ClassVar[bool] = True
     default_weight: ClassVar[str] = "4"
 

@@ -62,6 +62,8 @@ def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[
     device = pick_device(options.device)
     data = open_data(parsed, record.view_numbers if record is not None else None)
     live = _live_arithmetic(data, options, device, record)
+    parsed = parsed.for_classes(data.classes())
+    options = parsed.options
     refuse_few_classes(parsed.losses, data.classes(), labels_alone=parsed.labels_alone)
     if data.views is not None and options.views_per_image > len(data.views):
         raise UsageError(f"--views-per-image {options.views_per_image}: there are {len(data.views)} recorded views")

@@ -15,10 +15,10 @@ SCHEDULES = ("cosine", "step", "constant")
 
 @dataclass(frozen=True)
 class Optimization:
-    """``lr``: the peak learning rate; ``warmup``: epochs of linear rise to it; ``milestones``: epochs at which the step
-    schedule multiplies it by ``gamma``, by default 5/8, 3/4 and 7/8 of the training (150, 180, 210 of 240);
-    ``momentum``: of SGD, ``nesterov``: whether it is Nesterov's; ``clip_grad``: a bound on the gradient's norm, 0 for none; ``accumulate``:
-    batches per optimizer step."""
+    """``lr``: the peak learning rate; ``warmup``: epochs of linear rise to it; ``milestones``: epochs at which the
+    step schedule multiplies it by ``gamma``, by default 5/8, 3/4 and 7/8 of the training (150, 180, 210 of 240);
+    ``momentum``: of SGD, ``nesterov``: whether it is Nesterov's; ``clip_grad``: a bound on the gradient's norm, 0
+    for none; ``accumulate``: batches per optimizer step."""
 
     optimizer: str
     lr: float
