@@ -36,9 +36,9 @@ def main(**options: Any) -> None:
     if not cache.keys:
         log.info(f"reusing {OUT / cache.folder}")
     record_dump(cache)
-    distilled, alone = {"T": 4, "cache": cache.folder, **options}, {"alpha": 0, **options}
+    distilled, alone = {"cache": cache.folder, **options}, {"alpha": 0, **options}
     students = {
-        "student distilled, T=4": run("distilled", distilled),
+        "student distilled": run("distilled", distilled),
         "student alone": run("alone", alone),
         "student distilled, 5 % of the labels": run("distilled-few", {**distilled, "label_fraction": FEW}),
         "student alone, 5 % of the labels": run("alone-few", {**alone, "label_fraction": FEW}),

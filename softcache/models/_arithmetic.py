@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from dataclasses import dataclass
 
@@ -49,19 +48,22 @@ def pick_arithmetic(
     so: code of a user's own may ask for a layout (``view``) or a dtype. It depends on the network, the batch and the
     device alone, so that the same command computes the same bits.
 
-    ``pixels``: uint8 (B, H, W, C), some samples to run the network on. ``batch``: samples of a step. ``dtype``: of the
-    parameters; float64 isn't autocast.
+    The network is moved to the device. ``pixels``: uint8 (B, H, W, C), some samples to run it on. ``batch``: samples of
+    a step. ``dtype``: of the parameters; float64 isn't autocast.
     """
-    asked = amp != "auto" and channels_last is not None
-    worthwhile = not asked and dtype == "float32" and inputs_a_weight(network, pixels) * batch >= WORTHWHILE
-    if amp == "auto":
-        amp = "bf16" if worthwhile and native_bf16(device) else "off"
-        if amp != "off" and not _runs(network, pixels, device, Arithmetic(amp, False)):
-            amp = "off"
-    if channels_last is None:
-        channels_last = worthwhile and (device.type == "cpu" or (device.type == "cuda" and amp != "off"))
-        channels_last = channels_last and _runs(network, pixels, device, Arithmetic(amp, True))
-    return Arithmetic(amp, channels_last)
+    if amp != "auto" and channels_last is not None:
+        return Arithmetic(amp, channels_last)
+    network.to(device)
+    worthwhile = dtype == "float32" and inputs_a_weight(network, pixels.to(device)) * batch >= WORTHWHILE
+    bf16 = worthwhile and native_bf16(device)
+    amps = [amp] if amp != "auto" else ["bf16", "off"] if bf16 else ["off"]
+    candidates = []
+    for precision in amps:
+        last = worthwhile and (device.type == "cpu" or (device.type == "cuda" and precision != "off"))
+        formats = [channels_last] if channels_last is not None else [True, False] if last else [False]
+        candidates += [Arithmetic(precision, form) for form in formats]
+    tried = (found for found in candidates[:-1] if _runs(network, pixels.to(device), device, found))
+    return next(tried, candidates[-1])
 
 
 @torch.inference_mode()
@@ -80,12 +82,14 @@ def inputs_a_weight(network: Network, pixels: torch.Tensor) -> float:
 
 @torch.inference_mode()
 def _runs(network: Network, pixels: torch.Tensor, device: torch.device, arithmetic: Arithmetic) -> bool:
-    """Whether a forward pass works so, tried on a copy."""
+    """Whether a forward pass works so. The network is in the usual format and in its own mode again after that."""
+    was_training = network.training
     try:
-        tried = arithmetic.apply(copy.deepcopy(network).to(device)).eval()
         with autocast(device, arithmetic.amp):
-            tried(pixels.to(device))
+            arithmetic.apply(network).eval()(pixels)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         log.debug(f"{network.spec} can't be run with {arithmetic}: {error}")
         return False
+    finally:
+        Arithmetic("off", False).apply(network).train(was_training)
     return True
