@@ -55,7 +55,7 @@ def test_losses_lists_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", registry.names("losses"))
 def test_a_loss_on_logits_trains(name: str, made: Path, tmp_path: Path) -> None:
-    assert command(*arguments(made, tmp_path / "run"), "--loss", f"{name}:weight=1") == 0
+    assert command(*arguments(made, tmp_path / "run"), "--loss", f"{name}:weight=1", "--alpha", "0.9") == 0
     (line,) = lines(tmp_path / "run")
     assert math.isfinite(line["soft_loss"])
     assert line["soft_loss"] != 0
