@@ -2,7 +2,7 @@
 
 ``--only reads,cold`` runs some and keeps the page's other sections, ``--full`` larger sizes, ``--tiny`` sizes that say
 nothing and write nothing. Those of accuracy take longer and are scripts of their own: ``benchmarks.defaults``,
-``benchmarks.views``, ``benchmarks.real``, and ``benchmarks.imagenet`` for somebody with ImageNet and GPUs.
+``benchmarks.views``, ``benchmarks.cifar100``, and ``benchmarks.imagenet`` for somebody with ImageNet and GPUs.
 """
 
 from __future__ import annotations

@@ -1,0 +1,60 @@
+"""docs/defaults.md: the tables of what ``benchmarks.defaults`` has recorded.
+
+python -m benchmarks.defaults_page
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cifar100 import FILE as CIFAR100
+from benchmarks.cifar100 import TABLES
+from benchmarks.cifar100_page import commands, runs_of, table, unfinished
+from benchmarks.defaults import FILE, SETS, rows
+from benchmarks.rows import recorded
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "defaults.md"
+
+
+def section(name: str, done: Mapping[str, dict[str, Any]]) -> str:
+    """The table of a set: students in ten ways by hand and by default, alone and distilled."""
+    one, trials = SETS[name], rows(name)
+    runs = runs_of(trials, done)
+    head = (
+        f"## {name}\n\n{one.student}, {one.epochs} epochs, judged on {one.held_out:,} training rows that are held out."
+    )
+    if not runs:
+        return f"{head} Not run yet."
+    shown = table(runs, baseline="alone, default", live="")
+    return "\n".join([head, "", shown, "", commands(trials, runs), "", *unfinished(trials, done)])
+
+
+def page(done: Mapping[str, dict[str, Any]], cifar100: Mapping[str, dict[str, Any]]) -> str:
+    recipes = TABLES["recipes"]()
+    found = runs_of(recipes, cifar100)
+    sections = "\n\n".join(section(name, done) for name in SETS)
+    return f"""# What was measured of the defaults
+
+How a network is optimized where nothing is said is in the presets ([training.md](training.md#presets)). `convnet` was
+chosen by the first table here: a ResNet-8 on CIFAR-100, trained in ten ways, alone and distilled. The same on other
+sets is prepared (`python -m benchmarks.defaults`) and said to be missing where it is. What losses, targets and views
+reach is in [real.md](real.md).
+
+## CIFAR-100, ways to optimize
+
+{table(found, baseline="alone, sgd 0.1", live="")}
+
+{commands(recipes, found)}
+
+{chr(10).join(unfinished(recipes, cifar100))}
+
+{sections}
+
+All runs: [benchmarks/results](../benchmarks/results). This page is written by `python -m benchmarks.defaults_page`.
+"""
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(recorded(FILE), recorded(CIFAR100)), encoding="utf-8")
