@@ -134,10 +134,10 @@ def test_a_teacher_is_kept_with_the_options_that_it_was_taught_with(
     options = {"dataset": "digits", "size": 8, "epochs": 1, "out": "teacher"}
     teach("cifar:resnet8", **options)
     real = open_preset("convnet")
-    monkeypatch.setitem(real.options, "lr", 0.7)
+    monkeypatch.setitem(real.by_rows[1][1], "lr", 0.7)
     monkeypatch.setattr("softcache.config.fit.open_preset", lambda name: real)
     assert teach("cifar:resnet8", **options).kept
-    with pytest.raises(SoftcacheError, match=r"lr: 0\.1 there, 0\.2 now"):
+    with pytest.raises(SoftcacheError, match=r"lr: 0\.002 there, 0\.2 now"):
         teach("cifar:resnet8", **options, lr=0.2)
 
 
