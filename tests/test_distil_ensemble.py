@@ -25,6 +25,7 @@ HARNESS = STUDENT.rpartition(":")[0]
 # Plain SGD, so that rounding isn't amplified as Adam's division amplifies it where gradients vanish.
 STEADY: dict[str, Any] = {
     "amp": "off",
+    "alpha": 0.9,
     "batch_size": 64,
     "optimizer": "sgd",
     "lr": 0.02,
