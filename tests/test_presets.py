@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from harness_train import command
 from torch import nn
 
+from softcache.cli._main import main
 from softcache.config.presets import UNSAID, fitting_preset, names, open_preset
 from softcache.config.record import read_record
 from softcache.config.train import TrainConfig
@@ -120,6 +123,31 @@ def test_a_bad_file_is_one_line(here: Path, document: str, message: str) -> None
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("name", names())
+def test_what_is_shown_can_be_given(name: str) -> None:
+    """Each line of ``softcache presets NAME`` is options of the command line, with the values of the file."""
+    train_command = main.get_command(click.Context(main), "train")
+    assert train_command is not None
+    preset = open_preset(name)
+    sizes = [limit or 10**9 for limit, _ in preset.by_rows] or [1]
+    for size, shown in zip(sizes, preset.describe()["options"].values(), strict=True):
+        parsed = train_command.make_context("train", shlex.split(shown)).params
+        given = {key: list(v) if isinstance(v, tuple) else v for key, v in parsed.items() if v not in (None, (), False)}
+        said = preset.at(size)
+        assert {"epochs", "batch_size", "optimizer", "lr", "weight_decay"} <= set(given)
+        assert given == {key: said[key] for key in given}
+        assert parsed["nesterov"] in (None, said["nesterov"])
+
+
+def test_another_optimizer_wants_a_rate_of_its_own(here: Path) -> None:
+    """0.2 would end AdamW at once, and 0.002 leave SGD where it began."""
+    with pytest.raises(UsageError, match=r"--optimizer sgd: the learning rate of preset convnet, 0\.002, is for adamw"):
+        train(**SMALL, optimizer="sgd")
+    assert not Path("runs").exists()
+    assert train(**SMALL, optimizer="adam", epochs=1, out="near").lines
+    assert train(**SMALL, optimizer="sgd", lr=0.05, epochs=1, out="given").lines
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(here: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from softcache.cli._print import as_json, rows, table
+from softcache.cli._print import as_json, rows
 
 
 @click.command("presets")
@@ -23,7 +23,7 @@ def command(name: str | None, json_: bool) -> None:
         if json_:
             as_json(found)
             return
-        table(["name", "for", "source"], [[entry["name"], entry["about"], entry["source"]] for entry in found])
+        rows([(entry["name"], entry["about"]) for entry in found])
         return
     entry = open_preset(name).describe()
     if json_:

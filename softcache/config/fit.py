@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from softcache.config.options import Options, refuse_seed
-from softcache.config.presets import AUTO, UNSAID, fitting_preset, open_preset
+from softcache.config.presets import AUTO, UNSAID, as_given, fitting_preset, open_preset
 from softcache.errors import UsageError, nearest
 from softcache.models._arithmetic import AMP, Arithmetic, pick_arithmetic
 from softcache.models._network import Network
@@ -86,7 +86,8 @@ class FitConfig(Options):
         """With all that was left to the preset. ``rows``: of the training set; ``pretrained``: whether the network
         starts from parameters that have learnt something.
 
-        Errors: ``UsageError`` for a preset that isn't known or leaves an option open.
+        Errors: ``UsageError`` for a preset that isn't known or leaves an option open, and for another optimizer than
+        the preset's without a learning rate.
         """
         open_ones = [name for name in UNSAID if getattr(self, name) is None]
         if not open_ones:
@@ -96,12 +97,17 @@ class FitConfig(Options):
         for option in open_ones:
             if said[option] is None:
                 raise UsageError(f"--preset {name} doesn't say --{option.replace('_', '-')}: give it")
+        if self.optimizer is not None and self.lr is None and _family(self.optimizer) != _family(said["optimizer"]):
+            raise UsageError(
+                f"--optimizer {self.optimizer}: the learning rate of preset {name}, {said['lr']:g}, is for "
+                f"{said['optimizer']}: give --lr, and --weight-decay in place of {said['weight_decay']:g}"
+            )
         chosen = {option: _plain(said[option]) for option in open_ones}
         try:
             settled = dataclasses.replace(self, **chosen)
         except UsageError as error:
             raise UsageError(f"--preset {name}: {error}") from None
-        log.info(f"preset {name}: {described(settled)}")
+        log.info(f"preset {name}: {as_given({option: getattr(settled, option) for option in UNSAID})}")
         return settled
 
     def as_recorded(self: Config, recorded: Config) -> Config:
@@ -149,14 +155,9 @@ class Fitting:
     arithmetic: Arithmetic
 
 
-def described(options: FitConfig) -> str:
-    """The main options, as they are given."""
-    shown = ("epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule", "warmup")
-    return " ".join(f"--{name.replace('_', '-')} {_text(getattr(options, name))}" for name in shown)
-
-
-def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _family(optimizer: str | None) -> bool:
+    """Adam and AdamW take rates of one size, SGD others."""
+    return optimizer in ("adam", "adamw")
 
 
 def _plain(value: Any) -> Any:

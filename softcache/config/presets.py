@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,15 @@ from softcache import strictjson
 from softcache.errors import SoftcacheError, UsageError, nearest
 from softcache.localfiles import local_path
 from softcache.models._network import Network
+from softcache.training.optimization import Optimization
 
 FOLDER = Path(__file__).resolve().parents[1] / "presets"
 AUTO = "auto"
-# What a preset may say, and what holds where it doesn't.
-UNSAID: dict[str, Any] = {
-    "epochs": None,
-    "batch_size": None,
-    "optimizer": None,
-    "lr": None,
-    "weight_decay": None,
-    "momentum": 0.9,
-    "nesterov": True,
-    "schedule": "cosine",
-    "warmup": 0.0,
-    "milestones": (),
-    "gamma": 0.1,
-    "label_smoothing": 0.0,
-    "clip_grad": 0.0,
-}
+# What a preset may say, and what holds where it doesn't; None: it has to.
+UNSAID: dict[str, Any] = {"epochs": None, "batch_size": None}
+UNSAID |= {own.name: None if own.default is MISSING else own.default for own in fields(Optimization)}
+UNSAID |= {"label_smoothing": 0.0}
+del UNSAID["accumulate"]  # how a batch is divided, which depends on the memory and not on the network
 
 
 @dataclass(frozen=True)
@@ -59,10 +49,22 @@ class Preset:
         for limit in limits:
             larger = "all larger sets" if len(limits) > 1 else "all sets"
             said = {**self.options, **dict(self.by_rows).get(limit, {})}
-            sizes[larger if limit is None else f"up to {limit:,} rows"] = " ".join(
-                f"--{name.replace('_', '-')} {_text(said[name])}" for name in UNSAID if name in said
-            )
+            sizes[larger if limit is None else f"up to {limit:,} rows"] = as_given(said)
         return {"name": self.name, "about": self.about, "source": self.source, "options": sizes}
+
+
+def as_given(options: Mapping[str, Any]) -> str:
+    """Options as they are given on a command line; those that are empty are left out."""
+    shown = []
+    for name in UNSAID:
+        value, option = options.get(name), name.replace("_", "-")
+        if isinstance(value, bool):
+            shown.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, (list, tuple)):
+            shown += [f"--{option} {','.join(map(str, value))}"] if value else []
+        elif value is not None:
+            shown.append(f"--{option} {value:g}" if isinstance(value, float) else f"--{option} {value}")
+    return " ".join(shown)
 
 
 def names() -> list[str]:
@@ -92,10 +94,6 @@ def fitting_preset(network: Network, *, pretrained: bool) -> str:
     attention = any("attention" in type(module).__name__.lower() for module in network.modules())
     convolution = any(isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for module in network.modules())
     return "transformer" if attention else "convnet" if convolution else "perceptron"
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _parsed(path: Path) -> Preset:
