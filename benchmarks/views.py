@@ -53,7 +53,7 @@ def main() -> None:
         taught = teach("cifar:resnet8" if options.tiny else "cifar:resnet20", epochs=epochs, **common)
         teacher = str(taught.folder)
         dump(teacher, views=max(VIEWS), out="cache", **common)
-        learn = {"student": "cifar:resnet8", "epochs": epochs, "label_fraction": 0.05, "dataset": dataset}
+        learn = {"student": "cifar:resnet8", "epochs": epochs, "label_fraction": 0.05, "dataset": dataset, "loss": "kl"}
         found: dict[str, list[list[float]]] = {"matched": [], "mean": []}
         for targets, reached in found.items():
             for views in VIEWS:

@@ -9,7 +9,7 @@ from random parameters. The same as commands, for a folder:
     softcache teach --model resnet50 --weights DEFAULT --freeze --dataset folder:/data/pets
     softcache dump  --teacher resnet50 --dataset folder:/data/pets --views 4
     softcache train --student resnet18 --dataset folder:/data/pets --alpha 0
-    softcache train --student resnet18 --dataset folder:/data/pets --T 4
+    softcache train --student resnet18 --dataset folder:/data/pets
 
 Writes into teachers/, caches/ and runs/; a second call keeps the teacher and the cache.
 """

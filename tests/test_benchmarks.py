@@ -150,6 +150,7 @@ def test_imagenet_has_the_recipe_of_the_published_figures(imagenet: ModuleType, 
             assert (found["student"], found["epochs"], found["batch_size"]) == (model, 100, 256)
             assert (found["optimizer"], found["lr"], found["weight_decay"], found["warmup"]) == ("sgd", 0.1, 1e-4, 0)
             assert (found["schedule"], found["milestones"], found["gamma"]) == ("step", (30, 60, 90), 0.1)
+            assert (found["momentum"], found["nesterov"], found["clip_grad"]) == (0.9, False, 0)
             assert (float(found["alpha"]), found["beta"] and float(found["beta"])) == weights
             assert found["cache"] == (() if name == "alone" else (f"caches/{pair}",))
 

@@ -133,10 +133,14 @@ def test_killed_while_a_cache_is_extended(setting, warm, undisturbed, tmp_path, 
 
 
 def test_leftovers_of_the_dead_are_removed_and_reported_and_those_of_others_left(setting, warm, tmp_path):
-    folder = tmp_path / "cache"
-    killed = warm.run(setting.command(folder), prepare=DIE_AT_STEP.format(step=31))
-    assert killed.status == -9
-    own = temporaries(folder)
+    # Most steps have a file under its temporary name, and which ones don't is no business of this test.
+    for step in (30, 31, 32):
+        folder = tmp_path / str(step)
+        killed = warm.run(setting.command(folder), prepare=DIE_AT_STEP.format(step=step))
+        assert killed.status == -9
+        own = temporaries(folder)
+        if own:
+            break
     assert own
     name, host, boot, pid, token = own[0].removesuffix(".part").split("~")
     others = {

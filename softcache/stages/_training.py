@@ -61,7 +61,6 @@ def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[
     options = parsed.options
     device = pick_device(options.device)
     data = open_data(parsed, record.view_numbers if record is not None else None)
-    live = _live_arithmetic(data, options, device, record)
     parsed = parsed.for_classes(data.classes())
     options = parsed.options
     refuse_few_classes(parsed.losses, data.classes(), labels_alone=parsed.labels_alone)
@@ -114,6 +113,7 @@ def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[
             teacher=teacher,
         )
     keep_frozen_still(network)
+    live = _live_arithmetic(data, options, device, record)
     pretrained = options.weights is not None or parsed.copied is not None
     options = options.settled(network, rows.length, pretrained=pretrained)
     options = options.with_arithmetic(network, sample, device)

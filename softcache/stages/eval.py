@@ -70,9 +70,8 @@ def evaluate(
     if folder is None and Path(spec).is_dir():  # a teacher that was found by its model's name
         recorded = recorded_options(Path(spec))
     # As it was trained, so that its folder's own figure comes out again.
-    own = recorded if isinstance(recorded, FitConfig) else FitConfig()
-    trained_amp = "off" if own.amp == "auto" else own.amp
-    arithmetic = Arithmetic(trained_amp if amp is None else amp, bool(own.channels_last))
+    trained = recorded.amp if isinstance(recorded, FitConfig) and recorded.amp != "auto" else "off"
+    arithmetic = Arithmetic(amp or trained, isinstance(recorded, FitConfig) and bool(recorded.channels_last))
     with tf32_allowed(tf32):
         network = arithmetic.apply(network.to(chosen))
         accuracy = evaluate_network(network, pixels, viewed.samples.labels, chosen, amp=arithmetic.amp)

@@ -144,7 +144,6 @@ def _ask(
     Errors: ``CacheError`` where the dataset or the number of classes isn't that of the cache.
     """
     # Only a check with a teacher needs all that runs one.
-
     from softcache.cache.agreement.data import check_dataset
     from softcache.cache.agreement.labels import label_difference
     from softcache.cache.agreement.teacher import compare
