@@ -1,12 +1,12 @@
 """How far the defaults are from the best choices beside them, on sets of several kinds.
 
-    python -m benchmarks.defaults --place DIR --fashionmnist DATA_DIR --cifar100 arrays:PATH --flowers folder:PATH
+    python -m benchmarks.defaults --place DIR --fashionmnist DATA_DIR --flowers folder:PATH
 
-For each set a teacher is taught with the defaults, unless one is given, and asked; then students are trained in ten
-ways by hand (``RECIPES``), and with the loss, its weight and temperature varied (``SOFT``). All of it is judged on
-training rows that are held out: no test split is looked at. Runs are kept in ``benchmarks/results`` one by one, and the
-same command goes on with what is missing; ``--sets`` and ``--seeds`` do a part. ``benchmarks.defaults_page`` writes
-docs/defaults.md.
+For each set a teacher is taught with the defaults and asked; then students are trained in ten ways by hand
+(``RECIPES``), and with the loss, its weight and temperature varied (``SOFT``). All of it is judged on training rows
+that are held out: no test split is looked at. Runs are kept in ``benchmarks/results`` one by one, and the same command
+goes on with what is missing; ``--sets``, ``--rows`` and ``--seeds`` do a part. ``benchmarks.defaults_page`` writes
+docs/defaults.md. CIFAR-100 has a script of its own, ``benchmarks.cifar100``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.cifar100 import divide, softcache
-from benchmarks.rows import RESULTS, Trial, run, trials
+from benchmarks.cifar100 import divide, optimized, softcache
+from benchmarks.rows import RESULTS, Trial, add_running, chosen, run, trials
+from softcache.config.parsed import DEFAULT_LOSS
+from softcache.config.presets import as_given, open_preset
 
 FILE = RESULTS / "defaults.jsonl"
 SEEDS = (0, 1, 2)
@@ -25,40 +27,42 @@ SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class Set:
-    """``held_out``: rows of the training split that are tested on. ``epochs``: of teacher and students; those of the
-    students are fewer than the preset's where two cores would take hours."""
+    """``rows`` of the training split, of which ``held_out`` are tested on. ``batch``: of the ways by hand. ``epochs``:
+    of the students, the same in all ways; fewer than the preset's where two cores would take hours."""
 
     source: str
+    rows: int
     held_out: int
     augment: str
     size: int
     teacher: str
     student: str
+    batch: int
     epochs: int
     teacher_epochs: int
 
 
 SETS = {
-    "digits": Set("digits", 400, "crop:pad=4", 32, "cifar:resnet20", "cifar:resnet8", 20, 40),
-    "flowers": Set("flowers", 180, "rrc+flip", 64, "resnet34", "resnet18", 20, 60),
-    "fashionmnist": Set("fashionmnist", 10_000, "crop:pad=4+flip", 32, "cifar:resnet20", "cifar:resnet8", 6, 12),
-    "cifar100": Set("cifar100", 5_000, "crop:pad=4+flip", 32, "", "cifar:resnet8", 12, 0),
+    "digits": Set("digits", 1_438, 400, "crop:pad=4", 32, "cifar:resnet20", "cifar:resnet8", 32, 8, 40),
+    "flowers": Set("flowers", 720, 180, "rrc+flip", 64, "resnet34", "resnet18", 32, 24, 60),
+    "fashionmnist": Set(
+        "fashionmnist", 60_000, 10_000, "crop:pad=4+flip", 32, "cifar:resnet20", "cifar:resnet8", 128, 6, 12
+    ),
 }
+# optimizer, learning rate, weight decay, schedule
 RECIPES = {
-    "default": "",
-    "sgd 0.025": "--optimizer sgd --lr 0.025 --weight-decay 0.0005",
-    "sgd 0.05": "--optimizer sgd --lr 0.05 --weight-decay 0.0005",
-    "sgd 0.1": "--optimizer sgd --lr 0.1 --weight-decay 0.0005",
-    "sgd 0.2": "--optimizer sgd --lr 0.2 --weight-decay 0.0005",
-    "sgd 0.4": "--optimizer sgd --lr 0.4 --weight-decay 0.0005",
-    "sgd 0.1, decay 0.0001": "--optimizer sgd --lr 0.1 --weight-decay 0.0001",
-    "sgd 0.1, steps": "--optimizer sgd --lr 0.1 --weight-decay 0.0005 --schedule step",
-    "adamw 0.001": "--optimizer adamw --lr 0.001 --weight-decay 0.01",
-    "adamw 0.003": "--optimizer adamw --lr 0.003 --weight-decay 0.01",
-    "adamw 0.01": "--optimizer adamw --lr 0.01 --weight-decay 0.01",
+    "sgd 0.025": ("sgd", 0.025, 5e-4, "cosine"),
+    "sgd 0.05": ("sgd", 0.05, 5e-4, "cosine"),
+    "sgd 0.1": ("sgd", 0.1, 5e-4, "cosine"),
+    "sgd 0.2": ("sgd", 0.2, 5e-4, "cosine"),
+    "sgd 0.4": ("sgd", 0.4, 5e-4, "cosine"),
+    "sgd 0.1, decay 1e-4": ("sgd", 0.1, 1e-4, "cosine"),
+    "sgd 0.1, steps": ("sgd", 0.1, 5e-4, "step"),
+    "adamw 0.001": ("adamw", 0.001, 0.01, "cosine"),
+    "adamw 0.003": ("adamw", 0.003, 0.01, "cosine"),
+    "adamw 0.01": ("adamw", 0.01, 0.01, "cosine"),
 }
 SOFT = {
-    "default": "",
     "kl, alpha 0.5, T 1": "--loss kl --alpha 0.5 --T 1",
     "kl, alpha 0.9, T 1": "--loss kl --alpha 0.9 --T 1",
     "kl, alpha 0.5, T 2": "--loss kl --alpha 0.5 --T 2",
@@ -74,75 +78,51 @@ SOFT = {
 
 
 def rows(name: str) -> list[Trial]:
-    """All trainings on a set, the same number for students alone and distilled."""
+    """All trainings on a set. What the defaults are is spelled out, so that a row is run again when they change."""
     one = SETS[name]
-    with_all = f"--epochs {one.epochs}"
+    preset = {**open_preset("convnet").at(one.rows - one.held_out), "epochs": None}
     alone = f"train --student {one.student} --dataset {{{name}}} --size {one.size} --augment {one.augment} --alpha 0"
     cached = f"train --student {one.student} --cache {{{name}_cache}}"
-    by_hand = {f"alone, {recipe}": f"{alone} {with_all} {options}".strip() for recipe, options in RECIPES.items()}
-    soft = {f"distilled, {loss}": f"{cached} {with_all} {options}".strip() for loss, options in SOFT.items()}
-    return trials(name, by_hand | soft, SEEDS)
+    ways = {"default": as_given(preset)}
+    for recipe, (optimizer, lr, decay, schedule) in RECIPES.items():
+        ways[recipe] = optimized(optimizer, lr, decay, batch=one.batch, schedule=schedule)
+    losses = {"default": f"--loss {DEFAULT_LOSS}", **SOFT}
+    table = {f"alone, {way}": f"{alone} --epochs {one.epochs} {options}" for way, options in ways.items()}
+    for loss, options in losses.items():
+        table[f"distilled, {loss}"] = f"{cached} --epochs {one.epochs} {ways['default']} {options}"
+    return trials(name, table, SEEDS)
 
 
 def main() -> None:
-    options = arguments()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sets", default=",".join(SETS), help="which sets")
+    parser.add_argument("--fashionmnist", help="the folder of torchvision's FashionMNIST")
+    parser.add_argument("--flowers", help="a folder of photographs of one size as a dataset of softcache")
+    add_running(parser, FILE)
+    options = parser.parse_args()
     place = Path(options.place).resolve()
     place.mkdir(parents=True, exist_ok=True)
     wanted: list[Trial] = []
     paths: dict[str, str] = {}
     for name in options.sets.split(","):
-        wanted += [trial for trial in rows(name) if str(trial.seed) in options.seeds.split(",")]
+        wanted += rows(name)
         paths |= prepare(name, place, options)
-    run(
-        wanted,
-        Path(options.results),
-        place,
-        paths,
-        processes=options.processes,
-        threads=options.threads,
-        minutes=options.minutes,
-    )
+    run(chosen(wanted, options), place, paths, options)
 
 
 def prepare(name: str, place: Path, options: argparse.Namespace) -> Mapping[str, str]:
     """Data, teacher and cache of a set; what stands for them in commands."""
     one = SETS[name]
-    source, data_dir = one.source, None
-    if name == "fashionmnist":
-        data_dir = options.fashionmnist
-    elif name != "digits":
-        source = getattr(options, name)
-        if source is None:
-            raise SystemExit(f"--{name} says where that set is; --sets leaves it out")
-    divide(place / name, source, data_dir, one.held_out, shuffled=True)
+    source = options.flowers if name == "flowers" else one.source
+    if source is None:
+        raise SystemExit("--flowers says where that set is; --sets leaves it out")
+    divide(place / name, source, options.fashionmnist, one.held_out, shuffled=True)
     dataset, cache, teacher = f"arrays:{place / name}", place / f"{name}-cache", f"{place / name}-teacher"
     how = f"--dataset {dataset} --size {one.size} --augment {one.augment}"
-    if one.teacher:
-        softcache(
-            f"teach --model {one.teacher} {how} --epochs {one.teacher_epochs} --out {teacher}", place, options.threads
-        )
-        softcache(f"dump --teacher {teacher} {how} --out {cache}", place, options.threads)
-    else:
-        weights = f"--teacher-weights {Path(options.teacher_weights).resolve()}" if options.teacher_weights else ""
-        softcache(f"dump --teacher {options.teacher} {weights} {how} --out {cache}", place, options.threads)
+    teach = f"teach --model {one.teacher} {how} --epochs {one.teacher_epochs} --out {teacher}"
+    softcache(teach, place, options.threads)
+    softcache(f"dump --teacher {teacher} {how} --out {cache}", place, options.threads)
     return {name: dataset, f"{name}_cache": str(cache)}
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--place", required=True, help="where data, teachers, caches and runs are kept")
-    parser.add_argument("--sets", default=",".join(SETS), help="which sets")
-    parser.add_argument("--seeds", default="0,1,2", help="which seeds")
-    parser.add_argument("--fashionmnist", help="the folder of torchvision's FashionMNIST")
-    parser.add_argument("--cifar100", help="CIFAR-100 as a dataset of softcache")
-    parser.add_argument("--flowers", help="a folder of photographs as a dataset of softcache")
-    parser.add_argument("--teacher", help="of CIFAR-100: file.py:factory, or a folder")
-    parser.add_argument("--teacher-weights", help="a file of its weights")
-    parser.add_argument("--results", default=str(FILE), help="the file of what was run")
-    parser.add_argument("--processes", type=int, default=1, help="trainings side by side")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no training after so many")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ interrupted goes on where it was.
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -44,7 +47,9 @@ class Trial:
 
     @property
     def folder(self) -> str:
-        return re.sub(r"[^\w.=-]+", "-", f"{self.table}-{self.name}-{self.seed}")
+        """Another one for each command, so that a run of an earlier version of a row isn't taken for one of this."""
+        readable = re.sub(r"[^\w.=-]+", "-", f"{self.table}-{self.name}-{self.seed}")
+        return f"{readable}-{hashlib.sha256(self.key.encode()).hexdigest()[:8]}"
 
 
 def trials(table: str, rows: Mapping[str, str], seeds: Iterable[int]) -> list[Trial]:
@@ -64,36 +69,52 @@ def recorded(file: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def run(
-    wanted: Sequence[Trial],
-    file: Path,
-    place: Path,
-    paths: Mapping[str, Path],
-    *,
-    processes: int = 1,
-    threads: int = 1,
-    minutes: float = float("inf"),
-) -> dict[str, dict[str, Any]]:
-    """Runs those that ``file`` doesn't have, ``processes`` at a time, and gives the records of all.
+def add_running(parser: argparse.ArgumentParser, file: Path) -> None:
+    """The options of every script that runs trials. ``file``: where they are recorded by default."""
+    parser.add_argument("--place", required=True, help="where data, teachers, caches and runs are kept")
+    parser.add_argument("--results", type=Path, default=file, help="the file of what was run")
+    parser.add_argument("--rows", help="only those whose names match this regular expression")
+    parser.add_argument("--seeds", help="only these, as 0,1")
+    parser.add_argument("--processes", type=int, default=1, help="trainings side by side")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no training after so many")
 
-    ``place``: where runs are kept. ``minutes``: none begins after this time; those that run are finished.
+
+def chosen(wanted: Sequence[Trial], options: argparse.Namespace) -> list[Trial]:
+    """Those of ``--rows`` and ``--seeds``."""
+    seeds = options.seeds and options.seeds.split(",")
+    return [
+        trial
+        for trial in wanted
+        if (not options.rows or re.search(options.rows, trial.name)) and (not seeds or str(trial.seed) in seeds)
+    ]
+
+
+def run(
+    wanted: Sequence[Trial], place: Path, paths: Mapping[str, str], options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Runs those that ``options.results`` doesn't have and gives the records of all.
+
+    ``place``: where runs are kept; ``paths``: what stands for them in commands; ``options``: of ``add_running``. After
+    ``minutes`` none begins, and those that run are finished.
     """
+    file = options.results
     file.parent.mkdir(parents=True, exist_ok=True)
     done, lock, began = recorded(file), threading.Lock(), time.monotonic()
     missing = [trial for trial in wanted if trial.key not in done]
     say(f"{len(wanted) - len(missing)} of {len(wanted)} trainings are done")
 
     def one(trial: Trial) -> None:
-        if time.monotonic() - began > 60 * minutes:
+        if time.monotonic() - began > 60 * options.minutes:
             return
-        record = _run(trial, place, paths, threads)
+        record = _run(trial, place, paths, options.threads)
         with lock:
             done[trial.key] = record
             _append(file, json.dumps(record))
         reached = f"{100 * record['top1']:.2f} %" if "top1" in record else record["failed"]
         say(f"{trial.table}, {trial.name}, seed {trial.seed}: {reached} in {record['seconds']:.0f} s")
 
-    with ThreadPoolExecutor(processes) as pool:
+    with ThreadPoolExecutor(options.processes) as pool:
         list(pool.map(one, missing))
     return {trial.key: done[trial.key] for trial in wanted if trial.key in done}
 
@@ -109,13 +130,13 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def _run(trial: Trial, place: Path, paths: Mapping[str, Path], threads: int) -> dict[str, Any]:
+def _run(trial: Trial, place: Path, paths: Mapping[str, str], threads: int) -> dict[str, Any]:
     """The record of a training, in a process of its own."""
     out = place / "runs" / trial.folder
-    given = shlex.split(trial.command.format(**{name: str(path) for name, path in paths.items()}))
+    given = shlex.split(trial.command.format(**paths))
     softcache = [sys.executable, "-m", "softcache", "--quiet", "--threads", str(threads)]
     command = [*softcache, *given, "--seed", str(trial.seed), "--out", str(out), "--json"]
-    if (out / "checkpoint.pt").exists():
+    if (out / "config.json").exists():  # it was interrupted
         command = [*softcache, given[0], "--resume", str(out), "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     began = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -53,6 +54,24 @@ def test_verdicts() -> None:
     assert not intervals.as_good((2.0, 0.1), 0.5)  # better isn't as good
 
 
+def running(file: Path, *given: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    rows.add_running(parser, file)
+    return parser.parse_args(["--place", str(file.parent), *given])
+
+
+def test_some_rows_and_seeds_can_be_chosen(tmp_path: Path) -> None:
+    wanted = trials("t", {"alone": "train", "kl, T 1": "train --T 1", "kl, T 2": "train --T 2"}, (0, 1))
+    found = rows.chosen(wanted, running(tmp_path / "t.jsonl", "--rows", "^kl", "--seeds", "1"))
+    assert [(trial.name, trial.seed) for trial in found] == [("kl, T 1", 1), ("kl, T 2", 1)]
+    assert rows.chosen(wanted, running(tmp_path / "t.jsonl")) == wanted
+
+
+def test_another_command_has_another_folder() -> None:
+    """A run of an earlier version of a row isn't taken for one of this."""
+    assert Trial("t", "a", "train --T 1", 0).folder != Trial("t", "a", "train --T 2", 0).folder
+
+
 def test_trials_come_seed_by_seed_and_have_folders_of_their_own() -> None:
     found = trials("t", {"a": "train", "b, c": "train --T 2"}, (0, 1))
     assert [(trial.name, trial.seed) for trial in found] == [("a", 0), ("b, c", 0), ("a", 1), ("b, c", 1)]
@@ -69,23 +88,25 @@ def test_a_run_is_kept_at_once_and_never_made_again(tmp_path: Path, monkeypatch:
         return {"key": trial.key, "seconds": 1.0, **outcome}
 
     monkeypatch.setattr(rows, "_run", once)
-    wanted, file = trials("t", {"a": "train"}, (0, 1, 2)), tmp_path / "kept" / "t.jsonl"
-    found = run(wanted[:2], file, tmp_path, {})
+    options = running(tmp_path / "kept" / "t.jsonl")
+    wanted, file = trials("t", {"a": "train"}, (0, 1, 2)), options.results
+    found = run(wanted[:2], tmp_path, {}, options)
     assert set(found) == set(recorded(file)) == {trial.key for trial in wanted[:2]}
     text = file.read_text()
     file.write_text(text + '{"key": "t: train --seed 2", "top')
     made.clear()
-    assert set(run(wanted, file, tmp_path, {})) == {trial.key for trial in wanted}
+    assert set(run(wanted, tmp_path, {}, options)) == {trial.key for trial in wanted}
     assert made == [wanted[2].key]
     assert json.loads(file.read_text().splitlines()[-1])["top1"] == 0.5
 
 
 def test_a_run_is_softcache_itself(tmp_path: Path) -> None:
     command = "train --student cifar:resnet8 --dataset digits --size 8 --alpha 0 --epochs 1 {fast}"
-    (record,) = run(trials("t", {"a": command}, (3,)), tmp_path / "t.jsonl", tmp_path, {"fast": "--amp off"}).values()
-    config = json.loads((tmp_path / "runs" / "t-a-3" / "config.json").read_text())
+    wanted, options = trials("t", {"a": command}, (3,)), running(tmp_path / "t.jsonl")
+    (record,) = run(wanted, tmp_path, {"fast": "--amp off"}, options).values()
+    config = json.loads((tmp_path / "runs" / wanted[0].folder / "config.json").read_text())
     assert config["result"]["test_top1"] == record["top1"]
     assert config["options"]["seed"] == record["seed"] == 3
-    (failed,) = run(trials("t", {"b": command + " --T x"}, (3,)), tmp_path / "t.jsonl", tmp_path, {"fast": ""}).values()
+    (failed,) = run(trials("t", {"b": command + " --T x"}, (3,)), tmp_path, {"fast": ""}, options).values()
     assert "top1" not in failed
     assert "--T" in failed["failed"]
