@@ -81,6 +81,7 @@ def test_a_loss_alone_has_the_weights_of_the_paper(name: str) -> None:
     alpha, beta, weight = PAPERS[name]
     assert parsed.beta is not None
     assert (parsed.alpha.end, parsed.beta.end, parsed.losses[0].weight_schedule().end) == (alpha, beta, weight)
+    assert describe_loss(name).beside == f"{alpha:g}, {beta:g}"
     # What is given is what is taken: half and half.
     given = parse(TrainConfig(loss=(name,), alpha=0.5)).objective(1, hints=False, label_smoothing=0.0)
     assert given.weights(0) == (0.5, 0.5)

@@ -379,7 +379,8 @@ def test_a_loss_of_ones_own_without_a_text_is_described(here, capsys):
     (here / "bare.py").write_text(LOSS.format(body="return student.sum()"))
     assert command("losses", "bare.py:L") == 0
     assert capsys.readouterr().out == (
-        "options         none beside those of every loss\nneeds           logits\ndefault weight  1\n"
+        "options         none beside those of every loss\nneeds           logits\n"
+        "default weight  1\nalpha, beta     1, 1\n"
         "command         softcache train --loss bare.py:L\n"
     )
 

@@ -44,6 +44,7 @@ def command(name: str | None, json_: bool) -> None:
             ("options", ", ".join(row.options) or "none beside those of every loss"),
             ("needs", row.needs),
             ("default weight", row.weight),
+            *([("alpha, beta", row.beside)] if row.beside else []),
             *([("default T", row.T)] if row.T else []),
             *([("source", row.source)] if row.source else []),
             ("command", row.command),

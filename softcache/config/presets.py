@@ -54,9 +54,13 @@ class Preset:
 
 
 def as_given(options: Mapping[str, Any]) -> str:
-    """Options as they are given on a command line; those that are empty are left out."""
+    """Options as they are given on a command line, without those that are empty or have no effect."""
+    idle = set() if options.get("optimizer") == "sgd" else {"momentum", "nesterov"}
+    idle |= set() if options.get("schedule") == "step" else {"milestones", "gamma"}
     shown = []
     for name in UNSAID:
+        if name in idle:
+            continue
         value, option = options.get(name), name.replace("_", "-")
         if isinstance(value, bool):
             shown.append(f"--{option}" if value else f"--no-{option}")

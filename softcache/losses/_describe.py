@@ -14,7 +14,8 @@ from softcache.losses.hints._hint_loss import HintLoss, hint_loss_type
 
 @dataclass(frozen=True)
 class LossRow:
-    """One loss. ``kind`` is the option that takes it, "loss" or "hint"; ``T`` is "" where it has none.
+    """One loss. ``kind`` is the option that takes it, "loss" or "hint"; ``T`` is "" where it has none. ``beside``:
+    alpha and beta where neither is given, "" for a hint loss.
 
     ``command`` trains with the weights of the paper; ``description`` is the text that its class is documented with. A
     class of a user's own may leave formula, source and description empty.
@@ -26,6 +27,7 @@ class LossRow:
     options: tuple[str, ...]
     needs: str
     weight: str
+    beside: str
     T: str
     source: str
     command: str
@@ -52,10 +54,9 @@ def describe_loss(name: str) -> LossRow:
     if registry.is_code(name) or name.endswith(".py"):
         return _describe_own(name)
     if name in registry.names("losses"):
-        loss = loss_type(name)
-        return _row("loss", name, loss, loss.default_T)
+        return _of_loss(name, loss_type(name))
     if name in registry.names("losses.hints"):
-        return _row("hint", name, hint_loss_type(name), None)
+        return _row("hint", name, hint_loss_type(name))
     known = (*registry.names("losses"), *registry.names("losses.hints"))
     raise UsageError(f"no loss or hint loss is called {name!r}{nearest(name, known)}")
 
@@ -65,12 +66,16 @@ def _describe_own(spec: str) -> LossRow:
     if options:
         raise UsageError(f"{spec!r} has options: leave them out, a loss is described with its defaults")
     if hasattr(registry.component("losses", name), "build"):  # what the contract of hint losses asks for
-        return _row("hint", spec, hint_loss_type(name), None)
-    loss = loss_type(name)
-    return _row("loss", spec, loss, loss.default_T)
+        return _row("hint", spec, hint_loss_type(name))
+    return _of_loss(spec, loss_type(name))
 
 
-def _row(kind: str, name: str, cls: type[Loss] | type[HintLoss], temperature: float | None) -> LossRow:
+def _of_loss(name: str, cls: type[Loss]) -> LossRow:
+    T = "" if cls.default_T is None else f"{cls.default_T:g}"
+    return _row("loss", name, cls, beside=f"{cls.default_alpha:g}, {cls.default_beta:g}", T=T)
+
+
+def _row(kind: str, name: str, cls: type[Loss] | type[HintLoss], *, beside: str = "", T: str = "") -> LossRow:
     return LossRow(
         kind=kind,
         name=name,
@@ -78,7 +83,8 @@ def _row(kind: str, name: str, cls: type[Loss] | type[HintLoss], temperature: fl
         options=tuple(f"{f.name}={_default(f)}" for f in dataclasses.fields(cls)),
         needs=_needs(kind, cls.needs),
         weight=cls.default_weight,
-        T="" if temperature is None else f"{temperature:g}",
+        beside=beside,
+        T=T,
         source=cls.source,
         command=f"softcache train {cls.example or _plain(kind, name)}",
         description=_documented(cls),
