@@ -43,7 +43,8 @@ class Trial:
 
     @property
     def key(self) -> str:
-        return f"{self.table}: {self.command} --seed {self.seed}"
+        """The command alone: a training that two tables show is run once."""
+        return f"{self.command} --seed {self.seed}"
 
     @property
     def folder(self) -> str:
