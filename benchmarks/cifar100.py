@@ -1,146 +1,42 @@
 """CIFAR-100 from a cache: which targets, losses and views make a student better than alone.
 
     python -m benchmarks.cifar100 --place DIR --data arrays:PATH --teacher FILE.py:FACTORY --teacher-weights FILE screen
-    python -m benchmarks.cifar100 --place DIR … recipes
+    python -m benchmarks.cifar100 --place DIR … recipes targets
+    python -m benchmarks.cifar100 --place DIR --data cifar100 published --minutes 10
 
-Both tables compare many rows on training rows that are held out, with seeds 0 to 2: how students are optimized, numbers
-of views, kinds of targets and losses are chosen there, and nothing looks at the test split. Each run is kept in
-``benchmarks/results`` as soon as it is done; ``--minutes M`` begins none after M minutes, and the same command goes on
-with what is missing. Without ``--teacher`` a ResNet-56 is taught first, in the papers' way. A row's command says all
-that it depends on, so that it stays the same when softcache's defaults change.
+``recipes``, ``screen`` and ``targets`` compare many rows on training rows that are held out, with seeds 0 to 2: how
+students are optimized, numbers of views, kinds of targets and losses are chosen there, and nothing looks at the test
+split. ``published`` is for a GPU: the papers' pairs and recipe, with teachers that it teaches. Each run is kept in
+``benchmarks/results`` as soon as it is done; ``--minutes M`` interrupts what runs after M minutes, and the same command
+goes on with it and with what is missing. Without ``--teacher`` a ResNet-56 is taught first, in the papers' way.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+import json
+import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from benchmarks.rows import RESULTS, ROOT, Trial, add_running, chosen, run, say, trials
+from benchmarks.cifar100_rows import AUGMENT, FAST, PAIRS, PUBLISHED_VIEWS, TABLES, VIEWS
+from benchmarks.rows import RESULTS, Trial, add_running, append, chosen, ended, made_by, recorded, run, say
 from softcache.datasets._open import open_samples
 
 HELD_OUT = 5_000
-AUGMENT = "crop:pad=4+flip"
-VIEWS = (1, 2, 4, 8)
-SEEDS = (0, 1, 2)
 FILE = RESULTS / "cifar100.jsonl"
-FAST = "--amp bf16 --channels-last"
-
-
-def optimized(
-    optimizer: str, lr: float, decay: float, *, batch: int = 128, schedule: str = "cosine", clip: float = 5
-) -> str:
-    """All options of a way to optimize."""
-    momentum = " --momentum 0.9 --nesterov" if optimizer == "sgd" else ""
-    return (
-        f"--batch-size {batch} --optimizer {optimizer} --lr {lr:g} --weight-decay {decay:g}{momentum} "
-        f"--schedule {schedule} --warmup 1 --clip-grad {clip:g} --label-smoothing 0"
-    )
-
-
-SCREENED = f"--epochs 12 {optimized('sgd', 0.1, 5e-4, clip=0)} {FAST}"
-RECIPES = {
-    "sgd 0.1": optimized("sgd", 0.1, 5e-4),
-    "sgd 0.2": optimized("sgd", 0.2, 5e-4),
-    "sgd 0.4": optimized("sgd", 0.4, 5e-4),
-    "sgd 0.1, decay 1e-4": optimized("sgd", 0.1, 1e-4),
-    "sgd 0.2, decay 1e-4": optimized("sgd", 0.2, 1e-4),
-    "sgd 0.1, batch 64": optimized("sgd", 0.1, 5e-4, batch=64),
-    "sgd 0.2, batch 64": optimized("sgd", 0.2, 5e-4, batch=64),
-    "sgd 0.1, steps": optimized("sgd", 0.1, 5e-4, schedule="step"),
-    "adamw 0.002, batch 64": optimized("adamw", 0.002, 0.01, batch=64),
-    "adamw 0.01": optimized("adamw", 0.01, 0.01),
-}
-TUNED = f"--epochs 12 {RECIPES['sgd 0.2']} {FAST}"
-SOFT = "--loss dist:weight=2 --alpha 1 --beta 1"  # what ways to optimize, views and targets are compared with
-# The losses with the weights of their papers (docs/losses.md), on all views.
-LOSSES = {
-    "kl, alpha 0.5": "--loss kl --alpha 0.5 --T 4",
-    "kl, alpha 1": "--loss kl --alpha 1 --T 4",
-    "kl, T 1": "--loss kl --alpha 0.9 --T 1",
-    "kl, T 2": "--loss kl --alpha 0.9 --T 2",
-    "kl, T 8": "--loss kl --alpha 0.9 --T 8",
-    "kl standardized": "--loss kl:standardize=true,T=2,weight=9 --alpha 1 --beta 0.1",
-    "mse": "--loss mse --alpha 0.9",
-    "dkd": "--loss dkd:beta=2 --alpha 1 --beta 1",
-    "nkd": "--loss nkd --alpha 1 --beta 1",
-    "dist": "--loss dist:weight=2 --alpha 1 --beta 1",
-    "wsld": "--loss wsld:weight=2.5 --alpha 1 --beta 1",
-    "ttm": "--loss ttm:weight=45 --alpha 1 --beta 1",
-    "wttm": "--loss wttm:weight=4 --alpha 1 --beta 1",
-    "rld": "--loss rld --alpha 1 --beta 1",
-}
-# Losses together, each with the weight that it has alone.
-COMBINED = {
-    "dist and nkd": "--loss dist:weight=2 --loss nkd --alpha 1 --beta 1",
-    "dist and wsld": "--loss dist:weight=2 --loss wsld:weight=2.5 --alpha 1 --beta 1",
-    "dist and kl, T 1": "--loss dist:weight=2 --loss kl:T=1 --alpha 1 --beta 1",
-}
-
-
-def cached(student: str, options: str, cache: str = "{cache}") -> str:
-    return f"train --student {student} --cache {cache} {options}"
-
-
-def alone(student: str, options: str, data: str = "{held}") -> str:
-    return f"train --student {student} --dataset {data} --augment {AUGMENT} --alpha 0 {options}"
-
-
-def live(student: str, options: str, data: str = "{held}") -> str:
-    teacher = "--online --teacher {teacher} --views 1000"
-    return f"train --student {student} --dataset {data} --augment {AUGMENT} {teacher} {{weights}} {options}"
-
-
-def recipes() -> list[Trial]:
-    """Ten ways to optimize, for labels alone and distilled: the same budget for both."""
-    rows: dict[str, str] = {}
-    for name, options in RECIPES.items():
-        how = f"--epochs 12 {options} {FAST}"
-        rows[f"alone, {name}"] = alone("cifar:resnet8", how)
-        rows[f"distilled, {name}"] = cached("cifar:resnet8", f"{SOFT} {how}")
-    return trials("recipes", rows, SEEDS)
-
-
-def screen() -> list[Trial]:
-    """Losses in a first look, at a rate at which none of them diverges."""
-    rows = {"alone": alone("cifar:resnet8", SCREENED)}
-    rows |= {name: cached("cifar:resnet8", f"{options} {SCREENED}") for name, options in LOSSES.items()}
-    return trials("screen", rows, SEEDS)
-
-
-def targets() -> list[Trial]:
-    """Targets and numbers of views, and the losses that the screening left, optimized as suits the student alone."""
-    student = "cifar:resnet8"
-    rows = {"alone": alone(student, TUNED), "live": live(student, f"{SOFT} {TUNED}")}
-    for views in reversed(VIEWS):
-        for kind in ("matched", "mean", "both"):
-            # What is the default isn't said: matched targets of all views that there are.
-            said = "" if (kind, views) == ("matched", max(VIEWS)) else f"--targets {kind} --views {views} "
-            rows[f"{kind}, {views} views"] = cached(student, f"{said}{SOFT} {TUNED}")
-    for share in ("0:1:alternate", "0:1:linear", "1:0:linear"):
-        both = f"--targets both --fresh-share {share}"
-        rows[f"both {share}, 4 views"] = cached(student, f"{both} --views 4 {SOFT} {TUNED}")
-    for name in ("kl, T 1", "kl standardized", "nkd", "wsld"):
-        rows[name] = cached(student, f"{LOSSES[name]} {TUNED}")
-    for name, options in COMBINED.items():
-        rows[name] = cached(student, f"{options} {TUNED}")
-    return trials("targets", rows, SEEDS)
-
-
-TABLES: dict[str, Callable[[], list[Trial]]] = {"recipes": recipes, "screen": screen, "targets": targets}
 
 
 def main() -> None:
     options = arguments()
     place = Path(options.place).resolve()
     place.mkdir(parents=True, exist_ok=True)
-    wanted = [trial for table in options.tables for trial in TABLES[table]()]
-    run(chosen(wanted, options), place, prepare(place, options), options)
+    wanted = chosen([trial for table in options.tables for trial in TABLES[table]()], options)
+    done = recorded(options.results)
+    run(wanted, place, prepare([trial for trial in wanted if trial.key not in done], place, options), options)
 
 
 def arguments() -> argparse.Namespace:
@@ -154,36 +50,62 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(place: Path, options: argparse.Namespace) -> dict[str, str]:
-    """Data, teacher and caches, where they aren't there yet; what stands for them in commands."""
+def prepare(wanted: list[Trial], place: Path, options: argparse.Namespace) -> dict[str, str]:
+    """Data, teachers and caches that these trainings need, where they aren't there yet; what stands for them in
+    commands."""
+    needed = {name for trial in wanted for name in re.findall(r"{(\w+)}", trial.command)}
     for name in ("held", "whole"):
         divide(place / name, options.data, options.data_dir, HELD_OUT if name == "held" else 0)
-    teacher, weights = options.teacher, ""
-    if teacher is None:
-        teacher = str(place / "teacher")
-        softcache(
-            f"teach --model cifar:resnet56 --preset crd-cifar --dataset arrays:{place / 'whole'} "
-            f"--augment {AUGMENT} --out {teacher}",
-            place,
-            options.threads,
-        )
-    else:
-        file, colon, factory = teacher.rpartition(":")
-        teacher = f"{Path(file).resolve()}:{factory}" if colon else str(Path(teacher).resolve())
-    if options.teacher_weights:
-        weights = f"--teacher-weights {Path(options.teacher_weights).resolve()}"
-    paths = {"teacher": teacher, "weights": weights}
-    for name, cache in (("held", "cache"), ("whole", "whole_cache")):
-        paths[name] = f"arrays:{place / name}"
-        paths[cache] = str(place / cache)
-        if any("{" + cache + "}" in trial.command for table in options.tables for trial in TABLES[table]()):
-            softcache(
-                f"dump --teacher {teacher} {weights} --dataset {paths[name]} --augment {AUGMENT} {FAST} "
-                f"--views {max(VIEWS)} --out {paths[cache]}",
-                place,
-                options.threads,
-            )
+    paths = {name: f"arrays:{place / name}" for name in ("held", "whole")}
+    paths |= {"teacher": "", "weights": ""}
+    if needed & {"teacher", "cache", "whole_cache"}:
+        paths |= given_teacher(place, options)
+    for name, rows in (("cache", "held"), ("whole_cache", "whole")):
+        paths[name] = str(place / name)
+        if name in needed:
+            dump(name, f"{paths['teacher']} {paths['weights']}", paths[rows], f"{FAST} --views {max(VIEWS)}", options)
+    for name in needed & {f"{network}_cache" for network in PAIRS}:
+        network = name.removesuffix("_cache")
+        paths[name] = str(place / name)
+        teach(network, place, options)
+        dump(name, str(place / network), paths["whole"], f"--views {PUBLISHED_VIEWS} --amp off", options)
     return paths
+
+
+def given_teacher(place: Path, options: argparse.Namespace) -> dict[str, str]:
+    """``{teacher}`` and ``{weights}``: the one that was given, else a ResNet-56."""
+    if options.teacher is None:
+        teach("resnet56", place, options)
+        return {"teacher": str(place / "resnet56"), "weights": ""}
+    file, colon, factory = options.teacher.rpartition(":")
+    teacher = f"{Path(file).resolve()}:{factory}" if colon else str(Path(options.teacher).resolve())
+    weights = options.teacher_weights and f"--teacher-weights {Path(options.teacher_weights).resolve()}"
+    return {"teacher": teacher, "weights": weights or ""}
+
+
+def teach(network: str, place: Path, options: argparse.Namespace) -> None:
+    """A teacher by the papers' recipe."""
+    data = f"--dataset arrays:{place / 'whole'} --augment {AUGMENT} --amp off"
+    softcache(f"teach --model cifar:{network} --preset crd-cifar {data} --out {place / network}", place, options)
+
+
+def dump(name: str, teacher: str, data: str, how: str, options: argparse.Namespace) -> None:
+    """A cache; how long its teacher took is kept beside the runs."""
+    place = Path(options.place).resolve()
+    command = f"dump --teacher {teacher} --dataset {data} --augment {AUGMENT} {how}"
+    made = softcache(f"{command} --out {place / name}", place, options)
+    if made["computed_keys"]:
+        seconds = made["seconds"]
+        append(
+            options.results,
+            {
+                "key": f"dump {name}, {made['computed_keys']} keys",
+                "table": "dump",
+                "name": name,
+                "keys": made["computed_keys"],
+            }
+            | {"seconds": seconds, "threads": options.threads, **made_by()},
+        )
 
 
 def divide(folder: Path, source: str, data_dir: str | None, held_out: int, *, shuffled: bool = False) -> None:
@@ -204,12 +126,16 @@ def divide(folder: Path, source: str, data_dir: str | None, held_out: int, *, sh
     (folder / "classes.txt").write_text("\n".join(train.classes) + "\n")
 
 
-def softcache(command: str, place: Path, threads: int) -> None:
-    """A command that shows its own progress."""
+def softcache(command: str, place: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What a command of a table's preparation said in JSON; the script ends where it fails or the time is up."""
     say(f"softcache {command}")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    own = [sys.executable, "-m", "softcache", "--threads", str(threads), *command.split()]
-    subprocess.run(own, check=True, cwd=place, env=environment)
+    done = ended([*shlex.split(command), "--json"], place, options)
+    if done is None:
+        raise SystemExit("The time is up: the same command goes on.")
+    if done.returncode:
+        raise SystemExit(done.stderr.strip())
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 if __name__ == "__main__":

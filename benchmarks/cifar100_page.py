@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cifar100 import FILE, HELD_OUT, TABLES
+from benchmarks.cifar100 import FILE, HELD_OUT
+from benchmarks.cifar100_rows import TABLES
 from benchmarks.intervals import Pooled, as_good, better, difference, pool
 from benchmarks.measure import in_words
 from benchmarks.rows import Trial, recorded

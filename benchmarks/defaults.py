@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.cifar100 import divide, optimized, softcache
+from benchmarks.cifar100 import divide, softcache
+from benchmarks.cifar100_rows import optimized
 from benchmarks.rows import RESULTS, Trial, add_running, chosen, run, trials
 from softcache.config.parsed import DEFAULT_LOSS
 from softcache.config.presets import as_given, open_preset
@@ -120,8 +121,8 @@ def prepare(name: str, place: Path, options: argparse.Namespace) -> Mapping[str,
     dataset, cache, teacher = f"arrays:{place / name}", place / f"{name}-cache", f"{place / name}-teacher"
     how = f"--dataset {dataset} --size {one.size} --augment {one.augment}"
     teach = f"teach --model {one.teacher} {how} --epochs {one.teacher_epochs} --out {teacher}"
-    softcache(teach, place, options.threads)
-    softcache(f"dump --teacher {teacher} {how} --out {cache}", place, options.threads)
+    softcache(teach, place, options)
+    softcache(f"dump --teacher {teacher} {how} --out {cache}", place, options)
     return {name: dataset, f"{name}_cache": str(cache)}
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cifar100 import FILE as CIFAR100
-from benchmarks.cifar100 import TABLES
 from benchmarks.cifar100_page import commands, runs_of, table, unfinished
+from benchmarks.cifar100_rows import TABLES
 from benchmarks.defaults import FILE, SETS, rows
 from benchmarks.rows import recorded
 

@@ -29,6 +29,7 @@ from benchmarks.measure import machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ROOT = Path(__file__).resolve().parents[1]
+BEGAN = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def add_running(parser: argparse.ArgumentParser, file: Path) -> None:
     parser.add_argument("--seeds", help="only these, as 0,1")
     parser.add_argument("--processes", type=int, default=1, help="trainings side by side")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no training after so many")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="interrupt what runs after so many minutes")
 
 
 def chosen(wanted: Sequence[Trial], options: argparse.Namespace) -> list[Trial]:
@@ -97,21 +98,20 @@ def run(
     """Runs those that ``options.results`` doesn't have and gives the records of all.
 
     ``place``: where runs are kept; ``paths``: what stands for them in commands; ``options``: of ``add_running``. After
-    ``minutes`` none begins, and those that run are finished.
+    ``minutes`` none begins, and those that run are interrupted and go on the next time.
     """
     file = options.results
-    file.parent.mkdir(parents=True, exist_ok=True)
-    done, lock, began = recorded(file), threading.Lock(), time.monotonic()
+    done, lock = recorded(file), threading.Lock()
     missing = [trial for trial in wanted if trial.key not in done]
     say(f"{len(wanted) - len(missing)} of {len(wanted)} trainings are done")
 
     def one(trial: Trial) -> None:
-        if time.monotonic() - began > 60 * options.minutes:
+        record = _run(trial, place, paths, options) if seconds_left(options) > 0 else None
+        if record is None:
             return
-        record = _run(trial, place, paths, options.threads)
         with lock:
             done[trial.key] = record
-            _append(file, json.dumps(record))
+            append(file, record)
         reached = f"{100 * record['top1']:.2f} %" if "top1" in record else record["failed"]
         say(f"{trial.table}, {trial.name}, seed {trial.seed}: {reached} in {record['seconds']:.0f} s")
 
@@ -120,28 +120,62 @@ def run(
     return {trial.key: done[trial.key] for trial in wanted if trial.key in done}
 
 
-def _append(file: Path, line: str) -> None:
-    """Adds a line, on a line of its own also behind one that was cut off."""
+def seconds_left(options: argparse.Namespace) -> float:
+    """Of ``--minutes``, counted from the start of the script."""
+    return 60 * options.minutes - (time.monotonic() - BEGAN)
+
+
+def ended(command: Sequence[str], place: Path, options: argparse.Namespace) -> subprocess.CompletedProcess[str] | None:
+    """Runs ``softcache COMMAND`` in ``place`` and keeps what it prints. None: it was told to end when the time was up,
+    so it has kept its state and the same command goes on with it."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "softcache", "--quiet", "--threads", str(options.threads), *command],
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        left = seconds_left(options)
+        try:
+            output, errors = process.communicate(timeout=left if math.isfinite(left) else None)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.communicate()
+            return None
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def append(file: Path, record: Mapping[str, Any]) -> None:
+    """Adds a line of JSON, on a line of its own also behind one that was cut off."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     whole = not file.exists() or file.read_bytes()[-1:] in (b"", b"\n")
     with open(file, "a", encoding="utf-8") as lines:
-        lines.write(("" if whole else "\n") + line + "\n")
+        lines.write(("" if whole else "\n") + json.dumps(record) + "\n")
 
 
 def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def _run(trial: Trial, place: Path, paths: Mapping[str, str], threads: int) -> dict[str, Any]:
-    """The record of a training, in a process of its own."""
+def made_by() -> dict[str, Any]:
+    """The code and the machine that a record is of."""
+    asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
+    found = subprocess.run(asked, capture_output=True, text=True)
+    return {"commit": found.stdout.strip() or "unknown", **machine()}
+
+
+def _run(trial: Trial, place: Path, paths: Mapping[str, str], options: argparse.Namespace) -> dict[str, Any] | None:
+    """The record of a training, in a process of its own; None where the time is up."""
     out = place / "runs" / trial.folder
     given = shlex.split(trial.command.format(**paths))
-    softcache = [sys.executable, "-m", "softcache", "--quiet", "--threads", str(threads)]
-    command = [*softcache, *given, "--seed", str(trial.seed), "--out", str(out), "--json"]
+    command = [*given, "--seed", str(trial.seed), "--out", str(out), "--json"]
     if (out / "config.json").exists():  # it was interrupted
-        command = [*softcache, given[0], "--resume", str(out), "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [given[0], "--resume", str(out), "--json"]
     began = time.monotonic()
-    ended = subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment)
+    process = ended(command, place, options)
+    if process is None:
+        return None
     record: dict[str, Any] = {
         "key": trial.key,
         "table": trial.table,
@@ -150,16 +184,9 @@ def _run(trial: Trial, place: Path, paths: Mapping[str, str], threads: int) -> d
         "seed": trial.seed,
         "seconds": time.monotonic() - began,
     }
-    if ended.returncode:
-        record["failed"] = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
+    if process.returncode:
+        record["failed"] = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
     else:
-        result = json.loads(ended.stdout)
+        result = json.loads(process.stdout)
         record |= {"top1": result["test_top1"], "training_s": result["seconds"], "teacher_s": result.get("teacher_s")}
-    return {**record, "threads": threads, "commit": _commit(), **machine()}
-
-
-def _commit() -> str:
-    """The code that ran."""
-    asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
-    found = subprocess.run(asked, capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
+    return {**record, "threads": options.threads, **made_by()}

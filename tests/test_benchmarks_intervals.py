@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
+import subprocess
 import sys
+import time
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import intervals, rows  # noqa: E402
+from benchmarks.cifar100_rows import TABLES  # noqa: E402
 from benchmarks.rows import Trial, recorded, run, trials  # noqa: E402
+from softcache.cli.train import command as train  # noqa: E402
 
 T_975 = {2: 4.303, 4: 2.776, 10: 2.228, 30: 2.042}  # Student's t, two-sided 95 %, from printed tables
 
@@ -82,7 +88,7 @@ def test_a_run_is_kept_at_once_and_never_made_again(tmp_path: Path, monkeypatch:
     """Also one that failed; a line that was cut off is."""
     made: list[str] = []
 
-    def once(trial: Trial, place: Path, paths: dict[str, str], threads: int) -> dict[str, object]:
+    def once(trial: Trial, *_: object) -> dict[str, object]:
         made.append(trial.key)
         outcome = {"failed": "no"} if trial.seed == 1 else {"top1": 0.5}
         return {"key": trial.key, "seconds": 1.0, **outcome}
@@ -110,3 +116,38 @@ def test_a_run_is_softcache_itself(tmp_path: Path) -> None:
     (failed,) = run(trials("t", {"b": command + " --T x"}, (3,)), tmp_path, {"fast": ""}, options).values()
     assert "top1" not in failed
     assert "--T" in failed["failed"]
+
+
+def test_what_runs_when_the_time_is_up_goes_on_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It isn't in the file, and ends as if it had never been interrupted."""
+    command = "train --student cifar:resnet8 --dataset digits --size 8 --alpha 0 --epochs 4 --amp off"
+    wanted, out = trials("t", {"a": command}, (0,)), tmp_path / "t.jsonl"
+    (tmp_path / "other").mkdir()
+    (whole,) = run(wanted, tmp_path / "other", {}, running(tmp_path / "other.jsonl")).values()
+    begun = tmp_path / "runs" / wanted[0].folder / "checkpoint.pt"
+    monkeypatch.setattr(rows, "seconds_left", lambda _: 3600.0)
+    stopped = rows.subprocess.Popen.communicate
+
+    def until_it_has_begun(process: subprocess.Popen[str], timeout: float | None = None) -> tuple[str, str]:
+        if timeout is None:
+            return stopped(process)
+        while not begun.exists():
+            time.sleep(0.01)
+        raise subprocess.TimeoutExpired("softcache", timeout)
+
+    monkeypatch.setattr(rows.subprocess.Popen, "communicate", until_it_has_begun)
+    run(wanted, tmp_path, {}, running(out, "--minutes", "60"))
+    assert recorded(out) == {}
+    monkeypatch.undo()
+    (resumed,) = run(wanted, tmp_path, {}, running(out)).values()
+    assert resumed["top1"] == whole["top1"]
+    steps = [json.loads(line)["epoch"] for line in begun.with_name("metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_all_commands_of_a_table_are_softcache_s(table: str) -> None:
+    paths = defaultdict(lambda: "somewhere", weights="")
+    for trial in TABLES[table]():
+        _, *given = shlex.split(trial.command.format_map(paths))
+        train.make_context("train", [*given, "--seed", str(trial.seed)])
