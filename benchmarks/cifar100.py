@@ -108,21 +108,23 @@ def dump(name: str, teacher: str, data: str, how: str, options: argparse.Namespa
         )
 
 
-def divide(folder: Path, source: str, data_dir: str | None, held_out: int, *, shuffled: bool = False) -> None:
+def divide(folder: Path, source: str, data_dir: str | None, held_out: int, *, rows: int | None = None) -> None:
     """The training rows but for the last ``held_out``, which become the test split; with 0 the set as it is.
 
-    ``shuffled``: first in a fixed random order, for sets that are sorted by class. Images must be of one size.
+    ``rows``: train on so many of a fixed random order, so that of a set that is sorted by class all classes are there,
+    and test on the ``held_out`` next ones. Images must be of one size.
     """
     if (folder / "classes.txt").exists():
         return
     folder.mkdir(exist_ok=True)
     train = open_samples(source, "train", data_dir=data_dir)
     test = train if held_out else open_samples(source, "test", data_dir=data_dir)
-    order = np.random.default_rng(0).permutation(len(train)) if shuffled else np.arange(len(train))
-    kept, tested = order[: len(train) - held_out], order[len(train) - held_out :] if held_out else np.arange(len(test))
-    for split, samples, rows in (("train", train, kept), ("test", test, tested)):
-        np.save(folder / f"{split}_images.npy", np.stack([samples.image(int(row)) for row in rows]))
-        np.save(folder / f"{split}_labels.npy", samples.labels[rows])
+    order = np.arange(len(train)) if rows is None else np.random.default_rng(0).permutation(len(train))
+    end = len(train) - held_out if rows is None else rows
+    kept, tested = order[:end], order[end : end + held_out] if held_out else np.arange(len(test))
+    for split, samples, chosen_rows in (("train", train, kept), ("test", test, tested)):
+        np.save(folder / f"{split}_images.npy", np.stack([samples.image(int(row)) for row in chosen_rows]))
+        np.save(folder / f"{split}_labels.npy", samples.labels[chosen_rows])
     (folder / "classes.txt").write_text("\n".join(train.classes) + "\n")
 
 
