@@ -5,13 +5,14 @@
 For each set a teacher is taught with the defaults and asked; then students are trained in ten ways by hand
 (``RECIPES``), and with the loss, its weight and temperature varied (``SOFT``). All of it is judged on training rows
 that are held out: no test split is looked at. Runs are kept in ``benchmarks/results`` one by one, and the same command
-goes on with what is missing; ``--sets``, ``--rows`` and ``--seeds`` do a part. ``benchmarks.defaults_page`` writes
+goes on with what is missing; ``--cases``, ``--rows`` and ``--seeds`` do a part. ``benchmarks.defaults_page`` writes
 docs/defaults.md. CIFAR-100 has a script of its own, ``benchmarks.cifar100``.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,13 @@ FILE = RESULTS / "defaults.jsonl"
 SEEDS = (0, 1, 2)
 
 
+NETWORKS = f"{Path(__file__).resolve().parent / 'networks.py'}:"
+
+
 @dataclass(frozen=True)
-class Set:
+class Data:
     """``rows``: of the training split, the first ones in a random order, for training; the ``held_out`` next ones are
-    tested on. ``batch``: of the ways by hand. ``epochs``: of the students, the same in all ways. ``labels``: the share
-    of the rows whose labels they see; the teacher has seen all of them."""
+    tested on. ``teacher`` is taught for ``epochs``."""
 
     source: str
     rows: int
@@ -37,22 +40,37 @@ class Set:
     augment: str
     size: int
     teacher: str
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained on which data, and by which preset. ``epochs``: the same in all ways; ``batch``: of the ways by
+    hand. ``labels``: the share of the rows whose labels students see; the teacher has seen all of them."""
+
+    data: str
     student: str
+    preset: str
     batch: int
     epochs: int
-    teacher_epochs: int
     labels: float = 1.0
 
 
 # One for each size of set that the preset tells apart, but for large ones, for which there is CIFAR-100. The digits are
 # as they come, 8 pixels wide: every student is right about 98 % of them or more, unless it has few labels.
-SETS = {
-    "digits": Set("digits", 1_038, 400, "crop:pad=1", 8, "cifar:resnet20", "cifar:resnet8", 32, 8, 40),
-    "few_labels": Set("digits", 1_038, 400, "crop:pad=1", 8, "cifar:resnet20", "cifar:resnet8", 32, 8, 40, 0.05),
-    "flowers": Set("flowers", 540, 180, "rrc+flip", 64, "resnet34", "resnet18", 32, 24, 30),
-    "fashionmnist": Set(
-        "fashionmnist", 12_000, 10_000, "crop:pad=4+flip", 32, "cifar:resnet20", "cifar:resnet8", 64, 12, 20
-    ),
+DATA = {
+    "digits": Data("digits", 1_038, 400, "crop:pad=1", 8, "cifar:resnet20", 40),
+    "flowers": Data("flowers", 540, 180, "rrc+flip", 64, "resnet34", 30),
+    "fashionmnist": Data("fashionmnist", 12_000, 10_000, "crop:pad=4+flip", 32, "cifar:resnet20", 20),
+    "fashionmnist28": Data("fashionmnist", 12_000, 10_000, "crop:pad=2+flip", 28, "{networks}wide", 20),
+}
+CASES = {
+    "digits": Case("digits", "cifar:resnet8", "convnet", 32, 8),
+    "digits, 5 % of the labels": Case("digits", "cifar:resnet8", "convnet", 32, 8, 0.05),
+    "flowers": Case("flowers", "resnet18", "convnet", 32, 24),
+    "fashionmnist": Case("fashionmnist", "cifar:resnet8", "convnet", 64, 12),
+    "fashionmnist, perceptron": Case("fashionmnist28", "{networks}narrow", "perceptron", 64, 12),
+    "fashionmnist, transformer": Case("fashionmnist", "{networks}transformer", "transformer", 64, 12),
 }
 # optimizer, learning rate, weight decay, schedule
 RECIPES = {
@@ -82,50 +100,51 @@ TARGETS = {kind: f"--targets {kind} {LOSSES['dist']}" for kind in ("mean", "both
 
 
 def rows(name: str) -> list[Trial]:
-    """All trainings on a set. What the defaults are is spelled out, so that a row is run again when they change."""
-    one = SETS[name]
-    preset = {**open_preset("convnet").at(one.rows), "epochs": None}
-    alone = f"train --student {one.student} --dataset {{{name}}} --size {one.size} --augment {one.augment} --alpha 0"
-    cached = f"train --student {one.student} --cache {{{name}_cache}}"
-    if one.labels < 1:
-        alone, cached = (f"{command} --label-fraction {one.labels}" for command in (alone, cached))
+    """All trainings of a case. What the defaults are is spelled out, so that a row is run again when they change."""
+    case = CASES[name]
+    data = DATA[case.data]
+    preset = {**open_preset(case.preset).at(data.rows), "epochs": None}
+    where = f"--dataset {{{case.data}}} --size {data.size} --augment {data.augment}"
+    alone = f"train --student {case.student} {where} --alpha 0"
+    cached = f"train --student {case.student} --cache {{{case.data}_cache}}"
+    if case.labels < 1:
+        alone, cached = (f"{command} --label-fraction {case.labels}" for command in (alone, cached))
     ways = {"default": as_given(preset)}
     for recipe, (optimizer, lr, decay, schedule) in RECIPES.items():
-        ways[recipe] = optimized(optimizer, lr, decay, batch=one.batch, schedule=schedule)
-    table = {f"alone, {way}": f"{alone} --epochs {one.epochs} {options}" for way, options in ways.items()}
+        ways[recipe] = optimized(optimizer, lr, decay, batch=case.batch, schedule=schedule)
+    table = {f"alone, {way}": f"{alone} --epochs {case.epochs} {options}" for way, options in ways.items()}
     for what, options in (LOSSES | TARGETS).items():
-        table[f"distilled, {what}"] = f"{cached} --epochs {one.epochs} {ways['default']} {options}"
+        table[f"distilled, {what}"] = f"{cached} --epochs {case.epochs} {ways['default']} {options}"
     return trials(name, table, SEEDS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sets", default=",".join(SETS), help="which sets")
+    parser.add_argument("--cases", default="", help="only those whose names match this regular expression")
     parser.add_argument("--fashionmnist", help="the folder of torchvision's FashionMNIST")
     parser.add_argument("--flowers", help="a folder of photographs of one size as a dataset of softcache")
     add_running(parser, FILE)
     options = parser.parse_args()
     place = Path(options.place).resolve()
     place.mkdir(parents=True, exist_ok=True)
-    wanted: list[Trial] = []
-    paths: dict[str, str] = {}
-    for name in options.sets.split(","):
-        wanted += rows(name)
+    names = [name for name in CASES if re.search(options.cases, name)]
+    paths = {"networks": NETWORKS}
+    for name in {CASES[name].data: None for name in names}:
         paths |= prepare(name, place, options)
-    run(chosen(wanted, options), place, paths, options)
+    run(chosen([trial for name in names for trial in rows(name)], options), place, paths, options)
 
 
 def prepare(name: str, place: Path, options: argparse.Namespace) -> Mapping[str, str]:
-    """Data, teacher and cache of a set; what stands for them in commands."""
-    one = SETS[name]
-    source = options.flowers if name == "flowers" else one.source
+    """A set, its teacher and its cache; what stands for them in commands."""
+    data = DATA[name]
+    source = options.flowers if name == "flowers" else data.source
     if source is None:
-        raise SystemExit("--flowers says where that set is; --sets leaves it out")
-    divide(place / name, source, options.fashionmnist, one.held_out, rows=one.rows)
+        raise SystemExit("--flowers says where that set is; --cases leaves it out")
+    divide(place / name, source, options.fashionmnist, data.held_out, rows=data.rows)
     dataset, cache, teacher = f"arrays:{place / name}", place / f"{name}-cache", f"{place / name}-teacher"
-    how = f"--dataset {dataset} --size {one.size} --augment {one.augment}"
-    teach = f"teach --model {one.teacher} {how} --epochs {one.teacher_epochs} --out {teacher}"
-    softcache(teach, place, options)
+    how = f"--dataset {dataset} --size {data.size} --augment {data.augment}"
+    network = data.teacher.format(networks=NETWORKS)
+    softcache(f"teach --model {network} {how} --epochs {data.epochs} --out {teacher}", place, options)
     softcache(f"dump --teacher {teacher} {how} --out {cache}", place, options)
     return {name: dataset, f"{name}_cache": str(cache)}
 

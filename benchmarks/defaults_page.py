@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.cifar100 import FILE as CIFAR100
 from benchmarks.cifar100_page import commands, runs_of, table, unfinished
 from benchmarks.cifar100_rows import TABLES
-from benchmarks.defaults import FILE, SETS, rows
+from benchmarks.defaults import CASES, DATA, FILE, rows
 from benchmarks.rows import recorded
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "defaults.md"
@@ -20,10 +20,12 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "defaults.md"
 
 def section(name: str, done: Mapping[str, dict[str, Any]]) -> str:
     """The table of a set: students in ten ways by hand and by default, alone and distilled."""
-    one, trials = SETS[name], rows(name)
+    case, trials = CASES[name], rows(name)
+    data = DATA[case.data]
     runs = runs_of(trials, done)
     head = (
-        f"## {name}\n\n{one.student}, {one.epochs} epochs, judged on {one.held_out:,} training rows that are held out."
+        f"## {name}\n\n{case.student.format(networks='')}, {data.rows:,} rows, {case.epochs} epochs, judged on "
+        f"{data.held_out:,} training rows that are held out."
     )
     if not runs:
         return f"{head} Not run yet."
@@ -35,7 +37,7 @@ def page(done: Mapping[str, dict[str, Any]], cifar100: Mapping[str, dict[str, An
     recipes = TABLES["recipes"]()
     found = runs_of(recipes, cifar100)
     missing = "\n".join(unfinished(recipes, cifar100))
-    sections = "\n\n".join(section(name, done) for name in SETS)
+    sections = "\n\n".join(section(name, done) for name in CASES)
     return f"""# What was measured of the defaults
 
 How a network is optimized where nothing is said is in the presets ([training.md](training.md#presets)). For large sets
