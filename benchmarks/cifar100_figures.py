@@ -32,6 +32,7 @@ def over_views(runs: Runs, spread: Pooled | None, path: Path, what: str) -> None
             axes.axhline(statistics.mean(runs[name]), color="#555555", linestyle=style, label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks(VIEWS, [str(views) for views in VIEWS])
+    axes.set_xlim(VIEWS[0] / 1.2, VIEWS[-1] * 1.2)
     _save(figure, axes, path)
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cifar100 import FILE, HELD_OUT
-from benchmarks.cifar100_rows import TABLES
+from benchmarks.cifar100_figures import COLOURS, over_seconds, over_views
+from benchmarks.cifar100_rows import AUGMENT, PUBLISHED_VIEWS, TABLES, TESTED, VIEWS, row
 from benchmarks.intervals import Pooled, as_good, better, difference, pool
 from benchmarks.measure import in_words
 from benchmarks.rows import Trial, recorded
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "real.md"
+HELD_ROWS = 45_000
 MARGIN = 0.5  # points within which a student is as good as one with a live teacher
 Runs = Mapping[str, Sequence[float]]
 
@@ -34,10 +36,7 @@ def runs_of(trials: Sequence[Trial], done: Mapping[str, dict[str, Any]]) -> dict
 def table(runs: Runs, baseline: str = "alone", live: str = "live") -> str:
     """Mean and the differences from the student alone and from the live teacher, with intervals where a row has several
     runs."""
-    try:
-        spread: Pooled | None = pool(runs)
-    except ValueError:
-        spread = None
+    spread = pooled(runs)
     others = [(other, verdict) for other, verdict in ((baseline, _better), (live, _as_good)) if other in runs]
     heads = ["student", "runs", "top-1, %", *(f"against *{other}*" for other, _ in others)]
     lines = [f"| {' | '.join(heads)} |", f"| {' | '.join('---' for _ in heads)} |"]
@@ -52,6 +51,14 @@ def table(runs: Runs, baseline: str = "alone", live: str = "live") -> str:
     else:
         note = f"A single run scatters by {spread.deviation:.2f} points ({spread.freedom} degrees of freedom)."
     return "\n".join([*lines, "", note])
+
+
+def pooled(runs: Runs) -> Pooled | None:
+    """None where every row is one run."""
+    try:
+        return pool(runs)
+    except ValueError:
+        return None
 
 
 def _against(
@@ -91,36 +98,94 @@ def unfinished(trials: Sequence[Trial], done: Mapping[str, dict[str, Any]]) -> l
 
 
 def page(done: Mapping[str, dict[str, Any]]) -> str:
-    trials = TABLES["screen"]()
-    screen = runs_of(trials, done)
     newest = max(done.values(), key=lambda record: record["date"])
-    missing = "\n".join(unfinished(trials, done))
+    trials = {name: make() for name, make in TABLES.items()}
+    found = {name: runs_of(wanted, done) for name, wanted in trials.items()}
+    missing = [f"{name}: {line}" for name, wanted in trials.items() for line in unfinished(wanted, done)]
+    targets = found["targets"]
+    draw(targets, done)
     return f"""# On a real set: CIFAR-100
 
-A `cifar:resnet8` (78,000 parameters) learns for 12 epochs from a teacher that others trained: KAIST's MicroNet with
-477,000 parameters, 81.1 % on CIFAR-100's test split, trained with CutMix and AutoAugment. So its logits are small, with
-a standard deviation of 1.3 and a maximum of 11.5.
+Students learn from a teacher that others trained: KAIST's MicroNet with 477,000 parameters, 81.1 % on CIFAR-100's test
+split, trained with CutMix and AutoAugment. So its logits are small, with a standard deviation of 1.3 and a maximum of
+11.5. Views are of the recipe `{AUGMENT}`. *Alone* is the same student on labels without a teacher, *live* one whose
+teacher runs in the training and sees a fresh view of each picture in every epoch.
 
-These tables are for choosing. They train on the first 45,000 training rows and show the accuracy on the other
-{HELD_OUT:,}; the test split hasn't been looked at. Rows that say nothing else use all 8 recorded views with the recipe
-`crop:pad=4+flip`.
+{tests(trials, found)}
 
-## Losses, targets and views
+## How this was chosen
 
-{table(screen)}
+These tables train on the first 45,000 training rows and show the accuracy on the other {HELD_OUT:,}, a `cifar:resnet8`
+(78,000 parameters) after 12 epochs. Nothing here looked at the test split.
 
-{commands(trials, screen)}
+### Targets and numbers of views
 
-## What is missing
+Each with the loss `dist`. *Matched*: recorded views and what the teacher said of each. *Mean*: fresh views in every
+epoch, and the mean of what the teacher said of the recorded ones. *Both*: one half of each batch is of either kind.
 
-{missing}
+![accuracy over the number of recorded views](real-views.png)
 
-The student is optimized in one way here; which ways suit it is in [defaults.md](defaults.md), and a higher learning
-rate narrows the distance between alone and distilled. Every run is a line of
-[benchmarks/results/cifar100.jsonl](../benchmarks/results/cifar100.jsonl), failures too. `python -m benchmarks.cifar100
---place DIR --data cifar100 --teacher … screen` makes the rows that are missing; `python -m
-benchmarks.cifar100_page` writes this page. The runs were made on {in_words(newest)}.
+![accuracy over the teacher's seconds](real-seconds.png)
+
+{table(targets)}
+
+{commands(trials["targets"], targets)}
+
+### Losses, a first look
+
+At half the learning rate, and on all {max(VIEWS)} recorded views.
+
+{table(found["screen"])}
+
+{commands(trials["screen"], found["screen"])}
+
+How students are optimized was chosen in [defaults.md](defaults.md).
+
+## On a GPU
+
+The pairs, recipe and 240 epochs of the papers, from {PUBLISHED_VIEWS} views. `python -m benchmarks.cifar100 --place DIR
+--data cifar100 published` teaches the teachers, asks them, and trains the students, in as many sittings as you like
+(`--minutes 10`). {"" if found["published"] else "Nobody has run it yet."}
+
+## Runs
+
+Every run is a line of [benchmarks/results/cifar100.jsonl](../benchmarks/results/cifar100.jsonl), failures too.
+`python -m benchmarks.cifar100 --place DIR --data cifar100 --teacher … TABLE` makes those of a table that are missing,
+and `python -m benchmarks.cifar100_page` writes this page. The newest were made on {in_words(newest)}.
+
+{chr(10).join(missing)}
 """
+
+
+def tests(trials: Mapping[str, Sequence[Trial]], found: Mapping[str, Runs]) -> str:
+    """A section for each student that was judged on the test split."""
+    sections = []
+    for name, (epochs, _) in TESTED.items():
+        if found[name]:
+            head = f"## `cifar:{name}`, {epochs} epochs: the test split"
+            sections += [head, table(found[name]), commands(trials[name], found[name])]
+    return "\n\n".join(sections or ["The test split hasn't been looked at yet."])
+
+
+def draw(runs: Runs, done: Mapping[str, dict[str, Any]]) -> None:
+    """Both figures, of the table of targets."""
+    spread = pooled(runs)
+    what = "top-1 on held-out rows (%)"
+    over_views(runs, spread, PAGE.with_name("real-views.png"), what)
+    seconds = teacher_seconds(done)
+    if seconds:
+        over_seconds(runs, seconds, spread, PAGE.with_name("real-seconds.png"), what)
+
+
+def teacher_seconds(done: Mapping[str, dict[str, Any]]) -> dict[str, float]:
+    """Row of ``targets`` → seconds of the teacher for one student; empty while no dump has been timed."""
+    dumps = [record for record in done.values() if record["table"] == "dump"]
+    if not dumps:
+        return {}
+    a_view = HELD_ROWS * sum(dump["seconds"] for dump in dumps) / sum(dump["keys"] for dump in dumps)
+    live = [done[trial.key]["teacher_s"] for trial in TABLES["targets"]() if trial.name == "live" and trial.key in done]
+    found = {row(kind, views): views * a_view for kind in COLOURS for views in VIEWS}
+    return {**found, "live": statistics.mean(live)} if live else found
 
 
 if __name__ == "__main__":
