@@ -37,6 +37,8 @@ def table(runs: Runs, baseline: str = "alone", live: str = "live") -> str:
     """Mean and the differences from the student alone and from the live teacher, with intervals where a row has several
     runs."""
     spread = pooled(runs)
+    if not runs:
+        return "Not run yet."
     others = [(other, verdict) for other, verdict in ((baseline, _better), (live, _as_good)) if other in runs]
     heads = ["student", "runs", "top-1, %", *(f"against *{other}*" for other, _ in others)]
     lines = [f"| {' | '.join(heads)} |", f"| {' | '.join('---' for _ in heads)} |"]
@@ -80,9 +82,9 @@ def _as_good(found: tuple[float, float]) -> str:
     return "as good" if as_good(found, MARGIN) else "not shown"
 
 
-def commands(trials: Sequence[Trial], runs: Runs) -> str:
-    """Row → its command, once."""
-    shown = {trial.name: trial.command for trial in trials if trial.name in runs}
+def commands(trials: Sequence[Trial]) -> str:
+    """Row → its command, also of those that weren't run yet."""
+    shown = {trial.name: trial.command for trial in trials}
     width = max(map(len, shown))
     return "\n".join(f"    {name:{width}}  softcache {command}" for name, command in shown.items())
 
@@ -129,7 +131,7 @@ epoch, and the mean of what the teacher said of the recorded ones. *Both*: one h
 
 {table(targets)}
 
-{commands(trials["targets"], targets)}
+{commands(trials["targets"])}
 
 ### Losses, a first look
 
@@ -137,7 +139,7 @@ At half the learning rate, and on all {max(VIEWS)} recorded views.
 
 {table(found["screen"])}
 
-{commands(trials["screen"], found["screen"])}
+{commands(trials["screen"])}
 
 How students are optimized was chosen in [defaults.md](defaults.md).
 
@@ -146,6 +148,10 @@ How students are optimized was chosen in [defaults.md](defaults.md).
 The pairs, recipe and 240 epochs of the papers, from {PUBLISHED_VIEWS} views. `python -m benchmarks.cifar100 --place DIR
 --data cifar100 published` teaches the teachers, asks them, and trains the students, in as many sittings as you like
 (`--minutes 10`). {"" if found["published"] else "Nobody has run it yet."}
+
+{table(found["published"]) if found["published"] else ""}
+
+{commands(trials["published"])}
 
 ## Runs
 
@@ -163,7 +169,7 @@ def tests(trials: Mapping[str, Sequence[Trial]], found: Mapping[str, Runs]) -> s
     for name, (epochs, _) in TESTED.items():
         if found[name]:
             head = f"## `cifar:{name}`, {epochs} epochs: the test split"
-            sections += [head, table(found[name]), commands(trials[name], found[name])]
+            sections += [head, table(found[name]), commands(trials[name])]
     return "\n\n".join(sections or ["The test split hasn't been looked at yet."])
 
 

@@ -1,0 +1,67 @@
+"""Pages of the benchmarks of accuracy: what is made of runs, and what is said of those that are missing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("scipy", reason="needs scipy, of the extra [bench]")
+pytest.importorskip("matplotlib", reason="needs matplotlib, of the extra [bench]")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import cifar100_page, defaults_page  # noqa: E402
+from benchmarks.cifar100_rows import TABLES  # noqa: E402
+from benchmarks.measure import machine  # noqa: E402
+
+REACHED = {"alone": 0.48, "live": 0.54, "matched, 8 views": 0.541, "mean, 8 views": 0.56}
+
+
+def runs(table: str) -> dict[str, dict[str, Any]]:
+    """Of the rows above, all seeds, a tenth of a point apart."""
+    found: dict[str, dict[str, Any]] = {}
+    for trial in TABLES[table]():
+        if trial.name in REACHED:
+            record = {"key": trial.key, "table": table, "top1": REACHED[trial.name] + trial.seed / 1000}
+            found[trial.key] = {**record, "teacher_s": 300.0, **machine()}
+    return found
+
+
+def test_the_page_of_cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar100_page, "PAGE", tmp_path / "real.md")
+    done = runs("targets")
+    done["dump"] = {"table": "dump", "seconds": 100.0, "keys": 90_000, **machine()}
+    page = cifar100_page.page(done)
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in page.splitlines() if line.startswith("| ")}
+    # Three seeds a tenth of a point apart: one run scatters by 0.1, t of 8 degrees of freedom is 2.306.
+    assert "+6.10 ± 0.19: better | +0.10 ± 0.19: as good" in lines["matched, 8 views"]
+    assert "+8.00 ± 0.19: better | +2.00 ± 0.19: not shown" in lines["mean, 8 views"]
+    assert f"targets: - Not run yet: {len(TABLES['targets']()) - 12} of {len(TABLES['targets']())} runs." in page
+    assert "The test split hasn't been looked at yet." in page
+    assert {path.name for path in tmp_path.glob("*.png")} == {"real-views.png", "real-seconds.png"}
+
+
+def test_seconds_of_the_teacher_are_those_of_one_pass_for_each_view() -> None:
+    done = runs("targets")
+    assert cifar100_page.teacher_seconds(done) == {}, "no dump has been timed"
+    done["dump"] = {"table": "dump", "seconds": 100.0, "keys": 90_000}
+    found = cifar100_page.teacher_seconds(done)
+    assert (found["matched, 1 view"], found["mean, 8 views"], found["live"]) == (50.0, 400.0, 300.0)
+
+
+def test_a_run_that_failed_is_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar100_page, "PAGE", tmp_path / "real.md")
+    done = runs("targets")
+    key = next(trial.key for trial in TABLES["targets"]() if trial.name == "live")
+    done[key] = {"key": key, "table": "targets", "failed": "the disk was full", **machine()}
+    assert "targets: - Failed: live, seed 0: the disk was full" in cifar100_page.page(done)
+
+
+def test_the_page_of_the_defaults_says_what_was_not_run() -> None:
+    page = defaults_page.page({}, {})
+    for name in defaults_page.CASES:
+        assert f"## {name}\n" in page
+    assert page.count("Not run yet.") == len(defaults_page.CASES) + 1  # the one of CIFAR-100
