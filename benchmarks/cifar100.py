@@ -4,7 +4,7 @@
     python -m benchmarks.cifar100 --place DIR … recipes targets
     python -m benchmarks.cifar100 --place DIR --data cifar100 published --minutes 10
 
-``recipes``, ``screen`` and ``targets`` compare many rows on training rows that are held out, with seeds 0 to 2: how
+``recipes``, ``deeper``, ``screen`` and ``targets`` compare many rows on training rows that are held out, with seeds 0 to 2: how
 students are optimized, numbers of views, kinds of targets and losses are chosen there, and nothing looks at the test
 split. ``published`` is for a GPU: the papers' pairs and recipe, with teachers that it teaches. Each run is kept in
 ``benchmarks/results`` as soon as it is done; ``--minutes M`` interrupts what runs after M minutes, and the same command

@@ -104,6 +104,15 @@ def recipes() -> list[Trial]:
     return trials("recipes", rows, CHOOSING)
 
 
+def deeper() -> list[Trial]:
+    """Whether the rates that suit a ResNet-8 suit one that is deeper, in half as many epochs."""
+    rows = {
+        f"alone, {name}": alone("cifar:resnet20", f"--epochs 6 {RECIPES[name]} {FAST}")
+        for name in ("sgd 0.1", "sgd 0.2", "sgd 0.4")
+    }
+    return trials("deeper", rows, CHOOSING)
+
+
 def screen() -> list[Trial]:
     """Losses in a first look, at a rate at which none of them diverges."""
     rows = {"alone": alone("cifar:resnet8", SCREENED)}
@@ -159,6 +168,7 @@ def published() -> list[Trial]:
 
 TABLES: dict[str, Callable[[], list[Trial]]] = {
     "recipes": recipes,
+    "deeper": deeper,
     "screen": screen,
     "targets": targets,
     **{name: partial(tested, name) for name in TESTED},

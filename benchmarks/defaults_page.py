@@ -32,9 +32,9 @@ def section(name: str, done: Mapping[str, dict[str, Any]]) -> str:
 
 
 def page(done: Mapping[str, dict[str, Any]], cifar100: Mapping[str, dict[str, Any]]) -> str:
-    recipes = TABLES["recipes"]()
+    recipes, deeper = TABLES["recipes"](), TABLES["deeper"]()
     found = runs_of(recipes, cifar100)
-    missing = "\n".join(unfinished(recipes, cifar100))
+    missing = "\n".join(unfinished([*recipes, *deeper], cifar100))
     sections = "\n\n".join(section(name, done) for name in CASES)
     return f"""# What was measured of the defaults
 
@@ -51,6 +51,14 @@ views reach is in [real.md](real.md).
 {commands(recipes)}
 
 {missing}
+
+## CIFAR-100, a deeper student
+
+A `cifar:resnet20`, 6 epochs.
+
+{table(runs_of(deeper, cifar100), baseline="alone, sgd 0.2", live="")}
+
+{commands(deeper)}
 
 {sections}
 
