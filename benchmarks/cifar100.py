@@ -4,9 +4,10 @@
     python -m benchmarks.cifar100 --place DIR … recipes targets
     python -m benchmarks.cifar100 --place DIR --data cifar100 published --minutes 10
 
-``recipes``, ``deeper``, ``screen`` and ``targets`` compare many rows on training rows that are held out, with seeds 0 to 2: how
-students are optimized, numbers of views, kinds of targets and losses are chosen there, and nothing looks at the test
-split. ``published`` is for a GPU: the papers' pairs and recipe, with teachers that it teaches. Each run is kept in
+``recipes``, ``deeper``, ``screen`` and ``targets`` compare many rows on training rows that are held out, with seeds 0
+to 2: how students are optimized, numbers of views, kinds of targets and losses are chosen there, and nothing looks at
+the test split. ``resnet8``, ``resnet20`` and ``resnet8x4`` are the students that it is then looked at with, with other
+seeds. ``published`` is for a GPU: the papers' pairs and recipe, with teachers that it teaches. Each run is kept in
 ``benchmarks/results`` as soon as it is done; ``--minutes M`` interrupts what runs after M minutes, and the same command
 goes on with it and with what is missing. Without ``--teacher`` a ResNet-56 is taught first, in the papers' way.
 """
