@@ -101,14 +101,13 @@ def test_standardized_and_several_losses_have_weights_too() -> None:
 
 
 def test_two_classes_get_plain_kl_where_nothing_is_asked_for() -> None:
-    assert [str(term) for term in parse(TrainConfig()).for_classes(10).losses] == ["kl:standardize=true"]
+    assert [term.name for term in parse(TrainConfig()).for_classes(10).losses] == ["dist"]
     two = parse(TrainConfig()).for_classes(2)
     assert [str(term) for term in two.losses] == ["kl"]
     assert two.options.loss == ("kl",)
     assert (two.options.alpha, two.options.beta) == ("0.9", "0.1")
-    assert parse(TrainConfig(combine="probs")).losses[0].standardize is False
-    asked = parse(TrainConfig(loss=("kl:standardize=true",))).for_classes(2)
-    assert asked.losses[0].standardize, "what is given is never replaced"
+    asked = parse(TrainConfig(loss=("dist",))).for_classes(2)
+    assert [term.name for term in asked.losses] == ["dist"], "what is given is never replaced"
 
 
 def test_every_command_is_in_the_documentation() -> None:

@@ -19,7 +19,7 @@ from softcache.cli._print import as_json, percent, rows
     option(
         "--T",
         "T",
-        help="Temperature, or 8:2:linear, 8:2:cosine.  [default: the loss's own: 2 for standardized logits, 4 for kl]",
+        help="Temperature, or 8:2:linear, 8:2:cosine.  [default: the loss's own, 4 for dist and kl]",
     ),
     option(
         "--alpha",
@@ -33,7 +33,7 @@ from softcache.cli._print import as_json, percent, rows
         "--loss",
         multiple=True,
         help="kl, ce, hard, mse, dkd, …, my.py:Loss, with options: kl:weight=0.9,T=2.  [default: "
-        "kl:standardize=true, which suits teachers with logits of any scale; kl for 2 classes]",
+        "dist, which suits teachers with logits of any scale; kl for 2 classes]",
     ),
     option("--out", type=click.Path(), help="The run's folder.  [default: runs/STUDENT-<n>]"),
     option(

@@ -14,10 +14,10 @@ from softcache.losses._terms import Term, parse_terms
 from softcache.losses.hints._spec import HintTerm, parse_hints
 from softcache.training.objective import Objective
 
-# The gradient of kl depends on the scale of the teacher's logits: at one temperature it is right for one teacher and
-# keeps a student from learning with another. Standardized logits have one scale (docs/defaults.md).
-DEFAULT_LOSS = "kl:standardize=true"
-PLAIN_LOSS = "kl"  # where logits can't be standardized: averaged probabilities, or one number that says it all
+# The gradient of kl depends on the scale of the teacher's logits: a temperature that is right for one teacher keeps a
+# student of another from learning. Correlations have no scale (docs/defaults.md, docs/real.md).
+DEFAULT_LOSS = "dist"
+LOSS_OF_TWO = "kl"  # two probabilities that sum to 1 correlate by 1 or by -1, whatever they are
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,11 @@ class Parsed:
     def for_classes(self, classes: int) -> Parsed:
         """With the loss that data of so many classes get where none was asked for; with every choice in ``options``.
 
-        Two standardized logits are always ±0.71, and one is always 0, so that such a teacher says its argmax and no
-        more.
+        Between two classes ``dist`` sees which one is larger and no more.
         """
         parsed = self
         if not self.options.loss and self.losses and classes < 3:
-            parsed = parse(dataclasses.replace(self.options, loss=(PLAIN_LOSS,)))
+            parsed = parse(dataclasses.replace(self.options, loss=(LOSS_OF_TWO,)))
         # A schedule of beta that is 1 - alpha has no text of its own.
         settled: dict[str, Any] = {"alpha": str(parsed.alpha), "beta": parsed.beta and str(parsed.beta)}
         if parsed.losses:
@@ -76,7 +75,7 @@ class Parsed:
 
 def parse(options: TrainConfig) -> Parsed:
     """Errors: ``UsageError`` for values and combinations that can't be."""
-    losses, hints = parse_terms(options.loss or [_default_loss(options)]), parse_hints(options.hint)
+    losses, hints = parse_terms(options.loss or [DEFAULT_LOSS]), parse_hints(options.hint)
     alpha, beta, T = _weights(options, losses)
     if alpha.bounds() == (0.0, 0.0):
         losses = []
@@ -107,10 +106,6 @@ def parse(options: TrainConfig) -> Parsed:
     _check_targets(parsed)
     _check_hints(parsed)
     return parsed
-
-
-def _default_loss(options: TrainConfig) -> str:
-    return DEFAULT_LOSS if options.combine == "logits" else PLAIN_LOSS
 
 
 def _weights(options: TrainConfig, losses: Sequence[Term]) -> tuple[Schedule, Schedule | None, Schedule | None]:

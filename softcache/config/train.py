@@ -27,7 +27,7 @@ class TrainConfig(FitConfig):
     ``T``, ``alpha``, ``beta``: numbers, or schedules such as ``"8:2:cosine"``; ``T`` None is each loss's own
     default, ``alpha`` None that of its paper, ``beta`` None likewise or, where alpha is given, ``1 - alpha``.
     ``cache``: one or several, by default the only one in ``caches/``; ``loss`` and ``hint``: specs of losses and
-    hint losses; without any ``loss``, ``kl`` of standardized logits. ``fresh_share``: with targets ``"both"``, the
+    hint losses; without any ``loss``, ``dist``. ``fresh_share``: with targets ``"both"``, the
     share of each batch's rows that come in a fresh view, 0..1, or a schedule of it. ``views``: how many recorded
     views are visited in turn; by default all that the caches have. ``labels``: whose labels are trained on where
     the dataset was relabelled after the dump, ``"dataset"`` or ``"cache"``; None refuses such a dataset.
