@@ -67,7 +67,7 @@ DATA = {
 CASES = {
     "digits": Case("digits", "cifar:resnet8", "convnet", 32, 8),
     "digits, 5 % of the labels": Case("digits", "cifar:resnet8", "convnet", 32, 8, 0.05),
-    "flowers": Case("flowers", "resnet18", "convnet", 32, 24),
+    "flowers": Case("flowers", "resnet18", "convnet", 32, 10),
     "fashionmnist": Case("fashionmnist", "cifar:resnet8", "convnet", 64, 12),
     "fashionmnist, perceptron": Case("fashionmnist28", "{networks}narrow", "perceptron", 64, 12),
     "fashionmnist, transformer": Case("fashionmnist", "{networks}transformer", "transformer", 64, 12),
