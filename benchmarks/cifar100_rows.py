@@ -145,7 +145,7 @@ def row(kind: str, views: int) -> str:
 def tested(name: str) -> list[Trial]:
     """A student on all training rows, judged on the test split."""
     epochs, seeds = TESTED[name]
-    student, how = f"cifar:{name}", f"--epochs {epochs} {RECIPES['sgd 0.2']} {FAST}"
+    student, how = f"cifar:{name}", f"--epochs {epochs} {RECIPES['sgd 0.4']} {FAST}"
     rows = {"alone": alone(student, how, "{whole}"), "live": live(student, f"{SOFT} {how}", "{whole}")}
     rows["kl, matched, 8 views"] = cached(student, f"{KL} {how}", "{whole_cache}")
     for kind, views in (("matched", 8), ("mean", 8), ("mean", 4), ("mean", 1)):
