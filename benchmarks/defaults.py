@@ -62,14 +62,13 @@ DATA = {
     "digits": Data("digits", 1_038, 400, "crop:pad=1", 8, "cifar:resnet20", 40),
     "flowers": Data("flowers", 540, 180, "rrc+flip", 64, "resnet34", 30),
     "fashionmnist": Data("fashionmnist", 12_000, 10_000, "crop:pad=4+flip", 32, "cifar:resnet20", 20),
-    "fashionmnist28": Data("fashionmnist", 12_000, 10_000, "crop:pad=2+flip", 28, "{networks}wide", 20),
 }
 CASES = {
     "digits": Case("digits", "cifar:resnet8", "convnet", 32, 8),
     "digits, 5 % of the labels": Case("digits", "cifar:resnet8", "convnet", 32, 8, 0.05),
     "flowers": Case("flowers", "resnet18", "convnet", 32, 10),
     "fashionmnist": Case("fashionmnist", "cifar:resnet8", "convnet", 64, 12),
-    "fashionmnist, perceptron": Case("fashionmnist28", "{networks}narrow", "perceptron", 64, 12),
+    "fashionmnist, perceptron": Case("fashionmnist", "{networks}perceptron", "perceptron", 64, 12),
     "fashionmnist, transformer": Case("fashionmnist", "{networks}transformer", "transformer", 64, 12),
 }
 # optimizer, learning rate, weight decay, schedule
@@ -143,8 +142,7 @@ def prepare(name: str, place: Path, options: argparse.Namespace) -> Mapping[str,
     divide(place / name, source, options.fashionmnist, data.held_out, rows=data.rows)
     dataset, cache, teacher = f"arrays:{place / name}", place / f"{name}-cache", f"{place / name}-teacher"
     how = f"--dataset {dataset} --size {data.size} --augment {data.augment}"
-    network = data.teacher.format(networks=NETWORKS)
-    softcache(f"teach --model {network} {how} --epochs {data.epochs} --out {teacher}", place, options)
+    softcache(f"teach --model {data.teacher} {how} --epochs {data.epochs} --out {teacher}", place, options)
     softcache(f"dump --teacher {teacher} {how} --out {cache}", place, options)
     return {name: dataset, f"{name}_cache": str(cache)}
 
