@@ -5,20 +5,28 @@ python -m benchmarks.cifar100_page
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cifar100 import FILE, HELD_OUT
-from benchmarks.cifar100_figures import COLOURS, over_seconds, over_views
-from benchmarks.cifar100_rows import AUGMENT, PUBLISHED_VIEWS, TABLES, TESTED, VIEWS, row
+from benchmarks.cifar100_figures import over_seconds, over_views
+from benchmarks.cifar100_rows import AUGMENT, PUBLISHED_VIEWS, TABLES, TESTED, VIEWS
 from benchmarks.intervals import Pooled, as_good, better, difference, pool
 from benchmarks.measure import in_words
 from benchmarks.rows import Trial, recorded
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "real.md"
-HELD_ROWS = 45_000
+README = PAGE.parents[1] / "README.md"
+BEGIN, END = "<!-- written by benchmarks.cifar100_page -->", "<!-- to here -->"
+HELD_ROWS, WHOLE_ROWS = 45_000, 50_000
+SHOWN = {
+    "alone": "on labels alone",
+    "dist, mean, 8 views": "from 8 recorded views of each picture",
+    "live": "with the teacher in the loop",
+}
 MARGIN = 0.5  # points within which a student is as good as one with a live teacher
 Runs = Mapping[str, Sequence[float]]
 
@@ -178,21 +186,52 @@ def draw(runs: Runs, done: Mapping[str, dict[str, Any]]) -> None:
     spread = pooled(runs)
     what = "top-1 on held-out rows (%)"
     over_views(runs, spread, PAGE.with_name("real-views.png"), what)
-    seconds = teacher_seconds(done)
-    if seconds:
+    seconds = teacher_seconds(TABLES["targets"](), done, HELD_ROWS)
+    if len(seconds) > 1:
         over_seconds(runs, seconds, spread, PAGE.with_name("real-seconds.png"), what)
 
 
-def teacher_seconds(done: Mapping[str, dict[str, Any]]) -> dict[str, float]:
-    """Row of ``targets`` → seconds of the teacher for one student; empty while no dump has been timed."""
+def teacher_seconds(trials: Sequence[Trial], done: Mapping[str, dict[str, Any]], rows: int) -> dict[str, float]:
+    """Row → seconds of the teacher for one student on a set of so many ``rows``: of a cache one pass for each recorded
+    view, at the speed at which dumps were timed. Rows of which nothing is known are left out."""
     dumps = [record for record in done.values() if record["table"] == "dump"]
-    if not dumps:
-        return {}
-    a_view = HELD_ROWS * sum(dump["seconds"] for dump in dumps) / sum(dump["keys"] for dump in dumps)
-    live = [done[trial.key]["teacher_s"] for trial in TABLES["targets"]() if trial.name == "live" and trial.key in done]
-    found = {row(kind, views): views * a_view for kind in COLOURS for views in VIEWS}
-    return {**found, "live": statistics.mean(live)} if live else found
+    found: dict[str, list[float]] = {}
+    for trial in trials:
+        if "--cache" in trial.command and dumps:
+            said = re.search(r"--views (\d+)", trial.command)
+            keys = rows * (int(said[1]) if said else max(VIEWS))
+            found[trial.name] = [keys * sum(dump["seconds"] for dump in dumps) / sum(dump["keys"] for dump in dumps)]
+        elif "--online" in trial.command and done.get(trial.key, {}).get("teacher_s"):
+            found.setdefault(trial.name, []).append(done[trial.key]["teacher_s"])
+    return {name: statistics.mean(seconds) for name, seconds in found.items()}
+
+
+def summary(done: Mapping[str, dict[str, Any]]) -> str:
+    """README's table: students of CIFAR-100, on the test split, and what their teacher cost."""
+    lines = ["| student | | top-1, % | the teacher runs for |", "| --- | --- | --- | --- |"]
+    for name, (epochs, _) in TESTED.items():
+        trials = TABLES[name]()
+        runs, seconds = runs_of(trials, done), teacher_seconds(trials, done, WHOLE_ROWS)
+        spread = pooled(runs)
+        if spread is None:
+            continue
+        for row_name, words in SHOWN.items():
+            if row_name in runs:
+                reached = f"{statistics.mean(runs[row_name]):.1f} ± {spread.half_width(len(runs[row_name])):.1f}"
+                first = f"`cifar:{name}`, {epochs} epochs" if row_name == "alone" else ""
+                each = {"alone": "", "live": ", for each student"}.get(row_name, ", once for all students")
+                took = "nothing" if row_name == "alone" else f"{seconds[row_name]:,.0f} s{each}"
+                lines.append(f"| {first} | {words} | {reached} | {took} |")
+    return "\n".join(lines)
+
+
+def in_readme(text: str, done: Mapping[str, dict[str, Any]]) -> str:
+    """The README with this table in its place."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{summary(done)}\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(recorded(FILE)), encoding="utf-8")
+    runs_made = recorded(FILE)
+    PAGE.write_text(page(runs_made), encoding="utf-8")
+    README.write_text(in_readme(README.read_text(encoding="utf-8"), runs_made), encoding="utf-8")

@@ -3,7 +3,7 @@
     python -m benchmarks.defaults --place DIR --fashionmnist DATA_DIR --flowers folder:PATH
 
 For each set a teacher is taught with the defaults and asked; then students are trained in ten ways by hand
-(``RECIPES``), and with the loss, its weight and temperature varied (``SOFT``). All of it is judged on training rows
+(``RECIPES``), in float32 where the default is bfloat16, and with losses (``LOSSES``) and targets varied. All of it is judged on training rows
 that are held out: no test split is looked at. Runs are kept in ``benchmarks/results`` one by one, and the same command
 goes on with what is missing; ``--cases``, ``--rows`` and ``--seeds`` do a part. ``benchmarks.defaults_page`` writes
 docs/defaults.md. CIFAR-100 has a script of its own, ``benchmarks.cifar100``.
@@ -112,6 +112,7 @@ def rows(name: str) -> list[Trial]:
     for recipe, (optimizer, lr, decay, schedule) in RECIPES.items():
         ways[recipe] = optimized(optimizer, lr, decay, batch=case.batch, schedule=schedule)
     table = {f"alone, {way}": f"{alone} --epochs {case.epochs} {options}" for way, options in ways.items()}
+    table["alone, default, float32"] = f"{table['alone, default']} --amp off --no-channels-last"
     for what, options in (LOSSES | TARGETS).items():
         table[f"distilled, {what}"] = f"{cached} --epochs {case.epochs} {ways['default']} {options}"
     return trials(name, table, SEEDS)

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import cifar100_page, defaults_page  # noqa: E402
 from benchmarks.cifar100_rows import TABLES  # noqa: E402
 from benchmarks.measure import machine  # noqa: E402
+from benchmarks.rows import recorded  # noqa: E402
 
 REACHED = {"alone": 0.48, "live": 0.54, "matched, 8 views": 0.541, "mean, 8 views": 0.56}
 
@@ -45,11 +46,17 @@ def test_the_page_of_cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_seconds_of_the_teacher_are_those_of_one_pass_for_each_view() -> None:
-    done = runs("targets")
-    assert cifar100_page.teacher_seconds(done) == {}, "no dump has been timed"
+    done, trials = runs("targets"), TABLES["targets"]()
+    assert cifar100_page.teacher_seconds(trials, done, 45_000) == {"live": 300.0}, "no dump has been timed"
     done["dump"] = {"table": "dump", "seconds": 100.0, "keys": 90_000}
-    found = cifar100_page.teacher_seconds(done)
+    found = cifar100_page.teacher_seconds(trials, done, 45_000)
     assert (found["matched, 1 view"], found["mean, 8 views"], found["live"]) == (50.0, 400.0, 300.0)
+    assert "alone" not in found
+
+
+def test_the_readme_has_the_table_of_what_was_run() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert cifar100_page.in_readme(text, recorded(cifar100_page.FILE)) == text
 
 
 def test_a_run_that_failed_is_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
