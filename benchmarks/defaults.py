@@ -3,10 +3,10 @@
     python -m benchmarks.defaults --place DIR --fashionmnist DATA_DIR --flowers folder:PATH
 
 For each set a teacher is taught with the defaults and asked; then students are trained in ten ways by hand
-(``RECIPES``), in float32 where the default is bfloat16, and with losses (``LOSSES``) and targets varied. All of it is judged on training rows
-that are held out: no test split is looked at. Runs are kept in ``benchmarks/results`` one by one, and the same command
-goes on with what is missing; ``--cases``, ``--rows`` and ``--seeds`` do a part. ``benchmarks.defaults_page`` writes
-docs/defaults.md. CIFAR-100 has a script of its own, ``benchmarks.cifar100``.
+(``RECIPES``), in float32 where the default is bfloat16, and with losses (``LOSSES``) and targets varied. All of it is
+judged on training rows that are held out: no test split is looked at. Runs are kept in ``benchmarks/results`` one by
+one, and the same command goes on with what is missing; ``--cases``, ``--rows`` and ``--seeds`` do a part.
+``benchmarks.defaults_page`` writes docs/defaults.md. CIFAR-100 has a script of its own, ``benchmarks.cifar100``.
 """
 
 from __future__ import annotations
