@@ -94,7 +94,8 @@ def commands(trials: Sequence[Trial]) -> str:
     """Row → its command, also of those that weren't run yet."""
     shown = {trial.name: trial.command for trial in trials}
     width = max(map(len, shown))
-    return "\n".join(f"    {name:{width}}  softcache {command}" for name, command in shown.items())
+    lines = "\n".join(f"    {name:{width}}  softcache {command}" for name, command in shown.items())
+    return f"<details><summary>Commands</summary>\n\n{lines}\n\n</details>"
 
 
 def unfinished(trials: Sequence[Trial], done: Mapping[str, dict[str, Any]]) -> list[str]:

@@ -52,7 +52,8 @@ from softcache.cli._print import as_json, percent, rows
         "--targets",
         type=click.Choice(["matched", "mean", "both"]),
         help="matched: recorded views, each with its own targets. mean: fresh views, with the mean of the targets of "
-        "the row's recorded views. both: in each batch some of either.  [default: matched; docs/real.md has what each reaches]",
+        "the row's recorded views. both: in each batch some of either.  [default: matched; docs/real.md has what "
+        "each reaches]",
     ),
     option(
         "--fresh-share",
