@@ -63,11 +63,11 @@ def test_metrics_and_steps(there: Path) -> None:
     assert all(wanted <= set(line) and line["samples"] == 1438 for line in lines)
     steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == list(range(2 * 45))  # ceil(1438 / 32) steps an epoch
-    # An epoch's loss is the mean of its steps'; the soft loss and a tenth of the hard one (arXiv 2403.01427).
+    # An epoch's loss is the mean of its steps'; the soft loss and the hard one (dist, arXiv 2205.10536).
     for epoch, line in enumerate(lines):
         mine = steps[45 * epoch : 45 * (epoch + 1)]
         assert np.isclose(line["loss"], np.mean([step["loss"] for step in mine]), rtol=1e-5)
-        assert all(np.isclose(s["loss"], s["soft_loss"] + 0.1 * s["hard_loss"], rtol=1e-4) for s in mine)
+        assert all(np.isclose(s["loss"], s["soft_loss"] + s["hard_loss"], rtol=1e-4) for s in mine)
 
 
 def test_info_and_eval_as_json(there: Path, capfd: pytest.CaptureFixture[str]) -> None:
