@@ -132,6 +132,8 @@ def targets() -> list[Trial]:
         rows[f"both {share}, 4 views"] = cached(student, f"{both} --views 4 {SOFT} {TUNED}")
     for name in ("kl, T 1", "kl standardized", "nkd", "wsld"):
         rows[name] = cached(student, f"{LOSSES[name]} {TUNED}")
+    rows["kl, T 0.5"] = cached(student, f"--loss kl --alpha 0.9 --T 0.5 {TUNED}")
+    rows["kl, T 1, mean, 8 views"] = cached(student, f"--targets mean {LOSSES['kl, T 1']} {TUNED}")
     for name, options in COMBINED.items():
         rows[name] = cached(student, f"{options} {TUNED}")
     return trials("targets", rows, CHOOSING)
