@@ -47,6 +47,8 @@ def over_seconds(runs: Runs, seconds: Mapping[str, float], spread: Pooled | None
     if "alone" in runs:
         axes.axhline(statistics.mean(runs["alone"]), color="#555555", linestyle=":", label="labels alone")
     axes.set_xscale("log")
+    for of_axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        of_axis(lambda seconds, _: f"{seconds:,.0f}")
     _save(figure, axes, path)
 
 
