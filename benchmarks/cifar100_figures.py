@@ -46,9 +46,7 @@ def over_seconds(runs: Runs, seconds: Mapping[str, float], spread: Pooled | None
         _curve(axes, {seconds["live"]: runs["live"]}, spread, "live teacher", colour="#555555", marker="*")
     if "alone" in runs:
         axes.axhline(statistics.mean(runs["alone"]), color="#555555", linestyle=":", label="labels alone")
-    axes.set_xscale("log")
-    for of_axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        of_axis(lambda seconds, _: f"{seconds:,.0f}")
+    axes.set_xlim(left=0)
     _save(figure, axes, path)
 
 
