@@ -120,7 +120,8 @@ def page(done: Mapping[str, dict[str, Any]]) -> str:
 Students learn from a teacher that others trained: KAIST's MicroNet with 477,000 parameters, 81.1 % on CIFAR-100's test
 split, trained with CutMix and AutoAugment. So its logits are small, with a standard deviation of 1.3 and a maximum of
 11.5. Views are of the recipe `{AUGMENT}`. *Alone* is the same student on labels without a teacher, *live* one whose
-teacher runs in the training and sees a fresh view of each picture in every epoch.
+teacher runs in the training and sees a fresh view of each picture in every epoch. A teacher's seconds are those of one
+core while the other was busy too.
 
 {tests(trials, found)}
 
