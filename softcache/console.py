@@ -50,7 +50,7 @@ class _Handler(logging.Handler):
 
                 line = Text.assemble(("warning: ", "bold yellow"), text) if warning else Text(text)
                 console.print(line, soft_wrap=True)  # the terminal wraps it, and copying it gives one line again
-        except Exception:
+        except Exception:  # as every handler of logging does: a message that can't be shown must not end a training
             self.handleError(record)
 
 

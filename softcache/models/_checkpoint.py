@@ -127,7 +127,7 @@ def _refuse_hostile(path: Path) -> None:
                 pickles = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
                 unsafe = any(_ALLOCATES in archive.read(info) for info in pickles)
     except (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError, EOFError):
-        return
+        return  # it is damaged, or compressed in a way that zipfile doesn't know, which torch can't read either
     if unsafe:
         raise ModelError(f"{path} holds a bytearray, not only tensors and plain values: it is not loaded")
 
