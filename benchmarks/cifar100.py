@@ -26,6 +26,7 @@ import numpy as np
 from benchmarks.cifar100_rows import AUGMENT, FAST, PAIRS, PUBLISHED_VIEWS, TABLES, VIEWS
 from benchmarks.rows import RESULTS, Trial, add_running, append, chosen, ended, made_by, recorded, run, say
 from softcache.datasets._open import open_samples
+from softcache.errors import SoftcacheError
 
 HELD_OUT = 5_000
 FILE = RESULTS / "cifar100.jsonl"
@@ -44,7 +45,6 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("tables", nargs="+", choices=list(TABLES))
     parser.add_argument("--data", default="cifar100", help="CIFAR-100 as a dataset of softcache")
-    parser.add_argument("--data-dir", help="where torchvision's CIFAR-100 is")
     parser.add_argument("--teacher", help="file.py:factory, or a folder; by default a ResNet-56 is taught")
     parser.add_argument("--teacher-weights", help="a file of its weights")
     add_running(parser, FILE)
@@ -56,20 +56,20 @@ def prepare(wanted: list[Trial], place: Path, options: argparse.Namespace) -> di
     commands."""
     needed = {name for trial in wanted for name in re.findall(r"{(\w+)}", trial.command)}
     for name in ("held", "whole"):
-        divide(place / name, options.data, options.data_dir, HELD_OUT if name == "held" else 0)
+        divide(place / name, options.data, HELD_OUT if name == "held" else 0, options)
     paths = {name: f"arrays:{place / name}" for name in ("held", "whole")}
-    paths |= {"teacher": "", "weights": ""}
     if needed & {"teacher", "cache", "whole_cache"}:
         paths |= given_teacher(place, options)
     for name, rows in (("cache", "held"), ("whole_cache", "whole")):
         paths[name] = str(place / name)
         if name in needed:
-            dump(name, f"{paths['teacher']} {paths['weights']}", paths[rows], f"{FAST} --views {max(VIEWS)}", options)
+            asked = f"{paths['teacher']} {paths['weights']}"
+            dump(place / name, asked, paths[rows], f"{FAST} --views {max(VIEWS)}", options)
     for name in needed & {f"{network}_cache" for network in PAIRS}:
         network = name.removesuffix("_cache")
         paths[name] = str(place / name)
         teach(network, place, options)
-        dump(name, str(place / network), paths["whole"], f"--views {PUBLISHED_VIEWS} --amp off", options)
+        dump(place / name, str(place / network), paths["whole"], f"--views {PUBLISHED_VIEWS} --amp off", options)
     return paths
 
 
@@ -90,26 +90,17 @@ def teach(network: str, place: Path, options: argparse.Namespace) -> None:
     softcache(f"teach --model cifar:{network} --preset crd-cifar {data} --out {place / network}", place, options)
 
 
-def dump(name: str, teacher: str, data: str, how: str, options: argparse.Namespace) -> None:
+def dump(cache: Path, teacher: str, data: str, how: str, options: argparse.Namespace) -> None:
     """A cache; how long its teacher took is kept beside the runs."""
-    place = Path(options.place).resolve()
-    command = f"dump --teacher {teacher} --dataset {data} --augment {AUGMENT} {how}"
-    made = softcache(f"{command} --out {place / name}", place, options)
-    if made["computed_keys"]:
-        seconds = made["seconds"]
-        append(
-            options.results,
-            {
-                "key": f"dump {name}, {made['computed_keys']} keys",
-                "table": "dump",
-                "name": name,
-                "keys": made["computed_keys"],
-            }
-            | {"seconds": seconds, "threads": options.threads, **made_by()},
-        )
+    command = f"dump --teacher {teacher} --dataset {data} --augment {AUGMENT} {how} --out {cache}"
+    made = softcache(command, cache.parent, options)
+    keys = made["computed_keys"]
+    if keys:
+        record = {"key": f"dump {cache.name}, {keys} keys", "table": "dump", "name": cache.name, "keys": keys}
+        append(options.results, {**record, "seconds": made["seconds"], "threads": options.threads, **made_by()})
 
 
-def divide(folder: Path, source: str, data_dir: str | None, held_out: int, *, rows: int | None = None) -> None:
+def divide(folder: Path, source: str, held_out: int, options: argparse.Namespace, *, rows: int | None = None) -> None:
     """The training rows but for the last ``held_out``, which become the test split; with 0 the set as it is.
 
     ``rows``: train on so many of a fixed random order, so that of a set that is sorted by class all classes are there,
@@ -117,11 +108,16 @@ def divide(folder: Path, source: str, data_dir: str | None, held_out: int, *, ro
     """
     if (folder / "classes.txt").exists():
         return
-    folder.mkdir(exist_ok=True)
-    train = open_samples(source, "train", data_dir=data_dir)
-    test = train if held_out else open_samples(source, "test", data_dir=data_dir)
+    try:
+        train, test = (
+            open_samples(source, split, data_dir=options.data_dir, download=options.download)
+            for split in ("train", "train" if held_out else "test")
+        )
+    except SoftcacheError as error:
+        raise SystemExit(f"error: {error}") from None
     order = np.arange(len(train)) if rows is None else np.random.default_rng(0).permutation(len(train))
     end = len(train) - held_out if rows is None else rows
+    folder.mkdir(exist_ok=True)
     kept, tested = order[:end], order[end : end + held_out] if held_out else np.arange(len(test))
     for split, samples, chosen_rows in (("train", train, kept), ("test", test, tested)):
         np.save(folder / f"{split}_images.npy", np.stack([samples.image(int(row)) for row in chosen_rows]))

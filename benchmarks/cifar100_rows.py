@@ -124,7 +124,7 @@ def targets() -> list[Trial]:
     rows = {"alone": alone(student, TUNED), "live": live(student, f"{SOFT} {TUNED}")}
     for views in reversed(VIEWS):
         for kind in ("matched", "mean", "both"):
-            # What is the default isn't said: matched targets of all views that there are.
+            # Matched targets of all views are the default and a row of `recipes`: the same command runs once.
             said = "" if (kind, views) == ("matched", max(VIEWS)) else f"--targets {kind} --views {views} "
             rows[row(kind, views)] = cached(student, f"{said}{SOFT} {TUNED}")
     for share in ("0:1:alternate", "0:1:linear", "1:0:linear"):

@@ -1,6 +1,6 @@
 """How far the defaults are from the best choices beside them, on sets of several kinds.
 
-    python -m benchmarks.defaults --place DIR --fashionmnist DATA_DIR --flowers folder:PATH
+    python -m benchmarks.defaults --place DIR --data-dir DATA_DIR --flowers folder:PATH
 
 For each set a teacher is taught with the defaults and asked; then students are trained in ten ways by hand
 (``RECIPES``), in float32 where the default is bfloat16, and with losses (``LOSSES``) and targets varied. All of it is
@@ -121,7 +121,6 @@ def rows(name: str) -> list[Trial]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", default="", help="only those whose names match this regular expression")
-    parser.add_argument("--fashionmnist", help="the folder of torchvision's FashionMNIST")
     parser.add_argument("--flowers", help="a folder of photographs of one size as a dataset of softcache")
     add_running(parser, FILE)
     options = parser.parse_args()
@@ -140,7 +139,7 @@ def prepare(name: str, place: Path, options: argparse.Namespace) -> Mapping[str,
     source = options.flowers if name == "flowers" else data.source
     if source is None:
         raise SystemExit("--flowers says where that set is; --cases leaves it out")
-    divide(place / name, source, options.fashionmnist, data.held_out, rows=data.rows)
+    divide(place / name, source, data.held_out, options, rows=data.rows)
     dataset, cache, teacher = f"arrays:{place / name}", place / f"{name}-cache", f"{place / name}-teacher"
     how = f"--dataset {dataset} --size {data.size} --augment {data.augment}"
     softcache(f"teach --model {data.teacher} {how} --epochs {data.epochs} --out {teacher}", place, options)

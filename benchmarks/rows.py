@@ -75,6 +75,8 @@ def add_running(parser: argparse.ArgumentParser, file: Path) -> None:
     """The options of every script that runs trials. ``file``: where they are recorded by default."""
     parser.add_argument("--place", required=True, help="where data, teachers, caches and runs are kept")
     parser.add_argument("--results", type=Path, default=file, help="the file of what was run")
+    parser.add_argument("--data-dir", help="where torchvision's datasets are, or go")
+    parser.add_argument("--download", action="store_true", help="download the dataset if it is missing")
     parser.add_argument("--rows", help="only those whose names match this regular expression")
     parser.add_argument("--seeds", help="only these, as 0,1")
     parser.add_argument("--processes", type=int, default=1, help="trainings side by side")
