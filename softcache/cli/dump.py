@@ -47,8 +47,8 @@ def _keep(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
     option(
         "--views",
         type=int,
-        help="Recorded views of every image.  [default: the cache's, else 4, measured on CIFAR-100, docs/real.md; 1 "
-        "with --augment none]",
+        help="Recorded views of every image.  [default: the cache's, else 4; 1 with --augment none; "
+        "docs/real.md has what other numbers reach]",
     ),
     option("--hint", multiple=True, metavar="LAYER", help="Keep a layer's activations too; repeatable."),
     option("--out", type=click.Path(), help="The cache's folder.  [default: caches/TEACHER-DATASET-SPLIT]"),

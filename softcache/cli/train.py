@@ -33,7 +33,7 @@ from softcache.cli._print import as_json, percent, rows
         "--loss",
         multiple=True,
         help="kl, ce, hard, mse, dkd, …, my.py:Loss, with options: kl:weight=0.9,T=2.  [default: "
-        "dist, the best by itself on CIFAR-100, Fashion-MNIST and few labels, docs/defaults.md; kl for 2 classes]",
+        "dist, of those that were tried the best on CIFAR-100 and Fashion-MNIST, docs/defaults.md; kl for 2 classes]",
     ),
     option("--out", type=click.Path(), help="The run's folder.  [default: runs/STUDENT-<n>]"),
     option(
