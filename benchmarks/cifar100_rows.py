@@ -70,6 +70,11 @@ COMBINED = {
     "dist and wsld": "--loss dist:weight=2 --loss wsld:weight=2.5 --alpha 1 --beta 1",
     "dist and kl, T 1": "--loss dist:weight=2 --loss kl:T=1 --alpha 1 --beta 1",
 }
+# Plain kl beside the whole loss of the labels. Its gradient carries T², so that a low T needs a larger weight.
+WEIGHTED = {
+    f"kl, T {T:g}, weight {weight:g}": f"--loss kl:T={T:g},weight={weight:g} --alpha 1 --beta 1"
+    for T, weight in ((1, 1), (1, 2), (1, 4), (0.5, 4), (0.5, 8), (0.5, 16), (2, 0.25), (2, 1))
+}
 KL = LOSSES["kl, T 1"]  # plain kl at the temperature that was best on held-out rows
 # Student → epochs and seeds of the tables on the test split.
 TESTED = {"resnet8": (12, 5), "resnet20": (20, 5), "resnet8x4": (15, 3)}
@@ -133,6 +138,8 @@ def targets() -> list[Trial]:
     for name in ("kl, T 1", "kl standardized", "nkd", "wsld"):
         rows[name] = cached(student, f"{LOSSES[name]} {TUNED}")
     rows["kl, T 0.5"] = cached(student, f"--loss kl --alpha 0.9 --T 0.5 {TUNED}")
+    for name, options in WEIGHTED.items():
+        rows[name] = cached(student, f"{options} {TUNED}")
     rows["kl, T 1, mean, 8 views"] = cached(student, f"--targets mean {LOSSES['kl, T 1']} {TUNED}")
     for name, options in COMBINED.items():
         rows[name] = cached(student, f"{options} {TUNED}")
