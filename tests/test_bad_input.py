@@ -244,7 +244,10 @@ def test_a_cache_of_something_else_is_kept(here: Path, fails: Fails, small_teach
     assert "made with 8" in message
 
 
-def test_overflowing_logits_name_the_key(here: Path, fails: Fails, small_teacher: Callable[..., str]) -> None:
+@pytest.mark.parametrize("batch", [[], ["--batch-size", "4096"]])  # in the second all is computed before it is written
+def test_overflowing_logits_name_the_key(
+    batch: list[str], here: Path, fails: Fails, small_teacher: Callable[..., str]
+) -> None:
     teacher = small_teacher(here / "teacher")
     from safetensors.torch import load_file, save_file
 
@@ -252,13 +255,12 @@ def test_overflowing_logits_name_the_key(here: Path, fails: Fails, small_teacher
     state = load_file(path)
     state["fc.bias"] = torch.full_like(state["fc.bias"], 1e6)
     save_file(state, path)
-    message = fails("dump", "--teacher", teacher, "--size", "8", "--views", "1", "--out", "cache", status=1)
+    asked = ("dump", "--teacher", teacher, "--size", "8", "--views", "1", *batch)
+    message = fails(*asked, "--out", "cache", status=1)
     assert "row 0 in view 0" in message
     assert "--codec fp32" in message
     assert not list((here / "cache").rglob("*.part")), "nothing half-written stays"
-    assert (
-        run(["-q", "dump", "--teacher", teacher, "--size", "8", "--views", "1", "--codec", "fp32", "--out", "c2"]) == 0
-    )
+    assert run(["-q", *asked, "--codec", "fp32", "--out", "c2"]) == 0
 
 
 def test_a_teacher_near_chance_is_warned_of(

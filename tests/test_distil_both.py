@@ -73,8 +73,8 @@ def test_held_out_rows_and_hidden_labels_stay_so(made: Path, tmp_path: Path, mon
 
     def watched(self: Any, epoch: int) -> Any:
         for batch in epoch_of(self, epoch):
-            seen.append(batch.rows.numpy())
-            labelled.append(batch.rows[batch.visible >= 0])
+            seen.append(batch.rows.cpu().numpy())
+            labelled.append(batch.rows[batch.visible >= 0].cpu())
             yield batch
 
     monkeypatch.setattr(loop.Stream, "epoch", watched)

@@ -317,7 +317,7 @@ def test_the_last_step_of_an_epoch_is_the_mean_of_its_own_batches(made: Path, tm
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    return {"student": {name: value.clone() for name, value in state["student"].items()}}
+    return {"student": {name: value.detach().cpu().clone() for name, value in state["student"].items()}}
 
 
 def test_writing_a_network_again_gives_the_same_file(made: Path, tmp_path: Path) -> None:

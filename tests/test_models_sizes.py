@@ -44,7 +44,7 @@ def test_a_teacher_says_what_torchvision_says_at_the_given_size(
     theirs.load_state_dict(state)
     teacher = ["--teacher", name, "--teacher-weights", "weights.safetensors", "--teacher-size", "32"]
     data = ["--dataset", "arrays:set", "--size", SIDE, "--normalize", "0.5,0.5,0.5/0.5,0.5,0.5", "--workers", "0"]
-    views = ["--augment", "none", "--views", "1", "--codec", "fp32"]
+    views = ["--augment", "none", "--views", "1", "--codec", "fp32", "--amp", "off"]
     assert command("--quiet", "dump", *teacher, *data, *views, "--out", "cache") == 0
     cache = Cache(here / "cache")
     assert cache.manifest.identity.teacher.preprocess["size"] == 32

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import os
+
 import numpy as np
 import pytest
 import torch
 from harness_cache import make_cache
+from torch.utils.data import DataLoader, Dataset
 
 from softcache.cache.schema import HintColumn
 from softcache.errors import PixelsError, UsageError
@@ -15,6 +19,7 @@ from softcache.stream.plan import Plan
 from softcache.stream.targets import CachedTargets
 from softcache.stream.transfer import PinnedBuffers, host_tensor, unsigned
 from softcache.stream.windows import Windows, pick_windows
+from softcache.stream.workers import follow_parent, starting
 from softcache.views._digest import digest
 from softcache.views._open import open_viewed
 from softcache.views._viewed import ViewedDataset
@@ -247,3 +252,44 @@ def test_a_gpu_gets_the_same_batches(digits: ViewedDataset, caches: dict, way: s
         )
     ]
     assert all(np.array_equal(a, b) for a, b in zip(expected, parts, strict=True))
+
+
+class _Left:
+    """Garbage that only a collection frees, and that asks a GPU's driver where it is freed: what a training leaves."""
+
+    def __init__(self, device: torch.device):
+        self.itself = self
+        self.tensor = torch.ones(1000, device=device)
+        if device.type == "cuda":
+            self.tensor.record_stream(torch.cuda.Stream(device))
+        self.process = os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() != self.process:
+            os.write(2, b"collected by a worker")
+            os._exit(3)
+
+
+class _Collecting(Dataset):
+    def __getitem__(self, number: int) -> torch.Tensor:
+        return torch.tensor(gc.collect())
+
+
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_a_forked_worker_collects_nothing_of_its_parent(device: str) -> None:
+    """torch aborts a forked worker that frees a GPU's tensor which two streams have used."""
+    gc.collect()
+    loader = DataLoader(
+        _Collecting(), batch_size=None, sampler=range(3), num_workers=1, worker_init_fn=follow_parent,
+        multiprocessing_context="fork",
+    )  # fmt: skip
+    gc.disable()
+    try:
+        _Left(torch.device(device))
+        with starting():
+            batches = iter(loader)
+        assert len(list(batches)) == 3
+    finally:
+        gc.enable()
+        gc.collect()
+    assert gc.get_freeze_count() == 0

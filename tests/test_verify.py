@@ -301,7 +301,7 @@ def test_the_teacher_says_what_it_said(
     codec: str, here: Path, small_teacher: Callable[..., str], colour_arrays: str
 ) -> None:
     teacher = small_teacher("teacher", dataset=colour_arrays)
-    folder = dump(teacher, dataset=colour_arrays, out="cache", views=2, shard_rows=64, codec=codec).folder
+    folder = dump(teacher, dataset=colour_arrays, out="cache", views=2, shard_rows=64, codec=codec, amp="off").folder
     asked = {"sample": 100, "dataset": colour_arrays}
     found = verify(folder, teacher=teacher, **asked)
     assert found.ok

@@ -5,6 +5,7 @@ None of the three waits for another unless that one has fallen ``QUEUE_LIMIT`` b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,18 +95,25 @@ def run_blocks(
                         pixels = pixels.to(forward.device, non_blocking=True)
                         logits, hints = forward(pixels)
                         if measure(logits):
-                            measured(*measure.result())
+                            _report(measure, measured)
                         computed = _compute(cache, block, pixels, logits, hints)
                         behind.put(_Computed(writers[block.view], block.view, first, *computed))
                         shown.advance(len(pixels))
         if measure.unfinished:
-            measured(*measure.result())
+            _report(measure, measured)
         behind.close()
     except BaseException:
         behind.abort()
         for writer in opened:
             writer.abort()
         raise
+
+
+def _report(measure: CodecError, measured: Callable[[dict[str, float], int], None]) -> None:
+    """Nothing where logits weren't finite: the writer, which may be some batches behind, says which those are."""
+    error, keys = measure.result()
+    if all(math.isfinite(value) for value in error.values()):
+        measured(error, keys)
 
 
 def _groups(blocks: Sequence[Block], *, one_decode: bool) -> Iterator[list[Block]]:

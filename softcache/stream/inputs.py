@@ -18,7 +18,15 @@ from softcache.errors import UsageError
 from softcache.stream.memory import memory_budget
 from softcache.stream.parts import Parts, key_rows
 from softcache.stream.transfer import PinnedBuffers, host_tensor
-from softcache.stream.workers import SharedViews, Shielded, follow_parent, for_workers, pick_start_method, raising
+from softcache.stream.workers import (
+    SharedViews,
+    Shielded,
+    follow_parent,
+    for_workers,
+    pick_start_method,
+    raising,
+    starting,
+)
 from softcache.views._viewed import ViewedDataset
 
 Keys = Iterator[tuple[Parts, torch.Tensor, torch.Tensor]]
@@ -114,7 +122,9 @@ class WorkerPixels:
 
     def epoch(self, batches: Sequence[Parts]) -> Keys:
         self._queue.fill(batches)
-        for parts, pixels in zip(batches, raising(self._loader), strict=True):
+        with starting():
+            made = iter(self._loader)
+        for parts, pixels in zip(batches, raising(made), strict=True):
             yield parts, host_tensor(key_rows(parts)).to(self._device), pixels.to(self._device, non_blocking=True)
 
 

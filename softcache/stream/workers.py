@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -43,11 +44,19 @@ def pick_start_method(method: str) -> str:
 
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """Blocks SIGINT and SIGTERM while workers start: before ``follow_parent`` they would end in a traceback."""
+    """Blocks SIGINT and SIGTERM while workers start: before ``follow_parent`` they would end in a traceback.
+
+    A forked worker leaves to its parent what that has to collect. Among it may be tensors of a GPU, from a training
+    before this one: to free one asks the driver, which a forked process can't, and torch aborts it then.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    frozen_before = gc.get_freeze_count()  # a caller's own stay frozen
+    gc.freeze()
     try:
         yield
     finally:
+        if not frozen_before:
+            gc.unfreeze()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
