@@ -109,7 +109,6 @@ def unfinished(trials: Sequence[Trial], done: Mapping[str, dict[str, Any]]) -> l
 
 
 def page(done: Mapping[str, dict[str, Any]]) -> str:
-    newest = max(done.values(), key=lambda record: record["date"])
     trials = {name: make() for name, make in TABLES.items()}
     found = {name: runs_of(wanted, done) for name, wanted in trials.items()}
     missing = [f"{name}: {line}" for name, wanted in trials.items() for line in unfinished(wanted, done)]
@@ -121,7 +120,7 @@ Students learn from a teacher that others trained: KAIST's MicroNet with 477,000
 split, trained with CutMix and AutoAugment. So its logits are small, with a standard deviation of 1.3 and a maximum of
 11.5. Views are of the recipe `{AUGMENT}`. *Alone* is the same student on labels without a teacher, *live* one whose
 teacher runs in the training and sees a fresh view of each picture in every epoch. A teacher's seconds are
-the samples that it is asked for, at the speed of the dump of the cache, on one core while the other was busy.
+the samples that it is asked for, at the speed of dumps on one CPU core while the other was busy.
 
 {tests(trials, found)}
 
@@ -167,10 +166,39 @@ The pairs, recipe and 240 epochs of the papers, from {PUBLISHED_VIEWS} views. `p
 
 Every run is a line of [benchmarks/results/cifar100.jsonl](../benchmarks/results/cifar100.jsonl), failures too.
 `python -m benchmarks.cifar100 --place DIR --data cifar100 --teacher … TABLE` makes those of a table that are missing,
-and `python -m benchmarks.cifar100_page` writes this page. The newest were made on {in_words(newest)}.
+and `python -m benchmarks.cifar100_page` writes this page. They were made on these machines:
+
+{machines(done)}
+
+The teacher was asked {dumps(done)}.
 
 {chr(10).join(missing)}
 """
+
+
+def machines(done: Mapping[str, dict[str, Any]]) -> str:
+    """A line for each kind of machine: how many runs it made, and what it was at the newest of them."""
+    kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for record in done.values():
+        kinds.setdefault((record["machine"]["cpu"], device_of(record)), []).append(record)
+    newest = [max(records, key=lambda record: record["date"]) for records in kinds.values()]
+    pairs = zip(kinds.values(), newest, strict=True)
+    return "\n".join(f"- {len(records)} runs: {in_words(record)}" for records, record in pairs)
+
+
+def device_of(record: Mapping[str, Any]) -> str:
+    """The name of the GPU that a run was made on, or ``cpu``."""
+    return str(record.get("machine", {}).get("device", "cpu"))
+
+
+def dumps(done: Mapping[str, dict[str, Any]]) -> str:
+    """What each dump took."""
+    found = [
+        f"{record['keys']:,} times in {record['seconds']:,.0f} s ({device_of(record)})"
+        for record in done.values()
+        if record["table"] == "dump"
+    ]
+    return " and ".join(found) or "in no dump that was timed"
 
 
 def tests(trials: Mapping[str, Sequence[Trial]], found: Mapping[str, Runs]) -> str:
@@ -195,11 +223,11 @@ def draw(runs: Runs, done: Mapping[str, dict[str, Any]]) -> None:
 
 def teacher_seconds(trials: Sequence[Trial], done: Mapping[str, dict[str, Any]], rows: int) -> dict[str, float]:
     """Row → seconds of the teacher for one student on a set of so many ``rows``, at the speed at which dumps were
-    timed: one pass for each recorded view, or with a live teacher for each epoch. Empty where no dump was timed."""
-    dumps = [record for record in done.values() if record["table"] == "dump"]
-    if not dumps:
+    timed on CPUs: one pass for each recorded view, or with a live teacher for each epoch. Empty where none was."""
+    timed = [record for record in done.values() if record["table"] == "dump" and device_of(record) == "cpu"]
+    if not timed:
         return {}
-    a_pass = rows * sum(dump["seconds"] for dump in dumps) / sum(dump["keys"] for dump in dumps)
+    a_pass = rows * sum(dump["seconds"] for dump in timed) / sum(dump["keys"] for dump in timed)
     found = {}
     for trial in trials:
         said = dict(re.findall(r"--(views|epochs) (\d+)", trial.command))

@@ -161,7 +161,9 @@ def say(text: str) -> None:
 
 
 def made_by() -> dict[str, Any]:
-    """The code and the machine that a record is of."""
+    """The code and the machine that a record is of, with its GPU where it has one."""
+    import torch  # noqa: F401  # machine() asks it for the GPU; scripts that only look a table up do without it
+
     asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
     found = subprocess.run(asked, capture_output=True, text=True)
     return {"commit": found.stdout.strip() or "unknown", **machine()}
