@@ -73,7 +73,7 @@ COMBINED = {
 # Plain kl beside the whole loss of the labels. Its gradient carries T², so that a low T needs a larger weight.
 WEIGHTED = {
     f"kl, T {T:g}, weight {weight:g}": f"--loss kl:T={T:g},weight={weight:g} --alpha 1 --beta 1"
-    for T, weight in ((1, 1), (1, 2), (1, 4), (0.5, 4), (0.5, 8), (0.5, 16), (2, 0.25), (2, 1))
+    for T, weight in ((1, 1), (1, 2), (1, 4), (1, 8), (1, 16), (0.5, 4), (0.5, 8), (0.5, 16), (2, 0.25), (2, 1))
 }
 KL = LOSSES["kl, T 1"]  # plain kl at the temperature that was best on held-out rows
 # Student → epochs and seeds of the tables on the test split.
