@@ -1,12 +1,16 @@
 """How far the defaults are from the best choices beside them, on sets of several kinds.
 
-    python -m benchmarks.defaults --place DIR --data-dir DATA_DIR --flowers folder:PATH
+    python -m benchmarks.defaults --place DIR --data-dir DATA_DIR --flowers folder:PATH --pretrained FILE.py:FACTORY \
+        --pretrained-weights FILE
 
 For each set a teacher is taught with the defaults and asked; then students are trained in ten ways by hand
 (``RECIPES``), in float32 where the default is bfloat16, and with losses (``LOSSES``) and targets varied. All of it is
 judged on training rows that are held out: no test split is looked at. Runs are kept in ``benchmarks/results`` one by
 one, and the same command goes on with what is missing; ``--cases``, ``--rows`` and ``--seeds`` do a part.
-``benchmarks.defaults_page`` writes docs/defaults.md. CIFAR-100 has a script of its own, ``benchmarks.cifar100``.
+``benchmarks.defaults_page`` writes docs/defaults.md. All of CIFAR-100 has a script of its own, ``benchmarks.cifar100``.
+
+The last sets are those that nothing was chosen on: they say how far the choices hold elsewhere. ``--pretrained`` is a
+network of CIFAR-100's classes, which is the teacher of 5,000 of its rows, and which is fine-tuned to other sets.
 """
 
 from __future__ import annotations
@@ -32,7 +36,8 @@ NETWORKS = f"{Path(__file__).resolve().parent / 'networks.py'}:"
 @dataclass(frozen=True)
 class Data:
     """``rows``: of the training split, the first ones in a random order, for training; the ``held_out`` next ones are
-    tested on. ``teacher`` is taught for ``epochs``."""
+    tested on. ``teacher`` is taught for ``epochs``; with 0 it is a network that was trained elsewhere, or
+    there is none, and only students without one are trained."""
 
     source: str
     rows: int
@@ -46,7 +51,8 @@ class Data:
 @dataclass(frozen=True)
 class Case:
     """What is trained on which data, and by which preset. ``epochs``: the same in all ways; ``batch``: of the ways by
-    hand. ``labels``: the share of the rows whose labels students see; the teacher has seen all of them."""
+    hand. ``labels``: the share of the rows whose labels students see; the teacher has seen all of them.
+    ``chosen_on``: whether defaults were chosen by it."""
 
     data: str
     student: str
@@ -54,6 +60,7 @@ class Case:
     batch: int
     epochs: int
     labels: float = 1.0
+    chosen_on: bool = True
 
 
 # One for each size of set that the preset tells apart, but for large ones, for which there is CIFAR-100. The digits are
@@ -62,7 +69,11 @@ DATA = {
     "digits": Data("digits", 1_038, 400, "crop:pad=1", 8, "cifar:resnet20", 40),
     "flowers": Data("flowers", 540, 180, "rrc+flip", 64, "resnet34", 30),
     "fashionmnist": Data("fashionmnist", 12_000, 10_000, "crop:pad=4+flip", 32, "cifar:resnet20", 20),
+    "fashionmnist2500": Data("fashionmnist", 2_500, 10_000, "crop:pad=4+flip", 32, "cifar:resnet20", 40),
+    "cifar5000": Data("cifar100", 5_000, 5_000, "crop:pad=4+flip", 32, "{pretrained} --teacher-weights {weights}", 0),
+    "flowers32": Data("flowers", 540, 180, "rrc+flip", 32, "", 0),
 }
+PRETRAINED = "{pretrained} --weights {weights}"
 CASES = {
     "digits": Case("digits", "cifar:resnet8", "convnet", 32, 8),
     "digits, 5 % of the labels": Case("digits", "cifar:resnet8", "convnet", 32, 8, 0.05),
@@ -70,6 +81,9 @@ CASES = {
     "fashionmnist": Case("fashionmnist", "cifar:resnet8", "convnet", 64, 12),
     "fashionmnist, perceptron": Case("fashionmnist", "{networks}perceptron", "perceptron", 64, 12),
     "fashionmnist, transformer": Case("fashionmnist", "{networks}transformer", "transformer", 64, 12),
+    "flowers of 32 pixels, fine-tuned": Case("flowers32", PRETRAINED, "fine-tuning", 32, 12),
+    "fashionmnist, 2,500 rows": Case("fashionmnist2500", "cifar:resnet8", "convnet", 32, 8, chosen_on=False),
+    "cifar100, 5,000 rows": Case("cifar5000", "cifar:resnet8", "convnet", 64, 12, chosen_on=False),
 }
 # optimizer, learning rate, weight decay, schedule
 RECIPES = {
@@ -84,8 +98,21 @@ RECIPES = {
     "adamw 0.003": ("adamw", 0.003, 0.01, "cosine"),
     "adamw 0.01": ("adamw", 0.01, 0.01, "cosine"),
 }
+FINE_TUNING = {
+    "sgd 0.0025": ("sgd", 0.0025, 1e-4, "cosine"),
+    "sgd 0.005": ("sgd", 0.005, 1e-4, "cosine"),
+    "sgd 0.01, decay 5e-4": ("sgd", 0.01, 5e-4, "cosine"),
+    "sgd 0.02": ("sgd", 0.02, 1e-4, "cosine"),
+    "sgd 0.05": ("sgd", 0.05, 1e-4, "cosine"),
+    "sgd 0.1": ("sgd", 0.1, 1e-4, "cosine"),
+    "sgd 0.02, steps": ("sgd", 0.02, 1e-4, "step"),
+    "adamw 0.0003": ("adamw", 0.0003, 0.01, "cosine"),
+    "adamw 0.001": ("adamw", 0.001, 0.01, "cosine"),
+    "adamw 0.003": ("adamw", 0.003, 0.01, "cosine"),
+}
 LOSSES = {
     "kl, T 1": "--loss kl --alpha 0.9 --T 1",
+    "kl, T 1, weight 4": "--loss kl:T=1,weight=4 --alpha 1 --beta 1",
     "kl, T 2": "--loss kl --alpha 0.9 --T 2",
     "kl, T 4": "--loss kl --alpha 0.9 --T 4",
     "kl, alpha 0.5, T 4": "--loss kl --alpha 0.5 --T 4",
@@ -95,6 +122,7 @@ LOSSES = {
     "dist": "--loss dist:weight=2 --alpha 1 --beta 1",
     "dist, T 1": "--loss dist:weight=2 --alpha 1 --beta 1 --T 1",
 }
+DEFAULT, DISTILLED = "alone, default", "distilled, dist"  # the rows of those who say nothing
 TARGETS = {kind: f"--targets {kind} {LOSSES['dist']}" for kind in ("mean", "both")}
 
 
@@ -109,11 +137,12 @@ def rows(name: str) -> list[Trial]:
     if case.labels < 1:
         alone, cached = (f"{command} --label-fraction {case.labels}" for command in (alone, cached))
     ways = {"default": as_given(preset)}
-    for recipe, (optimizer, lr, decay, schedule) in RECIPES.items():
+    by_hand = FINE_TUNING if case.preset == "fine-tuning" else RECIPES
+    for recipe, (optimizer, lr, decay, schedule) in by_hand.items():
         ways[recipe] = optimized(optimizer, lr, decay, batch=case.batch, schedule=schedule)
     table = {f"alone, {way}": f"{alone} --epochs {case.epochs} {options}" for way, options in ways.items()}
-    table["alone, default, float32"] = f"{table['alone, default']} --amp off --no-channels-last"
-    for what, options in (LOSSES | TARGETS).items():
+    table[f"{DEFAULT}, float32"] = f"{table[DEFAULT]} --amp off --no-channels-last"
+    for what, options in (LOSSES | TARGETS if data.teacher else {}).items():
         table[f"distilled, {what}"] = f"{cached} --epochs {case.epochs} {ways['default']} {options}"
     return trials(name, table, SEEDS)
 
@@ -122,28 +151,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", default="", help="only those whose names match this regular expression")
     parser.add_argument("--flowers", help="a folder of photographs of one size as a dataset of softcache")
+    parser.add_argument("--cifar100", default="cifar100", help="CIFAR-100 as a dataset of softcache")
+    parser.add_argument("--pretrained", help="file.py:factory of a network that was trained on CIFAR-100")
+    parser.add_argument("--pretrained-weights", help="a file of its weights")
     add_running(parser, FILE)
     options = parser.parse_args()
     place = Path(options.place).resolve()
     place.mkdir(parents=True, exist_ok=True)
     names = [name for name in CASES if re.search(options.cases, name)]
-    paths = {"networks": NETWORKS}
+    paths = {"networks": NETWORKS, **pretrained(options)}
+    if "weights" not in paths and any("{weights}" in CASES[n].student + DATA[CASES[n].data].teacher for n in names):
+        raise SystemExit("--pretrained and --pretrained-weights are missing; --cases leaves out what needs them")
     for name in {CASES[name].data: None for name in names}:
         paths |= prepare(name, place, options)
     run(chosen([trial for name in names for trial in rows(name)], options), place, paths, options)
 
 
+def pretrained(options: argparse.Namespace) -> dict[str, str]:
+    """What stands for the network of ``--pretrained`` and its weights; nothing where they aren't given."""
+    if not options.pretrained or not options.pretrained_weights:
+        return {}
+    file, _, factory = options.pretrained.rpartition(":")
+    return {
+        "pretrained": f"{Path(file).resolve()}:{factory}",
+        "weights": str(Path(options.pretrained_weights).resolve()),
+    }
+
+
 def prepare(name: str, place: Path, options: argparse.Namespace) -> Mapping[str, str]:
     """A set, its teacher and its cache; what stands for them in commands."""
     data = DATA[name]
-    source = options.flowers if name == "flowers" else data.source
+    source = {"flowers": options.flowers, "cifar100": options.cifar100}.get(data.source, data.source)
     if source is None:
         raise SystemExit("--flowers says where that set is; --cases leaves it out")
     divide(place / name, source, data.held_out, options, rows=data.rows)
     dataset, cache, teacher = f"arrays:{place / name}", place / f"{name}-cache", f"{place / name}-teacher"
     how = f"--dataset {dataset} --size {data.size} --augment {data.augment}"
-    softcache(f"teach --model {data.teacher} {how} --epochs {data.epochs} --out {teacher}", place, options)
-    softcache(f"dump --teacher {teacher} {how} --out {cache}", place, options)
+    if data.epochs:
+        softcache(f"teach --model {data.teacher} {how} --epochs {data.epochs} --out {teacher}", place, options)
+    else:
+        teacher = data.teacher.format(**pretrained(options))
+    if data.teacher:
+        softcache(f"dump --teacher {teacher} {how} --out {cache}", place, options)
     return {name: dataset, f"{name}_cache": str(cache)}
 
 
