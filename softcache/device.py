@@ -53,12 +53,17 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
 
 
 @contextlib.contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Whether a GPU's matrix products and convolutions may use TF32; the caller's own choice comes back after it."""
+def reproducible(*, tf32: bool) -> Iterator[None]:
+    """A GPU's convolutions give the same bits each time, and matrix products and convolutions may use TF32 or not; the
+    caller's own choices come back after it.
+
+    cuDNN's fastest algorithms for the gradient of a convolution's weights add in whatever order blocks end.
+    """
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, convolutions.allow_tf32
-    products.allow_tf32 = convolutions.allow_tf32 = allowed
+    before = products.allow_tf32, convolutions.allow_tf32, convolutions.deterministic
+    products.allow_tf32 = convolutions.allow_tf32 = tf32
+    convolutions.deterministic = True
     try:
         yield
     finally:
-        products.allow_tf32, convolutions.allow_tf32 = before
+        products.allow_tf32, convolutions.allow_tf32, convolutions.deterministic = before

@@ -1,4 +1,5 @@
-"""``--tf32`` holds while a network runs, is off by default, and is recorded with what it made."""
+"""``--tf32`` holds while a network runs, is off by default, and is recorded with what it made; convolutions are such
+that a GPU gives the same bits each time."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from harness_train import command
 
 from softcache.errors import SoftcacheError
@@ -18,7 +20,8 @@ from torch import nn
 class Asking(nn.Sequential):
     def forward(self, x):
         with open("seen.txt", "a") as file:
-            print(torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, file=file)
+            convolutions = torch.backends.cudnn
+            print(torch.backends.cuda.matmul.allow_tf32, convolutions.allow_tf32, convolutions.deterministic, file=file)
         return super().forward(x)
 
 def make(num_classes=10):
@@ -36,8 +39,9 @@ def seen() -> set[str]:
 
 @pytest.mark.parametrize("given", [(), ("--tf32",)])
 def test_tf32_holds_in_teach_train_and_eval_and_is_recorded(here: Path, given: tuple[str, ...]) -> None:
+    before = torch.backends.cudnn.deterministic
     Path("net.py").write_text(NETWORK)
-    wanted = {f"{bool(given)} {bool(given)}"}
+    wanted = {f"{bool(given)} {bool(given)} True"}
     small = ("--size", 8, "--epochs", 1, "--dataset", "digits", *given)
     assert command("teach", "--model", "net.py:make", "--out", "teacher", *small) == 0
     assert seen() == wanted
@@ -47,6 +51,7 @@ def test_tf32_holds_in_teach_train_and_eval_and_is_recorded(here: Path, given: t
     assert json.loads(Path("run/config.json").read_text())["options"]["tf32"] is bool(given)
     assert command("eval", "run", *given) == 0
     assert seen() == wanted
+    assert torch.backends.cudnn.deterministic == before
 
 
 def test_a_teacher_of_other_numerics_is_another(here: Path, small_teacher) -> None:

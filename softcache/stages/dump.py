@@ -40,7 +40,7 @@ from softcache.config.options import command
 from softcache.config.teachers import default_data, find_teacher, known_folder, teacher_source
 from softcache.console import advising
 from softcache.datasets._open import open_samples
-from softcache.device import DTYPES, pick_device, tf32
+from softcache.device import DTYPES, pick_device, reproducible
 from softcache.distributed import local_rank, rank, world
 from softcache.dumping.batch_size import pick_batch
 from softcache.dumping.estimate import Estimate, estimate, refuse_too_large, timed
@@ -161,7 +161,7 @@ def dump(asked: DumpConfig) -> Dumped:
         compiled=identity.teacher.numerics.compile,
         hint_dtype=config.hint_dtype or "float16",
     )
-    with tf32(identity.teacher.numerics.tf32):
+    with reproducible(tf32=identity.teacher.numerics.tf32):
         hints = hint_shapes(
             forward, viewed, config.hint, config.hint_dtype, identity, existing.manifest if existing else None
         )

@@ -10,8 +10,7 @@ from softcache.config.fit import FitConfig
 from softcache.config.given import recorded_data_dir, remember_data
 from softcache.config.record import recorded_options
 from softcache.config.teachers import default_data, known_folder, teacher_source
-from softcache.device import pick_device
-from softcache.device import tf32 as tf32_allowed
+from softcache.device import pick_device, reproducible
 from softcache.errors import DatasetError
 from softcache.models._arithmetic import Arithmetic
 from softcache.models._open import open_network
@@ -72,7 +71,7 @@ def evaluate(
     # As it was trained, so that its folder's own figure comes out again.
     trained = recorded.amp if isinstance(recorded, FitConfig) and recorded.amp != "auto" else "off"
     arithmetic = Arithmetic(amp or trained, isinstance(recorded, FitConfig) and bool(recorded.channels_last))
-    with tf32_allowed(tf32):
+    with reproducible(tf32=tf32):
         network = arithmetic.apply(network.to(chosen))
         accuracy = evaluate_network(network, pixels, viewed.samples.labels, chosen, amp=arithmetic.amp)
     return {

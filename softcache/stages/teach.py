@@ -18,7 +18,7 @@ from softcache.config.record import CONFIG, TEACHER_FILE, Record, absolute_paths
 from softcache.config.teach import TeachConfig
 from softcache.console import advising
 from softcache.datasets._index import describe_data
-from softcache.device import pick_device, tf32
+from softcache.device import pick_device, reproducible
 from softcache.distributed import refuse_several
 from softcache.errors import SoftcacheError, UsageError
 from softcache.localfiles import local_path
@@ -103,7 +103,7 @@ def teach(config: TeachConfig) -> Taught:
         freeze_all_but_classifier(network)
     config = config.settled(network, int((train.samples.labels >= 0).sum()), pretrained=config.weights is not None)
     make_folder(folder)
-    with training_into(folder, "the same command"), tf32(config.tf32):
+    with training_into(folder, "the same command"), reproducible(tf32=config.tf32):
         config = config.with_arithmetic(network, train.clean(np.arange(2) % len(train)), device)
         return _teach(network, train, test, config, folder, device)
 

@@ -22,7 +22,7 @@ from softcache.config.resume import refuse_other_caches, resumed
 from softcache.config.train import TrainConfig
 from softcache.console import advising, size
 from softcache.datasets._index import describe_data
-from softcache.device import tf32
+from softcache.device import reproducible
 from softcache.distributed import refuse_several
 from softcache.errors import PixelsError, SoftcacheError
 from softcache.localfiles import local_path
@@ -80,10 +80,10 @@ def train(options: TrainConfig) -> Trained:
     refuse_several("train")
     if options.resume is not None:
         own, record = resumed(options)
-        with tf32(own.tf32):
+        with reproducible(tf32=own.tf32):
             return _go_on(Path(options.resume), own, record)
     out = local_path(options.out, "--out") if options.out is not None else None
-    with tf32(options.tf32):
+    with reproducible(tf32=options.tf32):
         prepared = prepare(parse(options))
         folder = out or new_run_folder(options.student)
         if (folder / CONFIG).exists():

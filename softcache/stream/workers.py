@@ -44,29 +44,32 @@ def pick_start_method(method: str) -> str:
 
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """Blocks SIGINT and SIGTERM while workers start: before ``follow_parent`` they would end in a traceback.
+    """While workers start, blocks SIGINT and SIGTERM, and collects no garbage, in them neither.
 
-    A forked worker leaves to its parent what that has to collect. Among it may be tensors of a GPU, from a training
-    before this one: to free one asks the driver, which a forked process can't, and torch aborts it then.
+    Before ``follow_parent`` a signal would end a worker in a traceback, and a collection would free what the parent has
+    left. Among it may be a GPU's tensors, from a training before this one: to free one asks the driver, which a forked
+    process can't do, so that torch aborts it.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    frozen_before = gc.get_freeze_count()  # a caller's own stay frozen
-    gc.freeze()
+    before, collecting = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}), gc.isenabled()
+    gc.disable()
     try:
         yield
     finally:
-        if not frozen_before:
-            gc.unfreeze()
+        if collecting:
+            gc.enable()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def follow_parent(worker: int) -> None:
-    """The ``worker_init_fn`` of a DataLoader: the worker ends when its parent does, and says nothing about it.
+    """The ``worker_init_fn`` of a DataLoader: the worker ends when its parent does, and says nothing about it. What it
+    has inherited is never collected.
 
     A terminal's Ctrl-C and a scheduler's SIGTERM go to all processes of a group. Only the parent answers them, with a
     message; it then ends its workers, by a second SIGTERM where needed. If the parent is killed, the kernel ends a
     worker at once; on macOS torch's own watchdog does so within 5 s.
     """
+    gc.freeze()
+    gc.enable()  # a forked worker starts without collection, see ``starting``
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_at_the_next)
     sys.excepthook = _unless_the_parent_hung_up

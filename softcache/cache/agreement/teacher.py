@@ -14,7 +14,7 @@ from softcache.cache.agreement.labels import LabelDifference
 from softcache.cache.agreement.tolerance import compare_logits
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS
-from softcache.device import tf32
+from softcache.device import reproducible
 from softcache.errors import CacheError, UsageError
 from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
@@ -80,7 +80,7 @@ def compare(
             stored = reader.gather(view, some)
             pixels = viewed.batch(some, view)
             other = digest(pixels).numpy() != stored["digest"]
-            with tf32(numerics.tf32):
+            with reproducible(tf32=numerics.tf32):
                 now = forward(pixels.to(device)).cpu()
             theirs = cache.decode(stored)
             differs, allowed = compare_logits(cache, theirs, now)
