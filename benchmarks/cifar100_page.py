@@ -27,6 +27,7 @@ SHOWN = {
     "dist, mean, 8 views": "from 8 recorded views of each picture",
     "live": "with the teacher in the loop",
 }
+DEVICES = {"cpu": "one CPU core"}
 MARGIN = 0.5  # points within which a student is as good as one with a live teacher
 
 
@@ -179,7 +180,7 @@ The teacher was asked {dumps(done)}.
 def machines(done: Mapping[str, dict[str, Any]]) -> str:
     """A line for each kind of machine: how many runs it made, and what it was at the newest of them."""
     kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for record in done.values():
+    for record in (record for record in done.values() if record["table"] != "dump"):
         kinds.setdefault((record["machine"]["cpu"], device_of(record)), []).append(record)
     newest = [max(records, key=lambda record: record["date"]) for records in kinds.values()]
     pairs = zip(kinds.values(), newest, strict=True)
@@ -194,7 +195,7 @@ def device_of(record: Mapping[str, Any]) -> str:
 def dumps(done: Mapping[str, dict[str, Any]]) -> str:
     """What each dump took."""
     found = [
-        f"{record['keys']:,} times in {record['seconds']:,.0f} s ({device_of(record)})"
+        f"{record['keys']:,} times in {record['seconds']:,.0f} s ({DEVICES.get(device_of(record), device_of(record))})"
         for record in done.values()
         if record["table"] == "dump"
     ]
@@ -260,7 +261,8 @@ def summary(done: Mapping[str, dict[str, Any]]) -> str:
 def in_readme(text: str, done: Mapping[str, dict[str, Any]]) -> str:
     """The README with this table in its place."""
     before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{summary(done)}\n{END}{rest.split(END)[1]}"
+    asked = f"For these dumps the teacher was asked {dumps(done)}."
+    return f"{before}{BEGIN}\n{summary(done)}\n\n{asked}\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":
