@@ -36,6 +36,14 @@ def show_messages(*, quiet: bool = False) -> None:
     _shown["progress"] = not quiet
 
 
+def counted(number: int, what: str) -> str:
+    """
+    >>> counted(1, "view"), counted(1438, "view")
+    ('1 view', '1,438 views')
+    """
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
 class _Handler(logging.Handler):
     """Prints each message as one line to the ``sys.stderr`` of that moment."""
 

@@ -10,6 +10,7 @@ import click
 from softcache.cli import _options
 from softcache.cli._options import flag, option, section
 from softcache.cli._print import as_json, percent, rows
+from softcache.console import counted
 
 
 def _part(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -122,7 +123,10 @@ def command(dry_run: bool = False, json_: bool = False, **options: Any) -> None:
     rows(
         [
             ("cache", f"{done.folder} ({what})"),
-            ("holds", f"{info['rows']:,} rows × {info['views']} views, {info['bytes'] / 2**20:.1f} MiB"),
+            (
+                "holds",
+                f"{counted(info['rows'], 'row')} × {counted(info['views'], 'view')}, {info['bytes'] / 2**20:.1f} MiB",
+            ),
             ("teacher top-1", percent(done.teacher_top1)),
         ]
     )

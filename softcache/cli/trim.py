@@ -7,7 +7,7 @@ import click
 from softcache.cli import _options
 from softcache.cli._options import flag, option, section
 from softcache.cli._print import as_json, rows
-from softcache.console import size
+from softcache.console import counted, size
 
 SHOWN = 20
 
@@ -46,7 +46,7 @@ def command(
     rows(
         [
             ("cache", str(trimmed.folder)),
-            ("keeps", f"{trimmed.views} views, hints {', '.join(trimmed.hints) or 'none'}"),
-            (freed, f"{size(trimmed.bytes)} in {len(trimmed.files):,} files"),
+            ("keeps", f"{counted(trimmed.views, 'view')}, hints {', '.join(trimmed.hints) or 'none'}"),
+            (freed, f"{size(trimmed.bytes)} in {counted(len(trimmed.files), 'file')}"),
         ]
     )

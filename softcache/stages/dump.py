@@ -38,7 +38,7 @@ from softcache.config.folders import cache_folder, make_folder
 from softcache.config.given import remember_cache
 from softcache.config.options import command
 from softcache.config.teachers import default_data, find_teacher, known_folder, teacher_source
-from softcache.console import advising
+from softcache.console import advising, counted
 from softcache.datasets._open import open_samples
 from softcache.device import DTYPES, pick_device, reproducible
 from softcache.distributed import local_rank, rank, world
@@ -215,7 +215,8 @@ def _compute(
         forward.hint_dtypes[layer] = getattr(torch, hint.dtype)
     keys = sum(block.rows for block in blocks)
     log.info(
-        f"dump {forward.network.spec} on {config.dataset}/{config.split}: {cache.rows:,} rows × {views} views, "
+        f"dump {forward.network.spec} on {config.dataset}/{config.split}: "
+        f"{counted(cache.rows, 'row')} × {counted(views, 'view')}, "
         f"recipe {viewed.recipe}, codec {identity.codec}, hints {', '.join(cache.manifest.state.hints) or 'none'}, "
         f"on {forward.device}; {keys:,} of {cache.rows * views:,} keys to compute"
     )

@@ -16,7 +16,7 @@ from softcache.config.given import remember_folder
 from softcache.config.options import command
 from softcache.config.record import CONFIG, TEACHER_FILE, Record, absolute_paths, read_record
 from softcache.config.teach import TeachConfig
-from softcache.console import advising
+from softcache.console import advising, counted
 from softcache.datasets._index import describe_data
 from softcache.device import pick_device, reproducible
 from softcache.distributed import refuse_several
@@ -138,7 +138,7 @@ def _teach(
     )
     log.info(
         f"teach {config.model} on {config.dataset}: {len(plan.rows):,} rows, {len(train.samples.classes)} classes, "
-        f"{train.size}×{train.size}, recipe {train.recipe}, {fitting.epochs} epochs on {device}"
+        f"{train.size}×{train.size}, recipe {train.recipe}, {counted(fitting.epochs, 'epoch')} on {device}"
     )
     with advising(lambda: "run the same command again to go on"):
         fitted = fit(

@@ -20,7 +20,7 @@ from softcache.config.parsed import Parsed, parse
 from softcache.config.record import CONFIG, STUDENT_FILE, Record, absolute_paths
 from softcache.config.resume import refuse_other_caches, resumed
 from softcache.config.train import TrainConfig
-from softcache.console import advising, size
+from softcache.console import advising, counted, size
 from softcache.datasets._index import describe_data
 from softcache.device import reproducible
 from softcache.distributed import refuse_several
@@ -230,11 +230,11 @@ def _announcement(parsed: Parsed, data: TrainingData, stream: Stream) -> str:
     targets = "labels alone" if parsed.labels_alone else "live teacher" if options.online else f"cache {folders}"
     if options.targets == "mean":
         targets = f"mean over the views of {targets}"
-    views = "fresh views" if data.views is None else f"{len(data.views)} views"
+    views = "fresh views" if data.views is None else counted(len(data.views), "view")
     if parsed.fresh_share is not None:
         views += f" and fresh ones (share {parsed.fresh_share}) with the mean over these"
-    first = f"{options.hint_epochs} epochs on hints, then " if options.hint_epochs else ""
+    first = f"{counted(options.hint_epochs, 'epoch')} on hints, then " if options.hint_epochs else ""
     return (
         f"train {options.student} on {data.dataset}: {stream.plan.keys:,} keys an epoch, {views}, {targets}, "
-        f"stream {stream.name}, {first}{options.epochs} epochs on {stream.device}"
+        f"stream {stream.name}, {first}{counted(options.epochs, 'epoch')} on {stream.device}"
     )

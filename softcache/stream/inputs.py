@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from softcache.console import counted
 from softcache.errors import UsageError
 from softcache.stream.memory import memory_budget
 from softcache.stream.parts import Parts, key_rows
@@ -104,7 +105,7 @@ class WorkerPixels:
     """Has DataLoader workers make the pixels; with 0 workers this process makes them."""
 
     def __init__(self, viewed: ViewedDataset, device: torch.device, workers: int, *, start: str = "auto"):
-        self.name = f"mapped, {workers} workers"
+        self.name = f"mapped, {counted(workers, 'worker')}"
         self._device = device
         self._queue = _Queue()
         method = pick_start_method(start)
