@@ -226,6 +226,7 @@ def _record(prepared: Prepared) -> Record[TrainConfig]:
 
 def _announcement(parsed: Parsed, data: TrainingData, stream: Stream) -> str:
     options = parsed.options
+    assert options.epochs is not None  # the preset's, where nobody said
     folders = ", ".join(str(cache.folder) for cache in data.all_caches)
     targets = "labels alone" if parsed.labels_alone else "live teacher" if options.online else f"cache {folders}"
     if options.targets == "mean":
