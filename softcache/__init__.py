@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from softcache.config.train import TrainConfig
     from softcache.datasets._open import open_samples
     from softcache.errors import SoftcacheError
+    from softcache.functional import to_input
     from softcache.models._open import open_network
     from softcache.stages.dump import dump
     from softcache.stages.eval import evaluate
+    from softcache.stages.keys import KeyBatch, Keys
     from softcache.stages.teach import teach
     from softcache.stages.train import train
     from softcache.views._viewed import ViewedDataset
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Cache": "softcache.cache.reader",
     "DumpConfig": "softcache.config.dump",
+    "KeyBatch": "softcache.stages.keys",
+    "Keys": "softcache.stages.keys",
     "SoftcacheError": "softcache.errors",
     "TeachConfig": "softcache.config.teach",
     "TrainConfig": "softcache.config.train",
@@ -36,12 +40,15 @@ _HOMES = {
     "open_network": "softcache.models._open",
     "open_samples": "softcache.datasets._open",
     "teach": "softcache.stages.teach",
+    "to_input": "softcache.functional",
     "train": "softcache.stages.train",
 }
 
 __all__ = [
     "Cache",
     "DumpConfig",
+    "KeyBatch",
+    "Keys",
     "SoftcacheError",
     "TeachConfig",
     "TrainConfig",
@@ -52,6 +59,7 @@ __all__ = [
     "open_network",
     "open_samples",
     "teach",
+    "to_input",
     "train",
 ]
 

@@ -169,7 +169,7 @@ def open_data(parsed: Parsed, view_numbers: Sequence[int] | None = None) -> Trai
     # Where alpha is 0 the logits aren't read, so that only what the hints need has to be there.
     read = caches if parsed.losses else []
     data = TrainingData(
-        viewed, dataset, None, read, _find_hints(parsed.teacher_layers, [*others, *caches]), named=caches, lent=others
+        viewed, dataset, None, read, find_hints(parsed.teacher_layers, [*others, *caches]), named=caches, lent=others
     )
     if parsed.labels_alone:  # the baseline beside a cache: its data and recipe, in fresh views
         return dataclasses.replace(data, views=_first(options.views))
@@ -305,7 +305,7 @@ def _refuse_twice(caches: Sequence[Cache]) -> None:
             raise UsageError(f"--cache {other} and --cache {cache.folder} are one cache: leave one out")
 
 
-def _find_hints(layers: Sequence[str], caches: Sequence[Cache]) -> dict[str, Cache]:
+def find_hints(layers: Sequence[str], caches: Sequence[Cache]) -> dict[str, Cache]:
     """The first cache that has each of the teacher's layers."""
     found: dict[str, Cache] = {}
     for layer in layers:

@@ -1,0 +1,258 @@
+"""A cache in a loop of one's own: a map-style dataset of keys, a sampler of them, and batches with names."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from softcache.cache.agreement.digests import PixelCheck
+from softcache.cache.reader import Cache, ColumnReader
+from softcache.cache.schema import LOGITS, hint_column
+from softcache.config.data import complete_views, find_hints, open_data
+from softcache.config.parsed import parse
+from softcache.config.train import TrainConfig
+from softcache.errors import CacheError, UsageError
+from softcache.stream.plan import Plan
+from softcache.stream.transfer import host_tensor, unsigned
+
+Key = tuple[int, int]  # row, view
+
+
+@dataclass(frozen=True)
+class KeyBatch:
+    """Keys with all that a loss needs. Every key's pixels have been compared with what the teacher saw.
+
+    ``rows``, ``views`` (B,) int64. ``inputs``: ``pixels`` (B, H, W, C) uint8. ``targets``: ``logits`` (B, C) float32,
+    raw, and each hint by its layer's name (B, ...) float32. ``labels`` (B,) int64, -1 for none. ``mixed``: of samples
+    that their recipe mixed with a partner, the partners' labels (B,) int64 and the weight of the own label (B,)
+    float32; None for recipes that don't mix.
+    """
+
+    rows: torch.Tensor
+    views: torch.Tensor
+    inputs: Mapping[str, torch.Tensor]
+    targets: Mapping[str, torch.Tensor]
+    labels: torch.Tensor
+    mixed: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> KeyBatch:
+        """The same batch on a device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> KeyBatch:
+        """What ``DataLoader(pin_memory=True)`` calls."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Any) -> KeyBatch:
+        def changed(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: change(tensor) for name, tensor in value.items()}
+            return value if value is None else tuple(map(change, value)) if isinstance(value, tuple) else change(value)
+
+        return KeyBatch(**{field.name: changed(getattr(self, field.name)) for field in dataclasses.fields(self)})
+
+
+class Keys(Dataset[KeyBatch]):
+    """The keys of a cache as a map-style dataset, for loops other than ``softcache train``.
+
+    An item is a key ``(row, view)``, or with ``view`` a row; ``sampler`` gives batches of keys. A ``DataLoader`` gets
+    ``collate_fn=keys.collate`` and may have workers of any kind. Everything is checked as in a training: data, labels
+    and kept samples when this is made, and each key's digest when it is read.
+
+    ``cache``: its folder or its name in ``caches/``, by default the only one there. ``dataset``, ``augment``,
+    ``data_dir``, ``download``, ``labels``, ``pixels``, ``codec``: as in ``TrainConfig``. ``views``: how many of the
+    recorded views, by default all. ``view``: one of them alone. ``hints``: layers of the teacher. ``logits``: whether
+    they are read.
+
+    Errors: as ``softcache.train`` for a cache that doesn't fit the data; ``CacheError`` for a hint or a view that it
+    doesn't have; from reading, ``PixelsError`` for a key whose pixels aren't those that the teacher saw.
+    """
+
+    def __init__(
+        self,
+        cache: str | Path | None = None,
+        dataset: str | None = None,
+        *,
+        view: int | None = None,
+        views: int | None = None,
+        hints: Sequence[str] = (),
+        logits: bool = True,
+        augment: str | None = None,
+        data_dir: str | None = None,
+        download: bool = False,
+        labels: str | None = None,
+        pixels: str = "exact",
+        codec: str | None = None,
+    ):
+        if isinstance(hints, str):
+            raise UsageError(f"hints are names of layers, such as [{hints!r}]")
+        if view is not None and views is not None:
+            raise UsageError(f"view={view} is one view, and views={views} the number of several: give one of them")
+        if not (logits or hints):
+            raise UsageError("neither logits nor hints are asked for, so there is nothing to read")
+        asked = TrainConfig(
+            cache=() if cache is None else (str(cache),),
+            dataset=dataset,
+            views=views,
+            augment=augment,
+            data_dir=data_dir,
+            download=download,
+            labels=labels,
+            pixels=pixels,
+            codec=codec,
+        )
+        data = open_data(parse(asked))
+        (opened,) = data.named
+        find_hints(hints, [opened])
+        columns = {name: hint_column(name) for name in hints}
+        complete = complete_views([opened] if logits else [], dict.fromkeys(hints, opened), views)
+        if view is not None and view not in complete:
+            raise CacheError(f"{opened.folder} has no complete view {view}: it has {', '.join(map(str, complete))}")
+        self.viewed = data.viewed
+        self.views = complete if view is None else (view,)
+        self.fixed = view is not None
+        self.labels = data.viewed.samples.labels.astype(np.int64)
+        self._close = [] if data.close is None else [data.close[opened.folder]]
+        self._columns = ({"logits": LOGITS} if logits else {}) | columns
+        self._folder, self._id, self._codec = opened.folder.absolute(), opened.manifest.cache_id, codec
+        self._opened: tuple[Cache, dict[str, ColumnReader]] | None = None
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names of the dataset's classes."""
+        return self.viewed.samples.classes
+
+    def __len__(self) -> int:
+        """Number of keys."""
+        return len(self.viewed) * len(self.views)
+
+    def __getitem__(self, item: Key | int) -> KeyBatch:
+        """A batch of one key."""
+        return self.__getitems__([item])
+
+    def __getitems__(self, items: Sequence[Key | int]) -> KeyBatch:
+        """A batch of keys in this order. Those of one view are decoded and read together."""
+        rows, views = self._keys(items)
+        numbers = np.unique(views)
+        if len(numbers) == 1:
+            return self._in_view(rows, int(numbers[0]))
+        places = [np.flatnonzero(views == view) for view in numbers]
+        parts = [self._in_view(rows[place], int(view)) for place, view in zip(places, numbers, strict=True)]
+        back = torch.from_numpy(np.argsort(np.concatenate(places)))
+        return joined(parts)._each(lambda tensor: tensor[back])
+
+    @staticmethod
+    def collate(made: KeyBatch | Sequence[KeyBatch]) -> KeyBatch:
+        """The ``collate_fn`` of a ``DataLoader``: the batch that ``__getitems__`` made, or one of several."""
+        return made if isinstance(made, KeyBatch) else joined(made)
+
+    def sampler(
+        self, batch_size: int, *, seed: int = 0, rows: Sequence[int] | None = None, rank: int = 0, ranks: int = 1
+    ) -> KeySampler:
+        """Batches of keys in the order of ``softcache train``: each row once an epoch, in the epoch's view.
+
+        ``rows``: those that are drawn from, by default all. ``ranks``: how many processes train together, this being
+        the one of number ``rank``: each has its share of the keys, none has one of another, and all have as many
+        batches of ``batch_size``.
+        """
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, is {batch_size}")
+        if not 0 <= rank < ranks:
+            raise UsageError(f"rank {rank} of {ranks} ranks: they count from 0")
+        drawn = np.arange(len(self.viewed)) if rows is None else np.asarray(rows, np.int64)
+        return KeySampler(Plan(drawn, batch_size * ranks, seed, self.views), rank, ranks)
+
+    def _keys(self, items: Sequence[Key | int]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and views, (B,) int64 each."""
+        rows, views = [], []
+        for item in items:
+            if isinstance(item, tuple):
+                row, view = map(operator.index, item)
+                if view not in self.views:
+                    raise UsageError(f"key {(row, view)}: the views are {', '.join(map(str, self.views))}")
+            elif not self.fixed:
+                raise UsageError(
+                    f"{item!r} is a row and no key (row, view): give DataLoader batch_sampler=keys.sampler(…), or fix "
+                    "the view, Keys(…, view=0)"
+                )
+            else:
+                row, view = operator.index(item), self.views[0]
+            rows.append(row)
+            views.append(view)
+        return np.asarray(rows, np.int64), np.asarray(views, np.int64)
+
+    def _in_view(self, rows: np.ndarray, view: int) -> KeyBatch:
+        cache, readers = self._readers()
+        arrays = {name: reader.gather(view, rows) for name, reader in readers.items()}
+        pixels = self.viewed.batch(rows, view)
+        check = PixelCheck(at_once=True, accepted=self._close * len(arrays))
+        check.add(rows, (view,), pixels, [unsigned(host_tensor(found["digest"])) for found in arrays.values()])
+        targets = {
+            name: cache.decode(found) if name == "logits" else torch.from_numpy(found["hint/values"]).float()
+            for name, found in arrays.items()
+        }
+        labels, mixing = torch.from_numpy(self.labels), self.viewed.mixing(rows, view)
+        mixed = None if mixing is None else (labels[torch.from_numpy(mixing[0])], torch.from_numpy(mixing[1]))
+        place = torch.from_numpy(rows)
+        return KeyBatch(place, torch.full_like(place, view), {"pixels": pixels}, targets, labels[place], mixed)
+
+    def _readers(self) -> tuple[Cache, dict[str, ColumnReader]]:
+        """Opened when a process first reads, so that workers inherit no map of a file."""
+        if self._opened is None:
+            cache = Cache(self._folder, codec=self._codec)
+            if cache.manifest.cache_id != self._id:
+                raise CacheError(f"{self._folder} is another cache than the one that was opened")
+            self._opened = cache, {name: cache.column(column) for name, column in self._columns.items()}
+        return self._opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+
+class KeySampler(Sampler[list[Key]]):
+    """The ``batch_sampler`` of a ``DataLoader`` over ``Keys``. Which keys an epoch has depends on the seed and its
+    number alone, so a training goes on after ``set_epoch`` as if it had never stopped."""
+
+    def __init__(self, plan: Plan, rank: int, ranks: int):
+        self._plan, self._rank, self._ranks = plan, rank, ranks
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that is iterated over next; without it the same one comes again."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        last = self._plan.keys - (self._plan.steps - 1) * self._plan.batch_size
+        return self._plan.steps - (last < self._ranks)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for (part,) in self._plan.batches(self.epoch):
+            share = len(part.rows) // self._ranks
+            if share:
+                own = part.rows[self._rank * share : (self._rank + 1) * share]
+                yield [(row, part.views[0]) for row in own.tolist()]
+
+
+def joined(batches: Sequence[KeyBatch]) -> KeyBatch:
+    """One batch of several."""
+    first = batches[0]
+    mixed = [batch.mixed for batch in batches if batch.mixed is not None]
+    return KeyBatch(
+        torch.cat([batch.rows for batch in batches]),
+        torch.cat([batch.views for batch in batches]),
+        {name: torch.cat([batch.inputs[name] for batch in batches]) for name in first.inputs},
+        {name: torch.cat([batch.targets[name] for batch in batches]) for name in first.targets},
+        torch.cat([batch.labels for batch in batches]),
+        (torch.cat([own for own, _ in mixed]), torch.cat([weight for _, weight in mixed])) if mixed else None,
+    )
