@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from softcache.models._open import open_network
     from softcache.stages.dump import dump
     from softcache.stages.eval import evaluate
-    from softcache.stages.keys import KeyBatch, Keys
+    from softcache.stages.keys import KeyBatch, Keys, KeySampler
     from softcache.stages.teach import teach
     from softcache.stages.train import train
     from softcache.views._viewed import ViewedDataset
@@ -30,6 +30,7 @@ _HOMES = {
     "Cache": "softcache.cache.reader",
     "DumpConfig": "softcache.config.dump",
     "KeyBatch": "softcache.stages.keys",
+    "KeySampler": "softcache.stages.keys",
     "Keys": "softcache.stages.keys",
     "SoftcacheError": "softcache.errors",
     "TeachConfig": "softcache.config.teach",
@@ -48,6 +49,7 @@ __all__ = [
     "Cache",
     "DumpConfig",
     "KeyBatch",
+    "KeySampler",
     "Keys",
     "SoftcacheError",
     "TeachConfig",

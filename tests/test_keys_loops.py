@@ -1,0 +1,64 @@
+"""``softcache.Keys`` in a transformers Trainer and in Lightning: each epoch has the keys of ``softcache train``."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from harness_train import make_cache, make_teacher
+
+from softcache.stages.keys import Keys
+from softcache.stream.plan import Plan
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.fixture
+def cache(here: Path) -> Path:
+    make_teacher(here / "teacher")
+    return make_cache(here / "caches" / "digits", here / "teacher")
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+LOOPS = [("own_trainer", ("transformers", "accelerate")), ("own_lightning", ("lightning",))]
+
+
+@pytest.mark.parametrize(("name", "needs"), LOOPS)
+@pytest.mark.filterwarnings("default")  # what these libraries warn of is theirs
+def test_each_epoch_has_its_keys(
+    name: str, needs: tuple[str, ...], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in needs:
+        pytest.importorskip(package, reason=f"needs {package}, of the extra [loops]")
+    read: list[tuple[int, np.ndarray]] = []
+    in_view = Keys._in_view
+
+    def watched(self: Keys, rows: np.ndarray, view: int) -> Any:
+        read.append((view, rows))
+        return in_view(self, rows, view)
+
+    monkeypatch.setattr(Keys, "_in_view", watched)
+    done = CliRunner().invoke(
+        example(name).main, ["--epochs", "3", "--batch-size", "256", "--workers", "0"], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    keys = Keys(cache)
+    plan = Plan(np.arange(len(keys.viewed)), 256, 0, 2)
+    expected = [(part.views[0], part.rows) for epoch in range(3) for (part,) in plan.batches(epoch)]
+    assert [view for view, _ in read] == [view for view, _ in expected]
+    assert all(np.array_equal(ours, theirs) for (_, ours), (_, theirs) in zip(read, expected, strict=True))
