@@ -78,7 +78,7 @@ def _keep(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
 )
 @section(
     "Storage",
-    option("--codec", help="How logits are stored: fp16, fp32, my.py:Codec.  [default: fp16, or the cache's]"),
+    option("--codec", help="How logits are stored: fp16, bf16, fp32, my.py:Codec.  [default: fp16, or the cache's]"),
     option("--hint-dtype", type=click.Choice(["float16", "float32"]), help="[default: float16, or the cache's]"),
     option("--shard-rows", type=int, help="Rows per shard, a power of two.  [default: by device and size]"),
     option(

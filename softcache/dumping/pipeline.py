@@ -134,8 +134,8 @@ def _compute(
     """A batch's columns, which of their rows are finite, its logits if they are on disk already (the writer compares
     them), and the event after which all of these are on the host. Nothing here waits for the device.
     """
-    seen = digest(pixels)
-    columns = {LOGITS: {f"logits/{name}": values for name, values in cache.codec.encode(logits).items()}}
+    seen, encoded = digest(pixels), cache.codec.encode(logits)
+    columns = {LOGITS: {f"logits/{name}": values for name, values in encoded.items()}}
     for layer, values in hints.items():
         if hint_column(layer) in block.columns:
             columns[hint_column(layer)] = {"hint/values": values}
@@ -145,6 +145,9 @@ def _compute(
         for name, values in arrays.items()
         if values.is_floating_point()
     }
+    if not any(values.is_floating_point() for values in encoded.values()):
+        read = cache.codec.decode(encoded)  # whole numbers don't say whether they stand for one
+        finite["logits"] = (torch.isfinite(read) & torch.isfinite(logits)).all(1)
     for arrays in columns.values():
         arrays["digest"] = seen
     to_host = _to_host if pixels.device.type == "cuda" else torch.Tensor.cpu

@@ -94,12 +94,13 @@ class SideStream:
 
 
 def host_tensor(array: np.ndarray) -> torch.Tensor:
-    """A tensor that shares the array's memory. torch has no arithmetic for uint32, whose bits become int32.
+    """A tensor that shares the array's memory. torch has little arithmetic for uint16 and uint32, whose bits become
+    int16 and int32.
 
     Read-only memory (a memory map) is shared too: the caller must not write to the tensor.
     """
-    if array.dtype == np.uint32:
-        array = array.view(np.int32)
+    if array.dtype in (np.uint16, np.uint32):
+        array = array.view(np.dtype(f"i{array.itemsize}"))
     if array.flags.writeable:
         return torch.from_numpy(array)
     if array.size == 0 or not array.flags.c_contiguous:
