@@ -18,7 +18,7 @@ from softcache.codecs._open import open_codec
 @pytest.mark.parametrize("name", registry.names("codecs"))
 def test_arrays_are_as_announced(name: str) -> None:
     codec, logits = open_codec(name), torch.randn(7, 5) * 10
-    announced = {key: (np.dtype(dtype), shape) for key, (dtype, shape) in codec.arrays(5).items()}
+    announced = {key: (np.dtype(dtype), shape) for key, (dtype, shape) in codec.arrays((5,)).items()}
     encoded = {key: array.numpy() for key, array in codec.encode(logits).items()}
     assert {key: array.shape[1:] for key, array in encoded.items()} == {k: shape for k, (_, shape) in announced.items()}
     for key, array in encoded.items():
@@ -62,7 +62,8 @@ def test_a_bf16_teacher_loses_nothing(made: Path, tmp_path: Path) -> None:
     exact, small = (Cache(made / codec) for codec in ("fp32", "bf16"))
     rows = np.arange(exact.rows)
     for view in range(2):
-        ours, theirs = (cache.decode(cache.column("logits").gather(view, rows)) for cache in (small, exact))
+        columns = [cache.column("logits") for cache in (small, exact)]
+        ours, theirs = (column.decode(column.gather(view, rows)) for column in columns)
         assert torch.equal(ours, theirs)
     path = small.shard_path(0, "logits", 0)
     with h5py.File(path) as file:
@@ -95,8 +96,8 @@ import torch
 
 @dataclass(frozen=True)
 class Whole:
-    def arrays(self, classes):
-        return {"whole": ("<i4", (classes,))}
+    def arrays(self, shape):
+        return {"whole": ("<i4", shape)}
 
     def encode(self, logits):
         return {"whole": logits.nan_to_num(0, 0, 0).round().to(torch.int32)}

@@ -52,11 +52,11 @@ class Rounded:
 
     step: float = 0.01
 
-    def arrays(self, classes):
-        return {"steps": ("<i2", (classes,))}
+    def arrays(self, shape):
+        return {"steps": ("<i2", shape)}
 
-    def encode(self, logits_bc):
-        return {"steps": (logits_bc / self.step).round().clamp(-32768, 32767).to(torch.int16)}
+    def encode(self, values):
+        return {"steps": (values / self.step).round().clamp(-32768, 32767).to(torch.int16)}
 
     def decode(self, arrays):
         return arrays["steps"].float() * self.step

@@ -147,7 +147,8 @@ def test_means_that_do_not_fit_the_budget_are_computed_batch_by_batch_to_the_sam
         found = [t.targets(Part(rows, (0,)), torch.from_numpy(rows), torch.empty(0)).logits for t in (held, asked)]
         for one, other, cache in zip(*found, caches, strict=True):
             assert torch.equal(one, other)
-            views = [cache.decode(cache.column("logits").gather(view, rows)).double() for view in (1, 0)]
+            column = cache.column("logits")
+            views = [column.decode(column.gather(view, rows)).double() for view in (1, 0)]
             assert torch.equal(one, ((views[0] + views[1]) / 2).float())
 
 

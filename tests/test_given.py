@@ -232,7 +232,7 @@ def test_a_recipe_of_ones_own_is_given_once(home: Path, said: Any, monkeypatch: 
 def test_a_codec_of_ones_own_is_given_once(home: Path, said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "mine.py").write_text(
         "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Same:\n"
-        "    def arrays(self, classes): return {'values': ('<f4', (classes,))}\n"
+        "    def arrays(self, shape): return {'values': ('<f4', shape)}\n"
         "    def encode(self, logits): return {'values': logits.float()}\n"
         "    def decode(self, arrays): return arrays['values']\n"
     )

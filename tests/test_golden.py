@@ -43,7 +43,7 @@ def test_softcache_reads_it_bit_exactly(name: str) -> None:
     for view in range(cache.views):
         arrays = cache.column("logits").gather(view, order)
         wanted = stored(name, view, "logits")[order].astype(np.float32)
-        assert cache.decode(arrays).numpy().tobytes() == wanted.tobytes()
+        assert cache.layout("logits").decode(arrays).numpy().tobytes() == wanted.tobytes()
         if name == "fp16":
             hints = cache.column("hint.fc:in").gather(view, order)
             assert hints["hint/values"].tobytes() == stored(name, view, "hint")[order].tobytes()

@@ -153,7 +153,7 @@ def test_blocks_give_the_rows_in_any_order_within_windows(tmp_path: Path, block_
     window = 3 * block_rows
     order = np.concatenate([first + rng.permutation(min(window, 1000 - first)) for first in range(0, 1000, window)] * 2)
     reader = BlockReader(cache, "logits", 0, order, block_rows, 3)
-    assert reader.nbytes <= (2 * 3 * block_rows) * cache.row_bytes("logits")
+    assert reader.nbytes <= (2 * 3 * block_rows) * cache.layout("logits").row_bytes
     for first in range(0, len(order), 50):
         rows = order[first : first + 50]
         assert np.array_equal(reader.gather(rows)["logits/values"].astype(np.float32), logits[0][rows])
@@ -189,7 +189,7 @@ def test_blocks_stay_within_their_bytes_however_large_a_row_is(tmp_path: Path, s
     cache, _ = make_cache(tmp_path / "cache", rows=4, shard_rows=64, views=1, hints={"fc": hint}, written=False)
     windows, _ = pick_windows([(cache, "hint.fc")], "block", 0)
     assert windows is not None
-    row = cache.row_bytes("hint.fc")
+    row = cache.layout("hint.fc").row_bytes
     assert windows.block_rows * windows.window * row <= max(WINDOW_BYTES, 2 * row)
 
 
@@ -270,7 +270,7 @@ def test_what_was_checked_is_what_is_mapped(tmp_path: Path, join: bool) -> None:
 
     mapped = map_shards([replaced(number) for number in range(5)], join=join)
     held = {name: np.concatenate(rows.parts) for name, rows in mapped.items()}
-    assert np.array_equal(cache.decode(held).numpy(), logits[0])
+    assert np.array_equal(cache.layout("logits").decode(held).numpy(), logits[0])
     with pytest.raises(IntegrityError, match=r"logits-00000\.h5"):
         cache.column("logits").map(0)
 
@@ -281,13 +281,14 @@ def test_blocks_of_a_file_that_took_a_shards_name_are_checked_before_they_are_re
     order = np.arange(2048)
     shard = cache.shard_path(0, "logits", 0)
     reader = BlockReader(cache, "logits", 0, order, 16, 2)
-    assert np.array_equal(cache.decode(reader.gather(order[:16])).numpy(), logits[0][:16])
+    layout = cache.layout("logits")
+    assert np.array_equal(layout.decode(reader.gather(order[:16])).numpy(), logits[0][:16])
     same = tmp_path / "same"
     same.write_bytes(shard.read_bytes())
     os.replace(same, shard)  # as dump after a repair: the same bytes
     for first in range(16, 1024, 16):
         rows = order[first : first + 16]
-        assert np.array_equal(cache.decode(reader.gather(rows)).numpy(), logits[0][rows])
+        assert np.array_equal(layout.decode(reader.gather(rows)).numpy(), logits[0][rows])
     os.replace(other.shard_path(0, "logits", 0), shard)
 
     def read_on() -> None:
@@ -302,9 +303,9 @@ def test_rows_of_any_integers_may_be_asked_for(tmp_path: Path) -> None:
     cache, logits = make_cache(tmp_path / "cache", rows=300, shard_rows=64, views=2)
     reader, wanted = cache.column("logits"), [299, 0, 7, 64, 63, 7]
     for rows in (wanted, *(np.array(wanted, dtype) for dtype in ("<i2", "<i4", "<u4", "<i8", "<u8", ">i8", ">i4"))):
-        assert np.array_equal(cache.decode(reader.gather(1, rows)).numpy(), logits[1][wanted])
+        assert np.array_equal(reader.decode(reader.gather(1, rows)).numpy(), logits[1][wanted])
     backwards = np.arange(600, dtype=np.int64)[598::-2] // 2  # neither contiguous nor in order
-    assert np.array_equal(cache.decode(reader.gather(1, backwards)).numpy(), logits[1][::-1])
+    assert np.array_equal(reader.decode(reader.gather(1, backwards)).numpy(), logits[1][::-1])
 
 
 @pytest.mark.parametrize(
@@ -331,13 +332,17 @@ def test_rows_that_a_cache_does_not_have_are_refused(tmp_path: Path, rows, messa
 
 def test_a_cache_decodes_what_it_gives(tmp_path: Path) -> None:
     cache, logits = make_cache(tmp_path / "cache", rows=20, views=1, hints={"fc": HintColumn([3], "float16", 64)})
-    arrays = cache.column("logits").gather(0, np.arange(20))
-    found = cache.decode(arrays)
+    column, hint = cache.column("logits"), cache.column("hint.fc")
+    arrays, held = column.gather(0, np.arange(20)), hint.gather(0, np.arange(20))
+    found = column.decode(arrays)
     assert found.dtype == torch.float32
     assert np.array_equal(found.numpy(), logits[0])
     assert set(arrays) == {"digest", "logits/values"}, "nothing is taken out of them"
-    assert torch.equal(cache.decode({name: torch.from_numpy(array) for name, array in arrays.items()}), found)
-    mapped = cache.column("logits").map(0)["logits/values"].parts[0]  # read-only
-    assert torch.equal(cache.decode({"logits/values": mapped}), found)
-    with pytest.raises(UsageError, match=r"no logits among digest, hint/values"):
-        cache.decode(cache.column("hint.fc").gather(0, np.arange(20)))
+    assert torch.equal(column.decode({name: torch.from_numpy(array) for name, array in arrays.items()}), found)
+    mapped = column.map(0)["logits/values"].parts[0]  # read-only
+    assert torch.equal(column.decode({"logits/values": mapped}), found)
+    values = hint.decode(held)
+    assert values.dtype == torch.float32
+    assert np.array_equal(values.numpy(), held["hint/values"].astype(np.float32))
+    with pytest.raises(UsageError, match=r"nothing of the column 'logits' is among digest, hint/values"):
+        column.decode(held)

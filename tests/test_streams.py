@@ -148,7 +148,7 @@ def test_a_shuffle_of_blocks_is_a_shuffle_that_stays_in_its_window(rows: np.ndar
 def test_the_shuffle_is_chosen_by_what_fits_and_says_why(caches: dict) -> None:
     cache = caches["joined"][0]
     columns = [(cache, "logits")]
-    epoch = cache.row_bytes("logits") * cache.rows
+    epoch = cache.layout("logits").row_bytes * cache.rows
     windows, why = pick_windows(columns, "auto", 2 * epoch)
     assert windows is None
     assert why.startswith("full shuffle: an epoch reads")

@@ -82,8 +82,8 @@ class Halves:
 
     first: int = 5
 
-    def arrays(self, classes):
-        return {"low": ("<f2", (self.first,)), "high": ("<f2", (classes - self.first,))}
+    def arrays(self, shape):
+        return {"low": ("<f2", (self.first,)), "high": ("<f2", (shape[0] - self.first,))}
 
     def encode(self, logits):
         return {"low": logits[:, : self.first].half(), "high": logits[:, self.first :].half()}
@@ -238,7 +238,8 @@ def test_a_codec_of_ones_own_stores_what_the_installed_one_stores(own_cache, ins
     rows = torch.arange(50).numpy()
     stored = []
     for cache in (Cache(own_cache, codec="own.py:Halves:first=3"), Cache(tmp_path / "plain")):
-        stored.append(cache.decode(cache.column("logits").gather(1, rows)))
+        column = cache.column("logits")
+        stored.append(column.decode(column.gather(1, rows)))
     assert torch.equal(*stored)
     theirs = trained(tmp_path, tmp_path / "theirs", cache="plain")
     ours = trained(tmp_path, tmp_path / "ours", "--codec", "own.py:Halves:first=3", cache="coded")
@@ -309,14 +310,14 @@ from dataclasses import dataclass
 import torch
 @dataclass(frozen=True)
 class C:
-    def arrays(self, classes):
+    def arrays(self, shape):
         return {arrays}
     def encode(self, logits):
         return {encode}
     def decode(self, arrays):
         return {decode}
 """
-GOOD = {"arrays": '{"v": ("<f4", (classes,))}', "encode": '{"v": logits}', "decode": 'arrays["v"]'}
+GOOD = {"arrays": '{"v": ("<f4", shape)}', "encode": '{"v": logits}', "decode": 'arrays["v"]'}
 
 
 def coded_and_decoded(spec: str) -> torch.Tensor:
@@ -329,12 +330,12 @@ def coded_and_decoded(spec: str) -> torch.Tensor:
     [
         ({"arrays": "3"}, "failed: AttributeError"),
         ({"arrays": "{}"}, "names no array"),
-        ({"arrays": '{"a/b": ("<f4", (classes,))}'}, "which can't be stored"),
-        ({"arrays": '{"v": ("O", (classes,))}'}, "which can't be stored"),
+        ({"arrays": '{"a/b": ("<f4", shape)}'}, "which can't be stored"),
+        ({"arrays": '{"v": ("O", shape)}'}, "which can't be stored"),
         ({"encode": '{"w": logits}'}, "encode.. gave samples of .*, arrays.. says"),
         ({"encode": '{"v": logits[:, :2]}'}, "encode.. gave samples of .*, arrays.. says"),
         ({"encode": "logits.nothing"}, "failed: AttributeError"),
-        ({"decode": 'arrays["v"][:1]'}, r"decode.. must give logits \(B, C\) of 2 samples, gave \(1, 3\)"),
+        ({"decode": 'arrays["v"][:1]'}, r"decode.. must give values \(B, …\) of 2 samples, gave \(1, 3\)"),
     ],
 )
 def test_what_is_wrong_with_a_codec_of_ones_own_is_one_line(here, replaced, says):

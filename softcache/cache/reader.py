@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import shlex
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ import torch
 
 from softcache import registry
 from softcache.cache.checksum import checksum
+from softcache.cache.column import Column, column_of_hint, logits_column
 from softcache.cache.mapping import Rows, map_shards
 from softcache.cache.schema import LOGITS, ROWS, SAMPLES, Manifest, shard_name
 from softcache.cache.shard import Arrays, Attributes, Opened, open_shard, opened, read_array
@@ -27,7 +27,8 @@ from softcache.remembered import given_before
 class Cache:
     """A cache's folder, opened for reading. Nothing is mapped or checked before it is needed.
 
-    ``cache.decode(cache.column("logits").gather(view, rows))`` are the logits of rows in a view.
+    With ``column = cache.column("logits")``, ``column.decode(column.gather(view, rows))`` are the logits of rows in a
+    view.
 
     ``verify_reads``: compare a shard's checksums before it is used. ``codec``: for a cache whose codec is code of a
     user's own, that code, which is never run because a cache names it: ``Cache(folder, codec="my.py:Int7")``; by
@@ -40,6 +41,7 @@ class Cache:
         self.folder = Path(folder)
         self.verify_reads = verify_reads
         self.manifest = Manifest.load(self.folder)
+        self._layouts: dict[str, Column] = {}
         self._codec: Any = None
         self._given: str | None = None
         recorded = self.manifest.identity.codec
@@ -50,7 +52,7 @@ class Cache:
                 self._codec, self._given = named_again(recorded, named), named
             if self._codec is not None:
                 with registry.guarded(option_of(recorded), f"codec {option_of(recorded)!r}"):
-                    self._codec.arrays(self.manifest.identity.classes)
+                    self._codec.arrays((self.manifest.identity.classes,))
         except UsageError as error:  # what the manifest says is no usage
             raise CacheError(f"{self.folder}: codec not available: {error}") from None
 
@@ -140,16 +142,19 @@ class Cache:
 
     def arrays(self, column: str, rows: int) -> Arrays:
         """What a shard of a column holds: dataset name → dtype and shape."""
-        held: Arrays = {"digest": ("<u4", (rows,))}
-        if column == LOGITS:
-            coded = self.codec.arrays(self.manifest.identity.classes)
-            return held | {f"logits/{name}": (dtype, (rows, *tail)) for name, (dtype, tail) in coded.items()}
-        hint = self.manifest.hint(column)
-        return held | {"hint/values": (np.dtype(hint.dtype).newbyteorder("<").str, (rows, *hint.shape))}
+        return self.layout(column).arrays(rows)
 
-    def row_bytes(self, column: str) -> int:
-        """Bytes of one row of a column, its digest included."""
-        return sum(math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in self.arrays(column, 1).values())
+    def layout(self, column: str) -> Column:
+        """How a column lies on disk. Errors: ``CacheError`` as ``codec``."""
+        if column not in self._layouts:
+            identity, state = self.manifest.identity, self.manifest.state
+            if column == LOGITS:
+                found = logits_column(identity.classes, self.codec, identity.shard_rows)
+            else:
+                layer = column.removeprefix("hint.")
+                found = column_of_hint(layer, state.hints[layer])
+            self._layouts[column] = found
+        return self._layouts[column]
 
     def missing(self, columns: list[str], views: int) -> list[tuple[int, str, int]]:
         """(view, column, shard number) of every shard that isn't there, by the folders' listings alone."""
@@ -198,17 +203,6 @@ class Cache:
             )
         return ColumnReader(self, column)
 
-    def decode(self, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> torch.Tensor:
-        """Rows of the column ``logits`` as its codec keeps them → logits (B, C) float32, on the same device.
-
-        ``arrays``: what ``ColumnReader.gather`` gives, as arrays or as tensors; other names than ``logits/…`` are
-        not looked at. Errors: ``UsageError`` where no logits are among them.
-        """
-        coded = {n.removeprefix("logits/"): _tensor(a) for n, a in arrays.items() if n.startswith("logits/")}
-        if not coded:
-            raise UsageError(f"there are no logits among {', '.join(arrays) or 'nothing'}: gather the column 'logits'")
-        return self.codec.decode(coded)
-
     def describe(self) -> dict[str, Any]:
         """What ``softcache info --json`` prints."""
         identity, state = self.manifest.identity, self.manifest.state
@@ -250,16 +244,17 @@ class ColumnReader:
     def __init__(self, cache: Cache, column: str):
         self.cache = cache
         self.name = column
-        self._shard_rows = cache.manifest.shard_rows(column)
-        self._tails = {n: (np.dtype(dtype), shape[1:]) for n, (dtype, shape) in cache.arrays(column, 1).items()}
+        self.layout = cache.layout(column)
+        self._shard_rows = self.layout.shard_rows
+        self._tails = {n: (np.dtype(dtype), shape[1:]) for n, (dtype, shape) in self.layout.arrays(1).items()}
         self._maps: dict[int, dict[str, Rows]] = {}
 
     def gather(self, view: int, rows: np.ndarray, out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """Rows by their numbers, as they are stored, in the order asked for.
 
         ``rows``: (B,) integers from 0 to the cache's rows - 1, in any order, also more than once; int64 is fastest.
-        Result, by name: ``digest`` (B,) uint32, of the pixels; of a column of hints ``hint/values`` (B, ...) in the
-        hint's dtype; of logits ``logits/…`` (B, ...) as the codec keeps them, which ``Cache.decode`` makes logits of.
+        Result, by name: ``digest`` (B,) uint32, of the pixels; and what the column's codec keeps, which ``decode``
+        makes values of.
         ``out``: where they are to go, as ``empty`` makes it; by default arrays of their own.
 
         Errors: ``UsageError`` for rows that the cache doesn't have and for what is no row numbers; ``IntegrityError``
@@ -276,6 +271,13 @@ class ColumnReader:
         for name, mapped in maps.items():
             mapped.take(rows, out[name], part)
         return out
+
+    def decode(self, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> torch.Tensor:
+        """What ``gather`` gives, as arrays or as tensors → the column's values (B, …) float32, on the same device.
+
+        Errors: ``UsageError`` where the arrays are of another column.
+        """
+        return self.layout.decode(arrays)
 
     def empty(self, rows: int) -> dict[str, np.ndarray]:
         """Arrays for so many rows, not filled."""
@@ -318,13 +320,6 @@ def _row_numbers(rows: Any, cache: Cache) -> np.ndarray:
 def _out_of_range(rows: np.ndarray, cache: Cache) -> UsageError:
     wrong = rows[(rows < 0) | (rows >= cache.rows)][0]
     return UsageError(f"row {wrong} is out of range: the cache has {cache.rows} rows, from 0 on")
-
-
-def _tensor(array: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """Over the same memory, where that may be written to: torch has no tensors that may not."""
-    if isinstance(array, torch.Tensor):
-        return array
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def find_caches(root: str | Path = "caches") -> list[Path]:

@@ -25,7 +25,7 @@ def open_codec(spec: str) -> Any:
 
     Errors: ``UsageError`` for an unknown name or option and for a class that is not a codec.
 
-    >>> open_codec("fp16").arrays(classes=10)
+    >>> open_codec("fp16").arrays((10,))
     {'values': ('<f2', (10,))}
     """
     name, _ = registry.split_component(spec)
@@ -41,24 +41,24 @@ class _Own:
     def __init__(self, codec: Any, owner: str):
         self._codec, self._owner = codec, owner
 
-    def arrays(self, classes: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def arrays(self, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
         with told(self._owner):
             found = {
-                str(name): (np.dtype(dtype).str, tuple(map(int, shape)))
-                for name, (dtype, shape) in self._codec.arrays(classes).items()
+                str(name): (np.dtype(dtype).str, tuple(map(int, tail)))
+                for name, (dtype, tail) in self._codec.arrays(shape).items()
             }
-        for name, (dtype, shape) in found.items():
-            if not _NAME.fullmatch(name) or np.dtype(dtype).kind not in "iuf" or not all(n > 0 for n in shape):
-                raise UsageError(f"{self._owner}: arrays() has {name!r} of {dtype} {shape}, which can't be stored")
+        for name, (dtype, tail) in found.items():
+            if not _NAME.fullmatch(name) or np.dtype(dtype).kind not in "iuf" or not all(n > 0 for n in tail):
+                raise UsageError(f"{self._owner}: arrays() has {name!r} of {dtype} {tail}, which can't be stored")
         if not found:
             raise UsageError(f"{self._owner}: arrays() names no array")
         return found
 
-    def encode(self, logits_bc: torch.Tensor) -> dict[str, torch.Tensor]:
+    def encode(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
         with told(self._owner):
-            found: dict[str, torch.Tensor] = self._codec.encode(logits_bc)
+            found: dict[str, torch.Tensor] = self._codec.encode(values)
             shapes = {name: tuple(array.shape[1:]) for name, array in found.items()}
-        wanted = {name: shape for name, (_, shape) in self.arrays(logits_bc.shape[1]).items()}
+        wanted = {name: shape for name, (_, shape) in self.arrays(tuple(values.shape[1:])).items()}
         if shapes != wanted:
             raise UsageError(f"{self._owner}: encode() gave samples of {shapes}, arrays() says {wanted}")
         return found
@@ -67,8 +67,8 @@ class _Own:
         with told(self._owner):
             found: torch.Tensor = self._codec.decode(arrays)
             rows, shape = len(next(iter(arrays.values()))), tuple(found.shape)
-        if len(shape) != 2 or shape[0] != rows:
-            raise UsageError(f"{self._owner}: decode() must give logits (B, C) of {rows} samples, gave {shape}")
+        if len(shape) < 2 or shape[0] != rows:
+            raise UsageError(f"{self._owner}: decode() must give values (B, …) of {rows} samples, gave {shape}")
         return found
 
 

@@ -17,14 +17,14 @@ class Bf16:
     tensor([[1.0000e+00, 2.5600e+02, 1.0003e+30]])
     """
 
-    def arrays(self, classes: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Name → dtype on disk and shape of one sample, for a number of classes."""
-        return {"values": ("<u2", (classes,))}
+    def arrays(self, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Name → dtype on disk and shape of one sample, for values of this shape a sample."""
+        return {"values": ("<u2", shape)}
 
-    def encode(self, logits_bc: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits (B, C) on any device → arrays with one row for each sample."""
-        return {"values": logits_bc.to(torch.bfloat16).view(torch.int16)}  # torch has little arithmetic for uint16
+    def encode(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Values (B, …) on any device → arrays with one row for each sample."""
+        return {"values": values.to(torch.bfloat16).view(torch.int16)}  # torch has little arithmetic for uint16
 
     def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Arrays with one row for each sample → logits (B, C) float32."""
+        """Arrays with one row for each sample → values (B, …) float32."""
         return arrays["values"].view(torch.bfloat16).to(torch.float32)

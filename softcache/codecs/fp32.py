@@ -12,20 +12,20 @@ class Fp32:
     """Single precision. The logits of a float32 teacher have no error, those of a float64 teacher are rounded once.
 
     >>> codec = Fp32()
-    >>> codec.arrays(classes=10)
+    >>> codec.arrays((10,))
     {'values': ('<f4', (10,))}
     >>> codec.decode(codec.encode(torch.tensor([[0.5, 2049.0]])))
     tensor([[5.0000e-01, 2.0490e+03]])
     """
 
-    def arrays(self, classes: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Name → dtype on disk and shape of one sample, for a number of classes."""
-        return {"values": ("<f4", (classes,))}
+    def arrays(self, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Name → dtype on disk and shape of one sample, for values of this shape a sample."""
+        return {"values": ("<f4", shape)}
 
-    def encode(self, logits_bc: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits (B, C) on any device → arrays with one row for each sample."""
-        return {"values": logits_bc.to(torch.float32)}
+    def encode(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Values (B, …) on any device → arrays with one row for each sample."""
+        return {"values": values.to(torch.float32)}
 
     def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Arrays with one row for each sample → logits (B, C) float32."""
+        """Arrays with one row for each sample → values (B, …) float32."""
         return arrays["values"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from softcache.cache.column import column_of_hint, logits_column
 from softcache.cache.reader import Cache
-from softcache.cache.schema import LOGITS, HintColumn, Identity
+from softcache.cache.schema import HintColumn, Identity
 from softcache.cache.shard import PAGE
 from softcache.codecs._open import open_codec
 from softcache.console import duration, rate, size
@@ -80,14 +80,11 @@ def estimate(
     identity: Identity, codec: str, hints: dict[str, HintColumn], views: int, folder: Path, existing: Cache | None
 ) -> Estimate:
     """An estimate of space, without speeds. Writes nothing and makes no folder. ``codec``: a spec."""
-    coded = open_codec(codec).arrays(identity.classes).values()
-    per_key = {LOGITS: 4 + sum(math.prod(tail) * np.dtype(dtype).itemsize for dtype, tail in coded)}
-    overhead = {LOGITS: _overhead(1 + len(coded))}
-    shard_rows = {LOGITS: identity.shard_rows}
-    for layer, hint in hints.items():
-        per_key[f"hint.{layer}"] = 4 + math.prod(hint.shape) * np.dtype(hint.dtype).itemsize
-        overhead[f"hint.{layer}"] = _overhead(2)
-        shard_rows[f"hint.{layer}"] = hint.shard_rows
+    logits = logits_column(identity.classes, open_codec(codec), identity.shard_rows)
+    columns = [logits, *(column_of_hint(layer, hint) for layer, hint in hints.items())]
+    per_key = {column.name: column.row_bytes for column in columns}
+    overhead = {column.name: _overhead(len(column.arrays(1))) for column in columns}
+    shard_rows = {column.name: column.shard_rows for column in columns}
     rows = identity.dataset.rows
     total = sum(views * (rows * per_key[c] + -(-rows // shard_rows[c]) * overhead[c]) for c in per_key)
     known = [column for column in per_key if existing and column in existing.manifest.columns]

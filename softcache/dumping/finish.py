@@ -46,7 +46,7 @@ def teacher_accuracy(cache: Cache) -> float | None:
     reader, hits = cache.column(LOGITS), 0
     for first in range(0, len(rows), 4096):
         some = rows[first : first + 4096]
-        hits += int((cache.decode(reader.gather(0, some)).argmax(1).numpy() == cache.labels[some]).sum())
+        hits += int((reader.decode(reader.gather(0, some)).argmax(1).numpy() == cache.labels[some]).sum())
     return hits / len(rows)
 
 

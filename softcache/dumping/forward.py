@@ -24,21 +24,18 @@ class Forward:
         *,
         amp: str = "off",
         compiled: bool = False,
-        hint_dtype: str = "float16",
     ):
         self.network, self.layers, self.device, self.amp = network, list(layers), device, amp
-        self.hint_dtypes = dict.fromkeys(self.layers, getattr(torch, hint_dtype))
         self._run: Any = torch.compile(network) if compiled and not self.layers else network
 
     @torch.inference_mode()
     def __call__(self, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """(B, H, W, C) uint8 → logits (B, C) float32, and each layer's activations in the dtype that they have on
-        disk."""
+        """(B, H, W, C) uint8 → logits (B, C) float32, and each layer's activations as they are."""
         with ExitStack() as stack:
             stack.enter_context(autocast(self.device, self.amp))
             taps = stack.enter_context(Taps(self.network.model, self.layers)) if self.layers else {}
             logits = self._run(pixels)
-            hints = {layer: taps[layer].to(self.hint_dtypes[layer]) for layer in self.layers}
+            hints = {layer: taps[layer] for layer in self.layers}
         return logits.float(), hints
 
     def wait(self) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from softcache.cache.agreement.recorded import Recorded
+from softcache.cache.column import Column
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, hint_column
 from softcache.cache.writer import Block, BlockWriter
@@ -75,8 +76,6 @@ def run_blocks(
     finished before it stay.
     """
     batch = cache.manifest.identity.teacher.numerics.batch
-    for layer, hint in cache.manifest.state.hints.items():
-        forward.hint_dtypes[layer] = getattr(torch, hint.dtype)
     groups = list(_groups(blocks, one_decode=viewed.samples.images is None))
     loader = _loader(viewed, groups, batch, forward.device, pick_workers(viewed, workers))
     with starting():
@@ -134,20 +133,11 @@ def _compute(
     """A batch's columns, which of their rows are finite, its logits if they are on disk already (the writer compares
     them), and the event after which all of these are on the host. Nothing here waits for the device.
     """
-    seen, encoded = digest(pixels), cache.codec.encode(logits)
-    columns = {LOGITS: {f"logits/{name}": values for name, values in encoded.items()}}
-    for layer, values in hints.items():
-        if hint_column(layer) in block.columns:
-            columns[hint_column(layer)] = {"hint/values": values}
-    finite = {
-        name: torch.isfinite(values.flatten(1)).all(1)
-        for arrays in columns.values()
-        for name, values in arrays.items()
-        if values.is_floating_point()
-    }
-    if not any(values.is_floating_point() for values in encoded.values()):
-        read = cache.codec.decode(encoded)  # whole numbers don't say whether they stand for one
-        finite["logits"] = (torch.isfinite(read) & torch.isfinite(logits)).all(1)
+    said = {LOGITS: logits, **{hint_column(layer): values for layer, values in hints.items()}}
+    wanted = [cache.layout(name) for name in said if name == LOGITS or name in block.columns]
+    columns = {column.name: column.encode(said[column.name]) for column in wanted}
+    finite = {column.name: _finite(column, said[column.name], columns[column.name]) for column in wanted}
+    seen = digest(pixels)
     for arrays in columns.values():
         arrays["digest"] = seen
     to_host = _to_host if pixels.device.type == "cuda" else torch.Tensor.cpu
@@ -159,6 +149,15 @@ def _compute(
         event = torch.cuda.Event()
         event.record()
     return columns, finite, raw, event
+
+
+def _finite(column: Column, values: torch.Tensor, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(B,) bool: of which keys all that is stored stands for a finite number."""
+    kept = list(arrays.values())
+    if not any(array.is_floating_point() for array in kept):  # whole numbers don't say whether they stand for one
+        kept = [values, column.decode(arrays)]
+    checks = [torch.isfinite(array.flatten(1)).all(1) for array in kept if array.is_floating_point()]
+    return torch.stack(checks).all(0)
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -125,6 +125,6 @@ def check_teacher(cache: Cache, viewed: ViewedDataset, forward: Forward, recorde
     view, first, count = found
     pixels = viewed.batch(np.arange(first, first + count), view).to(forward.device)
     logits, _ = forward(pixels)
-    arrays = {f"logits/{name}": values.cpu().numpy() for name, values in cache.codec.encode(logits).items()}
+    arrays = {name: values.cpu().numpy() for name, values in cache.layout(LOGITS).encode(logits).items()}
     arrays["digest"] = digest(pixels).cpu().numpy().astype(np.uint32)
     recorded.check(view, first, {LOGITS: arrays}, [LOGITS], logits.cpu())

@@ -159,7 +159,6 @@ def dump(asked: DumpConfig) -> Dumped:
         device,
         amp=identity.teacher.numerics.amp,
         compiled=identity.teacher.numerics.compile,
-        hint_dtype=config.hint_dtype or "float16",
     )
     with reproducible(tf32=identity.teacher.numerics.tf32):
         hints = hint_shapes(
@@ -211,8 +210,6 @@ def _compute(
     blocks = plan(cache, views, cache.manifest.columns, _part(config))
     wanted = {column for block in blocks for column in block.columns}
     forward.layers = [layer for layer in cache.manifest.state.hints if hint_column(layer) in wanted]
-    for layer, hint in cache.manifest.state.hints.items():
-        forward.hint_dtypes[layer] = getattr(torch, hint.dtype)
     keys = sum(block.rows for block in blocks)
     log.info(
         f"dump {forward.network.spec} on {config.dataset}/{config.split}: "

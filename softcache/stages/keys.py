@@ -126,7 +126,7 @@ class Keys(Dataset[KeyBatch]):
         self._close = [] if data.close is None else [data.close[opened.folder]]
         self._columns = ({"logits": LOGITS} if logits else {}) | columns
         self._folder, self._id, self._codec = opened.folder.absolute(), opened.manifest.cache_id, codec
-        self._opened: tuple[Cache, dict[str, ColumnReader]] | None = None
+        self._opened: dict[str, ColumnReader] | None = None
 
     @property
     def classes(self) -> Sequence[str]:
@@ -193,27 +193,24 @@ class Keys(Dataset[KeyBatch]):
         return np.asarray(rows, np.int64), np.asarray(views, np.int64)
 
     def _in_view(self, rows: np.ndarray, view: int) -> KeyBatch:
-        cache, readers = self._readers()
+        readers = self._readers()
         arrays = {name: reader.gather(view, rows) for name, reader in readers.items()}
         pixels = self.viewed.batch(rows, view)
         check = PixelCheck(at_once=True, accepted=self._close * len(arrays))
         check.add(rows, (view,), pixels, [unsigned(host_tensor(found["digest"])) for found in arrays.values()])
-        targets = {
-            name: cache.decode(found) if name == "logits" else torch.from_numpy(found["hint/values"]).float()
-            for name, found in arrays.items()
-        }
+        targets = {name: readers[name].decode(found) for name, found in arrays.items()}
         labels, mixing = torch.from_numpy(self.labels), self.viewed.mixing(rows, view)
         mixed = None if mixing is None else (labels[torch.from_numpy(mixing[0])], torch.from_numpy(mixing[1]))
         place = torch.from_numpy(rows)
         return KeyBatch(place, torch.full_like(place, view), {"pixels": pixels}, targets, labels[place], mixed)
 
-    def _readers(self) -> tuple[Cache, dict[str, ColumnReader]]:
+    def _readers(self) -> dict[str, ColumnReader]:
         """Opened when a process first reads, so that workers inherit no map of a file."""
         if self._opened is None:
             cache = Cache(self._folder, codec=self._codec)
             if cache.manifest.cache_id != self._id:
                 raise CacheError(f"{self._folder} is another cache than the one that was opened")
-            self._opened = cache, {name: cache.column(column) for name, column in self._columns.items()}
+            self._opened = {name: cache.column(column) for name, column in self._columns.items()}
         return self._opened
 
     def __getstate__(self) -> dict[str, Any]:

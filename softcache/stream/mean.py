@@ -68,5 +68,5 @@ def mean_of_rows(reader: ColumnReader, views: Sequence[int], rows: np.ndarray) -
     """(B, C) float32 in the host's memory: the rows' logits averaged over ``views``, summed in float64."""
     total = torch.zeros(len(rows), reader.cache.manifest.identity.classes, dtype=torch.float64)
     for view in views:
-        total += reader.cache.decode(reader.gather(view, rows))
+        total += reader.decode(reader.gather(view, rows))
     return (total / len(views)).float()

@@ -65,7 +65,6 @@ class CachedTargets:
         self._hold = hold
         self._keep = keep_views
         self._windows = blocks
-        self._caches = list(caches)
         self._logits = [cache.column(LOGITS) for cache in caches]
         self._hints = {layer: cache.column(hint_column(layer)) for layer, cache in hints.items()}
         self._held: dict[int, list[dict[str, torch.Tensor]]] = {}
@@ -82,7 +81,7 @@ class CachedTargets:
     def bytes_per_view(caches: Sequence[Cache], hints: dict[str, Cache]) -> int:
         """Bytes that ``hold`` takes for each view that is kept."""
         columns = [(cache, LOGITS) for cache in caches] + [(c, hint_column(layer)) for layer, c in hints.items()]
-        return sum(cache.row_bytes(column) * cache.rows for cache, column in columns)
+        return sum(cache.layout(column).row_bytes * cache.rows for cache, column in columns)
 
     def begin(self, batches: Sequence[Parts]) -> None:
         """Prepares the arrays of an epoch's views and drops those of others where memory is short. ``batches``: those
@@ -128,12 +127,10 @@ class CachedTargets:
         else:
             found = [self._gather(number, part) for number in range(len(self._readers()))]
         targets = Targets()
-        for cache, arrays in zip(self._caches, found, strict=False):
-            targets.digests.append(unsigned(arrays["digest"]))
-            targets.logits.append(cache.decode(arrays))
-        for layer, arrays in zip(self._hints, found[len(self._caches) :], strict=True):
-            targets.digests.append(unsigned(arrays["digest"]))
-            targets.hints[layer] = arrays["hint/values"].float()
+        targets.digests = [unsigned(arrays["digest"]) for arrays in found]
+        values = [reader.decode(arrays) for reader, arrays in zip(self._readers(), found, strict=True)]
+        targets.logits = values[: len(self._logits)]
+        targets.hints = dict(zip(self._hints, values[len(self._logits) :], strict=True))
         return targets
 
     def _readers(self) -> list[ColumnReader]:

@@ -47,7 +47,7 @@ def pick_windows(
     """
     if shuffle not in SHUFFLES:
         raise UsageError(f"--shuffle {shuffle!r} is unknown: {', '.join(SHUFFLES)}")
-    row_bytes = sum(cache.row_bytes(column) for cache, column in columns) * per_image
+    row_bytes = sum(cache.layout(column).row_bytes for cache, column in columns) * per_image
     epoch = row_bytes * (columns[0][0].rows if columns else 0)
     fits = epoch <= available // 2
     compared = f"an epoch reads {size(epoch)}, {size(available)} of memory are available"

@@ -66,7 +66,7 @@ class Recorded:
         theirs = {name: self._rows(view, LOGITS, first, len(coded[name]), name) for name in names}
         if all(theirs[name].tobytes() == coded[name].astype(theirs[name].dtype).tobytes() for name in names):
             return
-        differs, allowed = compare_logits(self._cache, self._cache.decode(theirs), now)
+        differs, allowed = compare_logits(self._cache, self._cache.layout(LOGITS).decode(theirs), now)
         beyond = ~(differs <= allowed)  # also where a difference is not a number
         # Of the keys that don't agree if there are any, the one that is furthest beyond its bound.
         worst = int(torch.nan_to_num(differs / allowed, nan=torch.inf).argmax())

@@ -82,7 +82,7 @@ def compare(
             other = digest(pixels).numpy() != stored["digest"]
             with reproducible(tf32=numerics.tf32):
                 now = forward(pixels.to(device)).cpu()
-            theirs = cache.decode(stored)
+            theirs = reader.decode(stored)
             differs, allowed = compare_logits(cache, theirs, now)
             same = theirs.argmax(1) == now.argmax(1)
             parts = (differs, allowed, same.double(), torch.from_numpy(other).double())

@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 
 from softcache.cache.reader import Cache
+from softcache.cache.schema import LOGITS
 
 # What another batch, device or library version may change, relative to the largest logit of the key.
 RELATIVE_ERROR = {"float64": 1e-9, "float32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
@@ -39,6 +40,7 @@ def compare_logits(cache: Cache, stored: torch.Tensor, now: torch.Tensor) -> tup
     bound; a logit that is not a number never agrees.
     """
     now = now.double()
-    coded = cache.codec.decode(cache.codec.encode(now.float())).double()
+    logits = cache.layout(LOGITS)
+    coded = logits.decode(logits.encode(now.float())).double()
     rounding = 4 * relative_error(cache) * now.abs().amax(1).clamp_min(_SMALLEST)
     return (stored.double() - now).abs().amax(1), (coded - now).abs().amax(1) + rounding
