@@ -31,8 +31,7 @@ from softcache.stream.workers import (
     follow_parent,
     for_workers,
     pick_start_method,
-    raising,
-    starting,
+    started,
 )
 from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
@@ -78,8 +77,7 @@ def run_blocks(
     batch = cache.manifest.identity.teacher.numerics.batch
     groups = list(_groups(blocks, one_decode=viewed.samples.images is None))
     loader = _loader(viewed, groups, batch, forward.device, pick_workers(viewed, workers))
-    with starting():
-        batches = raising(iter(loader))  # before there are threads, which a forked worker would lack
+    batches = started(loader)  # before there are threads, which a forked worker would lack
     recorded = recorded or Recorded(cache)
     measure, codec = CodecError(cache.codec), cache.manifest.identity.codec
     opened: list[BlockWriter] = []

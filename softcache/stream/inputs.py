@@ -25,8 +25,7 @@ from softcache.stream.workers import (
     follow_parent,
     for_workers,
     pick_start_method,
-    raising,
-    starting,
+    started,
 )
 from softcache.views._viewed import ViewedDataset
 
@@ -123,9 +122,7 @@ class WorkerPixels:
 
     def epoch(self, batches: Sequence[Parts]) -> Keys:
         self._queue.fill(batches)
-        with starting():
-            made = iter(self._loader)
-        for parts, pixels in zip(batches, raising(made), strict=True):
+        for parts, pixels in zip(batches, started(self._loader), strict=True):
             yield parts, host_tensor(key_rows(parts)).to(self._device), pixels.to(self._device, non_blocking=True)
 
 

@@ -3,8 +3,7 @@
 A source of batches is given to a ``DataLoader`` in this way::
 
     loader = DataLoader(Shielded(…for_workers(viewed, method)…), worker_init_fn=follow_parent, …)
-    with starting():
-        batches = raising(iter(loader))
+    batches = started(loader)
 """
 
 from __future__ import annotations
@@ -195,10 +194,19 @@ def _share(made: torch.Tensor | list[torch.Tensor]) -> None:
         raise SoftcacheError(_no_shared_memory(" ".join(str(error).split())[:160])) from None
 
 
-def raising(items: Iterable[Any]) -> Iterator[Any]:
-    """The items of a loader over a ``Shielded`` dataset; raises the first error among them, and ``SoftcacheError``
-    where a worker died of too little shared memory."""
-    try:
+def started(loader: Iterable[Any]) -> Iterator[Any]:
+    """The items of a loader over a ``Shielded`` dataset, whose workers are started now.
+
+    Raises the first error among the items, and ``SoftcacheError`` where there is too little shared memory for a worker
+    to start or to go on.
+    """
+    with _telling_of_memory(), starting():
+        items = iter(loader)
+    return _raising(items)
+
+
+def _raising(items: Iterator[Any]) -> Iterator[Any]:
+    with _telling_of_memory():
         for item in items:
             if isinstance(item, Failure):
                 try:
@@ -206,6 +214,12 @@ def raising(items: Iterable[Any]) -> Iterator[Any]:
                 finally:
                     del item  # or the error would hold itself through this frame, and with it the workers at exit
             yield item
+
+
+@contextlib.contextmanager
+def _telling_of_memory() -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as error:
         if "shared memory" in str(error) or "Bus error" in str(error):
             raise SoftcacheError(_no_shared_memory("there is too little of it")) from error
