@@ -37,7 +37,8 @@ def show_messages(*, quiet: bool = False) -> None:
 
 
 def counted(number: int, what: str) -> str:
-    """
+    """A number with what it counts, in the singular or the plural.
+
     >>> counted(1, "view"), counted(1438, "view")
     ('1 view', '1,438 views')
     """

@@ -37,7 +37,8 @@ def pick_batch(
     one = viewed.batch(np.arange(1), 0).to(device)
 
     def run(rows: int) -> None:
-        forward(one.expand(rows, -1, -1, -1).contiguous())
+        _, activations = forward(one.expand(rows, -1, -1, -1).contiguous())
+        _coded = [values.clone() for values in activations.values()]  # a dump has both at once, coded and as they are
         forward.wait()
 
     found = find_batch(lambda rows: _speed(run, rows), start=default_batch(viewed, device.type), limit=LIMIT)
