@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 
 import click
-import lightning
 import torch
 import torchvision
 from torch import Tensor
@@ -19,15 +18,24 @@ from torch.utils.data import DataLoader
 import softcache
 from softcache.functional import dist
 
+try:
+    import lightning
+except ModuleNotFoundError:
+    sys.exit("error: lightning is not installed: pip install 'softcache[loops]'")
+
+MEAN, STD = [0.5] * 3, [0.25] * 3  # of three channels, so that grey pictures get three too
+
 
 class Student(lightning.LightningModule):
     def __init__(self, keys: softcache.Keys, batch_size: int, lr: float, workers: int):
         super().__init__()
         self.network = torchvision.models.resnet18(num_classes=len(keys.classes))
-        self.keys, self.lr, self.workers = keys, lr, workers
-        self.key_sampler = keys.sampler(batch_size, seed=0)
+        self.keys, self.batch_size, self.lr, self.workers = keys, batch_size, lr, workers
 
     def train_dataloader(self) -> DataLoader:
+        self.key_sampler = self.keys.sampler(
+            self.batch_size, seed=0, rank=self.global_rank, ranks=self.trainer.world_size
+        )
         return DataLoader(
             self.keys, batch_sampler=self.key_sampler, collate_fn=self.keys.collate, num_workers=self.workers
         )
@@ -36,8 +44,7 @@ class Student(lightning.LightningModule):
         self.key_sampler.set_epoch(self.current_epoch)
 
     def training_step(self, batch: softcache.KeyBatch, _: int) -> Tensor:
-        x = softcache.to_input(batch.inputs["pixels"], mean=[0.5], std=[0.25])
-        logits = self.network(x.expand(-1, 3, -1, -1))
+        logits = self.network(softcache.to_input(batch.inputs["pixels"], MEAN, STD))
         loss = 2 * dist(logits, batch.targets["logits"]) + torch.nn.functional.cross_entropy(logits, batch.labels)
         self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(batch))
         return loss

@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader
 import softcache
 from softcache.functional import kl
 
+MEAN, STD = [0.5] * 3, [0.25] * 3  # of three channels, so that grey pictures get three too
+
 
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.option("--cache", help="A folder, or a name in caches/.  [default: the only one there]")
@@ -45,7 +47,7 @@ def main(
         total = correct = 0.0
         for batch in loader:  # each key's pixels have been compared with what the teacher saw
             batch = batch.to(device)
-            logits = student(pixels_of(batch))
+            logits = student(softcache.to_input(batch.inputs["pixels"], MEAN, STD))
             loss = 0.9 * kl(logits, batch.targets["logits"], T) + 0.1 * cross_entropy(logits, batch.labels)
             optimizer.zero_grad()
             loss.backward()
@@ -55,12 +57,6 @@ def main(
             correct += int((logits.argmax(1) == batch.labels).sum())
         print(f"epoch {epoch + 1}  loss {total / len(keys.viewed):.4f}  train {100 * correct / len(keys.viewed):.2f} %")
     torch.save(student.state_dict(), "student.pt")
-
-
-def pixels_of(batch: softcache.KeyBatch) -> torch.Tensor:
-    """(B, 3, H, W) float32; grey pictures get three equal channels."""
-    pixels = softcache.to_input(batch.inputs["pixels"], mean=[0.5], std=[0.25])
-    return pixels.expand(-1, 3, -1, -1)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,16 @@ import click
 import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import softcache
 from softcache.functional import dist
+
+try:
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+except ModuleNotFoundError:
+    sys.exit("error: transformers is not installed: pip install 'softcache[loops]'")
+
+MEAN, STD = [0.5] * 3, [0.25] * 3  # of three channels, so that grey pictures get three too
 
 
 class Student(nn.Module):
@@ -27,16 +33,17 @@ class Student(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, H, W, C) uint8 → logits (B, classes)."""
-        x = softcache.to_input(pixels, mean=[0.5], std=[0.25])
-        return self.network(x.expand(-1, 3, -1, -1))
+        return self.network(softcache.to_input(pixels, MEAN, STD))
 
 
 class Distilling(Trainer):
-    """``keys``, ``sampler``: what it trains on; Trainer itself has no dataset."""
+    """``keys``: what it trains on; Trainer itself has no dataset."""
 
-    def __init__(self, keys: softcache.Keys, sampler: softcache.KeySampler, **options: Any):
-        super().__init__(**options, callbacks=[EachEpoch(sampler)])
-        self.keys, self.sampler = keys, sampler
+    def __init__(self, keys: softcache.Keys, model: nn.Module, args: TrainingArguments):
+        super().__init__(model, args)
+        size, ranks = args.per_device_train_batch_size, args.world_size
+        self.keys, self.sampler = keys, keys.sampler(size, seed=args.seed, rank=args.process_index, ranks=ranks)
+        self.add_callback(EachEpoch(self.sampler))
 
     def get_train_dataloader(self) -> DataLoader:
         workers = self.args.dataloader_num_workers
@@ -69,10 +76,11 @@ class EachEpoch(TrainerCallback):
 @click.option("--workers", default=2, show_default=True)
 def main(cache: str | None, epochs: int, batch_size: int, lr: float, workers: int) -> None:
     keys = softcache.Keys(cache)
-    sampler = keys.sampler(batch_size, seed=0)
     options = TrainingArguments(
         "trainer-output",
         num_train_epochs=epochs,
+        per_device_train_batch_size=batch_size,
+        seed=0,
         learning_rate=lr,
         lr_scheduler_type="cosine",
         logging_strategy="epoch",
@@ -81,7 +89,7 @@ def main(cache: str | None, epochs: int, batch_size: int, lr: float, workers: in
         remove_unused_columns=False,
         report_to=[],
     )
-    trainer = Distilling(keys, sampler, model=Student(len(keys.classes)), args=options)
+    trainer = Distilling(keys, Student(len(keys.classes)), options)
     trainer.train()
     trainer.save_model("trainer-output/student")
 

@@ -24,6 +24,8 @@ from softcache.losses._terms import Term
 def to_input(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """Pixels (B, H, W, C) uint8 → (B, C, H, W) float32, ``(pixels / 255 - mean) / std`` with one number a channel.
 
+    Grey pixels and three numbers give three channels.
+
     >>> to_input(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8), mean=[0.5], std=[0.25]).flatten()
     tensor([2.])
     """
