@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 import torchvision
 from click.testing import CliRunner
+from harness_examples import EXAMPLES, example
 from harness_torchvision import photo, write_cifar10, write_mnist
 
 from softcache.cache.reader import Cache
 from softcache.models._open import open_network
-
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-
-
-def example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def run(name: str, *arguments: str) -> dict[str, float]:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from harness_examples import EXAMPLES
 from harness_train import HINTS, STUDENT, make_cache, make_teacher
 from torch import nn
 from torch.utils.data import DataLoader
@@ -27,7 +28,7 @@ from softcache.stream.plan import Plan
 from softcache.views._open import open_viewed
 
 LAYER = HINTS[0]
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "own_loop.py"
+EXAMPLE = EXAMPLES / "own_loop.py"
 
 
 @pytest.fixture(scope="module")

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from harness_examples import example
 from harness_train import make_cache, make_teacher
 
 from softcache.stages.keys import Keys
 from softcache.stream.plan import Plan
-
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 @pytest.fixture
 def cache(here: Path) -> Path:
     make_teacher(here / "teacher")
     return make_cache(here / "caches" / "digits", here / "teacher")
-
-
-def example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 LOOPS = [("own_trainer", ("transformers", "accelerate")), ("own_lightning", ("lightning",))]
