@@ -123,6 +123,7 @@ LOSSES = {
     "dist, T 1": "--loss dist:weight=2 --alpha 1 --beta 1 --T 1",
 }
 DEFAULT, DISTILLED = "alone, default", "distilled, dist"  # the rows of those who say nothing
+FLOAT32 = f"{DEFAULT}, float32"
 TARGETS = {kind: f"--targets {kind} {LOSSES['dist']}" for kind in ("mean", "both")}
 
 
@@ -141,7 +142,7 @@ def rows(name: str) -> list[Trial]:
     for recipe, (optimizer, lr, decay, schedule) in by_hand.items():
         ways[recipe] = optimized(optimizer, lr, decay, batch=case.batch, schedule=schedule)
     table = {f"alone, {way}": f"{alone} --epochs {case.epochs} {options}" for way, options in ways.items()}
-    table[f"{DEFAULT}, float32"] = f"{table[DEFAULT]} --amp off --no-channels-last"
+    table[FLOAT32] = f"{table[DEFAULT]} --amp off --no-channels-last"
     for what, options in (LOSSES | TARGETS if data.teacher else {}).items():
         table[f"distilled, {what}"] = f"{cached} --epochs {case.epochs} {ways['default']} {options}"
     return trials(name, table, SEEDS)

@@ -14,7 +14,7 @@ from benchmarks.cifar100 import FILE as CIFAR100
 from benchmarks.cifar100_figures import Runs
 from benchmarks.cifar100_page import commands, pooled, runs_of, table, unfinished
 from benchmarks.cifar100_rows import TABLES
-from benchmarks.defaults import CASES, DATA, DEFAULT, DISTILLED, FILE, PRETRAINED, Case, rows
+from benchmarks.defaults import CASES, DATA, DEFAULT, DISTILLED, FILE, FLOAT32, PRETRAINED, Case, rows
 from benchmarks.intervals import difference
 from benchmarks.rows import recorded
 
@@ -48,7 +48,7 @@ def summary(sets: Mapping[str, tuple[Runs, str, str]]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, (runs, default, distilled) in sets.items():
-        alone = {row: values for row, values in runs.items() if row.startswith("alone")}
+        alone = {row: values for row, values in runs.items() if row.startswith("alone") and row != FLOAT32}
         if default not in alone or len(alone) < 2:
             continue
         best = max(alone, key=lambda row: statistics.mean(alone[row]))
@@ -131,7 +131,7 @@ A `cifar:resnet20`, 6 epochs.
 
 {sections}
 
-# Sets that nothing was chosen on
+## Sets that nothing was chosen on
 
 The same rows on other sets and with another teacher: how far the choices above hold elsewhere.
 
