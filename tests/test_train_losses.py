@@ -153,8 +153,11 @@ def test_hints_may_come_from_another_cache(made: Path, tmp_path: Path) -> None:
         (["--hint", "at:teacher=fc:in,student=fc:in"], "compares positions of a map"),
         (["--hint-epochs", "2"], "name one with --hint"),
         (["--T", "8:2"], "--T: '8:2' is not a number, START:END:linear"),
-        (["--loss", "mse", "--T", "2"], "--T 2 has no effect on mse: without a temperature"),
-        (["--loss", "kl:T=1", "--loss", "ttm", "--T", "2"], "--T 2 has no effect on kl, ttm: "),
+        (["--loss", "mse", "--T", "2"], "--T 2 has no effect: mse has no temperature"),
+        (
+            ["--loss", "kl:T=1", "--loss", "ttm", "--T", "2"],
+            "--T 2 has no effect: kl has a T of its own, ttm has no temperature",
+        ),
         (["--alpha", "2"], "give --beta"),
         (["--beta", "-1"], "--beta can't be negative"),
         (["--loss", "kl:T=0"], "T must be above 0"),

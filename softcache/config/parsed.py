@@ -78,10 +78,8 @@ def parse(options: TrainConfig) -> Parsed:
     losses, hints = parse_terms(options.loss or [DEFAULT_LOSS]), parse_hints(options.hint)
     alpha, beta, T = _weights(options, losses)
     if T is not None and all(term.loss.default_T is None or term.T is not None for term in losses):
-        named = ", ".join(dict.fromkeys(term.name for term in losses))
-        raise UsageError(
-            f"--T {options.T} has no effect on {named}: without a temperature, or with one in its own spec"
-        )
+        why = [f"{term.name} has {'no temperature' if term.T is None else 'a T of its own'}" for term in losses]
+        raise UsageError(f"--T {options.T} has no effect: {', '.join(dict.fromkeys(why))}")
     if alpha.bounds() == (0.0, 0.0):
         losses = []
     labels_alone = not losses and not options.online and not hints
