@@ -110,11 +110,13 @@ def recipes() -> list[Trial]:
 
 
 def deeper() -> list[Trial]:
-    """Whether the rates that suit a ResNet-8 suit one that is deeper, in half as many epochs."""
-    rows = {
-        f"alone, {name}": alone("cifar:resnet20", f"--epochs 6 {RECIPES[name]} {FAST}")
-        for name in ("sgd 0.1", "sgd 0.2", "sgd 0.4")
-    }
+    """Whether the rates that suit a ResNet-8 suit one that is deeper, in half as many epochs: alone and distilled."""
+    rows: dict[str, str] = {}
+    for name in ("sgd 0.1", "sgd 0.2", "sgd 0.4"):
+        how = f"--epochs 6 {RECIPES[name]} {FAST}"
+        rows[f"alone, {name}"] = alone("cifar:resnet20", how)
+        rows[f"dist, {name}"] = cached("cifar:resnet20", f"{SOFT} {how}")
+        rows[f"kl, T 1, weight 4, {name}"] = cached("cifar:resnet20", f"{KL} {how}")
     return trials("deeper", rows, CHOOSING)
 
 

@@ -40,6 +40,22 @@ def undisturbed(setting: Setting, warm: Warm, tmp_path_factory: pytest.TempPathF
     return found, seconds, (root / "forwards").stat().st_size
 
 
+class Moments:
+    """When the next start is killed: at random within ``seconds``, what a dump has taken undisturbed. A start that
+    dies before it has finished a shard lengthens that by a half, or a machine that has become slower since than when it
+    was taken would never let a dump end."""
+
+    def __init__(self, seed: int, seconds: float):
+        self._rng, self._seconds = random.Random(seed), seconds
+
+    def next(self) -> float:
+        return self._rng.uniform(0, self._seconds)
+
+    def died(self, *, in_vain: bool) -> None:
+        if in_vain:
+            self._seconds *= 1.5
+
+
 def resume(warm: Warm, command: list[str]) -> Ended:
     ended = warm.run(command)
     assert ended.status == 0, ended.output
@@ -60,22 +76,21 @@ def check(folder: Path, expected: dict[str, str]) -> None:
 @pytest.mark.parametrize("kills", [8, KILLS])
 def test_bytes_are_the_same_however_often_a_dump_is_killed(setting, warm, undisturbed, tmp_path, kills):
     expected, seconds, forwards = undisturbed
-    rng, log, died, number = random.Random(17), tmp_path / "forwards", 0, 0
+    log, died, number = tmp_path / "forwards", 0, 0
     while died < kills:
         folder = tmp_path / f"cache-{number}"
         number += 1
         before: dict = {}
         log.unlink(missing_ok=True)
-        deaths = 0
+        deaths, moments = 0, Moments(17 + number, 1.1 * seconds)
         while True:
-            ended = warm.run(
-                setting.command(folder), kill_after=rng.uniform(0, 1.1 * seconds), env={"FORWARDS": str(log)}
-            )
+            ended = warm.run(setting.command(folder), kill_after=moments.next(), env={"FORWARDS": str(log)})
             assert ended.status in (0, -9), ended.output
             after = times(folder)
             # a finished shard is never written again, and never lost
             assert {name: after[name] for name in before} == before
             assert all(expected[name] == sha for name, sha in shards(folder).items() if name.startswith("view"))
+            moments.died(in_vain=len(after) == len(before))
             before = after
             if ended.status == 0:
                 break
@@ -108,7 +123,7 @@ def test_killed_before_any_step_that_others_can_see(setting, warm, undisturbed, 
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.torture)])
 def test_killed_while_a_cache_is_extended(setting, warm, undisturbed, tmp_path, kills):
     expected, seconds, _ = undisturbed
-    rng, died, number = random.Random(23), 0, 0
+    died, number = 0, 0
     while died < kills:
         folder = tmp_path / f"cache-{number}"
         number += 1
@@ -116,12 +131,14 @@ def test_killed_while_a_cache_is_extended(setting, warm, undisturbed, tmp_path, 
         whole = times(folder)
         assert len(whole) == 5
         for more in (["--views", "2"], ["--hint", HINTS[0]], ["--views", "3", "--hint", HINTS[1]]):
+            moments = Moments(23 + died + number, 0.9 * seconds)
             while True:
                 command = setting.command(folder, *more, base=True)
-                ended = warm.run(command, kill_after=rng.uniform(0, 0.9 * seconds))
+                ended = warm.run(command, kill_after=moments.next())
                 assert ended.status in (0, -9), ended.output
                 after = times(folder)
                 assert {name: after[name] for name in whole} == whole
+                moments.died(in_vain=len(after) == len(whole))
                 whole = after
                 if ended.status == 0:
                     break
