@@ -20,8 +20,18 @@ from torch import nn
 
 from benchmarks.made import make_arrays, make_jpegs, pick_device, wait
 from benchmarks.measure import Result, arguments, paired, ratio
-from softcache.cache.schema import LOGITS, VERSION, DatasetIdentity, Identity, Numerics, TeacherIdentity
-from softcache.cache.writer import create_or_extend, plan
+from softcache.cache.schema import (
+    LOGITS,
+    VERSION,
+    ColumnRecord,
+    DatasetIdentity,
+    Grid,
+    Identity,
+    InputField,
+    Numerics,
+    TeacherIdentity,
+)
+from softcache.cache.writer import KeptSamples, create_or_extend, plan
 from softcache.console import show_messages
 from softcache.dumping.forward import Forward
 from softcache.dumping.pipeline import run_blocks
@@ -76,20 +86,29 @@ def dumped(
 ) -> float:
     """Seconds from the first batch that is asked for to the last shard on the disk."""
     place = Path(tempfile.mkdtemp(dir=folder))
-    numerics = Numerics("float32", "off", False, "contiguous", False, device.type, batch)
+    numerics = Numerics("float32", "off", False, "contiguous", False, device.type)
+    pixels = [viewed.size, viewed.size, viewed.samples.channels]
     identity = Identity(
         VERSION,
-        TeacherIdentity("made", "0" * 64, teacher.preprocess.to_dict(), "fc", numerics),
-        DatasetIdentity("made", "train", len(viewed), [], "0" * 64),
+        TeacherIdentity("made", "0" * 64, teacher.preprocess.to_dict(), numerics),
+        DatasetIdentity("made", "train", len(viewed), {"pixels": InputField("uint8", pixels)}, "0" * 64),
         viewed.identity(),
-        teacher.classes,
-        "fp16",
-        16384,
+        Grid(16384, batch),
     )
-    samples = (np.zeros(1, np.int64), np.zeros((1, 8, 8, 1), np.uint8))
-    common = {"views": views, "hints": {}, "made": {}, "names": None, "samples": samples}
-    cache = create_or_extend(place / "cache", identity, labels=viewed.samples.labels, **common)  # type: ignore[arg-type]
-    forward = Forward(teacher, [], device)
+    cache = create_or_extend(
+        place / "cache",
+        identity,
+        views=views,
+        columns={LOGITS: ColumnRecord("classes", [teacher.classes], "fp16", 16384)},
+        made={},
+        class_names=[],
+        labels=viewed.samples.labels,
+        names=None,
+        samples=KeptSamples(
+            np.zeros(1, np.int64), (pixels[0], pixels[1], pixels[2]), lambda some: np.zeros((1, *pixels), np.uint8)
+        ),
+    )
+    forward = Forward(teacher, [LOGITS], device)
     began = time.perf_counter()
     run_blocks(cache, viewed, forward, plan(cache, views, [LOGITS]))
     seconds = time.perf_counter() - began

@@ -9,9 +9,19 @@ import torch
 from PIL import Image
 
 from softcache.cache.reader import Cache
-from softcache.cache.schema import LOGITS, VERSION, DatasetIdentity, Identity, Numerics, TeacherIdentity
+from softcache.cache.schema import (
+    LOGITS,
+    VERSION,
+    ColumnRecord,
+    DatasetIdentity,
+    Grid,
+    Identity,
+    InputField,
+    Numerics,
+    TeacherIdentity,
+)
 from softcache.cache.shard import ShardWriter
-from softcache.cache.writer import create_or_extend
+from softcache.cache.writer import KeptSamples, create_or_extend
 from softcache.models._preprocess import Preprocess
 from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
@@ -29,19 +39,30 @@ def make_cache(
 ) -> Cache:
     """A complete cache of random logits (fp16); digests are those of ``viewed``, or 0."""
     recipe = {"spec": "none", "revisions": {"none": 1}, "size": 32, "resize": 32, "seed": 0}
-    numerics = Numerics("float32", "off", False, "contiguous", False, "cpu", 64)
+    numerics = Numerics("float32", "off", False, "contiguous", False, "cpu")
+    size, channels = (32, 1) if viewed is None else (viewed.size, viewed.samples.channels)
     identity = Identity(
         VERSION,
-        TeacherIdentity("made", "0" * 64, Preprocess((0.0,), (1.0,)).to_dict(), "fc", numerics),
-        DatasetIdentity("made", "train", rows, [], "0" * 64),
+        TeacherIdentity("made", "0" * 64, Preprocess((0.0,), (1.0,)).to_dict(), numerics),
+        DatasetIdentity("made", "train", rows, {"pixels": InputField("uint8", [size, size, channels])}, "0" * 64),
         viewed.identity() if viewed is not None else recipe,
-        classes,
-        codec,
-        shard_rows,
+        Grid(shard_rows, 64),
     )
-    labels = viewed.samples.labels if viewed is not None else np.zeros(rows, np.int32)
-    samples = (np.zeros(1, np.int64), np.zeros((1, 8, 8, 1), np.uint8))
-    create_or_extend(folder, identity, views=views, hints={}, made={}, labels=labels, names=None, samples=samples)
+    create_or_extend(
+        folder,
+        identity,
+        views=views,
+        columns={LOGITS: ColumnRecord("classes", [classes], codec, shard_rows)},
+        made={},
+        class_names=[] if viewed is None else viewed.samples.classes,
+        labels=viewed.samples.labels if viewed is not None else np.zeros(rows, np.int32),
+        names=None,
+        samples=KeptSamples(
+            np.zeros(1, np.int64),
+            (size, size, channels),
+            lambda some: np.zeros((len(some), size, size, channels), np.uint8),
+        ),
+    )
     cache, rng = Cache(folder), np.random.default_rng(0)
     block = rng.standard_normal((min(shard_rows, 8192), classes), dtype=np.float32).astype(np.float16)
     for view in range(views):
@@ -55,7 +76,7 @@ def make_cache(
                 seen = np.zeros(len(part), np.uint32)
                 if viewed is not None:
                     seen = digest(viewed.batch(np.arange(first + at, first + at + len(part)), view).numpy())
-                writer.write(at, {"digest": seen, "logits/values": part})
+                writer.write(at, {"digest": seen, "values": part})
             writer.commit()
     return cache
 

@@ -45,7 +45,7 @@ def _measured(folder: Path, rows: int, few: int, repetitions: int) -> Result:
     whole = 1 << (rows - 1).bit_length()
     one = make_cache(folder / "one", rows=rows, classes=CLASSES, shard_rows=whole).column(LOGITS)
     many = make_cache(folder / "many", rows=rows, classes=CLASSES, shard_rows=whole // 16).column(LOGITS)
-    array = np.concatenate([np.array(part) for part in one.map(0)["logits/values"].parts])
+    array = np.concatenate([np.array(part) for part in one.map(0)["values"].parts])
     rng = np.random.default_rng(0)
     batches = np.array_split(rng.permutation(rows), max(1, rows // BATCH))
     small = np.array_split(rng.permutation(few), few // BATCH)
@@ -63,7 +63,7 @@ def _measured(folder: Path, rows: int, few: int, repetitions: int) -> Result:
         return run
 
     def logits(reader: ColumnReader) -> Callable[[], None]:
-        mapped = reader.map(0)["logits/values"]
+        mapped = reader.map(0)["values"]
 
         def run() -> None:
             for k, batch in enumerate(batches):

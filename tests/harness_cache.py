@@ -10,7 +10,18 @@ import torch
 from softcache import registry
 from softcache.atomic import commit
 from softcache.cache.reader import Cache
-from softcache.cache.schema import LOGITS, DatasetIdentity, HintColumn, Identity, Numerics, TeacherIdentity, hint_column
+from softcache.cache.schema import (
+    LOGITS,
+    VERSION,
+    ColumnRecord,
+    DatasetIdentity,
+    Grid,
+    Identity,
+    InputField,
+    Numerics,
+    TeacherIdentity,
+    hint_column,
+)
 from softcache.cache.shard import Attributes, write_temporary
 from softcache.cache.writer import KeptSamples, create_or_extend
 from softcache.models._preprocess import Preprocess
@@ -20,11 +31,13 @@ from softcache.views._viewed import ViewedDataset
 RECIPE: dict[str, object] = {"spec": "none", "revisions": {"none": 1}, "size": 8, "resize": 8, "seed": 0}
 
 
-def identity(rows: int, classes: int, shard_rows: int, codec: str, recipe: dict[str, object]) -> Identity:
-    numerics = Numerics("float32", "off", False, "contiguous", False, "cpu", 64)
-    teacher = TeacherIdentity("made", "0" * 64, Preprocess((0.0,), (1.0,)).to_dict(), "fc", numerics)
-    dataset = DatasetIdentity("made", "train", rows, [str(k) for k in range(classes)], "0" * 64)
-    return Identity(1, teacher, dataset, recipe, classes, codec, shard_rows)
+def identity(rows: int, block_rows: int, recipe: dict[str, object], channels: int = 1) -> Identity:
+    numerics = Numerics("float32", "off", False, "contiguous", False, "cpu")
+    teacher = TeacherIdentity("made", "0" * 64, Preprocess((0.0,), (1.0,)).to_dict(), numerics)
+    size = int(str(recipe["size"]))
+    inputs = {"pixels": InputField("uint8", [size, size, channels])}
+    dataset = DatasetIdentity("made", "train", rows, inputs, "0" * 64)
+    return Identity(VERSION, teacher, dataset, recipe, Grid(block_rows, 64))
 
 
 def write_shard(path: Path, attributes: Attributes, arrays: dict[str, np.ndarray]) -> None:
@@ -40,7 +53,7 @@ def make_cache(
     shard_rows: int = 256,
     views: int = 2,
     codec: str = "fp16",
-    hints: dict[str, HintColumn] | None = None,
+    hints: dict[str, ColumnRecord] | None = None,
     viewed: ViewedDataset | None = None,
     written: bool = True,
     logits: np.ndarray | None = None,
@@ -54,12 +67,15 @@ def make_cache(
     labels = viewed.samples.labels if viewed is not None else np.zeros(rows, np.int32)
     recipe = viewed.identity() if viewed is not None else RECIPE
     size = int(str(recipe["size"]))
+    columns = {LOGITS: ColumnRecord("classes", [classes], codec, shard_rows)}
+    columns |= {hint_column(layer): record for layer, record in hints.items()}
     made = create_or_extend(
         folder,
-        identity(rows, classes, shard_rows, codec, recipe),
+        identity(rows, max(record.shard_rows for record in columns.values()), recipe),
         views=views,
-        hints=hints,
+        columns=columns,
         made={},
+        class_names=[str(k) for k in range(classes)],
         labels=labels,
         names=None,
         samples=KeptSamples(
@@ -75,11 +91,12 @@ def make_cache(
         digests = np.zeros(rows, np.uint32)
         if viewed is not None:
             digests = digest(viewed.batch(np.arange(rows), view).numpy())
-        columns = {LOGITS: {f"logits/{name}": array.numpy() for name, array in coded.items()}}
+        held = {LOGITS: {name: array.numpy() for name, array in coded.items()}}
         for layer, hint in hints.items():
-            made_hint = rng.standard_normal((rows, *hint.shape)).astype(hint.dtype)
-            columns[hint_column(layer)] = {"hint/values": made_hint}
-        for column, arrays in columns.items():
+            values = torch.from_numpy(rng.standard_normal((rows, *hint.shape)))
+            made_hint = registry.create("codecs", hint.codec).encode(values)
+            held[hint_column(layer)] = {name: array.numpy() for name, array in made_hint.items()}
+        for column, arrays in held.items():
             for number in range(cache.manifest.shards(column)):
                 path = cache.shard_path(view, column, number)
                 path.parent.mkdir(exist_ok=True)

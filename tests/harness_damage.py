@@ -24,7 +24,7 @@ from harness_cache import make_cache
 
 from softcache.cache.hdf5 import lookup3, read_structure
 from softcache.cache.reader import Cache
-from softcache.cache.schema import MANIFEST, HintColumn, canonical_json
+from softcache.cache.schema import MANIFEST, ColumnRecord, canonical_json
 from softcache.console import show_messages
 from softcache.errors import SoftcacheError
 from softcache.stages.verify import verify
@@ -34,7 +34,7 @@ SECONDS, BYTES = 5, 1 << 30
 
 def small_cache(folder: Path, codec: str = "fp16") -> Cache:
     """Two views of 20 rows in shards of 16, logits and one hint: 8 shards of some 20 KiB."""
-    hints = {"layer3": HintColumn([2, 3], "float16", 16)}
+    hints = {"layer3": ColumnRecord("values", [2, 3], "fp16", 16)}
     return make_cache(folder, rows=20, classes=40, shard_rows=16, views=2, codec=codec, hints=hints)[0]
 
 

@@ -100,7 +100,6 @@ def make_cache(folder: Path, teacher_folder: Path, **options: Any) -> Path:
         "views": 2,
         "size": SIZE,
         "codec": "fp32",
-        "hint_dtype": "float32",
         "amp": "off",
         **options,
     }

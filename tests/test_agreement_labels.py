@@ -158,3 +158,29 @@ def test_a_file_that_moved_to_the_next_class_is_named(
     assert command(*dump) == 1
     assert "'dog' as train/dog/!5.png" in capsys.readouterr().err
     assert Cache("cache").names == [f"train/{name}/{k}.png" for name in ("cat", "dog", "emu") for k in range(6)]
+
+
+def test_labels_of_another_cache_of_the_same_inputs_are_not_taken(
+    colours: Colours, capsys: pytest.CaptureFixture
+) -> None:
+    """Labels are no part of a cache's identity, so that the caches of two labellings have the same id."""
+    colours.relabel((colours.labels + 1) % 5)
+    assert colours.dump("other") == 0
+    assert Cache("other").manifest.cache_id == Cache("cache").manifest.cache_id
+    shutil.copy("other/rows.h5", "cache/rows.h5")
+    assert command("verify", "cache") == 1
+    assert "rows.h5 has labels_sha256" in capsys.readouterr().out
+    assert command("verify", "cache", "--repair") == 1
+    assert colours.dump("cache") == 1, "the rows are written from the labels that were recorded, or not at all"
+    assert "was made from other labels or classes" in capsys.readouterr().err
+    colours.relabel(colours.labels)
+    assert colours.dump("cache") == 0
+    assert command("verify", "cache") == 0
+
+
+def test_other_names_of_classes_are_refused(colours: Colours, capsys: pytest.CaptureFixture) -> None:
+    (colours.path.parent / "classes.txt").write_text("red\ngreen\nblue\ncyan\ngrey\n")
+    assert colours.dump("cache") == 1
+    assert "was made from other classes than" in capsys.readouterr().err
+    assert colours.train("run", "cache") == 1
+    assert "with classes ['0', '1', '2', '3', '4']" in capsys.readouterr().err

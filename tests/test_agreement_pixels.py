@@ -18,8 +18,9 @@ import pytest
 from harness_train import command
 from PIL import Image, ImageFilter
 
+from softcache.cache.manifest import render
 from softcache.cache.reader import Cache
-from softcache.cache.schema import MANIFEST, canonical_json, render
+from softcache.cache.schema import MANIFEST, canonical_json
 from softcache.stages.verify import verify
 
 PER_CLASS, CLASSES, SIDE = 40, ("cat", "dog", "emu"), 32

@@ -14,9 +14,9 @@ import torch
 from harness_cache import make_cache
 from harness_train import command
 
-from softcache.cache.agreement.tolerance import RELATIVE_ERROR, compare_logits, relative_error
+from softcache.cache.agreement.tolerance import RELATIVE_ERROR, compare_values, relative_error
+from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
-from softcache.cache.schema import Manifest
 
 EXACT = {"dtype": "float32", "amp": "off", "tf32": False}
 
@@ -51,26 +51,27 @@ def test_what_arithmetic_and_codec_do_is_within_the_bound_and_ten_times_that_is_
     cache, rng = cache_of(tmp_path / "cache", codec), np.random.default_rng(0)
     now = torch.from_numpy(rng.standard_normal((4096, 10)) * scale)
     off = torch.from_numpy(rng.uniform(-1, 1, now.shape)) * RELATIVE_ERROR["float32"] * now.abs().amax(1, keepdim=True)
-    stored = cache.codec.decode(cache.codec.encode((now + off).float()))
-    differs, allowed = compare_logits(cache, stored, now)
+    logits = cache.layout("logits")
+    stored = logits.decode(logits.encode((now + off).float()))
+    differs, allowed = compare_values(cache, "logits", stored, now)
     assert bool((differs <= allowed).all())
     # fp16 keeps 11 bits: a logit of size m is off by at most m · 2**-11
     largest = now.abs().amax(1)
     assert bool((allowed <= largest * (4e-4 + (2**-11 if codec == "fp16" else 2**-24)) * (1 + 1e-6) + 1e-8).all())
     wrong = stored.double()
     wrong[:, 3] += 10 * allowed
-    assert bool((compare_logits(cache, wrong, now)[0] > allowed).all())
+    assert bool((compare_values(cache, "logits", wrong, now)[0] > allowed).all())
 
 
 def test_logits_that_are_no_numbers_or_all_zero(tmp_path: Path) -> None:
     cache = cache_of(tmp_path / "cache", "fp32")
     zero = torch.zeros(2, 10)
-    differs, allowed = compare_logits(cache, zero, zero)
+    differs, allowed = compare_values(cache, "logits", zero, zero)
     assert differs.tolist() == [0, 0]
     assert bool((allowed > 0).all())
     broken = zero.clone()
     broken[1, 4] = torch.nan
-    differs, allowed = compare_logits(cache, broken, zero)
+    differs, allowed = compare_values(cache, "logits", broken, zero)
     assert (differs <= allowed).tolist() == [True, False]
 
 
@@ -84,12 +85,12 @@ def test_a_dump_that_goes_on_finds_one_key_among_many_that_is_off_by_half_a_perc
     )
     assert command(*dump) == 0
     with h5py.File(here / "cache/view-0000/logits-00000.h5", "r+", libver=("v110", "v110"), track_times=None) as file:
-        values = file["logits/values"]
+        values = file["values"]
         changed = values[...]
         changed[9, 2] += 0.005 * np.abs(changed[9]).max()
         values[...] = changed
         values.attrs.modify("crc32", np.uint32(zlib.crc32(changed.tobytes())))
     capsys.readouterr()
     assert command(*dump, "--hint", "layer1") == 1
-    assert "(row 9 in view 0: a logit is off by" in (said := capsys.readouterr().err)
+    assert "(row 9 in view 0: logits are off by" in (said := capsys.readouterr().err)
     assert "so are 1 of 64 keys of this batch" in said

@@ -15,8 +15,9 @@ import pytest
 from harness_cache import write_shard
 from harness_damage import small_cache
 
+from softcache.cache.manifest import Manifest, parse, render
 from softcache.cache.reader import Cache
-from softcache.cache.schema import MAX_MANIFEST_BYTES, Manifest, canonical_json, parse, render
+from softcache.cache.schema import MAX_MANIFEST_BYTES, canonical_json
 from softcache.cli._main import run
 from softcache.config.given import recorded_dataset, recorded_recipe, recorded_teacher
 from softcache.errors import CacheError, IntegrityError, NotNamedError, SoftcacheError, UsageError
@@ -58,7 +59,7 @@ def test_canonical_json() -> None:
 
 def test_ids_are_what_the_specification_says(folder: Path) -> None:
     document = _document(folder)
-    assert document["softcache"] == 1
+    assert document["softcache"] == 2
     assert document["cache_id"] == hashlib.sha256(_canonical(document["identity"])).hexdigest()
     assert document["state_sha256"] == hashlib.sha256(_canonical(document["state"])).hexdigest()
     assert (folder / "cache.json").read_bytes() == render(document)
@@ -83,9 +84,10 @@ BYTES: dict[str, tuple[bytes, str]] = {
     "deep": (b'{"softcache": ' + b"[" * 500_000 + b"]" * 500_000 + b"}", "recursion|nested|Recursion"),
     "a little too deep": (b'{"softcache": ' + b"[" * 100 + b"]" * 100 + b"}", "nested more than 100 levels"),
     "endless number": (b'{"softcache": ' + b"9" * 100_000 + b"}", "a number of 100000 digits"),
-    "another version": (b'{"softcache": 2}', "reads format 1"),
-    "version as text": (b'{"softcache": "1"}', "reads format 1"),
-    "fields missing": (b'{"softcache": 1}', "wrong fields"),
+    "the first format": (b'{"softcache": 1}', "has format 1, this softcache reads format 2"),
+    "a later format": (b'{"softcache": 3}', "reads format 2"),
+    "version as text": (b'{"softcache": "2"}', "reads format 2"),
+    "fields missing": (b'{"softcache": 2}', "wrong fields"),
     "too large": (b" " * (MAX_MANIFEST_BYTES + 1), "too large"),
 }
 
@@ -124,22 +126,27 @@ def _at(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+COLUMN = {"kind": "values", "shape": [1], "codec": "fp16", "shard_rows": 16, "error": {}}
 VALUES: list[tuple[str, Any]] = [
-    ("identity.format", 2),
-    ("identity.classes", 0),
-    ("identity.classes", 2**40),
-    ("identity.classes", True),
-    ("identity.classes", 40.0),
-    ("identity.shard_rows", 17),
-    ("identity.shard_rows", 0),
-    ("identity.shard_rows", 2**31),
+    ("identity.format", 1),
+    ("identity.grid.block_rows", 17),
+    ("identity.grid.block_rows", 0),
+    ("identity.grid.block_rows", 2**31),
+    ("identity.grid.block_rows", 8),  # less than a shard has
+    ("identity.grid.block_rows", True),
+    ("identity.grid.block_rows", 16.0),
     ("identity.dataset.rows", -1),
     ("identity.dataset.rows", 2**39),  # 2**35 shards: their names alone would take hours
-    ("identity.dataset.class_names", [1]),
+    ("identity.dataset.inputs", {}),
+    ("identity.dataset.inputs", {"ids": {"dtype": "uint8", "shape": [8, 8, 1]}}),
+    ("identity.dataset.inputs.pixels.dtype", "float64"),
+    ("identity.dataset.inputs.pixels.shape", [8, 8, 2**20]),
+    ("identity.dataset.inputs.pixels.shape", [8, 9, 1]),
+    ("identity.dataset.inputs.pixels.shape", [8, 8]),
     ("identity.dataset.more", 1),
     ("identity.teacher.weights", "x" * 64),
-    ("identity.teacher.numerics.batch", 0),
-    ("identity.teacher.numerics.batch", 2**40),
+    ("identity.grid.batch", 0),
+    ("identity.grid.batch", 2**40),
     ("identity.teacher.numerics.tf32", 1),
     ("identity.teacher.preprocess", {}),
     ("identity.teacher.preprocess.mean", "0"),
@@ -150,24 +157,39 @@ VALUES: list[tuple[str, Any]] = [
     ("identity.recipe.seed", "0"),
     ("identity.recipe.size", 2**20),
     ("identity.recipe.revisions", [1]),
-    ("identity.codec", "nothing"),
-    ("identity.codec", "os"),
-    ("identity.codec", "fp16:bits=3"),
-    ("identity.codec", "../../codecs/fp16"),
-    ("identity.codec", 16),
+    ("state.class_names", [1]),
+    ("state.labels", "x" * 64),
     ("state.views", 2**31),
     ("state.views", -1),
     ("state.name_bytes", 2**20),
     ("state.samples_shape", []),
     ("state.samples_shape", [2**20, 2**20]),
-    ("state.hints", {"../../x": {"shape": [1], "dtype": "float16", "shard_rows": 16}}),
-    ("state.hints", {"x": {"shape": [1], "dtype": "object", "shard_rows": 16}}),
-    ("state.hints", {"x": {"shape": [2**40], "dtype": "float16", "shard_rows": 16}}),
-    ("state.hints", {"x": {"shape": [1] * 40, "dtype": "float16", "shard_rows": 16}}),
-    ("state.hints", {"x": {"shape": [1], "dtype": "float16", "shard_rows": 3}}),
-    ("state.hints", {"x": {"shape": [1], "dtype": "float16"}}),
-    ("state.hints", {"x" * 500: {"shape": [1], "dtype": "float16", "shard_rows": 16}}),
-    ("state.codec_error", {"kl": "x"}),
+    ("state.columns", {}),
+    ("state.columns", {"../../x": COLUMN}),
+    ("state.columns", {"hint.a/b": COLUMN}),
+    ("state.columns", {"hint.": COLUMN}),
+    ("state.columns", {"hint.fc@in": COLUMN}),
+    ("state.columns", {"rows": COLUMN}),  # names of other files
+    ("state.columns", {"samples": COLUMN}),
+    ("state.columns", {"x" * 500: COLUMN}),
+    ("state.columns", {f"x{k}": COLUMN for k in range(1001)}),
+    ("state.columns.logits.kind", "labels"),
+    ("state.columns.logits.shape", []),
+    ("state.columns.logits.shape", [0]),
+    ("state.columns.logits.shape", [2**40]),
+    ("state.columns.logits.shape", [True]),
+    ("state.columns.logits.shape", [40.0]),
+    ("state.columns.logits.shape", [1] * 40),
+    ("state.columns.logits.shard_rows", 3),
+    ("state.columns.logits.shard_rows", 0),
+    ("state.columns.logits.shard_rows", 2**31),
+    ("state.columns.logits.codec", "nothing"),
+    ("state.columns.logits.codec", "os"),
+    ("state.columns.logits.codec", "fp16:bits=3"),
+    ("state.columns.logits.codec", "../../codecs/fp16"),
+    ("state.columns.logits.codec", 16),
+    ("state.columns.logits.error", {"kl": "x"}),
+    ("state.columns.logits", {"kind": "classes", "shape": [40], "codec": "fp16"}),
     ("state.teacher_top1", "1"),
 ]
 
@@ -184,8 +206,8 @@ def test_values_that_no_cache_has_though_the_checksums_agree(path: str, value: A
 @pytest.mark.parametrize("part", ["identity", "state"])
 def test_an_edit_without_the_checksum_is_refused(part: str, folder: Path) -> None:
     document = _document(folder)
-    key = {"identity": "classes", "state": "views"}[part]
-    document[part][key] += 1
+    node, key = {"identity": (document["identity"]["grid"], "batch"), "state": (document["state"], "views")}[part]
+    node[key] += 1
     (folder / "cache.json").write_text(json.dumps(document))
     with pytest.raises(IntegrityError, match=f"the {part} doesn't match"):
         Cache(folder)

@@ -108,7 +108,12 @@ def test_as_many_samples_as_the_identity_allows_are_read(folder: Path) -> None:
         cache.file_attributes("samples"),
         {"index": ("<i8", (20,)), "pixels": ("|u1", (20, 8, 8, 4))},
     )
-    forge(folder, lambda identity, state: state.update(samples_shape=[20, 8, 8, 4]))
+
+    def four_channels(identity: dict[str, Any], state: dict[str, Any]) -> None:
+        identity["dataset"]["inputs"]["pixels"]["shape"] = [8, 8, 4]
+        state["samples_shape"] = [20, 8, 8, 4]
+
+    forge(folder, four_channels)
     assert Cache(folder).samples_arrays() == {"index": ("<i8", (20,)), "pixels": ("|u1", (20, 8, 8, 4))}
 
 
@@ -117,6 +122,7 @@ def test_large_views_are_kept_of_fewer_rows(folder: Path) -> None:
 
     def change(identity: dict[str, Any], state: dict[str, Any], rows: int) -> None:
         identity["recipe"]["size"] = 8192
+        identity["dataset"]["inputs"]["pixels"]["shape"] = [8192, 8192, 4]
         state["samples_shape"] = [rows, 8192, 8192, 4]
 
     forge(folder, lambda identity, state: change(identity, state, 17))
@@ -128,10 +134,10 @@ def test_large_views_are_kept_of_fewer_rows(folder: Path) -> None:
 
 def test_a_row_of_a_hint_has_a_bound(folder: Path) -> None:
     def change(identity: dict[str, Any], state: dict[str, Any]) -> None:
-        state["hints"]["layer3"]["shape"] = [2**14, 2**14]
+        state["columns"]["hint.layer3"]["shape"] = [2**14, 2**14]
 
     forge(folder, change)
-    with pytest.raises(IntegrityError, match=r"hints\.shape"):
+    with pytest.raises(IntegrityError, match=r"columns\.shape"):
         Cache(folder)
 
 
@@ -139,7 +145,7 @@ def test_rows_are_allocated_once_the_shard_has_been_compared(folder: Path) -> No
     """A gather of 20 rows of 128 MiB: refused by the file's shape, without 2.5 GiB for what can't be in it."""
 
     def change(identity: dict[str, Any], state: dict[str, Any]) -> None:
-        state["hints"]["layer3"]["shape"] = [2**13, 2**13]
+        state["columns"]["hint.layer3"]["shape"] = [2**13, 2**13]
 
     forge(folder, change)
     code = (
@@ -156,7 +162,8 @@ def test_rows_are_allocated_once_the_shard_has_been_compared(folder: Path) -> No
 
 
 def a_million_shards(identity: dict[str, Any], state: dict[str, Any]) -> None:
-    identity["dataset"]["rows"], identity["shard_rows"], state["hints"], state["views"] = 2**17 * 16, 16, {}, 8
+    identity["dataset"]["rows"], state["views"] = 2**17 * 16, 8
+    del state["columns"]["hint.layer3"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
@@ -170,8 +177,9 @@ def test_a_million_shards_that_are_missing_take_little_memory(folder: Path, impo
 
 
 def a_tebibyte_of_labels(identity: dict[str, Any], state: dict[str, Any]) -> None:
-    identity["dataset"]["rows"], identity["shard_rows"], identity["classes"] = 2**38, 2**28, 1
-    state["hints"], state["views"] = {}, 1
+    identity["dataset"]["rows"], identity["grid"]["block_rows"] = 2**38, 2**28
+    state["columns"] = {"logits": {**state["columns"]["logits"], "shape": [1], "shard_rows": 2**28}}
+    state["views"] = 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")

@@ -67,8 +67,8 @@ def test_a_bf16_teacher_loses_nothing(made: Path, tmp_path: Path) -> None:
         assert torch.equal(ours, theirs)
     path = small.shard_path(0, "logits", 0)
     with h5py.File(path) as file:
-        assert file["logits/values"].dtype == np.uint16
-    assert small.manifest.state.codec_error["kl_mean_T1"] == 0
+        assert file["values"].dtype == np.uint16
+    assert small.manifest.state.columns["logits"].error["kl_mean_T1"] == 0
     for codec in ("fp32", "bf16"):
         for targets, resident in (("matched", "auto"), ("matched", "off"), ("mean", "auto")):
             fit(

@@ -117,6 +117,6 @@ def test_a_loss_a_codec_and_a_dataset_are_one_file_each(checkout: Path, tmp_path
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())
     assert recorded["losses"][0]["loss"] == "squared:scale=8"
     assert recorded["options"]["dataset"] == "stripes"
-    assert json.loads(run("info", "cache", "--json"))["codec"] == "rounded:step=0.02"
+    assert json.loads(run("info", "cache", "--json"))["columns"]["logits"]["codec"] == "rounded:step=0.02"
     assert "squared" in run("losses")
     assert run("verify", "cache", "--teacher", "teacher").rstrip().endswith("every byte is as it was written")

@@ -81,20 +81,16 @@ def changed(samples: Samples, **fields) -> str:
     return Samples(**{**samples.__dict__, **fields}).fingerprint()
 
 
-def test_a_fingerprint_depends_on_content_labels_and_class_names_alone():
+def test_a_fingerprint_depends_on_content_alone():
     samples = open_samples("digits", "test")
-    same = changed(samples, spec="other", size=64, recipe="none")
-    assert same == samples.fingerprint() == open_samples("digits", "test").fingerprint()
-    images, labels = samples.images.copy(), samples.labels.copy()
-    images[300, 3, 3, 0] ^= 1
+    labels = samples.labels.copy()
     labels[7] = (labels[7] + 1) % 10
-    others = {
-        changed(samples, images=images),
-        changed(samples, labels=labels),
-        changed(samples, classes=samples.classes[::-1]),
-        open_samples("digits", "train").fingerprint(),
-    }
-    assert len(others | {same}) == 5
+    same = changed(samples, spec="other", size=64, recipe="none", labels=labels, classes=samples.classes[::-1])
+    assert same == samples.fingerprint() == open_samples("digits", "test").fingerprint()
+    images = samples.images.copy()
+    images[300, 3, 3, 0] ^= 1
+    others = {changed(samples, images=images), open_samples("digits", "train").fingerprint()}
+    assert len(others | {same}) == 3
 
 
 def test_measure_equals_numpy_in_float64():

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from harness_dump import Setting, Warm, shards, temporaries
 
+from softcache.cache.column import Column
 from softcache.cache.reader import Cache
-from softcache.cache.schema import HintColumn, Identity
+from softcache.cache.schema import ColumnRecord, Identity
+from softcache.codecs._open import open_codec
 from softcache.dumping.estimate import Estimate, estimate, refuse_too_large
 from softcache.errors import CacheError
 
@@ -58,12 +60,12 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 """
 
 
-ROOMS = (16, 80, 400, 1300)
+ROOMS = (16, 80, 400, 1000)
 
 
 @pytest.mark.parametrize(
     "room",
-    [k if k in ROOMS else pytest.param(k, marks=pytest.mark.torture) for k in sorted({*ROOMS, *range(8, 1300, 36)})],
+    [k if k in ROOMS else pytest.param(k, marks=pytest.mark.torture) for k in sorted({*ROOMS, *range(8, 1000, 36)})],
 )
 def test_a_full_disk(setting, warm, undisturbed, small_disk, room):
     """Full while the rows are written, the samples, the manifest, an early shard, a late one."""
@@ -90,7 +92,7 @@ def test_a_full_disk(setting, warm, undisturbed, small_disk, room):
     assert temporaries(folder) == []
 
 
-@pytest.mark.parametrize("limit", [2 * KIB, 20 * KIB, 30 * KIB])
+@pytest.mark.parametrize("limit", [2 * KIB, 20 * KIB, 22 * KIB])
 def test_a_limit_on_the_size_of_files(setting, warm, undisturbed, tmp_path, limit):
     folder = tmp_path / "cache"
     ended = warm.run(setting.command(folder), prepare=SMALL_FILES.format(limit=limit))
@@ -179,15 +181,15 @@ def test_the_estimate_is_what_a_dump_then_takes(setting, warm, undisturbed, tmp_
     assert warm.run(setting.command(folder)).status == 0
     cache = Cache(folder)
     written = sum(path.stat().st_size for path in folder.glob("view-*/*.h5"))
-    identity, hints = cache.manifest.identity, cache.manifest.state.hints
-    fresh = estimate(identity, identity.codec, hints, 3, tmp_path / "none" / "yet", None)
+    identity, columns = cache.manifest.identity, [cache.layout(name) for name in cache.manifest.columns]
+    fresh = estimate(identity, columns, 3, tmp_path / "none" / "yet", None)
     shard_count = 3 * 3 * 5
     assert written <= fresh.needed <= written + shard_count * 3 * 4096
     assert fresh.needed == fresh.total
     assert (fresh.keys, fresh.missing, fresh.existing) == (900, 900, 0)
-    whole = estimate(identity, identity.codec, hints, 3, folder, cache)
+    whole = estimate(identity, columns, 3, folder, cache)
     assert (whole.needed, whole.missing) == (0, 0)
-    more = estimate(identity, identity.codec, hints, 4, folder, cache)
+    more = estimate(identity, columns, 4, folder, cache)
     assert more.missing == 300
     assert more.needed == fresh.needed // 3
 
@@ -197,12 +199,13 @@ def test_the_estimate_counts_the_whole_blocks_of_a_new_hint(tmp_path):
     from harness_cache import make_cache
 
     cache, _ = make_cache(tmp_path / "cache", rows=100, shard_rows=64, views=2)
-    hints = {"layer": HintColumn([5, 3], "float16", 64)}
+    hint = Column.of("hint.layer", ColumnRecord("values", [5, 3], "fp16", 64), open_codec("fp16"))
+    columns = [cache.layout("logits"), hint]
     identity: Identity = cache.manifest.identity
-    found = estimate(identity, identity.codec, hints, 2, cache.folder, cache)
+    found = estimate(identity, columns, 2, cache.folder, cache)
     assert found.missing == 200
     assert found.bytes_per_key["hint.layer"] == 5 * 3 * 2 + 4
-    assert found.needed == 200 * 34 + 4 * 8 * 4096
+    assert found.needed == 200 * 34 + 4 * 7 * 4096
     with pytest.raises(CacheError, match=r"needs .* more and there are 9 bytes free"):
         refuse_too_large(Estimate(1, 1, {}, 10, 0, 10, 9), tmp_path)
     assert shutil.disk_usage(tmp_path).free == pytest.approx(found.free, rel=0.2)

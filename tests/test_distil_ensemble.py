@@ -136,7 +136,7 @@ def held_floats(targets: MeanTargets) -> int:
 
 def test_means_that_do_not_fit_the_budget_are_computed_batch_by_batch_to_the_same_bits(made: Path) -> None:
     caches = [Cache(made / "a"), Cache(made / "b")]
-    needed = sum(4 * cache.rows * cache.manifest.identity.classes for cache in caches)
+    needed = sum(4 * cache.rows * cache.layout("logits").width for cache in caches)
     held = MeanTargets(caches, (1, 0), CPU, budget=needed)
     asked = MeanTargets(caches, (1, 0), CPU, budget=needed - 1)
     assert (4 * held_floats(held), held_floats(asked)) == (needed, 0)

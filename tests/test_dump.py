@@ -21,8 +21,9 @@ import softcache.models._weights
 import softcache.stages.dump
 from softcache import dump, evaluate, teach, train
 from softcache.cache.agreement.identity import differing, refuse_other
+from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
-from softcache.cache.schema import Manifest
+from softcache.cache.schema import InputField
 from softcache.cache.writer import BlockWriter
 from softcache.config.dump import DumpConfig
 from softcache.config.record import read_record
@@ -101,16 +102,16 @@ def test_the_identity_is_the_same_with_and_without_parameters(tmp_path, spec):
     torch.save(network.model.state_dict(), tmp_path / "weights.pt")
     samples = open_samples("digits", "train")
     viewed = ViewedDataset(samples)
-    numerics, weights = DumpConfig(amp="off").settled(None).numerics("cpu", 64), str(tmp_path / "weights.pt")
+    numerics, weights = DumpConfig(amp="off").settled(None).numerics("cpu"), str(tmp_path / "weights.pt")
 
     def known() -> Any:
-        given = {"normalize": None, "size": None, "full": False, "codec": "fp16", "shard_rows": None}
+        given = {"normalize": None, "size": None, "full": False, "batch": 64, "block_rows": None}
         return known_identity(viewed, spec, weights, numerics, **given)
 
     assert known() is None, "nothing is known of a file that nobody has read"
     real = open_network(spec, classes=10, statistics=samples.statistics, weights=str(tmp_path / "weights.pt"))
     sha256 = softcache.models._weights.fingerprint_file_cached(tmp_path / "weights.pt")
-    wanted = identify(real, sha256, samples.fingerprint(), viewed, numerics, codec="fp16", shard_rows=None)
+    wanted = identify(real, sha256, samples.fingerprint(), viewed, numerics, batch=64, block_rows=None)
     assert known() == wanted
 
 
@@ -204,7 +205,8 @@ def test_a_resume_takes_the_recorded_numerics_and_refuses_others(setting, tmp_pa
     assert again.info["cache_id"] == whole.info["cache_id"]
     defaults = {"dtype": "float32", "amp": "off", "tf32": False, "channels_last": False, "compile": False}
     name = next(iter(first))
-    with pytest.raises(CacheError, match=rf"teacher\.numerics\.{field}: .* there, .* now\): match --"):
+    where = "grid" if field == "batch" else r"teacher\.numerics"
+    with pytest.raises(CacheError, match=rf"{where}\.{field}: .* there, .* now\): match --"):
         dump(**options(setting, out=folder, **{name: defaults.get(name, other)}))
 
 
@@ -213,7 +215,7 @@ def test_codec_recipe_seed_and_size_are_taken_up_too(setting, tmp_path):
     dump(**fresh(setting, out=folder, codec="fp32", view_seed=9, views=1))
     more = dump(**options(setting, out=folder, views=2))
     assert more.keys == 300
-    assert (more.info["codec"], more.info["view_seed"], more.info["size"]) == ("fp32", 9, 8)
+    assert (more.info["columns"]["logits"]["codec"], more.info["view_seed"], more.info["size"]) == ("fp32", 9, 8)
     with pytest.raises(CacheError, match=r"recipe\.seed: 9 there, 8 now\): match --view-seed or use another --out"):
         dump(**options(setting, out=folder, view_seed=8))
 
@@ -235,20 +237,20 @@ def test_differing_fields_stand_side_by_side(setting, tmp_path):
     found = Cache(folder).manifest.identity
     refuse_other(found, found, folder)
     with pytest.raises(CacheError) as caught:
-        dump(**options(setting, out=folder, codec="fp32", view_seed=1, amp="bf16"))
+        dump(**options(setting, out=folder, batch_size=5, view_seed=1, amp="bf16"))
     assert str(caught.value).splitlines() == [
         f"{folder} is a cache of something else:",
         "  field                 there  now",
         "  teacher.numerics.amp  off    bf16",
         "  recipe.seed           0      1",
-        "  codec                 fp16   fp32",
-        "match --amp, --view-seed, --codec or use another --out",
+        "  grid.batch            8      5",
+        "match --amp, --view-seed, --batch-size or use another --out",
     ]
-    names = [f"class {k}" for k in range(1000)]
-    dataset = dataclasses.replace(found.dataset, class_names=names, fingerprint="a" * 63 + "b")
-    other = dataclasses.replace(dataset, class_names=[*names[:700], "cat", *names[701:]], fingerprint="a" * 63 + "c")
+    inputs = {"pixels": InputField("uint8", [8, 8, 3])}
+    dataset = dataclasses.replace(found.dataset, fingerprint="a" * 63 + "b")
+    other = dataclasses.replace(dataset, inputs=inputs, fingerprint="a" * 63 + "c")
     shown = differing(dataclasses.replace(found, dataset=dataset), dataclasses.replace(found, dataset=other))
-    assert shown["dataset.class_names"] == ("[700] class 700", "[700] cat")
+    assert shown["dataset.inputs.pixels.shape"] == ("[2] 1", "[2] 3")
     assert shown["dataset.fingerprint"] == ("…aaaaaaaab", "…aaaaaaaac")
 
 
@@ -267,8 +269,8 @@ def test_a_new_hint_leaves_the_logits_alone(setting, tmp_path):
         assert np.array_equal(logits["digest"], hint["digest"])
     both = dump(**fresh(setting, out=tmp_path / "both", hint=(HINTS[0],)))
     assert shards(folder) == shards(both.folder)
-    with pytest.raises(CacheError, match=r"hint body\.2 is there as float16, asked for as float32: match --hint-dtype"):
-        dump(**options(setting, out=folder, hint=(HINTS[0],), hint_dtype="float32"))
+    with pytest.raises(CacheError, match=r"hint\.body\.2 is there as values in fp16, asked for as values in fp32"):
+        dump(**options(setting, out=folder, hint=(f"{HINTS[0]}:codec=fp32",)))
 
 
 def test_only_what_is_missing_is_computed(setting, tmp_path, monkeypatch):
@@ -350,17 +352,17 @@ def test_what_is_known_of_a_cache_stays_right_when_it_grows(setting, tmp_path):
     dump(**fresh(setting, out=folder, views=1))
     first = Cache(folder).manifest.state
     labels = np.load(setting.root / "data.npz")["train_labels"]
-    logits = Cache(folder).column("logits").gather(0, np.arange(300))["logits/values"]
+    logits = Cache(folder).column("logits").gather(0, np.arange(300))["values"]
     assert first.teacher_top1 == pytest.approx(float((logits.argmax(1) == labels).mean()))
-    assert first.codec_error["keys"] == 300
+    assert first.columns["logits"].error["keys"] == 300
     dump(**options(setting, out=folder, views=3, hint=(HINTS[1],)))
     grown = Cache(folder).manifest.state
     assert grown.teacher_top1 == first.teacher_top1
-    assert grown.codec_error["keys"] == 900
-    assert 0 <= grown.codec_error["kl_mean_T1"] < 1e-6
+    assert grown.columns["logits"].error["keys"] == 900
+    assert 0 <= grown.columns["logits"].error["kl_mean_T1"] < 1e-6
     with h5py.File(folder / "cache.h5") as file:
         assert file["logits/values"].shape == (3, 300, 7)
-        assert file["hint.head:in/hint/values"].shape == (3, 300, 54)
+        assert file["hint.head:in/values"].shape == (3, 300, 54)
         assert np.array_equal(file["logits/values"][0], logits)
 
 
@@ -375,7 +377,11 @@ def test_a_folder_that_lost_its_manifest(setting, tmp_path):
     assert times(folder) == before
     (folder / "cache.json").unlink()
     with pytest.raises(CacheError, match=r"has no cache\.json, but shards of another cache \(view-0000"):
+        dump(**fresh(setting, out=folder, batch_size=5))
+    with pytest.raises(CacheError, match=r"but shards of logits in another codec, shape or size \(view-0000"):
         dump(**fresh(setting, out=folder, codec="fp32"))
+    dump(**fresh(setting, out=folder))
+    assert times(folder) == before
 
 
 def test_no_file_of_a_cache_reaches_the_hdf5_library(setting, tmp_path, monkeypatch):
@@ -450,7 +456,12 @@ def test_options_that_can_not_be(setting, tmp_path):
     for wrong, message in (
         ({"amp": "bf61"}, r"--amp 'bf61' is unknown: did you mean bf16"),
         ({"dtype": "float61"}, "--dtype 'float61' is unknown"),
-        ({"hint_dtype": "int8"}, "--hint-dtype 'int8' is unknown"),
+        ({"hint": ("layer3:kind=classes",)}, "activations are values"),
+        ({"output": ("logits:kind=class",)}, "kind 'class' is unknown"),
+        ({"output": ("none", "logits")}, "--output none keeps no output, and others are asked for"),
+        ({"output": ("none",)}, "there would be nothing to keep"),
+        ({"output": ("a b",)}, "'a b' can't be the name of an output"),
+        ({"output": ("x:codec=fp16", "x")}, "--output x:kind=values is asked for twice"),
         ({"fingerprint": "slow"}, "--fingerprint 'slow' is unknown"),
         ({"part": (5, 4)}, "--part 5/4: the first number must be 1 … 4"),
         ({"compile": True, "hint": ("body.2",)}, "--compile can't be used with --hint"),

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 
 import softcache.stream.workers as worker_processes
 from softcache import registry
+from softcache.cache.column import Column
 from softcache.cache.reader import Cache
-from softcache.cache.schema import LOGITS
+from softcache.cache.schema import LOGITS, ColumnRecord
 from softcache.cache.writer import BlockWriter, KeptSamples, create_or_extend, plan
 from softcache.cli.dump import command
 from softcache.dumping import pipeline
@@ -44,9 +45,17 @@ def digits() -> ViewedDataset:
 
 def empty_cache(folder: Path, viewed: ViewedDataset, views: int = 2) -> Cache:
     samples = KeptSamples(np.zeros(1, np.int64), (8, 8, 1), lambda rows: np.zeros((len(rows), 8, 8, 1), np.uint8))
-    wanted = identity(len(viewed), 10, 512, "fp32", viewed.identity())
-    labels = viewed.samples.labels
-    return create_or_extend(folder, wanted, views=views, hints={}, made={}, labels=labels, names=None, samples=samples)
+    return create_or_extend(
+        folder,
+        identity(len(viewed), 512, viewed.identity()),
+        views=views,
+        columns={LOGITS: ColumnRecord("classes", [10], "fp32", 512)},
+        made={},
+        class_names=viewed.samples.classes,
+        labels=viewed.samples.labels,
+        names=None,
+        samples=samples,
+    )
 
 
 class Counting(Forward):
@@ -61,7 +70,7 @@ class Counting(Forward):
 
 def forward_of(viewed: ViewedDataset) -> Counting:
     network = open_network("cifar:resnet8", classes=10, statistics=viewed.samples.statistics, seed=0).eval()
-    return Counting(network, [], CPU)
+    return Counting(network, [LOGITS], CPU)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -100,8 +109,8 @@ def test_the_teacher_does_not_wait_for_a_disk_that_keeps_up(
     monkeypatch.setattr(BlockWriter, "write", elsewhere)
     run_blocks(cache, digits, forward, plan(cache, 2, [LOGITS]))
     assert [name.partition("_")[0] for name in writers] == ["softcache-writer"]
-    expected = forward(digits.batch(np.arange(BATCH), 1))[0]
-    found = Cache(cache.folder).column(LOGITS).gather(1, np.arange(BATCH))["logits/values"]
+    expected = forward(digits.batch(np.arange(BATCH), 1))[LOGITS]
+    found = Cache(cache.folder).column(LOGITS).gather(1, np.arange(BATCH))["values"]
     assert np.array_equal(found, expected.numpy())
 
 
@@ -145,13 +154,14 @@ def test_a_device_without_float64_measures_the_same(tmp_path: Path, digits: View
     logits = torch.randn(300, 10, generator=torch.Generator().manual_seed(1))
     found = []
     for given in (logits, logits.as_subclass(WithoutDoubles)):
-        measure = CodecError(registry.create("codecs", "fp16"))
+        measure = CodecError(Column("logits", "classes", (10,), registry.create("codecs", "fp16"), 64))
         assert not measure(given)
         found.append(measure.result())
     assert found[0] == found[1]
     cache = empty_cache(tmp_path / "cache", digits)
     block, pixels = plan(cache, 2, [LOGITS])[0], digits.batch(np.arange(300), 0)
-    columns, finite, _, _ = pipeline._compute(cache, block, pixels, logits.as_subclass(WithoutDoubles), {})
+    said = {LOGITS: logits.as_subclass(WithoutDoubles)}
+    columns, finite, _, _ = pipeline._compute(cache, block, pixels, said)
     assert {type(t) for t in [*columns[LOGITS].values(), *finite.values()]} == {torch.Tensor}, "not on the host"
 
 
@@ -192,10 +202,10 @@ def test_a_device_too_small_for_one_row_says_so() -> None:
 def test_a_batch_that_was_found_on_a_gpu_is_recorded(here: Path, small_teacher) -> None:
     teacher = small_teacher("teacher")
     dump(teacher, out="cache", views=1)
-    batch = Cache("cache").manifest.identity.teacher.numerics.batch
+    batch = Cache("cache").manifest.identity.grid.batch
     assert batch in [2**k for k in range(13)]
     dump(teacher, out="cache", views=2)  # the same identity: with the recorded size
-    assert Cache("cache").manifest.identity.teacher.numerics.batch == batch
+    assert Cache("cache").manifest.identity.grid.batch == batch
 
 
 def test_a_batch_is_a_number_of_rows() -> None:

@@ -17,8 +17,8 @@ import pytest
 from harness_train import command, config
 
 from softcache import remembered
+from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
-from softcache.cache.schema import Manifest
 from softcache.config.given import recorded_dataset
 from softcache.errors import NotNamedError
 

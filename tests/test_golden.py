@@ -1,4 +1,4 @@
-"""Format 1 is frozen: the golden caches are read bit-exactly, by softcache and by a reader made from docs/format.md."""
+"""Format 2: the golden caches are read bit-exactly, by softcache and by a reader made from docs/format.md."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import pytest
 from softcache.cache.reader import Cache
 from softcache.stages.verify import verify
 
-GOLDEN = Path(__file__).parent / "golden" / "format-1"
+GOLDEN = Path(__file__).parent / "golden" / "format-2"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
 CACHE_IDS = {
-    "fp16": "0555da1e167a5ac55b1edbaec87858f5686de0acea491d4a5a814cc60e900cf6",
-    "fp32": "fa3b9387d938df2f15ccb457dbd3cefe29e4f52e45f62cd575bf09890b22050a",
+    "fp16": "d642caaa8d3c7af4d255489ad7949c2484d04a2d344307ae50b199ded84991c9",
+    "fp32": "56a286a9310409dc29985ec9b213a8e36a7eaed649883efcd4639a8e5c0bcaae",
 }
 ROWS, CLASSES, MASK = 20, 3, 2**64 - 1
 caches = pytest.mark.parametrize("name", CACHE_IDS)
@@ -46,7 +46,7 @@ def test_softcache_reads_it_bit_exactly(name: str) -> None:
         assert cache.layout("logits").decode(arrays).numpy().tobytes() == wanted.tobytes()
         if name == "fp16":
             hints = cache.column("hint.fc:in").gather(view, order)
-            assert hints["hint/values"].tobytes() == stored(name, view, "hint")[order].tobytes()
+            assert hints["values"].tobytes() == stored(name, view, "hint")[order].tobytes()
             assert np.array_equal(hints["digest"], arrays["digest"])
     found = verify(GOLDEN / name)
     assert found.ok
@@ -70,7 +70,7 @@ class Plain:
     def __init__(self, folder: Path):
         self.folder = folder
         manifest = json.loads((folder / "cache.json").read_text(encoding="utf-8"))
-        assert manifest["softcache"] == 1
+        assert manifest["softcache"] == 2
         assert hashlib.sha256(canonical(manifest["identity"])).hexdigest() == manifest["cache_id"]
         assert hashlib.sha256(canonical(manifest["state"])).hexdigest() == manifest["state_sha256"]
         self.id, self.identity, self.state = manifest["cache_id"], manifest["identity"], manifest["state"]
@@ -92,15 +92,20 @@ class Plain:
 
         with h5py.File(path, "r") as file:
             texts = {"format": b"softcache", "cache_id": self.id.encode(), "column": column.encode()}
-            assert dict(file.attrs) == {**texts, "version": 1, **attributes}
+            if column in self.state["columns"]:
+                record = self.state["columns"][column]
+                meaning = {name: record[name] for name in ("kind", "shape", "codec", "shard_rows")}
+                texts["column_sha256"] = hashlib.sha256(canonical(meaning)).hexdigest().encode()
+            if column == "rows":
+                texts["labels_sha256"] = self.state["labels"].encode()
+            assert dict(file.attrs) == {**texts, "version": 2, **attributes}
             file.visititems(visit)
         return found
 
     def column(self, view: int, column: str) -> dict[str, np.ndarray]:
         """All rows of a column of a view."""
-        layer = column.removeprefix("hint.")
-        held = self.identity if column == "logits" else self.state["hints"][layer]
-        rows, size = self.identity["dataset"]["rows"], held["shard_rows"]
+        rows, size = self.identity["dataset"]["rows"], self.state["columns"][column]["shard_rows"]
+        assert self.identity["grid"]["block_rows"] % size == 0
         shards = []
         for number in range(-(-rows // size)):
             count = min(size, rows - number * size)
@@ -147,18 +152,19 @@ def test_a_reader_made_from_the_specification_reads_it_bit_exactly(name: str) ->
     assert plain.id == CACHE_IDS[name]
     rows = plain.file("rows.h5", "rows")
     assert rows["label"].tolist() == EXPECTED[name]["labels"]
+    assert hashlib.sha256(rows["label"].tobytes()).hexdigest() == plain.state["labels"]
     if name == "fp32":
         assert [n.decode() for n in rows["name"].tolist()] == EXPECTED[name]["names"]
     samples = plain.file("samples.h5", "samples")
     for view in range(plain.state["views"]):
         logits = plain.column(view, "logits")
-        assert logits["logits/values"].tobytes() == stored(name, view, "logits").tobytes()
+        assert logits["values"].tobytes() == stored(name, view, "logits").tobytes()
         if view == 0:
             kept = [digest(pixels.tobytes()) for pixels in samples["pixels"]]
             assert logits["digest"][samples["index"]].tolist() == kept
-        for layer in plain.state["hints"]:
-            hint = plain.column(view, f"hint.{layer}")
-            assert hint["hint/values"].tobytes() == stored(name, view, "hint").tobytes()
+        for column in plain.state["columns"].keys() - {"logits"}:
+            hint = plain.column(view, column)
+            assert hint["values"].tobytes() == stored(name, view, "hint").tobytes()
             assert np.array_equal(hint["digest"], logits["digest"])
 
 
@@ -183,10 +189,10 @@ def test_cache_h5_shows_the_same_numbers(name: str, tmp_path: Path) -> None:
     moved = shutil.copytree(GOLDEN / name, tmp_path / "moved")
     with h5py.File(moved / "cache.h5") as file:
         assert bytes(file.attrs["cache_id"]).decode() == CACHE_IDS[name]
-        for view in range(len(file["digest"])):
+        for view in range(len(file["logits/digest"])):
             assert file["logits/values"][view].tobytes() == stored(name, view, "logits").tobytes()
             if name == "fp16":
-                assert file["hint.fc:in/hint/values"][view].tobytes() == stored(name, view, "hint").tobytes()
+                assert file["hint.fc:in/values"][view].tobytes() == stored(name, view, "hint").tobytes()
 
 
 @pytest.mark.skipif(shutil.which("h5dump") is None, reason="h5dump is not installed")

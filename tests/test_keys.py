@@ -71,8 +71,8 @@ def test_batches_are_those_of_a_training(made: Path) -> None:
             assert np.array_equal(batch.rows, part.rows)
             assert bool((batch.views == view).all())
             assert torch.equal(batch.inputs["pixels"], viewed.batch(part.rows, view))
-            assert np.array_equal(batch.targets["logits"], logits.gather(view, part.rows)["logits/values"])
-            assert np.array_equal(batch.targets[LAYER], hints.gather(view, part.rows)["hint/values"])
+            assert np.array_equal(batch.targets["logits"], logits.gather(view, part.rows)["values"])
+            assert np.array_equal(batch.targets[LAYER], hints.gather(view, part.rows)["values"])
             assert np.array_equal(batch.labels, viewed.samples.labels[part.rows])
             assert batch.mixed is None
 
@@ -179,10 +179,14 @@ def test_other_pixels_stop_the_loop(made: Path, workers: int) -> None:
 
 
 def test_what_is_not_there_is_said(made: Path) -> None:
-    with pytest.raises(CacheError, match="no cache has the hint 'layer9'"):
+    with pytest.raises(CacheError, match=r"has no hint 'layer9' \(it has .*\): add it with: softcache dump"):
         Keys(made / "cache", hints=["layer9"])
-    with pytest.raises(UsageError, match="hints are names of layers"):
+    with pytest.raises(CacheError, match=r"has no output 'embedding' \(it has logits\): add it with: softcache dump"):
+        Keys(made / "cache", outputs=["embedding"])
+    with pytest.raises(UsageError, match="hints are several names"):
         Keys(made / "cache", hints="layer1")
+    with pytest.raises(UsageError, match="one is asked for twice"):
+        Keys(made / "cache", outputs=["logits", "logits"])
     with pytest.raises(CacheError, match="no complete view 3: it has 0, 1, 2"):
         Keys(made / "cache", view=3)
     with pytest.raises(CacheError, match="has 3 complete views, 4 are asked for"):
@@ -190,8 +194,8 @@ def test_what_is_not_there_is_said(made: Path) -> None:
     with pytest.raises(UsageError, match="rank 2 of 2"):
         Keys(made / "cache").sampler(8, rank=2, ranks=2)
     with pytest.raises(UsageError, match="nothing to read"):
-        Keys(made / "cache", logits=False)
-    hints_alone = Keys(made / "cache", logits=False, hints=[LAYER])[3, 0]
+        Keys(made / "cache", outputs=[])
+    hints_alone = Keys(made / "cache", outputs=[], hints=[LAYER])[3, 0]
     assert set(hints_alone.targets) == {LAYER}
 
 

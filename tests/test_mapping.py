@@ -19,7 +19,7 @@ from softcache.cache import mapping
 from softcache.cache.blocks import BlockReader
 from softcache.cache.mapping import Rows, map_shards
 from softcache.cache.reader import Cache
-from softcache.cache.schema import HintColumn
+from softcache.cache.schema import ColumnRecord
 from softcache.cache.shard import Extent, Opened, opened
 from softcache.errors import IntegrityError, UsageError
 from softcache.stream.windows import WINDOW_BYTES, Windows, pick_windows
@@ -135,12 +135,12 @@ def test_shards_are_opened_when_they_are_first_needed(tmp_path: Path) -> None:
     assert again.complete_views() == [0, 1, 2]
     reader = again.column("logits")
     rows = np.array([299, 0, 7])
-    assert np.array_equal(reader.gather(0, rows)["logits/values"].astype(np.float32), logits[0][rows])
+    assert np.array_equal(reader.gather(0, rows)["values"].astype(np.float32), logits[0][rows])
     with pytest.raises(IntegrityError, match=r"view-0001.logits-00000"):
         reader.gather(1, rows)
     # blocks open one shard at a time
     blocks = BlockReader(again, "logits", 2, np.arange(200), 64, 1)
-    assert np.array_equal(blocks.gather(np.arange(64))["logits/values"].astype(np.float32), logits[2][:64])
+    assert np.array_equal(blocks.gather(np.arange(64))["values"].astype(np.float32), logits[2][:64])
     with pytest.raises(IntegrityError, match=r"view-0002.logits-00004"):
         BlockReader(again, "logits", 2, rows, 64, 1).gather(rows)
 
@@ -156,7 +156,7 @@ def test_blocks_give_the_rows_in_any_order_within_windows(tmp_path: Path, block_
     assert reader.nbytes <= (2 * 3 * block_rows) * cache.layout("logits").row_bytes
     for first in range(0, len(order), 50):
         rows = order[first : first + 50]
-        assert np.array_equal(reader.gather(rows)["logits/values"].astype(np.float32), logits[0][rows])
+        assert np.array_equal(reader.gather(rows)["values"].astype(np.float32), logits[0][rows])
 
 
 @pytest.mark.timeout(60)
@@ -167,7 +167,7 @@ def test_a_batch_may_be_larger_than_all_windows(tmp_path: Path) -> None:
         reader = BlockReader(cache, "logits", 0, order, block_rows, window)
         for first in range(0, len(order), batch):
             rows = order[first : first + batch]
-            assert np.array_equal(reader.gather(rows)["logits/values"].astype(np.float32), logits[0][rows])
+            assert np.array_equal(reader.gather(rows)["values"].astype(np.float32), logits[0][rows])
 
 
 def test_the_thread_that_reads_ahead_ends_with_its_reader(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_the_thread_that_reads_ahead_ends_with_its_reader(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("size", [1, 100, 100_000, 10_000_000])
 def test_blocks_stay_within_their_bytes_however_large_a_row_is(tmp_path: Path, size: int) -> None:
-    hint = HintColumn([size], "float16", 1)
+    hint = ColumnRecord("values", [size], "fp16", 1)
     cache, _ = make_cache(tmp_path / "cache", rows=4, shard_rows=64, views=1, hints={"fc": hint}, written=False)
     windows, _ = pick_windows([(cache, "hint.fc")], "block", 0)
     assert windows is not None
@@ -207,7 +207,7 @@ import resource, sys
 import numpy as np
 from softcache.cache.blocks import BlockReader
 from softcache.cache.reader import Cache
-from softcache.cache.schema import HintColumn
+from softcache.cache.schema import ColumnRecord
 from softcache.stream.windows import Windows
 
 folder, way, descriptors = sys.argv[1:]
@@ -230,7 +230,7 @@ for epoch in range(2):
         gather = lambda rows: column.gather(view, rows)
     for first in range(0, len(order), 256):
         rows = order[first : first + 256]
-        found = gather(rows)["logits/values"]
+        found = gather(rows)["values"]
         assert (found[:, 0] == (rows % 2048).astype(np.float16)).all()
         most = max(most, anonymous())
 print(most - before)
@@ -295,7 +295,7 @@ def test_blocks_of_a_file_that_took_a_shards_name_are_checked_before_they_are_re
         for first in range(1024, 2048, 16):
             reader.gather(order[first : first + 16])
 
-    with pytest.raises(IntegrityError, match=r"logits-00000\.h5 has cache_id"):
+    with pytest.raises(IntegrityError, match=r"logits-00000\.h5 has column_sha256"):
         read_on()
 
 
@@ -331,18 +331,22 @@ def test_rows_that_a_cache_does_not_have_are_refused(tmp_path: Path, rows, messa
 
 
 def test_a_cache_decodes_what_it_gives(tmp_path: Path) -> None:
-    cache, logits = make_cache(tmp_path / "cache", rows=20, views=1, hints={"fc": HintColumn([3], "float16", 64)})
+    cache, logits = make_cache(
+        tmp_path / "cache", rows=20, views=1, hints={"fc": ColumnRecord("values", [3], "fp16", 64)}
+    )
     column, hint = cache.column("logits"), cache.column("hint.fc")
     arrays, held = column.gather(0, np.arange(20)), hint.gather(0, np.arange(20))
     found = column.decode(arrays)
     assert found.dtype == torch.float32
     assert np.array_equal(found.numpy(), logits[0])
-    assert set(arrays) == {"digest", "logits/values"}, "nothing is taken out of them"
+    assert set(arrays) == {"digest", "values"}, "nothing is taken out of them"
     assert torch.equal(column.decode({name: torch.from_numpy(array) for name, array in arrays.items()}), found)
-    mapped = column.map(0)["logits/values"].parts[0]  # read-only
-    assert torch.equal(column.decode({"logits/values": mapped}), found)
+    mapped = column.map(0)["values"].parts[0]  # read-only
+    assert torch.equal(column.decode({"values": mapped}), found)
     values = hint.decode(held)
     assert values.dtype == torch.float32
-    assert np.array_equal(values.numpy(), held["hint/values"].astype(np.float32))
-    with pytest.raises(UsageError, match=r"nothing of the column 'logits' is among digest, hint/values"):
+    assert np.array_equal(values.numpy(), held["values"].astype(np.float32))
+    with pytest.raises(UsageError, match=r"the column 'logits' has values \(10,\) of each key, not values \(3,\)"):
         column.decode(held)
+    with pytest.raises(UsageError, match="not nothing"):
+        column.decode({"digest": held["digest"]})

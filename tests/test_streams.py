@@ -11,7 +11,7 @@ import torch
 from harness_cache import make_cache
 from torch.utils.data import DataLoader, Dataset
 
-from softcache.cache.schema import HintColumn
+from softcache.cache.schema import ColumnRecord
 from softcache.errors import PixelsError, UsageError
 from softcache.stream.batches import Stream
 from softcache.stream.inputs import ResidentPixels, WorkerPixels, pick_pixels
@@ -40,7 +40,7 @@ def caches(digits: ViewedDataset, tmp_path_factory: pytest.TempPathFactory) -> d
     made = {}
     for name, shard_rows in (("joined", 1024), ("apart", 64)):
         folder = tmp_path_factory.mktemp(name) / "cache"
-        hints = {"layer1": HintColumn([3, 2], "float16", 32)}
+        hints = {"layer1": ColumnRecord("values", [3, 2], "fp16", 32)}
         made[name] = make_cache(folder, rows=len(digits), shard_rows=shard_rows, views=3, hints=hints, viewed=digits)
     return made
 

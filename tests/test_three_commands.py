@@ -80,8 +80,7 @@ def test_info_and_eval_as_json(there: Path, capfd: pytest.CaptureFixture[str]) -
         "rows",
         "keys",
         "classes",
-        "codec",
-        "hints",
+        "columns",
         "bytes",
         "complete",
     ]
@@ -126,7 +125,7 @@ def test_plain_h5py_reads_the_whole_cache(there: Path) -> None:
     network = open_network("teachers/cifar-resnet8-digits", classes=10).eval()
     with h5py.File(folder / "cache.h5") as file, torch.inference_mode():
         kept = np.asarray(file["logits/values"])
-        vectors = np.asarray(file["hint.fc:in/hint/values"])
+        vectors = np.asarray(file["hint.fc:in/values"])
         labels = h5py.File(folder / "rows.h5")["label"][:]
         assert kept.shape == (2, 1438, 10)
         rows = np.arange(0, 1438, 7)
@@ -138,9 +137,9 @@ def test_plain_h5py_reads_the_whole_cache(there: Path) -> None:
     accuracy = float((kept[0].argmax(1) == labels).mean())
     assert accuracy == pytest.approx(Cache(folder).manifest.state.teacher_top1)
     with h5py.File(folder / "view-0001/logits-00000.h5") as shard:
-        assert np.array_equal(shard["logits/values"], kept[1])
-        assert shard["logits/values"].chunks is None
-        assert shard["logits/values"].id.get_offset() % 4096 == 0
+        assert np.array_equal(shard["values"], kept[1])
+        assert shard["values"].chunks is None
+        assert shard["values"].id.get_offset() % 4096 == 0
 
 
 def test_running_again_keeps_and_extends(there: Path, capfd: pytest.CaptureFixture[str]) -> None:

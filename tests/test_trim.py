@@ -44,7 +44,8 @@ def test_views_and_hints_go_and_the_rest_stays_byte_for_byte(cache: Path, capsys
     assert len(gone) == 3 * 5 + 2 * 5  # a whole view of three columns, and a hint in two views
     assert command("trim", cache, "--views", "2", "--drop-hint", HINTS[0], "--json") == 0
     said = json.loads(capsys.readouterr().out)
-    assert (said["views"], said["hints"], said["bytes"]) == (2, [HINTS[1]], sum(gone.values()))
+    columns = ["logits", f"hint.{HINTS[1]}"]
+    assert (said["views"], said["columns"], said["bytes"]) == (2, columns, sum(gone.values()))
     assert sorted(said["files"]) == sorted(gone)
     assert shards(cache) == kept(before, 2, HINTS[0])
     assert not (cache / "view-0002").exists()
@@ -101,12 +102,12 @@ def test_killed_before_any_step_the_cache_is_valid_and_trim_or_dump_completes_it
         *("view-0000", "view-0001"),
     ]
     # The hint is asked for in another dtype: what the trim has left of it doesn't fit and is not taken for it.
-    dump = warm.run(setting.command(other, "--views", "3", "--hint-dtype", "float32", base=True))
+    dump = warm.run(setting.command(other, "--views", "3", base=True))
     assert dump.status == 0, dump.output
-    if HINTS[0] not in Cache(other).manifest.state.hints:
-        hint = ["--hint", HINTS[0], "--hint-dtype", "float32"]
+    if HINTS[0] not in Cache(other).manifest.hints:
+        hint = ["--hint", f"{HINTS[0]}:codec=fp32"]
         assert warm.run(setting.command(other, "--views", "3", *hint, base=True)).status == 0
-        assert Cache(other).manifest.state.hints[HINTS[0]].dtype == "float32"
+        assert Cache(other).manifest.state.columns[f"hint.{HINTS[0]}"].codec == "fp32"
     assert verify(other).ok
     logits = {k: v for k, v in before.items() if "/logits-" in k}
     assert {k: v for k, v in shards(other).items() if "/logits-" in k} == logits
@@ -152,7 +153,7 @@ def test_other_files_stay(cache: Path) -> None:
         ([], "say what to take away"),
         (["--views", "0"], "must be at least 1"),
         (["--views", "4"], "has 3 views, and trim only takes away"),
-        (["--drop-hint", "layer9"], "has no hint 'layer9': it has body.2, head:in"),
+        (["--drop-hint", "layer9"], "has no hint 'layer9': it has logits, hint.body.2, hint.head:in"),
     ],
 )
 def test_what_can_not_be_taken_away(

@@ -233,7 +233,7 @@ def own_cache(inside: Path, tmp_path: Path) -> Path:
 def test_a_codec_of_ones_own_stores_what_the_installed_one_stores(own_cache, inside, tmp_path):
     arguments = ("--teacher", "teacher", "--views", "2", "--size", "8", "--workers", "0")
     assert command("-q", "dump", *arguments, "--codec", "fp16", "--out", tmp_path / "plain") == 0
-    recorded = Cache(own_cache).manifest.identity.codec
+    recorded = Cache(own_cache).manifest.state.columns["logits"].codec
     assert recorded.startswith("own.py:Halves:first=3 sha256=")
     rows = torch.arange(50).numpy()
     stored = []
@@ -264,7 +264,7 @@ def test_no_code_is_run_because_a_cache_names_it(own_cache, inside, tmp_path, mo
         assert "no code that is named only in a cache: if you trust it, pass --codec own.py:Halves:first=3" in said
     assert not Path("run").exists()
     assert command("info", "coded", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["codec"].startswith("own.py:Halves:first=3 sha256=")
+    assert json.loads(capsys.readouterr().out)["columns"]["logits"]["codec"].startswith("own.py:Halves:first=3 sha256=")
     assert not Path("was-run").exists()
     # named by the user it is run, and found to be other code
     assert command("verify", "coded", "--codec", "own.py:Halves:first=3") == 1

@@ -73,15 +73,15 @@ def test_a_sound_cache_and_every_byte_of_it_is_read(cache: Cache) -> None:
 
 def test_what_is_damaged_is_named_with_its_rows(cache: Cache) -> None:
     logits, hint = cache.shard_path(1, "logits", 1), cache.shard_path(0, "hint.layer3", 0)
-    _flip(logits, _offset(logits, "logits/values") + 5)
+    _flip(logits, _offset(logits, "values") + 5)
     _flip(hint, _offset(hint, "digest"))
     _flip(cache.folder / "rows.h5", _offset(cache.folder / "rows.h5", "label"))
     _flip(cache.folder / "samples.h5", 4100)  # its root group
     damaged = {d.file: d for d in verify(cache.folder).damaged}
     assert set(damaged) == {"view-0001/logits-00001.h5", "view-0000/hint.layer3-00000.h5", "rows.h5", "samples.h5"}
     found = damaged["view-0001/logits-00001.h5"]
-    assert (found.array, found.view, found.first_row, found.rows) == ("logits/values", 1, 16, 4)
-    assert str(found) == "view-0001/logits-00001.h5 logits/values (view 1, rows 16 to 19) doesn't match its checksum"
+    assert (found.array, found.view, found.first_row, found.rows) == ("values", 1, 16, 4)
+    assert str(found) == "view-0001/logits-00001.h5 values (view 1, rows 16 to 19) doesn't match its checksum"
     assert damaged["view-0000/hint.layer3-00000.h5"].array == "digest"
     assert damaged["rows.h5"].array == "label"
     assert damaged["samples.h5"].array is None
@@ -89,9 +89,9 @@ def test_what_is_damaged_is_named_with_its_rows(cache: Cache) -> None:
 
 def test_both_arrays_of_a_file_are_reported(cache: Cache) -> None:
     path = cache.shard_path(0, "logits", 0)
-    for name in ("digest", "logits/values"):
+    for name in ("digest", "values"):
         _flip(path, _offset(path, name))
-    assert [d.array for d in verify(cache.folder).damaged] == ["digest", "logits/values"]
+    assert [d.array for d in verify(cache.folder).damaged] == ["digest", "values"]
 
 
 def test_padding_belongs_to_what_is_checked(cache: Cache) -> None:
@@ -280,11 +280,11 @@ def test_who_reads_keeps_what_a_repair_removes(cache: Cache) -> None:
 
 def test_a_changed_number_is_refused_only_with_verify_reads(cache: Cache) -> None:
     rows, path = np.arange(20), cache.shard_path(0, "logits", 0)
-    before = cache.column("logits").gather(0, rows)["logits/values"]
-    _flip(path, _offset(path, "logits/values"))
-    after = Cache(cache.folder).column("logits").gather(0, rows)["logits/values"]
+    before = cache.column("logits").gather(0, rows)["values"]
+    _flip(path, _offset(path, "values"))
+    after = Cache(cache.folder).column("logits").gather(0, rows)["values"]
     assert np.argwhere(before != after).tolist() == [[0, 0]]
-    with pytest.raises(IntegrityError, match=r"logits/values doesn't match its checksum: run softcache verify"):
+    with pytest.raises(IntegrityError, match=r"values doesn't match its checksum: run softcache verify"):
         Cache(cache.folder, verify_reads=True).column("logits").gather(0, rows)
 
 
@@ -325,7 +325,7 @@ def test_logits_forged_with_a_right_checksum_are_found_by_the_teacher(dumped: Ca
     folder = dumped()
     shard = Cache(folder).shard_path(0, "logits", 0)
     with h5py.File(shard, "r+", libver=("v110", "v110"), track_times=None) as file:
-        values = file["logits/values"]
+        values = file["values"]
         changed = values[...]
         changed[:, 0] += np.float16(0.05) * np.abs(changed).max(1)  # 5 % of the largest logit
         values[...] = changed

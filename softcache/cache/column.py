@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,30 +11,39 @@ from typing import Any
 import numpy as np
 import torch
 
-from softcache.cache.schema import LOGITS, HintColumn, hint_column
+from softcache.cache.schema import ColumnRecord
 from softcache.cache.shard import Arrays
-from softcache.codecs._open import open_codec
 from softcache.errors import UsageError
 
-HINT_CODECS = {"float16": "fp16", "float32": "fp32"}
+DIGEST = "digest"  # of a key's inputs: an array of every column, beside those of its codec
 
 
 @dataclass(frozen=True)
 class Column:
-    """``name``: ``logits``, or ``hint.LAYER``. ``shape``: of one key's values. ``codec``: how they are kept.
-    ``shard_rows``: rows a shard. ``group``: what the names of its arrays begin with in a shard."""
+    """``name``: of an output of the teacher, such as ``logits``, or ``hint.LAYER``. ``kind``: what its last axis is:
+    ``classes``, ``binary`` or ``values``. ``shape``: of one key's values. ``codec``: how they are kept.
+    ``shard_rows``: rows a shard."""
 
     name: str
+    kind: str
     shape: tuple[int, ...]
     codec: Any
     shard_rows: int
-    group: str
+
+    @classmethod
+    def of(cls, name: str, record: ColumnRecord, codec: Any) -> Column:
+        """``codec``: as ``open_codec`` gives the one that the record names."""
+        return cls(name, record.kind, tuple(record.shape), codec, record.shard_rows)
+
+    @property
+    def width(self) -> int:
+        """How many classes, labels or numbers its last axis has."""
+        return self.shape[-1] if self.shape else 1
 
     def arrays(self, rows: int) -> Arrays:
         """What a shard of so many rows holds: dataset name → dtype and shape. ``digest`` is that of the pixels."""
-        coded = self.codec.arrays(self.shape)
-        held: Arrays = {f"{self.group}/{name}": (dtype, (rows, *tail)) for name, (dtype, tail) in coded.items()}
-        return {"digest": ("<u4", (rows,)), **held}
+        coded = {name: (dtype, (rows, *tail)) for name, (dtype, tail) in self._coded.items()}
+        return {DIGEST: ("<u4", (rows,)), **coded}
 
     @property
     def row_bytes(self) -> int:
@@ -42,27 +52,37 @@ class Column:
 
     def encode(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
         """Values (B, …) on any device → arrays with one row a key, by the names that they have in a shard."""
-        return {f"{self.group}/{name}": array for name, array in self.codec.encode(values).items()}
+        coded: dict[str, torch.Tensor] = self.codec.encode(values)
+        return coded
 
     def decode(self, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> torch.Tensor:
-        """The other way: values (B, …) float32, on the same device. Arrays of other columns and digests are not looked
-        at. Errors: ``UsageError`` where none is of this column."""
-        start = f"{self.group}/"
-        coded = {name.removeprefix(start): _tensor(array) for name, array in arrays.items() if name.startswith(start)}
-        if not coded:
-            raise UsageError(f"nothing of the column {self.name!r} is among {', '.join(arrays) or 'no arrays'}")
+        """The other way: values (B, …) float32, on the same device. Digests are not looked at.
+
+        Errors: ``UsageError`` where the arrays are not those of this column.
+        """
+        coded = {name: _tensor(array) for name, array in arrays.items() if name != DIGEST}
+        if {name: tuple(array.shape[1:]) for name, array in coded.items()} != self._tails:
+            raise UsageError(
+                f"the column {self.name!r} has {_told(self._tails)} of each key, not "
+                f"{_told({name: tuple(array.shape[1:]) for name, array in coded.items()})}"
+            )
         values: torch.Tensor = self.codec.decode(coded)
         return values
 
+    @functools.cached_property
+    def _coded(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """What the codec keeps: name → dtype and shape of one key."""
+        found: dict[str, tuple[str, tuple[int, ...]]] = self.codec.arrays(self.shape)
+        return found
 
-def logits_column(classes: int, codec: Any, shard_rows: int) -> Column:
-    """``codec``: as ``open_codec`` gives it."""
-    return Column(LOGITS, (classes,), codec, shard_rows, "logits")
+    @functools.cached_property
+    def _tails(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tail) for name, (_, tail) in self._coded.items()}
 
 
-def column_of_hint(layer: str, hint: HintColumn) -> Column:
-    codec = open_codec(HINT_CODECS[hint.dtype])
-    return Column(hint_column(layer), tuple(hint.shape), codec, hint.shard_rows, "hint")
+def _told(tails: Mapping[str, tuple[int, ...]]) -> str:
+    """``values (10,)``."""
+    return ", ".join(f"{name} {tail}" for name, tail in tails.items()) or "nothing"
 
 
 def _tensor(array: np.ndarray | torch.Tensor) -> torch.Tensor:

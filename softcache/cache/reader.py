@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import shlex
@@ -15,9 +16,10 @@ import torch
 
 from softcache import registry
 from softcache.cache.checksum import checksum
-from softcache.cache.column import Column, column_of_hint, logits_column
+from softcache.cache.column import Column
+from softcache.cache.manifest import Manifest
 from softcache.cache.mapping import Rows, map_shards
-from softcache.cache.schema import LOGITS, ROWS, SAMPLES, Manifest, shard_name
+from softcache.cache.schema import FORMAT, ROWS, SAMPLES, VERSION, is_hint, layer_of, shard_name
 from softcache.cache.shard import Arrays, Attributes, Opened, open_shard, opened, read_array
 from softcache.codecs._open import is_own, named_again, open_codec, option_of
 from softcache.errors import CacheError, IntegrityError, UsageError
@@ -41,40 +43,69 @@ class Cache:
         self.folder = Path(folder)
         self.verify_reads = verify_reads
         self.manifest = Manifest.load(self.folder)
-        self._layouts: dict[str, Column] = {}
-        self._codec: Any = None
-        self._given: str | None = None
-        recorded = self.manifest.identity.codec
-        try:
-            if not is_own(recorded):
-                self._codec = open_codec(recorded)
-            elif named := codec or given_before(self.folder, "codec", self.manifest.cache_id):
-                self._codec, self._given = named_again(recorded, named), named
-            if self._codec is not None:
-                with registry.guarded(option_of(recorded), f"codec {option_of(recorded)!r}"):
-                    self._codec.arrays((self.manifest.identity.classes,))
-        except UsageError as error:  # what the manifest says is no usage
-            raise CacheError(f"{self.folder}: codec not available: {error}") from None
+        self._given = codec
+        self._columns: dict[str, Column] = {}
+        for name in self.manifest.columns:
+            if not is_own(self.manifest.state.columns[name].codec) or self._named() is not None:
+                self.layout(name)
 
-    @property
-    def codec(self) -> Any:
-        """How logits lie on disk.
+    def layout(self, column: str) -> Column:
+        """How a column lies on disk.
 
-        Errors: ``CacheError`` where it is code that the user hasn't named.
+        Errors: ``CacheError`` where the cache doesn't have it, with the command that adds it, where its codec isn't
+        available, and where that is code that the user hasn't named.
         """
-        if self._codec is None:
-            own = option_of(self.manifest.identity.codec)
+        if column not in self._columns:
+            record = self.manifest.state.columns.get(column)
+            if record is None:
+                raise CacheError(self._lacking(column))
+            found = Column.of(column, record, self._codec(record.codec))
+            try:
+                with registry.guarded(option_of(record.codec), f"codec {option_of(record.codec)!r}"):
+                    found.arrays(1)
+            except UsageError as error:  # what the manifest says is no usage
+                raise CacheError(f"{self.folder}: codec not available: {error}") from None
+            self._columns[column] = found
+        return self._columns[column]
+
+    def check_codecs(self) -> None:
+        """Errors: ``CacheError`` as ``layout``, of any column."""
+        for name in self.manifest.columns:
+            self.layout(name)
+
+    def named_codec(self, column: str) -> str:
+        """The spec of a column's codec, which the user may pass on. Errors: ``CacheError`` as ``layout``."""
+        self.layout(column)
+        recorded = self.manifest.state.columns[column].codec
+        return (self._named() or recorded) if is_own(recorded) else recorded
+
+    def _named(self) -> str | None:
+        """The code that the user named as a codec of this cache, now or before."""
+        return self._given or given_before(self.folder, "codec", self.manifest.cache_id)
+
+    def _codec(self, recorded: str) -> Any:
+        named = self._named() if is_own(recorded) else None
+        if is_own(recorded) and named is None:
+            own = option_of(recorded)
             raise CacheError(
                 f"{self.folder} was made with a codec that is code, {own}. For safety, softcache runs no code that is "
                 f"named only in a cache: if you trust it, pass --codec {shlex.quote(own)}, or where you have it"
             )
-        return self._codec
+        try:
+            return open_codec(recorded) if named is None else named_again(recorded, named)
+        except UsageError as error:  # what the manifest says is no usage
+            raise CacheError(f"{self.folder}: codec not available: {error}") from None
 
-    @property
-    def named_codec(self) -> str:
-        """The spec of the codec. Errors: ``CacheError`` as ``codec``."""
-        assert self.codec is not None
-        return self._given or self.manifest.identity.codec
+    def _lacking(self, column: str) -> str:
+        hints, outputs = self.manifest.hints, [name for name in self.manifest.columns if not is_hint(name)]
+        if is_hint(column):
+            what, known, option = f"hint {layer_of(column)!r}", hints, f"--hint {shlex.quote(layer_of(column))}"
+        else:
+            what, known, option = f"output {column!r}", outputs, f"--output {shlex.quote(column)}"
+        return (
+            f"{self.folder} has no {what} (it has {', '.join(known) or 'none'}): "
+            f"add it with: softcache dump … --out {self.folder} {option}"
+        )
 
     @property
     def rows(self) -> int:
@@ -126,11 +157,15 @@ class Cache:
         return {"index": ("<i8", shape[:1]), "pixels": ("|u1", shape)}
 
     def file_attributes(self, column: str) -> Attributes:
-        return {"format": "softcache", "version": 1, "cache_id": self.manifest.cache_id, "column": column}
+        """Root attributes of ``rows.h5`` and ``samples.h5``, and the first ones of shards."""
+        common: Attributes = {"format": FORMAT, "version": VERSION, "cache_id": self.manifest.cache_id}
+        labels: Attributes = {"labels_sha256": self.manifest.state.labels} if column == "rows" else {}
+        return {**common, "column": column, **labels}
 
     def shard_attributes(self, view: int, column: str, number: int) -> Attributes:
         first, rows = self.shard_range(column, number)
-        return {**self.file_attributes(column), "view": view, "first_row": first, "rows": rows}
+        place = {"view": view, "first_row": first, "rows": rows}
+        return {**self.file_attributes(column), **place, "column_sha256": self.manifest.state.columns[column].sha256()}
 
     def shard_range(self, column: str, number: int) -> tuple[int, int]:
         """First row and number of rows of a shard."""
@@ -143,18 +178,6 @@ class Cache:
     def arrays(self, column: str, rows: int) -> Arrays:
         """What a shard of a column holds: dataset name → dtype and shape."""
         return self.layout(column).arrays(rows)
-
-    def layout(self, column: str) -> Column:
-        """How a column lies on disk. Errors: ``CacheError`` as ``codec``."""
-        if column not in self._layouts:
-            identity, state = self.manifest.identity, self.manifest.state
-            if column == LOGITS:
-                found = logits_column(identity.classes, self.codec, identity.shard_rows)
-            else:
-                layer = column.removeprefix("hint.")
-                found = column_of_hint(layer, state.hints[layer])
-            self._layouts[column] = found
-        return self._layouts[column]
 
     def missing(self, columns: list[str], views: int) -> list[tuple[int, str, int]]:
         """(view, column, shard number) of every shard that isn't there, by the folders' listings alone."""
@@ -170,9 +193,10 @@ class Cache:
                         absent.append((view, column, number))
         return absent
 
-    def complete_views(self, column: str = LOGITS) -> list[int]:
-        """Views of which every shard of the column is there."""
-        absent = {view for view, _, _ in self.missing([column], self.views)}
+    def complete_views(self, column: str | None = None) -> list[int]:
+        """Views of which every shard of the column is there; None: of all columns."""
+        columns = self.manifest.columns if column is None else [column]
+        absent = {view for view, _, _ in self.missing(columns, self.views)}
         return [view for view in range(self.views) if view not in absent]
 
     @contextlib.contextmanager
@@ -191,16 +215,7 @@ class Cache:
             yield file
 
     def column(self, column: str) -> ColumnReader:
-        """Rows of one column.
-
-        Errors: ``CacheError`` where the cache doesn't have it, with the command that adds it.
-        """
-        if column not in self.manifest.columns:
-            layer, known = column.removeprefix("hint."), ", ".join(self.manifest.state.hints) or "none"
-            raise CacheError(
-                f"{self.folder} has no hint {layer!r} (it has {known}): "
-                f"add it with: softcache dump … --out {self.folder} --hint {layer}"
-            )
+        """Rows of one column. Errors: ``CacheError`` as ``layout``."""
         return ColumnReader(self, column)
 
     def describe(self) -> dict[str, Any]:
@@ -225,10 +240,8 @@ class Cache:
             "views": self.views,
             "rows": self.rows,
             "keys": self.rows * self.views,
-            "classes": identity.classes,
-            "codec": identity.codec,
-            "codec_error": state.codec_error,
-            "hints": {layer: {"shape": h.shape, "dtype": h.dtype} for layer, h in state.hints.items()},
+            "classes": len(state.class_names),
+            "columns": {name: dataclasses.asdict(state.columns[name]) for name in self.manifest.columns},
             "bytes": size,
             "complete": not absent,
             "missing_shards": len(absent),

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softcache.atomic import sync_folder
+from softcache.cache.schema import COLUMN
 from softcache.errors import CacheError
 
 _VIEW = re.compile(r"view-(\d{4,5})")
-_SHARD = re.compile(r"(logits|hint\.[A-Za-z0-9_][A-Za-z0-9_.\-]*(?:@in)?)-(\d{5,7})\.h5")
+_SHARD = re.compile(rf"({COLUMN.pattern})-(\d{{5,7}})\.h5")
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,19 @@ from softcache.cache.agreement.identity import refuse_other
 from softcache.cache.agreement.recorded import Recorded
 from softcache.cache.hdf5 import read_structure
 from softcache.cache.locks import changing
+from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
 from softcache.cache.schema import (
-    LOGITS,
+    FORMAT,
     MANIFEST,
     ROWS,
     SAMPLES,
-    HintColumn,
+    VERSION,
+    ColumnRecord,
     Identity,
-    Manifest,
     State,
-    hint_column,
+    labels_sha256,
+    shard_name,
 )
 from softcache.cache.shard import Attributes, ShardWriter, opened, write_temporary
 from softcache.cache.surplus import find_surplus, remove_surplus
@@ -41,7 +43,7 @@ MAX_NOTES = 50  # on later changes of machine or libraries
 
 @dataclass(frozen=True)
 class Block:
-    """The rows of one shard of logits in one view, and which shards of which columns are missing there."""
+    """Rows that are computed together in one view, and which shards of which columns are missing there."""
 
     view: int
     first: int
@@ -68,21 +70,23 @@ def create_or_extend(
     identity: Identity,
     *,
     views: int,
-    hints: dict[str, HintColumn],
+    columns: dict[str, ColumnRecord],
     made: dict[str, Any],
+    class_names: Sequence[str],
     labels: np.ndarray,
     names: list[str] | None,
     samples: KeptSamples,
     codec: str | None = None,
 ) -> Cache:
-    """The cache in ``folder``, made if it isn't there and asked to hold at least these views, hints and samples.
+    """The cache in ``folder``, made if it isn't there and asked to hold at least these views, columns and samples.
 
     ``codec``: as ``Cache`` takes it. Several processes may call it at once: one makes the manifest, the others find it.
 
     Whatever takes its time (rows and samples are written, shards that are there are looked at) is done before the
     manifest is locked.
 
-    Errors: ``CacheError`` that names the differing fields where the folder holds a cache of another identity.
+    Errors: ``CacheError`` that names the differing fields where the folder holds a cache of another identity, other
+    labels, or a column of that name that is something else.
     """
     rows: dict[str, np.ndarray] = {"label": labels.astype("<i4")}
     if names is not None:
@@ -91,7 +95,7 @@ def create_or_extend(
     folder.mkdir(parents=True, exist_ok=True)
     new = not (folder / MANIFEST).exists()
     if new:
-        _refuse_foreign_shards(folder, identity)
+        _refuse_foreign_shards(folder, identity, columns)
     kept = 0 if new else Manifest.load(folder).state.samples_shape[0]
     needed = [name for name in (ROWS, SAMPLES) if new or not (folder / name).exists()]
     if shape[0] > kept and SAMPLES not in needed:
@@ -100,12 +104,14 @@ def create_or_extend(
         if (folder / MANIFEST).exists():
             manifest = Manifest.load(folder)
             refuse_other(manifest.identity, identity, folder)
-            state = _extended(manifest.state, views, hints, made, folder)
+            if (manifest.state.class_names, manifest.state.labels) != (list(class_names), labels_sha256(labels)):
+                raise CacheError(f"{folder} was made from other labels or classes: restore them or use another --out")
+            state = _extended(manifest.state, views, columns, made, folder)
             if shape[0] > state.samples_shape[0]:
                 # Samples are missing while the manifest and they would differ, so that nobody takes them for damaged.
                 (folder / SAMPLES).unlink(missing_ok=True)
                 state = dataclasses.replace(state, samples_shape=shape)
-            _remove_misfits(folder, Manifest(identity, state), set(state.hints) - set(manifest.state.hints))
+            _remove_misfits(folder, Manifest(identity, state), set(state.columns) - set(manifest.state.columns))
             if state != manifest.state:
                 Manifest(identity, state).save(folder)
             for name, part in parts.items():
@@ -113,7 +119,10 @@ def create_or_extend(
                     commit(part, folder / name)
         elif new:
             name_bytes = rows["name"].dtype.itemsize if "name" in rows else 0
-            state = State(views, shape, name_bytes, dict(sorted(hints.items())), made=made)
+            state = State(
+                views, shape, list(class_names), labels_sha256(labels), name_bytes, dict(sorted(columns.items())),
+                made=made,
+            )  # fmt: skip
             for name, part in parts.items():
                 commit(part, folder / name)  # over those of a start that was killed, maybe of another cache
             # The manifest comes last: a folder without one holds nothing that could be taken for a cache.
@@ -128,12 +137,13 @@ def _written_beside(
     folder: Path, identity: Identity, needed: Sequence[str], rows: dict[str, np.ndarray], samples: KeptSamples
 ) -> Iterator[dict[str, Path]]:
     """Files that are once per cache, under temporary names; those that haven't been committed then go."""
-    common: Attributes = {"format": "softcache", "version": 1, "cache_id": identity.cache_id()}
+    common: Attributes = {"format": FORMAT, "version": VERSION, "cache_id": identity.cache_id()}
     parts: dict[str, Path] = {}
     try:
         for name in needed:
             attributes = {**common, "column": name.removesuffix(".h5")}
             if name == ROWS:
+                attributes["labels_sha256"] = labels_sha256(rows["label"])
                 parts[name] = write_temporary(folder / name, attributes, rows)
             else:
                 parts[name] = _write_samples(folder / name, attributes, samples)
@@ -158,14 +168,14 @@ def _write_samples(path: Path, attributes: Attributes, samples: KeptSamples) -> 
 
 
 def _remove_misfits(folder: Path, manifest: Manifest, added: set[str]) -> None:
-    """Of hints that are added to a manifest, removes shards that are there and don't fit: a ``softcache trim`` that was
-    killed may have left them, of another shape or dtype. Those that fit are done already."""
+    """Of columns that are added to a manifest, removes shards that are there and don't fit: a ``softcache trim`` that
+    was killed may have left them, of another shape or codec. Those that fit are done already."""
     if not added:
         return
-    cache, columns, misfits = Cache(folder), set(map(hint_column, added)), []
+    cache, misfits = Cache(folder), []
     cache.manifest = manifest
     for file in find_surplus(folder, 0, ()):
-        if file.column in columns:
+        if file.column in added:
             try:
                 with cache.shard(file.view, file.column, file.number):
                     pass  # it fits
@@ -174,28 +184,29 @@ def _remove_misfits(folder: Path, manifest: Manifest, added: set[str]) -> None:
     remove_surplus(folder, misfits)
 
 
-def _extended(state: State, views: int, hints: dict[str, HintColumn], made: dict[str, Any], folder: Path) -> State:
-    """A state with these views and hints too, and a note of it where libraries or machine are others by now."""
-    wanted = dict(state.hints)
-    for layer, hint in hints.items():
-        if layer in wanted and wanted[layer] != hint:
+def _extended(state: State, views: int, columns: dict[str, ColumnRecord], made: dict[str, Any], folder: Path) -> State:
+    """A state with these views and columns too, and a note of it where libraries or machine are others by now."""
+    wanted = dict(state.columns)
+    for name, column in columns.items():
+        there = wanted.setdefault(name, column)
+        if there.sha256() != column.sha256():
             raise CacheError(
-                f"{folder} holds hint {layer} as {wanted[layer].dtype} {wanted[layer].shape}, "
-                f"asked for as {hint.dtype} {hint.shape}: match --hint-dtype or use another --out"
+                f"{folder} holds {name} as {there.kind} {there.shape} in {there.codec}, asked for as {column.kind} "
+                f"{column.shape} in {column.codec}: match its codec or use another --out"
             )
-        wanted[layer] = hint
     later = state.made.get("later", [])
     last = {**state.made, **(later[-1] if later else {})}
     changed = {k: v for k, v in made.items() if last.get(k) != v and k not in ("date", "command")}
     if changed:
         note = {**changed, "command": made.get("command"), "date": made.get("date")}
         state = dataclasses.replace(state, made={**state.made, "later": [*later, note][-MAX_NOTES:]})
-    return dataclasses.replace(state, views=max(views, state.views), hints=dict(sorted(wanted.items())))
+    return dataclasses.replace(state, views=max(views, state.views), columns=dict(sorted(wanted.items())))
 
 
-def _refuse_foreign_shards(folder: Path, identity: Identity) -> None:
-    """What exists counts as done, so a folder that has lost its manifest may only hold this very cache's shards."""
-    wanted = identity.cache_id()
+def _refuse_foreign_shards(folder: Path, identity: Identity, columns: dict[str, ColumnRecord]) -> None:
+    """What exists counts as done, so a folder that has lost its manifest may only hold this very cache's shards, and of
+    these columns only such as are kept in the same way."""
+    wanted, meanings = identity.cache_id(), {name: record.sha256() for name, record in columns.items()}
     for path in sorted(folder.glob("view-*/[!.]*.h5")):
         name = path.relative_to(folder)
         try:
@@ -207,6 +218,12 @@ def _refuse_foreign_shards(folder: Path, identity: Identity) -> None:
         if found.get("cache_id") != wanted:
             raise CacheError(
                 f"{folder} has no {MANIFEST}, but shards of another cache ({name}): remove them or use another --out"
+            )
+        column = str(found.get("column"))
+        if column in meanings and found.get("column_sha256") != meanings[column]:
+            raise CacheError(
+                f"{folder} has no {MANIFEST}, but shards of {column} in another codec, shape or size ({name}): remove "
+                "them, ask for them as they are, or use another --out"
             )
 
 
@@ -225,19 +242,24 @@ def plan(cache: Cache, views: int, columns: list[str], part: tuple[int, int] = (
     ``part``: (k, n) takes every n-th block beginning with the k-th, so that n processes share the work. Errors:
     ``SoftcacheError`` where the folder of a view in which something is missing is a link.
     """
-    size = cache.manifest.identity.shard_rows
+    size = cache.manifest.identity.grid.block_rows
     missing: dict[tuple[int, int], list[tuple[str, int]]] = {}
     for view, column, number in cache.missing(columns, views):
         first, _ = cache.shard_range(column, number)
         missing.setdefault((view, first // size), []).append((column, number))
     blocks = []
     for (view, number), shards in sorted(missing.items(), key=lambda item: (item[0][1], item[0][0])):
-        first, rows = cache.shard_range(LOGITS, number)
+        first = number * size
+        rows = min(size, cache.rows - first)
         if (number * views + view) % part[1] == part[0] - 1:
             blocks.append(Block(view, first, rows, tuple(shards)))
     for view in {block.view for block in blocks}:  # now, and not after hours of other views
-        check_no_link(cache.shard_path(view, LOGITS, 0).parent)
+        check_no_link(_view_folder(cache, view))
     return blocks
+
+
+def _view_folder(cache: Cache, view: int) -> Path:
+    return (cache.folder / shard_name(view, "", 0)).parent
 
 
 class BlockWriter:
@@ -254,15 +276,17 @@ class BlockWriter:
         self._there = [column for column in cache.manifest.columns if column not in missing]
         self._recorded = recorded
         self._open: dict[str, tuple[int, ShardWriter]] = {}
-        make_folder_within(cache.shard_path(block.view, LOGITS, 0).parent)
+        make_folder_within(_view_folder(cache, block.view))
 
-    def write(self, first: int, columns: dict[str, dict[str, np.ndarray]], logits: torch.Tensor | None = None) -> None:
-        """``columns``: column → array name → rows ``first ...`` of it. ``logits``: (B, C) of these rows before their
-        codec, on the CPU, needed where their shard is there.
+    def write(
+        self, first: int, columns: dict[str, dict[str, np.ndarray]], said: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        """``columns``: column → array name → rows ``first ...`` of it. ``said``: by column, the values of these rows
+        before their codec, on the CPU, of those whose shards are there and that are to agree with them.
 
         Errors: ``PixelsError`` and ``CacheError`` where a column that is there says something else.
         """
-        self._recorded.check(self._block.view, first, columns, self._there, logits)
+        self._recorded.check(self._block.view, first, columns, self._there, said or {})
         if first + len(next(iter(columns.values()))["digest"]) == self._block.first + self._block.rows:
             self._recorded.release(self._block.view)
         for column, arrays in columns.items():

@@ -51,7 +51,19 @@ def _keep(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
         help="Recorded views of every image.  [default: the cache's, else 4; 1 with --augment none; "
         "docs/real.md has what other numbers reach]",
     ),
-    option("--hint", multiple=True, metavar="LAYER", help="Keep a layer's activations too; repeatable."),
+    option(
+        "--output",
+        multiple=True,
+        metavar="NAME",
+        help="What is kept of the teacher's answer, as NAME[:kind=classes|binary|values][:codec=CODEC]; repeatable; "
+        "none keeps hints alone.  [default: logits, or the cache's]",
+    ),
+    option(
+        "--hint",
+        multiple=True,
+        metavar="LAYER",
+        help="Keep a layer's activations too, as LAYER[:codec=CODEC]; repeatable.",
+    ),
     option("--out", type=click.Path(), help="The cache's folder.  [default: caches/TEACHER-DATASET-SPLIT]"),
     flag("--dry-run", help="Estimate space and time, and stop."),
     _options.json_,
@@ -78,9 +90,12 @@ def _keep(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
 )
 @section(
     "Storage",
-    option("--codec", help="How logits are stored: fp16, bf16, fp32, my.py:Codec.  [default: fp16, or the cache's]"),
-    option("--hint-dtype", type=click.Choice(["float16", "float32"]), help="[default: float16, or the cache's]"),
-    option("--shard-rows", type=int, help="Rows per shard, a power of two.  [default: by device and size]"),
+    option(
+        "--codec",
+        help="How it is stored where --output and --hint don't say: fp16, bf16, fp32, my.py:Codec.  [default: fp16, or "
+        "the cache's]",
+    ),
+    option("--shard-rows", type=int, help="Most rows of a shard, a power of two.  [default: by device and size]"),
     option(
         "--keep-samples",
         callback=_keep,
@@ -99,10 +114,10 @@ def _keep(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
     _options.workers,
 )
 def command(dry_run: bool = False, json_: bool = False, **options: Any) -> None:
-    """Run the teacher once per key and keep its logits, and hints if asked for.
+    """Run the teacher once per key and keep its logits, and other outputs and hints if asked for.
 
-    Run again it computes what is missing: after an interruption, for more --views, or for another --hint; what isn't
-    given again (codec, recipe, batch size, precision) is as the cache has it. On several GPUs or machines run it
+    Run again it computes what is missing: after an interruption, for more --views, another --output or --hint; what
+    isn't given again (codec, recipe, batch size, precision) is as the cache has it. On several GPUs or machines run it
     under torchrun, or once for each --part.
     """
     from softcache.stages.dump import dump

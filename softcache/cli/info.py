@@ -29,11 +29,11 @@ def command(cache: str | None, json_: bool) -> None:
             click.echo("there is no cache in caches/: make one with softcache dump --teacher resnet50")
         else:
             table(
-                ["cache", "teacher", "data", "rows", "views", "codec", "hints", "size", "complete"],
+                ["cache", "teacher", "data", "rows", "views", "holds", "size", "complete"],
                 [
                     [
                         f["path"], f["teacher"], f"{f['dataset']}/{f['split']}", f"{f['rows']:,}", str(f["views"]),
-                        f["codec"], ", ".join(f["hints"]) or "–", size(f["bytes"]), "yes" if f["complete"] else "no",
+                        ", ".join(f["columns"]), size(f["bytes"]), "yes" if f["complete"] else "no",
                     ]
                     for f in found if "error" not in f
                 ],
@@ -47,9 +47,8 @@ def command(cache: str | None, json_: bool) -> None:
     if json_:
         as_json(found_one)
         return
-    numerics = opened.manifest.identity.teacher.numerics
-    hints = ", ".join(f"{k} {'×'.join(map(str, v['shape']))} {v['dtype']}" for k, v in found_one["hints"].items())
-    error = found_one["codec_error"]
+    identity = opened.manifest.identity
+    numerics = identity.teacher.numerics
     versions = ", ".join(f"{name} {version}" for name, version in recorded_versions(opened).items())
     whole = (
         "complete"
@@ -60,8 +59,8 @@ def command(cache: str | None, json_: bool) -> None:
         [
             ("cache", f"{found_one['path']} ({whole})"),
             ("cache id", found_one["cache_id"]),
-            ("teacher", f"{found_one['teacher']}, weights {opened.manifest.identity.teacher.weights[:16]}"),
-            ("ran in", f"{numerics.dtype}, amp {numerics.amp}, {numerics.device}, batch {numerics.batch}"),
+            ("teacher", f"{found_one['teacher']}, weights {identity.teacher.weights[:16]}"),
+            ("ran in", f"{numerics.dtype}, amp {numerics.amp}, {numerics.device}, batch {identity.grid.batch}"),
             ("teacher top-1", percent(found_one["teacher_top1"])),
             ("dataset", f"{found_one['dataset']}/{found_one['split']}, {found_one['classes']} classes"),
             (
@@ -69,14 +68,22 @@ def command(cache: str | None, json_: bool) -> None:
                 f"{found_one['views']} of {found_one['recipe']} at {found_one['size']}², seed {found_one['view_seed']}",
             ),
             ("keys", f"{found_one['keys']:,} ({found_one['rows']:,} rows)"),
-            ("hints", hints or "none"),
-            ("codec", f"{found_one['codec']}" + (f", mean KL {error['kl_mean_T1']:.1e} at T=1" if error else "")),
+            *((name, _column(column)) for name, column in found_one["columns"].items()),
             ("kept samples", f"the pixels of {opened.manifest.state.samples_shape[0]:,} rows"),
             ("size", size(found_one["bytes"])),
             ("made", f"{found_one['made'].get('date')} by softcache {found_one['made'].get('softcache')}"),
             ("pixels made by", versions or "unknown versions"),
         ]
     )
+
+
+def _column(column: dict[str, Any]) -> str:
+    """``10 classes in fp16, mean KL 1.2e-09 at T=1``."""
+    shape, error = "×".join(map(str, column["shape"])) or "1", column["error"]
+    text = f"{shape} {column['kind']} in {column['codec']}"
+    if "kl_mean_T1" in error:
+        return f"{text}, mean KL {error['kl_mean_T1']:.1e} at T=1"
+    return f"{text}, relative error {error['relative_error_mean']:.1e}" if "relative_error_mean" in error else text
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ SHOWN = 20
     "Most used",
     option("--views", type=int, metavar="N", help="Keep the first N views and remove the others."),
     option("--drop-hint", "drop_hints", multiple=True, metavar="LAYER", help="Remove a layer's hint; repeatable."),
+    option("--drop-output", "drop_outputs", multiple=True, metavar="NAME", help="Remove an output; repeatable."),
     option("--codec", help="The codec, if the cache was made with code of your own: my.py:Codec."),
     flag("--dry-run", help="Say what would be removed, and stop."),
     _options.json_,
@@ -26,14 +27,15 @@ def command(
     cache: str | None = None,
     views: int | None = None,
     drop_hints: tuple[str, ...] = (),
+    drop_outputs: tuple[str, ...] = (),
     codec: str | None = None,
     dry_run: bool = False,
     json_: bool = False,
 ) -> None:
-    """Take views or hints out of a cache. It doesn't ask before it removes them."""
+    """Take views, hints or outputs out of a cache. It doesn't ask before it removes them."""
     from softcache.stages.trim import trim
 
-    trimmed = trim(cache, views=views, drop_hints=drop_hints, dry_run=dry_run, codec=codec)
+    trimmed = trim(cache, views=views, drop_hints=drop_hints, drop_outputs=drop_outputs, dry_run=dry_run, codec=codec)
     if json_:
         as_json(trimmed.to_json())
         return
@@ -46,7 +48,7 @@ def command(
     rows(
         [
             ("cache", str(trimmed.folder)),
-            ("keeps", f"{counted(trimmed.views, 'view')}, hints {', '.join(trimmed.hints) or 'none'}"),
+            ("keeps", f"{counted(trimmed.views, 'view')}, of {', '.join(trimmed.columns)}"),
             (freed, f"{size(trimmed.bytes)} in {counted(len(trimmed.files), 'file')}"),
         ]
     )

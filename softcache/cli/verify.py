@@ -56,7 +56,8 @@ def command(cache: str | None = None, repair: bool = False, json_: bool = False,
         t = found.teacher
         click.echo(
             f"teacher  {t.keys} keys run again: largest difference {t.largest:.3g} (allowed {t.allowed:.3g}) at row "
-            f"{t.row} in view {t.view}, same top-1 {percent(t.same_top1)}"
+            f"{t.row} in view {t.view}"
+            + (f", same top-1 {percent(t.same_top1)}" if t.same_top1 is not None else f", of {t.column}")
             + (f"; {t.beyond} keys beyond what is allowed" if t.beyond else "")
             + (f"; {t.other_pixels} keys have other pixels" if t.other_pixels else "")
             + (f"; {t.labels}" if t.labels else "")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 ATTRIBUTES = ("arrays", "encode", "decode")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAME = re.compile(r"(?!digest$)[A-Za-z_][A-Za-z0-9_]*")  # a shard has the keys' digests beside what a codec keeps
 _HASH = " sha256="
 
 

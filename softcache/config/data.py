@@ -17,8 +17,9 @@ from softcache.cache.agreement.data import check_dataset, check_together
 from softcache.cache.agreement.digests import CloseRows
 from softcache.cache.agreement.labels import agreed_labels
 from softcache.cache.agreement.samples import check_pixels, close_rows
+from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache, find_caches
-from softcache.cache.schema import LOGITS, Manifest, hint_column
+from softcache.cache.schema import LOGITS, hint_column
 from softcache.config.dump import default_views
 from softcache.config.folders import pick_cache
 from softcache.config.given import recorded_dataset, recorded_recipe, remember_cache
@@ -88,14 +89,14 @@ class TrainingData:
         return None
 
     def classes(self) -> int:
-        """Width of the logits."""
-        every = self.every_cache
-        return every[0].manifest.identity.classes if every else len(self.viewed.samples.classes)
+        """Width of the logits: that of the teachers', else of the dataset."""
+        widths = [cache.layout(LOGITS).width for cache in self.every_cache if LOGITS in cache.manifest.columns]
+        return widths[0] if widths else len(self.viewed.samples.classes)
 
     def hint_shapes(self, layers: Sequence[str]) -> list[Shape]:
         """Shapes of the teacher's activations, without the batch."""
         if self.live is None:
-            return [tuple(self.hints[layer].manifest.hint(hint_column(layer)).shape) for layer in layers]
+            return [self.hints[layer].layout(hint_column(layer)).shape for layer in layers]
         with torch.inference_mode(), Taps(self.live.model, layers) as taps:
             self.live.eval()(self.viewed.clean(np.arange(1)))
             return [tuple(taps[layer].shape[1:]) for layer in layers]
@@ -104,6 +105,11 @@ class TrainingData:
         """What is read batch by batch; nothing where targets come live or don't go with a view."""
         if self.live is not None or self.views is None:
             return []
+        return self.recorded
+
+    @property
+    def recorded(self) -> list[tuple[Cache, str]]:
+        """The columns that targets are made of."""
         hinted = [(cache, hint_column(layer)) for layer, cache in self.hints.items()]
         return [*((cache, LOGITS) for cache in self.caches), *hinted]
 
@@ -144,10 +150,13 @@ class TrainingData:
         return recorded if means is None else BothTargets(recorded, means)
 
 
-def open_data(parsed: Parsed, view_numbers: Sequence[int] | None = None) -> TrainingData:
+def open_data(
+    parsed: Parsed, view_numbers: Sequence[int] | None = None, *, columns: Sequence[str] | None = None
+) -> TrainingData:
     """Opens and checks everything that inputs, soft targets and hints come from, and writes nothing.
 
-    ``view_numbers``: the recorded views that a run began with, if it is resumed. Errors: ``CacheError`` where caches
+    ``view_numbers``: the recorded views that a run began with, if it is resumed. ``columns``: what is read of the named
+    caches, where it isn't what losses and hint losses need. Errors: ``CacheError`` where caches
     don't fit the data, each other, or lack a hint or a view; ``PixelsError`` where the pixels are not those that the
     teacher saw.
     """
@@ -167,20 +176,25 @@ def open_data(parsed: Parsed, view_numbers: Sequence[int] | None = None) -> Trai
         check_dataset(cache, viewed, recipe=False)
     viewed.samples = agreed_labels([*caches, *others], viewed.samples, options.labels)
     # Where alpha is 0 the logits aren't read, so that only what the hints need has to be there.
-    read = caches if parsed.losses else []
+    read = caches if parsed.losses and columns is None else []
+    _check_logits(read)
     data = TrainingData(
         viewed, dataset, None, read, find_hints(parsed.teacher_layers, [*others, *caches]), named=caches, lent=others
     )
     if parsed.labels_alone:  # the baseline beside a cache: its data and recipe, in fresh views
         return dataclasses.replace(data, views=_first(options.views))
-    visited = complete_views(data.caches, data.hints, options.views, view_numbers)
-    check_together([leading, *data.all_caches], visited)
+    needed = data.recorded if columns is None else [(cache, name) for cache in caches for name in columns]
+    for cache, name in needed:
+        cache.layout(name)  # refuses one that isn't there
+    visited = complete_views(needed, options.views, view_numbers)
+    used = list({cache.folder: cache for cache, _ in needed}.values())
+    check_together([leading, *used], visited)
     if options.pixels == "close":
         trained = visited[0] if options.targets != "mean" else None  # a mean's pixels are others by intent
-        close = {cache.folder: close_rows(cache, viewed, trained) for cache in data.all_caches}
+        close = {cache.folder: close_rows(cache, viewed, trained) for cache in used}
         data = dataclasses.replace(data, close=close)
     else:
-        for cache in data.all_caches:
+        for cache in used:
             check_pixels(cache, viewed)
     remember_cache(leading, dataset=dataset, augment=options.augment)
     recorded, averaged = options.targets != "mean", options.targets != "matched"
@@ -213,7 +227,7 @@ def _open_without_cache(parsed: Parsed) -> TrainingData:
 def _open_cache(name: str | None, options: TrainConfig, option: str) -> Cache:
     """Errors: ``CacheError`` also where its codec is code that wasn't named."""
     cache = Cache(pick_cache(name, option=option), verify_reads=options.verify_reads, codec=options.codec)
-    assert cache.named_codec
+    cache.check_codecs()
     remember_cache(cache, codec=options.codec)
     return cache
 
@@ -267,14 +281,13 @@ def _first(views: int | None) -> tuple[int, ...] | None:
 
 
 def complete_views(
-    caches: Sequence[Cache], hints: dict[str, Cache], count: int | None, numbers: Sequence[int] | None = None
+    columns: Sequence[tuple[Cache, str]], count: int | None, numbers: Sequence[int] | None = None
 ) -> tuple[int, ...]:
-    """The views of which every column that is needed is there: those with these ``numbers``, else the first ``count``
+    """The views of which every one of these columns is there: those with these ``numbers``, else the first ``count``
     of them, else all.
 
     Errors: ``CacheError`` where there are fewer.
     """
-    columns = [(cache, LOGITS) for cache in caches] + [(c, hint_column(layer)) for layer, c in hints.items()]
     complete = sorted(set.intersection(*(set(cache.complete_views(column)) for cache, column in columns)))
     folders = ", ".join(dict.fromkeys(str(cache.folder) for cache, _ in columns))
     if numbers is not None:
@@ -297,6 +310,24 @@ def complete_views(
     return tuple(complete[:count])
 
 
+def _check_logits(caches: Sequence[Cache]) -> None:
+    """Errors: ``CacheError`` for a cache without one vector of class logits a key, and where they have not all as many
+    classes."""
+    for cache in caches:
+        logits = cache.layout(LOGITS)
+        if logits.kind != "classes" or len(logits.shape) != 1:
+            raise CacheError(
+                f"{cache.folder} has logits of kind {logits.kind} and shape {logits.shape}; losses on logits take kind "
+                "classes and one vector a sample"
+            )
+        first = caches[0].layout(LOGITS)
+        if logits.width != first.width:
+            raise CacheError(
+                f"{caches[0].folder} has logits of {first.width} classes, {cache.folder} of {logits.width}: they can't "
+                "be combined"
+            )
+
+
 def _refuse_twice(caches: Sequence[Cache]) -> None:
     seen: dict[str, Path] = {}
     for cache in caches:
@@ -317,7 +348,7 @@ def find_hints(layers: Sequence[str], caches: Sequence[Cache]) -> dict[str, Cach
 
 
 def _lacking(layer: str, caches: Sequence[Cache]) -> str:
-    held = "; ".join(f"{c.folder} has {', '.join(c.manifest.state.hints) or 'none'}" for c in caches)
+    held = "; ".join(f"{c.folder} has {', '.join(c.manifest.hints) or 'none'}" for c in caches)
     cache = caches[0]
     made, dataset = cache.manifest.state.made, cache.manifest.identity.dataset
     command = [

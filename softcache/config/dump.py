@@ -11,8 +11,10 @@ from softcache.cache.schema import KEPT_SAMPLES, MAX_SIDE, Numerics
 from softcache.config.given import recorded_recipe
 from softcache.config.options import Options, refuse_seed
 from softcache.device import DTYPES
+from softcache.dumping.signals import Signal, asked_signals
 from softcache.errors import UsageError, nearest
 from softcache.models._arithmetic import AMP
+from softcache.registry import is_code, split_component
 from softcache.views._recipe import Recipe
 
 DEFAULT_VIEWS = 4
@@ -24,7 +26,6 @@ def default_views(recipe: Recipe) -> int:
 
 
 DEFAULTS: dict[str, Any] = {
-    "codec": "fp16",
     "dtype": "float32",
     "amp": "auto",
     "tf32": False,
@@ -58,8 +59,8 @@ class DumpConfig(Options):
     views: int | None = None
     view_seed: int | None = None
     size: int | None = None
+    output: tuple[str, ...] = ()
     hint: tuple[str, ...] = ()
-    hint_dtype: str | None = None
     codec: str | None = None
     batch_size: int | None = None
     shard_rows: int | None = None
@@ -96,14 +97,32 @@ class DumpConfig(Options):
         for name, known in (
             ("dtype", tuple(DTYPES)),
             ("amp", AMP),
-            ("hint_dtype", ("float16", "float32")),
             ("fingerprint", ("quick", "full")),
         ):
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise UsageError(f"--{name.replace('_', '-')} {value!r} is unknown{nearest(value, known)}")
 
-    def numerics(self, device: str, batch: int) -> Numerics:
+        _ = self.signals, self.named_codec
+
+    @property
+    def signals(self) -> list[Signal]:
+        """What is asked for of the teacher, without what is kept by default. Errors: ``UsageError`` for bad specs."""
+        return asked_signals(self.output, self.hint)
+
+    @property
+    def named_codec(self) -> str | None:
+        """The codec that the user named, for ``Cache``: the one that is code, if any is.
+
+        Errors: ``UsageError`` for two that are code: a cache may have one.
+        """
+        named = [codec for codec in (self.codec, *(signal.codec for signal in self.signals)) if codec]
+        own = list(dict.fromkeys(codec for codec in named if is_code(split_component(codec)[0])))
+        if len(own) > 1:
+            raise UsageError(f"{own[0]} and {own[1]} are both code: a cache has one codec of your own")
+        return own[0] if own else self.codec
+
+    def numerics(self, device: str) -> Numerics:
         """What decides the last bits, of options that are settled."""
         assert self.amp not in (None, "auto")
         assert self.dtype is not None
@@ -114,7 +133,6 @@ class DumpConfig(Options):
             memory_format="channels_last" if self.channels_last else "contiguous",
             compile=bool(self.compile),
             device=device,
-            batch=batch,
         )
 
     def settled(self, cache: Cache | None) -> DumpConfig:
@@ -125,7 +143,7 @@ class DumpConfig(Options):
         recorded = dict(DEFAULTS) if cache is None else _recorded(cache, self.augment)
         chosen = {key: value for key, value in recorded.items() if getattr(self, key) in (None, "auto")}
         settled = dataclasses.replace(self, **chosen)
-        if settled.compile and (settled.hint or (cache and cache.manifest.state.hints)):
+        if settled.compile and (settled.hint or (cache and cache.manifest.hints)):
             raise UsageError(
                 "--compile can't be used with --hint: layers of a compiled network can't be listened to, and "
                 "uncompiled its last bits would be others; leave one of the two out"
@@ -137,15 +155,14 @@ def _recorded(cache: Cache, augment: str | None) -> dict[str, Any]:
     identity = cache.manifest.identity
     numerics, made = identity.teacher.numerics, cache.manifest.state.made
     return {
-        "codec": cache.named_codec,
         "teacher_size": identity.teacher.preprocess.get("size"),
         "dtype": numerics.dtype,
         "amp": numerics.amp,
         "tf32": numerics.tf32,
         "channels_last": numerics.memory_format == "channels_last",
         "compile": numerics.compile,
-        "batch_size": numerics.batch,
-        "shard_rows": identity.shard_rows,
+        "batch_size": identity.grid.batch,
+        "shard_rows": identity.grid.block_rows,
         "augment": augment or recorded_recipe(cache),
         "view_seed": identity.recipe["seed"],
         "size": identity.recipe["size"],

@@ -110,7 +110,7 @@ class Samples:
         return dataclasses.replace(self, **parts)
 
     def fingerprint(self, full: bool = False) -> str:
-        """sha256 (hex) of what these samples are: class names, labels and content, in row order.
+        """sha256 (hex) of the content that views are made from, in row order; labels and class names are no part of it.
 
         Content is the bytes of an array; the relative path and size of every file (``full``: and its bytes); or,
         for a source that only decodes, the pixels of 64 evenly spaced rows (``full``: of all). The same samples
@@ -119,12 +119,10 @@ class Samples:
         kind = "array" if self.images is not None else "files" if self.names is not None else "decoded"
         header = {
             "rows": len(self),
-            "classes": list(self.classes),
             "channels": self.channels,
             "content": kind,
         }
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-        digest.update(self.labels.astype("<i4").tobytes())
         for part in self._content(full):
             digest.update(part)
         return digest.hexdigest()

@@ -29,16 +29,16 @@ def pick_batch(
     *,
     dtype: str,
     arithmetic: Arithmetic,
-    hints: Sequence[str],
+    columns: Sequence[str],
 ) -> int:
-    """Rows of a forward pass that keeps these layers' activations, found by trying on ``device``, a GPU."""
+    """Rows of a forward pass of which these columns are kept, found by trying on ``device``, a GPU."""
     network = arithmetic.apply(network.to(device, DTYPES[dtype])).eval()
-    forward = Forward(network, list(hints), device, amp=arithmetic.amp)
+    forward = Forward(network, columns, device, amp=arithmetic.amp)
     one = viewed.batch(np.arange(1), 0).to(device)
 
     def run(rows: int) -> None:
-        _, activations = forward(one.expand(rows, -1, -1, -1).contiguous())
-        _coded = [values.clone() for values in activations.values()]  # a dump has both at once, coded and as they are
+        said = forward(one.expand(rows, -1, -1, -1).contiguous())
+        _coded = [values.clone() for values in said.values()]  # a dump has both at once, coded and as they are
         forward.wait()
 
     found = find_batch(lambda rows: _speed(run, rows), start=default_batch(viewed, device.type), limit=LIMIT)

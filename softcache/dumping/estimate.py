@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from softcache.cache.column import column_of_hint, logits_column
+from softcache.cache.column import Column
 from softcache.cache.reader import Cache
-from softcache.cache.schema import HintColumn, Identity
+from softcache.cache.schema import Identity
 from softcache.cache.shard import PAGE
-from softcache.codecs._open import open_codec
 from softcache.console import duration, rate, size
 from softcache.dumping.forward import Forward
 from softcache.errors import CacheError
@@ -77,15 +77,13 @@ class Estimate:
 
 
 def estimate(
-    identity: Identity, codec: str, hints: dict[str, HintColumn], views: int, folder: Path, existing: Cache | None
+    identity: Identity, columns: Sequence[Column], views: int, folder: Path, existing: Cache | None
 ) -> Estimate:
-    """An estimate of space, without speeds. Writes nothing and makes no folder. ``codec``: a spec."""
-    logits = logits_column(identity.classes, open_codec(codec), identity.shard_rows)
-    columns = [logits, *(column_of_hint(layer, hint) for layer, hint in hints.items())]
+    """An estimate of space, without speeds. Writes nothing and makes no folder."""
     per_key = {column.name: column.row_bytes for column in columns}
     overhead = {column.name: _overhead(len(column.arrays(1))) for column in columns}
     shard_rows = {column.name: column.shard_rows for column in columns}
-    rows = identity.dataset.rows
+    rows, block_rows = identity.dataset.rows, identity.grid.block_rows
     total = sum(views * (rows * per_key[c] + -(-rows // shard_rows[c]) * overhead[c]) for c in per_key)
     known = [column for column in per_key if existing and column in existing.manifest.columns]
     absent = set(existing.missing(known, views)) if existing else set()
@@ -98,8 +96,8 @@ def estimate(
                 first = number * shard_rows[column]
                 held = min(shard_rows[column], rows - first)
                 needed += held * each + overhead[column]
-                missing.add((view, first // identity.shard_rows))
-    keys = sum(min(identity.shard_rows, rows - block * identity.shard_rows) for _, block in missing)
+                missing.add((view, first // block_rows))
+    keys = sum(min(block_rows, rows - block * block_rows) for _, block in missing)
     place = folder.absolute()
     while not place.exists():
         place = place.parent
@@ -132,7 +130,7 @@ def timed(guess: Estimate, forward: Forward, viewed: ViewedDataset, batch: int, 
 
 def _overhead(arrays: int) -> int:
     """At most so many bytes of a shard are not array elements: the file's structure, and padding to whole pages."""
-    return (4 + 2 * arrays) * PAGE
+    return (3 + 2 * arrays) * PAGE
 
 
 def refuse_too_large(guess: Estimate, folder: Path) -> None:

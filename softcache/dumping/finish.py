@@ -28,7 +28,7 @@ def finish(folder: Path, codec: str | None = None) -> None:
         top1 = teacher_accuracy(cache)
         if top1 is not None:
             update_state(folder, lambda state: dataclasses.replace(state, teacher_top1=top1))
-            classes = cache.manifest.identity.classes
+            classes = cache.layout(LOGITS).width
             if near_chance(top1, classes):
                 log.warning(
                     f"the teacher's top-1 on the labels is {100 * top1:.2f} %, chance is {100 / classes:.2f} %: "
@@ -39,9 +39,10 @@ def finish(folder: Path, codec: str | None = None) -> None:
 
 
 def teacher_accuracy(cache: Cache) -> float | None:
-    """The share of labelled rows whose largest logit in view 0 is that of the label; ``None`` without labels."""
-    rows = np.flatnonzero(cache.labels >= 0)
-    if not len(rows):
+    """The share of labelled rows whose largest logit in view 0 is that of the label; ``None`` without labels, and
+    without one vector of logits."""
+    record, rows = cache.manifest.state.columns.get(LOGITS), np.flatnonzero(cache.labels >= 0)
+    if not len(rows) or record is None or record.kind != "classes" or len(record.shape) != 1:
         return None
     reader, hits = cache.column(LOGITS), 0
     for first in range(0, len(rows), 4096):

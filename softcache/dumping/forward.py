@@ -1,4 +1,4 @@
-"""The teacher as a function: pixels in, logits and activations out."""
+"""The teacher as a function: pixels in, what is kept of its answer out."""
 
 from __future__ import annotations
 
@@ -8,35 +8,52 @@ from typing import Any
 
 import torch
 
+from softcache.cache.schema import LOGITS, hint_column, is_hint, layer_of
 from softcache.device import autocast
 from softcache.models._hooks import Taps
 from softcache.models._network import Network
 
 
 class Forward:
-    """Runs the teacher in inference mode, under its autocast, and catches the activations of ``layers``."""
+    """Runs the teacher in inference mode, under its autocast, and catches the activations of layers.
+
+    ``columns``: names of what is asked for, outputs and hints.
+    """
 
     def __init__(
         self,
         network: Network,
-        layers: Sequence[str],
+        columns: Sequence[str],
         device: torch.device,
         *,
         amp: str = "off",
         compiled: bool = False,
     ):
-        self.network, self.layers, self.device, self.amp = network, list(layers), device, amp
-        self._run: Any = torch.compile(network) if compiled and not self.layers else network
+        self.network, self.device, self.amp = network, device, amp
+        self._compiled = compiled
+        self.ask(columns)
+
+    def ask(self, columns: Sequence[str]) -> None:
+        """Asks for other columns from now on."""
+        self.columns = list(columns)
+        self._layers = [layer_of(name) for name in columns if is_hint(name)]
+        self._outputs = [name for name in columns if not is_hint(name)]
+        run: Any = self.network if self._outputs == [LOGITS] else self._several
+        self._run = torch.compile(run) if self._compiled and not self._layers else run
 
     @torch.inference_mode()
-    def __call__(self, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """(B, H, W, C) uint8 → logits (B, C) float32, and each layer's activations as they are."""
+    def __call__(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(B, H, W, C) uint8 → by column, outputs (B, …) float32, and activations as they are."""
         with ExitStack() as stack:
             stack.enter_context(autocast(self.device, self.amp))
-            taps = stack.enter_context(Taps(self.network.model, self.layers)) if self.layers else {}
-            logits = self._run(pixels)
-            hints = {layer: taps[layer] for layer in self.layers}
-        return logits.float(), hints
+            taps = stack.enter_context(Taps(self.network.model, self._layers)) if self._layers else {}
+            made = self._run(pixels)
+            hints = {hint_column(layer): taps[layer] for layer in self._layers}
+        outputs = {LOGITS: made} if isinstance(made, torch.Tensor) else made
+        return {name: values.float() for name, values in outputs.items()} | hints
+
+    def _several(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.network.outputs(pixels, self._outputs)
 
     def wait(self) -> None:
         """Waits until the device has finished all of its work."""

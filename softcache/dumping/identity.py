@@ -14,21 +14,20 @@ import torch
 
 import softcache
 from softcache.cache.agreement.versions import pixel_versions
+from softcache.cache.manifest import Manifest
 from softcache.cache.schema import (
-    MAX_SHARD_BYTES,
     VERSION,
     DatasetIdentity,
+    Grid,
     Identity,
-    Manifest,
+    InputField,
     Numerics,
     TeacherIdentity,
 )
-from softcache.codecs._open import recorded_codec
 from softcache.datasets._index import keep_fingerprint
 from softcache.datasets._index import known_fingerprint as known_data_fingerprint
 from softcache.datasets._samples import Samples
 from softcache.errors import UsageError
-from softcache.models._hooks import classifier_path
 from softcache.models._network import Network
 from softcache.models._open import open_network, weights_file
 from softcache.models._weights import fingerprint, fingerprint_file_cached, known_fingerprint
@@ -43,32 +42,21 @@ def identify(
     viewed: ViewedDataset,
     numerics: Numerics,
     *,
-    codec: str,
-    shard_rows: int | None,
+    batch: int,
+    block_rows: int | None,
 ) -> Identity:
     """All that the numbers depend on.
 
-    ``weights`` and ``data``: fingerprints of the parameters and the samples. ``codec``: a spec. ``shard_rows``: None
-    for ``default_shard_rows``.
+    ``weights`` and ``data``: fingerprints of the parameters and the samples. ``batch``: rows of a forward pass.
+    ``block_rows``: None for ``default_block_rows``.
     """
     samples = viewed.samples
-    teacher = TeacherIdentity(
-        portable(network.spec),
-        weights,
-        network.preprocess.to_dict(),
-        classifier_path(network.model, network.classes),
-        numerics,
-    )
-    dataset = DatasetIdentity(
-        portable(samples.spec),
-        samples.split,
-        len(samples),
-        list(samples.classes),
-        data,
-    )
-    rows = shard_rows or default_shard_rows(viewed, network.classes, numerics.device)
+    teacher = TeacherIdentity(portable(network.spec), weights, network.preprocess.to_dict(), numerics)
+    inputs = {"pixels": InputField("uint8", [viewed.size, viewed.size, samples.channels])}
+    dataset = DatasetIdentity(portable(samples.spec), samples.split, len(samples), inputs, data)
+    grid = Grid(block_rows or default_block_rows(viewed, numerics.device), batch)
     recipe = {**viewed.identity(), "spec": portable_recipe(viewed.recipe.spec)}
-    return Identity(VERSION, teacher, dataset, recipe, network.classes, recorded_codec(codec), rows)
+    return Identity(VERSION, teacher, dataset, recipe, grid)
 
 
 def data_fingerprint(samples: Samples, *, full: bool, keep: bool = True) -> str:
@@ -98,8 +86,8 @@ def known_identity(
     normalize: str | None,
     size: int | None,
     full: bool,
-    codec: str,
-    shard_rows: int | None,
+    batch: int,
+    block_rows: int | None,
 ) -> Identity | None:
     """The identity without the teacher's parameters being read or hashed: from the fingerprints that are kept of
     their file and the samples, and an architecture that has shapes but no memory. ``None`` where that can't be.
@@ -128,7 +116,7 @@ def known_identity(
             )
             data = known_data_fingerprint(samples) if not full else None
             data = data or data_fingerprint(samples, full=full, keep=False)
-            return identify(network, sha256, data, viewed, numerics, codec=codec, shard_rows=shard_rows)
+            return identify(network, sha256, data, viewed, numerics, batch=batch, block_rows=block_rows)
     except Exception:  # a network that can't be built without memory: it is built in earnest, which says what is wrong
         return None
 
@@ -140,12 +128,9 @@ def default_batch(viewed: ViewedDataset, device: str) -> int:
     return 512 if viewed.size <= 64 else 128
 
 
-def default_shard_rows(viewed: ViewedDataset, classes: int, device: str) -> int:
-    """Rows of a shard: at most 512 MiB of float32 logits, and no more than some minutes of a teacher's work."""
-    rows = 32768 if device != "cpu" else 16384 if viewed.size <= 64 else 4096
-    while rows > 1 and rows * classes * 4 > MAX_SHARD_BYTES:
-        rows //= 2
-    return rows
+def default_block_rows(viewed: ViewedDataset, device: str) -> int:
+    """Rows of a block, and so of a shard if it isn't too large: no more than some minutes of a teacher's work."""
+    return 32768 if device != "cpu" else 16384 if viewed.size <= 64 else 4096
 
 
 def provenance(

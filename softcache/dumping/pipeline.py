@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from softcache.cache.agreement.recorded import Recorded
 from softcache.cache.column import Column
 from softcache.cache.reader import Cache
-from softcache.cache.schema import LOGITS, hint_column
+from softcache.cache.schema import LOGITS, is_hint, layer_of
 from softcache.cache.writer import Block, BlockWriter
 from softcache.console import bar
 from softcache.dumping.codec_error import CodecError
@@ -37,13 +37,14 @@ from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
 
 QUEUE_LIMIT = 8
+Measured = Callable[[str, dict[str, float], int], None]  # column, error by name, keys
 
 
 @dataclass
 class _Computed:
     """One batch on its way to the writer. Its arrays are on the host once ``ready``, a CUDA event, has happened.
 
-    ``logits``: as the teacher gave them, where the writer compares them with those that are on disk.
+    ``said``: by column, as the teacher said it, where the writer compares it with what is on disk.
     """
 
     writer: BlockWriter
@@ -51,7 +52,7 @@ class _Computed:
     first: int
     columns: dict[str, dict[str, torch.Tensor]]
     finite: dict[str, torch.Tensor]
-    logits: torch.Tensor | None
+    said: dict[str, torch.Tensor]
     ready: Any
 
 
@@ -63,25 +64,27 @@ def run_blocks(
     *,
     workers: int = -1,
     recorded: Recorded | None = None,
-    measured: Callable[[dict[str, float], int], None] = lambda error, keys: None,
+    measured: Measured = lambda column, error, keys: None,
 ) -> None:
     """Computes and commits all blocks.
 
+    ``forward``: asked for the columns that are missing, and for one more where it is to be compared with what is there.
     ``recorded``: the comparison of this teacher with the cache's shards, if one has begun. ``measured`` is called with
-    the codec's error on the first keys and their number, as soon as they are enough, because a dump may be stopped at
-    any time; if there are fewer, before the last shard is finished.
+    a column, its codec's error on the first keys and their number, as soon as they are enough, because a dump may be
+    stopped at any time; if there are fewer, before the last shard is finished.
 
-    Errors: ``NumericsError`` with the key of the first logits or activations that are not finite. All shards that were
-    finished before it stay.
+    Errors: ``NumericsError`` with the key of the first values that are not finite. All shards that were finished before
+    it stay.
     """
-    batch = cache.manifest.identity.teacher.numerics.batch
+    batch = cache.manifest.identity.grid.batch
     groups = list(_groups(blocks, one_decode=viewed.samples.images is None))
     loader = _loader(viewed, groups, batch, forward.device, pick_workers(viewed, workers))
     batches = started(loader)  # before there are threads, which a forked worker would lack
     recorded = recorded or Recorded(cache)
-    measure, codec = CodecError(cache.codec), cache.manifest.identity.codec
+    known = {name: cache.manifest.state.columns[name].error.get("keys", 0) for name in forward.columns}
+    measuring = {name: CodecError(cache.layout(name), keys) for name, keys in known.items()}
     opened: list[BlockWriter] = []
-    behind = WriteBehind[_Computed](lambda item: _write(item, codec), QUEUE_LIMIT)
+    behind = WriteBehind[_Computed](lambda item: _write(item, cache), QUEUE_LIMIT)
     try:
         with bar("dump", sum(block.rows for block in blocks), "keys") as shown:
             for group in groups:
@@ -90,14 +93,16 @@ def run_blocks(
                 for first in range(group[0].first, group[0].first + group[0].rows, batch):
                     for block, pixels in zip(group, next(batches), strict=True):
                         pixels = pixels.to(forward.device, non_blocking=True)
-                        logits, hints = forward(pixels)
-                        if measure(logits):
-                            _report(measure, measured)
-                        computed = _compute(cache, block, pixels, logits, hints)
+                        said = forward(pixels)
+                        for name, values in said.items():
+                            if measuring[name](values):
+                                _report(name, measuring[name], measured)
+                        computed = _compute(cache, block, pixels, said)
                         behind.put(_Computed(writers[block.view], block.view, first, *computed))
                         shown.advance(len(pixels))
-        if measure.unfinished:
-            _report(measure, measured)
+        for name, measure in measuring.items():
+            if measure.unfinished:
+                _report(name, measure, measured)
         behind.close()
     except BaseException:
         behind.abort()
@@ -106,11 +111,11 @@ def run_blocks(
         raise
 
 
-def _report(measure: CodecError, measured: Callable[[dict[str, float], int], None]) -> None:
-    """Nothing where logits weren't finite: the writer, which may be some batches behind, says which those are."""
+def _report(column: str, measure: CodecError, measured: Measured) -> None:
+    """Nothing where values weren't finite: the writer, which may be some batches behind, says which those are."""
     error, keys = measure.result()
     if all(math.isfinite(value) for value in error.values()):
-        measured(error, keys)
+        measured(column, error, keys)
 
 
 def _groups(blocks: Sequence[Block], *, one_decode: bool) -> Iterator[list[Block]]:
@@ -126,13 +131,14 @@ def _groups(blocks: Sequence[Block], *, one_decode: bool) -> Iterator[list[Block
 
 
 def _compute(
-    cache: Cache, block: Block, pixels: torch.Tensor, logits: torch.Tensor, hints: dict[str, torch.Tensor]
-) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor], torch.Tensor | None, Any]:
-    """A batch's columns, which of their rows are finite, its logits if they are on disk already (the writer compares
-    them), and the event after which all of these are on the host. Nothing here waits for the device.
+    cache: Cache, block: Block, pixels: torch.Tensor, said: dict[str, torch.Tensor]
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor], dict[str, torch.Tensor], Any]:
+    """A batch's columns, which of their rows are finite, what is on disk already as the teacher says it now (the
+    writer compares one column with it), and the event after which all of these are on the host. Nothing here waits for
+    the device.
     """
-    said = {LOGITS: logits, **{hint_column(layer): values for layer, values in hints.items()}}
-    wanted = [cache.layout(name) for name in said if name == LOGITS or name in block.columns]
+    there = [name for name in cache.manifest.columns if name in said and name not in block.columns][:1]
+    wanted = [cache.layout(name) for name in said if name in there or name in block.columns]
     columns = {column.name: column.encode(said[column.name]) for column in wanted}
     finite = {column.name: _finite(column, said[column.name], columns[column.name]) for column in wanted}
     seen = digest(pixels)
@@ -141,7 +147,7 @@ def _compute(
     to_host = _to_host if pixels.device.type == "cuda" else torch.Tensor.cpu
     columns = {column: {name: to_host(t) for name, t in arrays.items()} for column, arrays in columns.items()}
     finite = {name: to_host(t) for name, t in finite.items()}
-    raw = None if LOGITS in block.columns else to_host(logits)
+    raw = {name: to_host(said[name]) for name in there}
     event = None
     if pixels.device.type == "cuda":
         event = torch.cuda.Event()
@@ -154,7 +160,7 @@ def _finite(column: Column, values: torch.Tensor, arrays: dict[str, torch.Tensor
     kept = list(arrays.values())
     if not any(array.is_floating_point() for array in kept):  # whole numbers don't say whether they stand for one
         kept = [values, column.decode(arrays)]
-    checks = [torch.isfinite(array.flatten(1)).all(1) for array in kept if array.is_floating_point()]
+    checks = [torch.isfinite(array.reshape(len(array), -1)).all(1) for array in kept if array.is_floating_point()]
     return torch.stack(checks).all(0)
 
 
@@ -163,25 +169,27 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
     return pinned.copy_(tensor, non_blocking=True)
 
 
-def _write(item: _Computed, codec: str) -> None:
+def _write(item: _Computed, cache: Cache) -> None:
     """Errors: ``NumericsError`` for a row that is not finite; what ``BlockWriter.write`` raises."""
     if item.ready is not None:
         item.ready.synchronize()
     for name, finite in item.finite.items():
         if not bool(finite.all()):
-            raise NumericsError(_not_finite(name, item.first + int((~finite).nonzero()[0, 0]), item.view, codec))
+            raise NumericsError(_not_finite(cache, name, item.first + int((~finite).nonzero()[0, 0]), item.view))
     arrays = {
         column: {n: t.numpy().astype(np.uint32) if n == "digest" else t.numpy() for n, t in tensors.items()}
         for column, tensors in item.columns.items()
     }
-    item.writer.write(item.first, arrays, item.logits)
+    item.writer.write(item.first, arrays, item.said)
 
 
-def _not_finite(name: str, row: int, view: int, codec: str) -> str:
-    what, wider = ("hint", "--hint-dtype float32") if name.startswith("hint") else ("logits", "--codec fp32")
+def _not_finite(cache: Cache, name: str, row: int, view: int) -> str:
+    codec = cache.manifest.state.columns[name].codec
+    option = f"--hint {layer_of(name)}:codec=fp32" if is_hint(name) else f"--output {name}:codec=fp32"
+    what, option = (name, "--codec fp32") if name == LOGITS else (f"values of {name}", option)
     return (
-        f"row {row} in view {view}: the teacher's {what} are not finite as {codec if what == 'logits' else 'stored'}: "
-        f"try {wider}, then --amp off; if they still aren't, the teacher's weights or normalization are wrong"
+        f"row {row} in view {view}: the teacher's {what} are not finite as {codec}: try {option}, then "
+        "--amp off; if they still aren't, the teacher's weights or normalization are wrong"
     )
 
 

@@ -74,7 +74,7 @@ def inputs_a_weight(network: Network, pixels: torch.Tensor) -> float:
     was_training = network.training
     try:
         with FlopCounterMode(display=False) as counter:
-            network.eval()(pixels)
+            network.eval().outputs(pixels, [])
     finally:
         network.train(was_training)
     return counter.get_total_flops() / 2 / len(pixels) / max(parameters, 1)
@@ -86,7 +86,7 @@ def _runs(network: Network, pixels: torch.Tensor, device: torch.device, arithmet
     was_training = network.training
     try:
         with autocast(device, arithmetic.amp):
-            arithmetic.apply(network).eval()(pixels)
+            arithmetic.apply(network).eval().outputs(pixels, [])
     except (RuntimeError, TypeError) as error:  # an operation without a kernel for it is a RuntimeError too
         log.debug(f"{network.spec} can't be run with {arithmetic}: {error}")
         return False

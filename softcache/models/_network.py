@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.parameter import UninitializedParameter
 
-from softcache.errors import ModelError
+from softcache.errors import ModelError, nearest
 from softcache.models._preprocess import Preprocess
 
-__all__ = ["Network", "Preprocess", "input_channels", "logits_of"]
+__all__ = ["Network", "Preprocess", "input_channels", "logits_of", "output_of"]
 
 
 class Network(nn.Module):
@@ -54,7 +54,23 @@ class Network(nn.Module):
 
         Errors: ``ModelError`` where pixels or logits don't have that shape.
         """
-        logits = logits_of(self.model(self.prepare(pixels)), self.spec)
+        return self._checked(logits_of(self.model(self.prepare(pixels)), self.spec), pixels)
+
+    def outputs(self, pixels: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Several outputs (B, …) of one run, by name: ``logits`` as ``forward`` gives them, others as the architecture
+        names them, by a key or an attribute. One that returns a tensor alone gives it by any name but ``logits``.
+
+        Errors: ``ModelError`` for an output that isn't there, with those that are.
+        """
+        made = self.model(self.prepare(pixels))
+        return {
+            name: self._checked(logits_of(made, self.spec), pixels)
+            if name == "logits"
+            else output_of(made, name, len(pixels), self.spec)
+            for name in names
+        }
+
+    def _checked(self, logits: Tensor, pixels: Tensor) -> Tensor:
         if logits.ndim != 2 or logits.shape[1] != self.classes:
             raise ModelError(
                 f"{self.spec} gives outputs of shape {tuple(logits.shape)} for {len(pixels)} samples, "
@@ -123,6 +139,24 @@ def logits_of(output: Any, spec: str = "the model") -> Tensor:
     if not isinstance(output, Tensor):
         raise ModelError(f"{spec} returns no logits that can be found: a tensor, a tuple, or .logits is expected")
     return output
+
+
+def output_of(output: Any, name: str, rows: int, spec: str = "the model") -> Tensor:
+    """The output ``name`` (B, …) in what a model returned for so many rows: itself where it is a tensor, else by a key
+    or an attribute.
+
+    Errors: ``ModelError`` where there is none, and where it isn't one row of floating numbers a sample.
+    """
+    found = output
+    if not isinstance(output, Tensor):
+        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+    if found is None:
+        named = [str(key) for key in output] if isinstance(output, Mapping) else list(getattr(output, "_fields", ()))
+        raise ModelError(f"{spec} has no output {name!r}{nearest(name, named)}")
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim < 1 or len(found) != rows:
+        shape = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ModelError(f"{spec}: the output {name!r} is {shape}, not floating numbers (B, …) for {rows} samples")
+    return found
 
 
 def input_channels(model: nn.Module) -> int:

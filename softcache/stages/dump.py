@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,9 @@ from softcache.cache.schema import (
     MANIFEST,
     ROWS,
     SAMPLES,
-    HintColumn,
+    ColumnRecord,
     Identity,
     State,
-    hint_column,
 )
 from softcache.cache.virtual import is_current
 from softcache.cache.writer import create_or_extend, plan, update_state
@@ -43,6 +42,7 @@ from softcache.datasets._open import open_samples
 from softcache.device import DTYPES, pick_device, reproducible
 from softcache.distributed import local_rank, rank, world
 from softcache.dumping.batch_size import pick_batch
+from softcache.dumping.columns import columns_to_keep, is_kept, layouts, listed, wanted_signals
 from softcache.dumping.estimate import Estimate, estimate, refuse_too_large, timed
 from softcache.dumping.finish import finish
 from softcache.dumping.forward import Forward
@@ -56,7 +56,8 @@ from softcache.dumping.identity import (
     weights_fingerprint,
 )
 from softcache.dumping.pipeline import run_blocks
-from softcache.dumping.prepare import check_teacher, hint_shapes, kept_samples, samples_to_keep
+from softcache.dumping.prepare import check_teacher, kept_samples, samples_to_keep
+from softcache.dumping.signals import Signal
 from softcache.errors import CacheError, LockedError, SoftcacheError, UsageError
 from softcache.localfiles import local_path
 from softcache.models._arithmetic import Arithmetic, pick_arithmetic
@@ -95,15 +96,19 @@ def dump(asked: DumpConfig) -> Dumped:
     dataset, size = default_data(asked.teacher, asked.dataset, asked.size)
     samples = open_samples(dataset, asked.split, data_dir=asked.data_dir, download=bool(asked.download))
     folder = out or cache_folder(asked.teacher, samples.spec, asked.split)
-    existing = Cache(folder, codec=asked.codec) if (folder / MANIFEST).exists() else None
+    existing = Cache(folder, codec=asked.named_codec) if (folder / MANIFEST).exists() else None
     asked = dataclasses.replace(asked, dataset=dataset, size=asked.size if existing else size)
     config = asked.settled(existing)
     viewed = ViewedDataset(samples, config.augment, seed=config.view_seed or 0, size=config.size)
     samples_kept = samples_to_keep(viewed, config.keep_samples, existing.manifest if existing else None)
     device = _device(config.device)
     same_kind(existing.manifest if existing else None, device)
-    codec, full = config.codec or DEFAULTS["codec"], config.fingerprint == "full"
+    full, signals = (
+        config.fingerprint == "full",
+        wanted_signals(config.signals, existing, outputs_named=bool(config.output)),
+    )
     if existing:
+        existing.check_codecs()
         if (folder / ROWS).exists():  # verify --repair takes it away where it is damaged
             refuse_relabelled(existing, samples)
         spec, named = teacher_source(config.teacher, samples, config.teacher_weights)
@@ -111,16 +116,16 @@ def dump(asked: DumpConfig) -> Dumped:
             viewed,
             spec,
             named,
-            config.numerics(device.type, config.batch_size or default_batch(viewed, device.type)),
+            config.numerics(device.type),
             normalize=config.normalize,
             size=config.teacher_size,
             full=full,
-            codec=codec,
-            shard_rows=config.shard_rows,
+            batch=config.batch_size or default_batch(viewed, device.type),
+            block_rows=config.shard_rows,
         )
         if known:
             refuse_other(existing.manifest.identity, known, folder)
-            if not dry_run and _is_whole(existing, config, samples_kept):
+            if not dry_run and _is_whole(existing, config, signals, samples_kept):
                 return _done(folder, config, began)
     network = find_teacher(
         config.teacher,
@@ -140,39 +145,41 @@ def dump(asked: DumpConfig) -> Dumped:
         dtype=config.dtype or "float32",
     )
     config = dataclasses.replace(config, amp=arithmetic.amp, channels_last=arithmetic.channels_last)
-    batch = config.batch_size or _batch(config, network, viewed, device, arithmetic)
+    held = existing.manifest.columns if existing else []
+    columns = list(dict.fromkeys([*held, *(signal.column for signal in signals)]))
+    batch = config.batch_size or _batch(config, network, viewed, device, arithmetic, columns)
     data = data_fingerprint(samples, full=full, keep=not dry_run)
-    numerics = config.numerics(device.type, batch)
-    identity = identify(network, weights, data, viewed, numerics, codec=codec, shard_rows=config.shard_rows)
+    identity = identify(
+        network, weights, data, viewed, config.numerics(device.type), batch=batch, block_rows=config.shard_rows
+    )
     if existing:
         refuse_other(existing.manifest.identity, identity, folder)
-        if not dry_run and _is_whole(existing, config, samples_kept):
+        if not dry_run and _is_whole(existing, config, signals, samples_kept):
             return _done(folder, config, began)
         if (folder / SAMPLES).exists():  # verify --repair takes it away where it is damaged
             check_pixels(Cache(folder), viewed)  # as it is now: another part may have kept more samples meanwhile
     views = config.views or (existing.views if existing else default_views(viewed.recipe))
     network = arithmetic.apply(network.to(device, DTYPES[identity.teacher.numerics.dtype])).eval()
-    layers = sorted({*config.hint, *(existing.manifest.state.hints if existing else ())})
     forward = Forward(
         network,
-        layers,
+        columns,
         device,
         amp=identity.teacher.numerics.amp,
         compiled=identity.teacher.numerics.compile,
     )
     with reproducible(tf32=identity.teacher.numerics.tf32):
-        hints = hint_shapes(
-            forward, viewed, config.hint, config.hint_dtype, identity, existing.manifest if existing else None
+        records = columns_to_keep(
+            forward, viewed, signals, config.codec, identity, existing.manifest if existing else None
         )
-        guess = estimate(identity, codec, hints, views, folder, existing)
+        guess = estimate(identity, layouts(records, signals, config.codec, existing), views, folder, existing)
         if dry_run:
-            guess = timed(guess, forward, viewed, identity.teacher.numerics.batch, config.workers)
+            guess = timed(guess, forward, viewed, identity.grid.batch, config.workers)
             return Dumped(folder, 0, time.perf_counter() - began, estimate=guess)
         refuse_too_large(guess, folder)
         make_folder(folder)
         with _told(folder), writing(folder, part):
-            keys = _compute(folder, identity, viewed, forward, hints, views, samples_kept, config)
-            finish(folder, config.codec)
+            keys = _compute(folder, identity, viewed, forward, records, views, samples_kept, config)
+            finish(folder, config.named_codec)
     return _done(folder, config, began, keys)
 
 
@@ -181,19 +188,19 @@ def _compute(
     identity: Identity,
     viewed: ViewedDataset,
     forward: Forward,
-    hints: dict[str, HintColumn],
+    columns: dict[str, ColumnRecord],
     views: int,
     samples_kept: int,
     config: DumpConfig,
 ) -> int:
     """Computes this part's missing shards; returns how many keys that were."""
     _remove_leftovers(folder)
-    held = Cache(folder, codec=config.codec) if (folder / MANIFEST).exists() else None
+    held = Cache(folder, codec=config.named_codec) if (folder / MANIFEST).exists() else None
     cache = create_or_extend(
         folder,
         identity,
         views=views,
-        hints=hints,
+        columns=columns,
         made=provenance(
             viewed,
             forward.device,
@@ -201,21 +208,24 @@ def _compute(
             teacher_weights=config.teacher_weights,
             fingerprint=config.fingerprint or DEFAULTS["fingerprint"],
         ),
+        class_names=viewed.samples.classes,
         labels=viewed.samples.labels,
         names=viewed.samples.names,
         samples=kept_samples(viewed, samples_kept, held),
-        codec=config.codec,
+        codec=config.named_codec,
     )
     _remember(cache, config)
-    blocks = plan(cache, views, cache.manifest.columns, _part(config))
-    wanted = {column for block in blocks for column in block.columns}
-    forward.layers = [layer for layer in cache.manifest.state.hints if hint_column(layer) in wanted]
+    held_columns = cache.manifest.columns
+    blocks = plan(cache, views, held_columns, _part(config))
+    # Where the first column is there already, the teacher's answer is compared with it.
+    wanted = {column for block in blocks for column in block.columns} | set(held_columns[:1])
+    forward.ask([column for column in held_columns if column in wanted])
     keys = sum(block.rows for block in blocks)
     log.info(
         f"dump {forward.network.spec} on {config.dataset}/{config.split}: "
         f"{counted(cache.rows, 'row')} × {counted(views, 'view')}, "
-        f"recipe {viewed.recipe}, codec {identity.codec}, hints {', '.join(cache.manifest.state.hints) or 'none'}, "
-        f"on {forward.device}; {keys:,} of {cache.rows * views:,} keys to compute"
+        f"recipe {viewed.recipe}, {listed(cache)}, on {forward.device}; "
+        f"{keys:,} of {cache.rows * views:,} keys to compute"
     )
     if keys:
         recorded = Recorded(cache)
@@ -227,25 +237,25 @@ def _compute(
             blocks,
             workers=config.workers,
             recorded=recorded,
-            measured=lambda error, count: update_state(folder, lambda state: _with_error(state, error, count)),
+            measured=lambda *found: update_state(folder, lambda state: _with_error(state, *found)),
         )
     return keys
 
 
-def _is_whole(cache: Cache, config: DumpConfig, samples_kept: int) -> bool:
+def _is_whole(cache: Cache, config: DumpConfig, signals: Sequence[Signal], samples_kept: int) -> bool:
     """Whether all that is asked for is there, by the folders' listings alone."""
     state, views = cache.manifest.state, config.views or cache.views
     return (
         views <= state.views
         and samples_kept <= state.samples_shape[0]
-        and all(layer in state.hints and config.hint_dtype in (None, state.hints[layer].dtype) for layer in config.hint)
+        and all(is_kept(state, signal, config.codec) for signal in signals)
         and all((cache.folder / name).exists() for name in (ROWS, SAMPLES))
         and not cache.missing(cache.manifest.columns, views)
     )
 
 
 def _done(folder: Path, config: DumpConfig, began: float, keys: int = 0) -> Dumped:
-    cache = Cache(folder)
+    cache = Cache(folder, codec=config.named_codec)
     _remember(cache, config)
     if not keys and os.access(folder, os.W_OK):
         remove_stale_locks(folder)
@@ -253,8 +263,8 @@ def _done(folder: Path, config: DumpConfig, began: float, keys: int = 0) -> Dump
             # a dump was killed between its last shard and its end; or another is at work, which does this then
             with contextlib.suppress(LockedError), _told(folder), writing(folder, _part(config)):
                 _remove_leftovers(folder)
-                finish(folder, config.codec)
-            cache = Cache(folder)
+                finish(folder, config.named_codec)
+            cache = Cache(folder, codec=config.named_codec)
     return Dumped(
         folder,
         keys,
@@ -274,7 +284,7 @@ def _found_from_everywhere(teacher: str) -> str:
 def _remember(cache: Cache, config: DumpConfig) -> None:
     """All of these were opened by now: the user gave them, now or before."""
     teacher = _found_from_everywhere(config.teacher)
-    remember_cache(cache, dataset=config.dataset, teacher=teacher, augment=config.augment, codec=config.codec)
+    remember_cache(cache, dataset=config.dataset, teacher=teacher, augment=config.augment, codec=config.named_codec)
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -282,15 +292,22 @@ def _remove_leftovers(folder: Path) -> None:
         log.info(f"removed {leftover.name}: its writer is gone")
 
 
-def _with_error(state: State, error: dict[str, float], keys: int) -> State:
-    """The codec's error on as many keys as any dump into this cache has measured it on."""
-    if keys <= state.codec_error.get("keys", 0):
+def _with_error(state: State, column: str, error: dict[str, float], keys: int) -> State:
+    """A codec's error on as many keys as any dump into this cache has measured it on."""
+    record = state.columns.get(column)
+    if record is None or keys <= record.error.get("keys", 0):  # a trim may have taken it away
         return state
-    return dataclasses.replace(state, codec_error={**error, "keys": float(keys)})
+    measured = dataclasses.replace(record, error={**error, "keys": float(keys)})
+    return dataclasses.replace(state, columns={**state.columns, column: measured})
 
 
 def _batch(
-    config: DumpConfig, network: Network, viewed: ViewedDataset, device: torch.device, arithmetic: Arithmetic
+    config: DumpConfig,
+    network: Network,
+    viewed: ViewedDataset,
+    device: torch.device,
+    arithmetic: Arithmetic,
+    columns: Sequence[str],
 ) -> int:
     """Rows of a forward pass where nobody says: on a GPU they are found by trying.
 
@@ -305,7 +322,7 @@ def _batch(
         device,
         dtype=config.dtype or "float32",
         arithmetic=arithmetic,
-        hints=config.hint,
+        columns=columns,
     )
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from softcache.cache.agreement.digests import PixelCheck
 from softcache.cache.reader import Cache, ColumnReader
 from softcache.cache.schema import LOGITS, hint_column
-from softcache.config.data import complete_views, find_hints, open_data
+from softcache.config.data import open_data
 from softcache.config.parsed import parse
 from softcache.config.train import TrainConfig
 from softcache.errors import CacheError, UsageError
@@ -30,10 +30,10 @@ Key = tuple[int, int]  # row, view
 class KeyBatch:
     """Keys with all that a loss needs. Every key's pixels have been compared with what the teacher saw.
 
-    ``rows``, ``views`` (B,) int64. ``inputs``: ``pixels`` (B, H, W, C) uint8. ``targets``: ``logits`` (B, C) float32,
-    raw, and each hint by its layer's name (B, ...) float32. ``labels`` (B,) int64, -1 for none. ``mixed``: of samples
-    that their recipe mixed with a partner, the partners' labels (B,) int64 and the weight of the own label (B,)
-    float32; None for recipes that don't mix.
+    ``rows``, ``views`` (B,) int64. ``inputs``: ``pixels`` (B, H, W, C) uint8. ``targets``: outputs of the teacher by
+    their names, ``logits`` (B, C) raw, and hints by their layers' names, all (B, ...) float32. ``labels`` (B,) int64,
+    -1 for none. ``mixed``: of samples that their recipe mixed with a partner, the partners' labels (B,) int64 and the
+    weight of the own label (B,) float32; None for recipes that don't mix.
     """
 
     rows: torch.Tensor
@@ -72,11 +72,11 @@ class Keys(Dataset[KeyBatch]):
 
     ``cache``: its folder or its name in ``caches/``, by default the only one there. ``dataset``, ``augment``,
     ``data_dir``, ``download``, ``labels``, ``pixels``, ``codec``: as in ``TrainConfig``. ``views``: how many of the
-    recorded views, by default all. ``view``: one of them alone. ``hints``: layers of the teacher. ``logits``: whether
-    they are read.
+    recorded views, by default all. ``view``: one of them alone. ``outputs``: the teacher's outputs that are read.
+    ``hints``: layers of the teacher.
 
-    Errors: as ``softcache.train`` for a cache that doesn't fit the data; ``CacheError`` for a hint or a view that it
-    doesn't have; from reading, ``PixelsError`` for a key whose pixels aren't those that the teacher saw.
+    Errors: as ``softcache.train`` for a cache that doesn't fit the data; ``CacheError`` for an output, a hint or a view
+    that it doesn't have; from reading, ``PixelsError`` for a key whose pixels aren't those that the teacher saw.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class Keys(Dataset[KeyBatch]):
         *,
         view: int | None = None,
         views: int | None = None,
+        outputs: Sequence[str] = (LOGITS,),
         hints: Sequence[str] = (),
-        logits: bool = True,
         augment: str | None = None,
         data_dir: str | None = None,
         download: bool = False,
@@ -95,12 +95,13 @@ class Keys(Dataset[KeyBatch]):
         pixels: str = "exact",
         codec: str | None = None,
     ):
-        if isinstance(hints, str):
-            raise UsageError(f"hints are names of layers, such as [{hints!r}]")
+        for what, names in (("outputs", outputs), ("hints", hints)):
+            if isinstance(names, str):
+                raise UsageError(f"{what} are several names, such as [{names!r}]")
         if view is not None and views is not None:
             raise UsageError(f"view={view} is one view, and views={views} the number of several: give one of them")
-        if not (logits or hints):
-            raise UsageError("neither logits nor hints are asked for, so there is nothing to read")
+        if not (outputs or hints):
+            raise UsageError("neither outputs nor hints are asked for, so there is nothing to read")
         asked = TrainConfig(
             cache=() if cache is None else (str(cache),),
             dataset=dataset,
@@ -112,11 +113,12 @@ class Keys(Dataset[KeyBatch]):
             pixels=pixels,
             codec=codec,
         )
-        data = open_data(parse(asked))
+        columns = {name: name for name in outputs} | {name: hint_column(name) for name in hints}
+        if len(columns) < len(outputs) + len(hints):
+            raise UsageError("an output and a hint have the same name, or one is asked for twice")
+        data = open_data(parse(asked), columns=list(columns.values()))
         (opened,) = data.named
-        find_hints(hints, [opened])
-        columns = {name: hint_column(name) for name in hints}
-        complete = complete_views([opened] if logits else [], dict.fromkeys(hints, opened), views)
+        complete = data.views or ()
         if view is not None and view not in complete:
             raise CacheError(f"{opened.folder} has no complete view {view}: it has {', '.join(map(str, complete))}")
         self.viewed = data.viewed
@@ -124,7 +126,7 @@ class Keys(Dataset[KeyBatch]):
         self.fixed = view is not None
         self.labels = data.viewed.samples.labels.astype(np.int64)
         self._close = [] if data.close is None else [data.close[opened.folder]]
-        self._columns = ({"logits": LOGITS} if logits else {}) | columns
+        self._columns = columns
         self._folder, self._id, self._codec = opened.folder.absolute(), opened.manifest.cache_id, codec
         self._opened: dict[str, ColumnReader] | None = None
 

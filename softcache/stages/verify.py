@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from softcache.atomic import is_temporary, remove_dead_temporaries, sync_folder
 from softcache.cache.checksum import Flaw, check_file
 from softcache.cache.locks import is_lock, writing
+from softcache.cache.manifest import parse, read_manifest, render
 from softcache.cache.reader import Cache
-from softcache.cache.schema import MANIFEST, ROWS, SAMPLES, VIRTUAL, parse, read_manifest, render, shard_name
+from softcache.cache.schema import LOGITS, MANIFEST, ROWS, SAMPLES, VIRTUAL, shard_name
 from softcache.cache.shard import Arrays, Attributes
 from softcache.config.folders import pick_cache
 from softcache.config.options import refuse_seed
@@ -170,17 +171,18 @@ def _ask(
     check_dataset(cache, viewed)
     size = identity.teacher.preprocess.get("size")
     network = find_teacher(teacher, viewed.samples, weights=teacher_weights, normalize=normalize, size=size)
-    if network.classes != identity.classes:
-        raise CacheError(f"{teacher} has {network.classes} classes, the cache {identity.classes}")
+    column = cache.manifest.columns[0]
+    if column == LOGITS and network.classes != cache.layout(LOGITS).width:
+        raise CacheError(f"{teacher} has {network.classes} classes, the cache {cache.layout(LOGITS).width}")
     same_weights = fingerprint(network.model.state_dict()) == identity.teacher.weights
     where = pick_device(device)
     arithmetic = Arithmetic(numerics.amp, numerics.memory_format == "channels_last")
     network = arithmetic.apply(network.to(where, DTYPES[numerics.dtype])).eval()
-    forward = Forward(network, [], where, amp=arithmetic.amp)
+    forward = Forward(network, [column], where, amp=arithmetic.amp)
     found = compare(
         cache,
         viewed,
-        lambda pixels: forward(pixels)[0],
+        lambda pixels: forward(pixels)[column],
         where,
         sample=sample,
         seed=seed,

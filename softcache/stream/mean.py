@@ -48,12 +48,12 @@ class MeanTargets:
 
 def mean_bytes(cache: Cache) -> int:
     """Bytes of the means of all rows of a cache."""
-    return cache.rows * cache.manifest.identity.classes * 4
+    return cache.rows * cache.layout(LOGITS).width * 4
 
 
 def mean_logits(reader: ColumnReader, views: Sequence[int], device: torch.device) -> torch.Tensor:
     """(N, C) float32 on ``device``: each row's logits averaged over ``views``, at most ``CHUNK_BYTES`` at a time."""
-    count, classes = reader.cache.rows, reader.cache.manifest.identity.classes
+    count, classes = reader.cache.rows, reader.layout.width
     means = torch.empty(count, classes, device=device)
     step = max(1, CHUNK_BYTES // (8 * classes))
     for first in range(0, count, step):
@@ -66,7 +66,7 @@ def mean_logits(reader: ColumnReader, views: Sequence[int], device: torch.device
 
 def mean_of_rows(reader: ColumnReader, views: Sequence[int], rows: np.ndarray) -> torch.Tensor:
     """(B, C) float32 in the host's memory: the rows' logits averaged over ``views``, summed in float64."""
-    total = torch.zeros(len(rows), reader.cache.manifest.identity.classes, dtype=torch.float64)
+    total = torch.zeros(len(rows), reader.layout.width, dtype=torch.float64)
     for view in views:
         total += reader.decode(reader.gather(view, rows))
     return (total / len(views)).float()

@@ -1,4 +1,4 @@
-"""Makes the golden caches of the current format: ``python tests/golden/make.py tests/golden/format-1``.
+"""Makes the golden caches of the current format: ``python tests/golden/make.py tests/golden/format-2``.
 
 They are made once for a format and then only read. What has to be found in them is written beside them, from the
 teacher's own output, in ``expected.json``: arrays as their bytes in hexadecimal.
@@ -44,7 +44,8 @@ def main(target: str) -> None:
     folder = Path(target).absolute()
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as name:
-        data = Path(name)
+        data = Path(name) / "golden"  # datasets are named by their folder, which is part of the identity
+        data.mkdir()
         os.chdir(data)
         expected = {
             "fp16": _fp16(folder / "fp16", data),

@@ -18,7 +18,7 @@ def check_dataset(cache: Cache, viewed: ViewedDataset, *, recipe: bool = True) -
     """
     recorded, samples = cache.manifest.identity.dataset, viewed.samples
     found = {"split": samples.split, "rows": len(samples), "classes": list(samples.classes)}
-    wanted = {"split": recorded.split, "rows": recorded.rows, "classes": recorded.class_names}
+    wanted = {"split": recorded.split, "rows": recorded.rows, "classes": cache.manifest.state.class_names}
     for key, value in wanted.items():
         if found[key] != value:
             raise CacheError(
@@ -41,11 +41,6 @@ def check_together(caches: Sequence[Cache], views: Sequence[int]) -> None:
     first = caches[0]
     for other in caches[1:]:
         ours, theirs = first.manifest.identity, other.manifest.identity
-        if ours.classes != theirs.classes:
-            raise CacheError(
-                f"{first.folder} has logits of {ours.classes} classes, {other.folder} of {theirs.classes}: "
-                "they can't be combined"
-            )
         if (ours.dataset.fingerprint, ours.recipe) == (theirs.dataset.fingerprint, theirs.recipe):
             continue
         for view in views:

@@ -19,15 +19,14 @@ _OPTIONS = {
     "teacher.numerics.memory_format": "--channels-last",
     "teacher.numerics.compile": "--compile",
     "teacher.numerics.device": "--device",
-    "teacher.numerics.batch": "--batch-size",
     "dataset.spec": "--dataset",
     "dataset.split": "--split",
     "dataset.fingerprint": "the same data, with the same --fingerprint",
     "recipe.spec": "--augment",
     "recipe.seed": "--view-seed",
     "recipe.size": "--size",
-    "codec": "--codec",
-    "shard_rows": "--shard-rows",
+    "grid.block_rows": "--shard-rows",
+    "grid.batch": "--batch-size",
 }
 _ONE_LINE = 2  # differing fields that are still readable in one line
 

@@ -85,12 +85,17 @@ def agreed_labels(caches: Sequence[Cache], samples: Samples, choice: str | None)
 def refuse_relabelled(cache: Cache, samples: Samples) -> None:
     """For a dump into a cache that is there: its labels are recorded once and must be those of the dataset.
 
-    Nothing where rows or classes differ: then the identity differs, which says more.
-    Errors: ``CacheError`` where labels differ.
+    Nothing where rows differ: then the identity differs, which says more. Errors: ``CacheError`` where classes or
+    labels differ.
     """
-    recorded = cache.manifest.identity.dataset
-    if (recorded.rows, recorded.class_names) != (len(samples), list(samples.classes)):
+    if cache.rows != len(samples):
         return
+    if cache.manifest.state.class_names != list(samples.classes):
+        there, now = cache.manifest.state.class_names, samples.classes
+        raise CacheError(
+            f"{cache.folder} was made from other classes than {samples.spec} has now ({_unlike(there, now)}): name the "
+            "right --dataset, or use another --out"
+        )
     found = label_difference(cache, samples)
     if found is not None:
         raise CacheError(
@@ -98,6 +103,14 @@ def refuse_relabelled(cache: Cache, samples: Samples) -> None:
             "use another --out for the relabelled dataset; the logits of this cache can still be used with "
             "softcache train --labels dataset"
         )
+
+
+def _unlike(there: Sequence[str], now: Sequence[str]) -> str:
+    """Where two lists of class names first differ."""
+    if len(there) != len(now):
+        return f"{len(there)} of them there, {len(now)} now"
+    at = next(k for k in range(len(there)) if there[k] != now[k])
+    return f"[{at}] {there[at]!r} there, {now[at]!r} now"
 
 
 def _class_name(classes: Sequence[str], label: int) -> str:

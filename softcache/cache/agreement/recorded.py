@@ -8,18 +8,17 @@ import os
 import numpy as np
 import torch
 
-from softcache.cache.agreement.tolerance import compare_logits
+from softcache.cache.agreement.tolerance import compare_values
 from softcache.cache.agreement.versions import versions_note
 from softcache.cache.mapping import map_shards
 from softcache.cache.reader import Cache
-from softcache.cache.schema import LOGITS
 from softcache.errors import CacheError, PixelsError
 
 log = logging.getLogger(__name__)
 
 
 class Recorded:
-    """The shards of logits or hints that are there, compared with the same keys computed anew.
+    """The shards that are there, compared with the same keys computed anew.
 
     One for a whole dump, as it warns once. Of each view the shard that was looked at last stays mapped until
     ``release``; no file stays open.
@@ -36,13 +35,14 @@ class Recorded:
         first: int,
         columns: dict[str, dict[str, np.ndarray]],
         there: list[str],
-        logits: torch.Tensor | None = None,
+        said: dict[str, torch.Tensor],
     ) -> None:
         """``columns``: column → array name → rows ``first ...``; ``there``: columns whose shards exist for them;
-        ``logits``: (B, C) of these rows before their codec, on the CPU, needed where logits are there.
+        ``said``: by column, the values of these rows before their codec, on the CPU. Columns that are in all three are
+        compared; pixels with any that is there.
 
-        Errors: ``PixelsError`` where the pixels are not those of the recorded column, ``CacheError`` where the
-        teacher's logits are not.
+        Errors: ``PixelsError`` where the pixels are not those of the recorded column, ``CacheError`` where what the
+        teacher says is not.
         """
         seen = next(iter(columns.values()))["digest"]
         for column in there[:1]:
@@ -53,20 +53,22 @@ class Recorded:
                     f"another version of the data, or of a library that decodes it{versions_note(self._cache)}; "
                     "use another --out"
                 )
-        if LOGITS in columns and LOGITS in there:
-            assert logits is not None
-            self._check_logits(view, first, columns[LOGITS], logits)
+        for column, now in said.items():
+            if column in there:
+                self._check_values(view, first, column, columns[column], now)
 
     def release(self, view: int) -> None:
         """Forgets the view's shard: its rows have been compared."""
         self._mapped.pop(view, None)
 
-    def _check_logits(self, view: int, first: int, coded: dict[str, np.ndarray], now: torch.Tensor) -> None:
+    def _check_values(
+        self, view: int, first: int, column: str, coded: dict[str, np.ndarray], now: torch.Tensor
+    ) -> None:
         names = [name for name in coded if name != "digest"]
-        theirs = {name: self._rows(view, LOGITS, first, len(coded[name]), name) for name in names}
+        theirs = {name: self._rows(view, column, first, len(coded[name]), name) for name in names}
         if all(theirs[name].tobytes() == coded[name].astype(theirs[name].dtype).tobytes() for name in names):
             return
-        differs, allowed = compare_logits(self._cache, self._cache.layout(LOGITS).decode(theirs), now)
+        differs, allowed = compare_values(self._cache, column, self._cache.layout(column).decode(theirs), now)
         beyond = ~(differs <= allowed)  # also where a difference is not a number
         # Of the keys that don't agree if there are any, the one that is furthest beyond its bound.
         worst = int(torch.nan_to_num(differs / allowed, nan=torch.inf).argmax())
@@ -74,13 +76,13 @@ class Recorded:
         if bool(beyond.any()):
             raise CacheError(
                 f"the teacher now says something else than {self._cache.folder} has recorded (row {first + worst} in "
-                f"view {view}: a logit is off {by}; so are {int(beyond.sum())} of {len(beyond)} keys of this batch): "
+                f"view {view}: {column} are off {by}; so are {int(beyond.sum())} of {len(beyond)} keys of this batch): "
                 f"its code or a library has changed, or the shard is damaged (softcache verify {self._cache.folder}); "
                 "use another --out"
             )
         if not self._warned:
             log.warning(
-                f"the teacher's logits differ from the recorded ones in their last bits ({by}): another machine, "
+                f"the teacher's {column} differ from the recorded ones in their last bits ({by}): another machine, "
                 "library or number of threads than the cache was begun with"
             )
         self._warned = True
@@ -104,15 +106,16 @@ class Recorded:
         return held[1]
 
 
-def first_recorded(cache: Cache, batch: int) -> tuple[int, int, int] | None:
-    """View, first row and number of rows of one batch whose logits are there; None where no shard is."""
+def first_recorded(cache: Cache, batch: int) -> tuple[str, int, int, int] | None:
+    """Column, view, first row and number of rows of one batch of which a column is there; None where no shard is."""
     for view in range(cache.views):
         try:
             there = set(os.listdir(cache.folder / f"view-{view:04d}"))
         except FileNotFoundError:
             continue
-        for number in range(cache.manifest.shards(LOGITS)):
-            if cache.shard_path(view, LOGITS, number).name in there:
-                first, rows = cache.shard_range(LOGITS, number)
-                return view, first, min(batch, rows)
+        for column in cache.manifest.columns:
+            for number in range(cache.manifest.shards(column)):
+                if cache.shard_path(view, column, number).name in there:
+                    first, rows = cache.shard_range(column, number)
+                    return column, view, first, min(batch, rows)
     return None

@@ -95,6 +95,11 @@ def recorded_digests(cache: Cache, view: int, rows: np.ndarray) -> np.ndarray:
     raise AssertionError(f"view {view} of {cache.folder} is not complete")
 
 
+def has_digests(cache: Cache, view: int) -> bool:
+    """Whether some column has the whole view."""
+    return any(view in cache.complete_views(column) for column in cache.manifest.columns)
+
+
 def refuse_pixels(error: PixelsError, caches: list[Cache], viewed: ViewedDataset, *, close: bool) -> NoReturn:
     """Raises ``error`` again with the likely cause, found from the kept samples. ``close``: whether close pixels are
     accepted where they can be shown."""

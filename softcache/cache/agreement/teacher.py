@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from softcache.cache.agreement.labels import LabelDifference
-from softcache.cache.agreement.tolerance import compare_logits
+from softcache.cache.agreement.tolerance import compare_values
 from softcache.cache.reader import Cache
-from softcache.cache.schema import LOGITS
 from softcache.device import reproducible
 from softcache.errors import CacheError, UsageError
 from softcache.views._digest import digest
@@ -22,9 +21,10 @@ from softcache.views._viewed import ViewedDataset
 
 @dataclass(frozen=True)
 class Rerun:
-    """``largest``: the largest |stored - now| of any logit, at key (``row``, ``view``), where ``allowed`` was what
-    the codec and the arithmetic account for. ``beyond``: keys above what is allowed for them; ``other_pixels``: keys
-    whose pixels are not those of the dump; ``labels``: how the dataset's labels differ from those of the dump."""
+    """``column``: what was compared; ``largest``: the largest |stored - now| of any of its values, at key (``row``,
+    ``view``), where ``allowed`` was what the codec and the arithmetic account for. ``beyond``: keys above what is
+    allowed for them; ``other_pixels``: keys whose pixels are not those of the dump; ``labels``: how the dataset's
+    labels differ from those of the dump."""
 
     keys: int
     largest: float
@@ -34,7 +34,8 @@ class Rerun:
     beyond: int
     other_pixels: int
     same_weights: bool
-    same_top1: float
+    column: str
+    same_top1: float | None
     labels: LabelDifference | None = None
 
     @property
@@ -56,35 +57,36 @@ def compare(
     same_weights: bool = True,
     labels: LabelDifference | None = None,
 ) -> Rerun:
-    """Runs a teacher on ``sample`` random keys and compares its logits with those that the cache holds.
+    """Runs a teacher on ``sample`` random keys and compares what it says with the cache's first column.
 
-    ``viewed``: the cache's data in its views. ``forward``: pixels (B, H, W, C) uint8 on ``device`` → logits (B, C), in
-    the arithmetic of the dump. ``same_weights``: whether its parameters are those of the dump, and ``labels``: how the
-    dataset's labels differ, both for the report. How far a key may be off is said in ``tolerance``.
+    ``viewed``: the cache's data in its views. ``forward``: pixels (B, H, W, C) uint8 on ``device`` → the column's
+    values (B, …), in the arithmetic of the dump. ``same_weights``: whether its parameters are those of the dump, and
+    ``labels``: how the dataset's labels differ, both for the report. How far a key may be off is said in ``tolerance``.
 
     Errors: ``CacheError`` where no view is complete.
     """
     if sample < 1:
         raise UsageError(f"--sample must be at least 1, is {sample}")
-    numerics, views = cache.manifest.identity.teacher.numerics, cache.complete_views()
+    column, batch = cache.manifest.columns[0], cache.manifest.identity.grid.batch
+    numerics, views = cache.manifest.identity.teacher.numerics, cache.complete_views(column)
     if not views:
         raise CacheError(f"{cache.folder} has no complete view to compare with: run softcache dump again")
     rng = np.random.default_rng(seed)
     total = cache.rows * len(views)
     chosen = np.sort(rng.choice(total, min(sample, total), replace=False))
-    reader, found = cache.column(LOGITS), []
+    reader, found = cache.column(column), []
     for place, view in enumerate(views):
         rows = chosen[chosen // cache.rows == place] % cache.rows
-        for first in range(0, len(rows), numerics.batch):
-            some = rows[first : first + numerics.batch]
+        for first in range(0, len(rows), batch):
+            some = rows[first : first + batch]
             stored = reader.gather(view, some)
             pixels = viewed.batch(some, view)
             other = digest(pixels).numpy() != stored["digest"]
             with reproducible(tf32=numerics.tf32):
                 now = forward(pixels.to(device)).cpu()
             theirs = reader.decode(stored)
-            differs, allowed = compare_logits(cache, theirs, now)
-            same = theirs.argmax(1) == now.argmax(1)
+            differs, allowed = compare_values(cache, column, theirs, now)
+            same = _largest(theirs) == _largest(now)
             parts = (differs, allowed, same.double(), torch.from_numpy(other).double())
             found.append((some, np.full(len(some), view), *(part.numpy() for part in parts)))
         reader.release(view)
@@ -100,6 +102,12 @@ def compare(
         beyond=int((~(differs_ <= allowed_)).sum()),
         other_pixels=int(other_.sum()),
         same_weights=same_weights,
-        same_top1=float(same_.mean()),
+        column=column,
+        same_top1=float(same_.mean()) if reader.layout.kind == "classes" else None,
         labels=labels,
     )
+
+
+def _largest(values: torch.Tensor) -> torch.Tensor:
+    """(B,): where the largest value of each key is."""
+    return values.reshape(len(values), -1).argmax(1)

@@ -1,14 +1,14 @@
-"""By how much two computations of the same logits may differ: the one rule of this package.
+"""By how much two computations of the same values may differ: the one rule of this package.
 
 A teacher that is run again on the same pixels gives other last bits on another machine, with another library, batch or
-number of threads; a codec then rounds both results. Let ``y`` (C,) be the logits of a key as they are computed now
-and ``Q`` what the codec makes of logits. The stored logits of the key agree with ``y`` if no logit is further from it
-than
+number of threads; a codec then rounds both results. Let ``y`` be the values of a key, logits or others, as they are
+computed now and ``Q`` what the codec makes of them. The stored values of the key agree with ``y`` if none is further
+from it than
 
     max |Q(y) - y|  +  4 · t · max |y|
 
 where ``t`` is the relative error of the arithmetic, ``RELATIVE_ERROR``. The first term is the codec's error on these
-very logits. For a codec that rounds to the nearest of fixed values, a difference of δ in its input moves
+very values. For a codec that rounds to the nearest of fixed values, a difference of δ in its input moves
 ``|Q(x) - y|`` by at most 2δ. Measure and bound are taken key by key, so one wrong key is not hidden by many right ones.
 """
 
@@ -17,11 +17,10 @@ from __future__ import annotations
 import torch
 
 from softcache.cache.reader import Cache
-from softcache.cache.schema import LOGITS
 
-# What another batch, device or library version may change, relative to the largest logit of the key.
+# What another batch, device or library version may change, relative to the largest value of the key.
 RELATIVE_ERROR = {"float64": 1e-9, "float32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
-_SMALLEST = 1e-6  # a key whose logits are all zero still has rounding
+_SMALLEST = 1e-6  # a key whose values are all zero still has rounding
 
 
 def relative_error(cache: Cache) -> float:
@@ -32,15 +31,21 @@ def relative_error(cache: Cache) -> float:
     return RELATIVE_ERROR["tf32" if numerics.tf32 else numerics.dtype]
 
 
-def compare_logits(cache: Cache, stored: torch.Tensor, now: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How far each key's logits are from the stored ones, and how far they may be.
+def compare_values(
+    cache: Cache, column: str, stored: torch.Tensor, now: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How far each key's values are from the stored ones, and how far they may be.
 
-    ``stored``: (B, C) as the cache's codec decodes them; ``now``: (B, C) as computed now, both on the CPU. Result:
+    ``stored``: (B, …) as the column's codec decodes them; ``now``: (B, …) as computed now, both on the CPU. Result:
     the largest absolute difference and the bound, both (B,) float64. A key agrees where the difference is at most the
-    bound; a logit that is not a number never agrees.
+    bound; a value that is not a number never agrees.
     """
-    now = now.double()
-    logits = cache.layout(LOGITS)
-    coded = logits.decode(logits.encode(now.float())).double()
+    layout = cache.layout(column)
+    coded = _flat(layout.decode(layout.encode(now.float())))
+    now = _flat(now)
     rounding = 4 * relative_error(cache) * now.abs().amax(1).clamp_min(_SMALLEST)
-    return (stored.double() - now).abs().amax(1), (coded - now).abs().amax(1) + rounding
+    return (_flat(stored) - now).abs().amax(1), (coded - now).abs().amax(1) + rounding
+
+
+def _flat(values: torch.Tensor) -> torch.Tensor:
+    return values.double().reshape(len(values), -1)
