@@ -131,20 +131,25 @@ def rows(name: str) -> list[Trial]:
     """All trainings of a case. What the defaults are is spelled out, so that a row is run again when they change."""
     case = CASES[name]
     data = DATA[case.data]
-    preset = {**open_preset(case.preset).at(data.rows), "epochs": None}
+    by_default, distilled = (
+        {**open_preset(case.preset).at(data.rows, distilled=d), "epochs": None} for d in (False, True)
+    )
     where = f"--dataset {{{case.data}}} --size {data.size} --augment {data.augment}"
     alone = f"train --student {case.student} {where} --alpha 0"
     cached = f"train --student {case.student} --cache {{{case.data}_cache}}"
     if case.labels < 1:
         alone, cached = (f"{command} --label-fraction {case.labels}" for command in (alone, cached))
-    ways = {"default": as_given(preset)}
+    ways = {"default": as_given(by_default)}
     by_hand = FINE_TUNING if case.preset == "fine-tuning" else RECIPES
     for recipe, (optimizer, lr, decay, schedule) in by_hand.items():
         ways[recipe] = optimized(optimizer, lr, decay, batch=case.batch, schedule=schedule)
     table = {f"alone, {way}": f"{alone} --epochs {case.epochs} {options}" for way, options in ways.items()}
     table[FLOAT32] = f"{table[DEFAULT]} --amp off --no-channels-last"
     for what, options in (LOSSES | TARGETS if data.teacher else {}).items():
-        table[f"distilled, {what}"] = f"{cached} --epochs {case.epochs} {ways['default']} {options}"
+        table[f"distilled, {what}"] = f"{cached} --epochs {case.epochs} {as_given(distilled)} {options}"
+    for factor, rate in ((0.5, "half the rate"), (2, "twice the rate")) if data.teacher else ():
+        ours = as_given({**distilled, "lr": factor * distilled["lr"]})
+        table[f"{DISTILLED}, {rate}"] = f"{cached} --epochs {case.epochs} {ours} {LOSSES['dist']}"
     return trials(name, table, SEEDS)
 
 

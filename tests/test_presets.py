@@ -18,6 +18,7 @@ from softcache.config.record import read_record
 from softcache.config.train import TrainConfig
 from softcache.errors import SoftcacheError, UsageError
 from softcache.models._open import open_network
+from softcache.stages.dump import dump
 from softcache.stages.teach import teach
 from softcache.stages.train import train
 
@@ -101,6 +102,26 @@ def test_sizes_of_the_set_have_options_of_their_own(here: Path) -> None:
     assert len(train(**SMALL, preset="mine.json", out="run").lines) == 2
 
 
+def test_a_distilled_student_may_have_other_options(here: Path, small_teacher: Any) -> None:
+    options = {"epochs": 1, "batch_size": 256, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0}
+    sizes = [{"up_to": 100, "distilled": {"lr": 0.07}}, {"distilled": {"lr": 0.03, "momentum": 0.5}}]
+    Path("mine.json").write_text(json.dumps({"options": {**options, "distilled": {"warmup": 0.5}}, "by_rows": sizes}))
+    preset = open_preset("mine.json")
+    assert preset.at(1438) == {**UNSAID, **options}
+    assert preset.at(1438, distilled=True) == {**UNSAID, **options, "warmup": 0.5, "lr": 0.03, "momentum": 0.5}
+    assert preset.at(100, distilled=True) == {**UNSAID, **options, "warmup": 0.5, "lr": 0.07}
+    dump(small_teacher("teacher"), dataset="digits", size=8, views=1, out="cache")
+    student = {"student": "cifar:resnet8", "dataset": "digits", "preset": "mine.json"}
+    ways: list[tuple[dict[str, Any], float]] = [
+        ({"cache": "cache"}, 0.03),
+        ({"cache": "cache", "alpha": "0"}, 0.1),  # labels alone, beside a cache and without one
+        ({"size": 8, "alpha": "0"}, 0.1),
+    ]
+    for number, (more, lr) in enumerate(ways):
+        train(**student, **more, out=f"run-{number}")
+        assert read_record(Path(f"run-{number}")).options.lr == lr
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [
@@ -109,6 +130,9 @@ def test_sizes_of_the_set_have_options_of_their_own(here: Path) -> None:
         ('{"option": {}}', "'option'"),
         ('{"options": {"epoch": 3}}', "'epoch': did you mean epochs"),
         ('{"options": []}', "options must be an object"),
+        ('{"options": {"distilled": 0.1}}', "distilled must be an object"),
+        ('{"options": {"distilled": {"rate": 1}}}', "has option 'rate'"),
+        ('{"by_rows": [{"distilled": {"distilled": {}}}]}', "has option 'distilled'"),
         ('{"by_rows": [{"epochs": 1, "up_to": 5}]}', "its last entry have none"),
         ('{"by_rows": [{"up_to": 9}, {"up_to": 5}, {}]}', "must rise"),
         ('{"options": {"epochs": 3}}', "doesn't say --batch-size"),
@@ -131,11 +155,15 @@ def test_what_is_shown_can_be_given(name: str) -> None:
     train_command = main.get_command(click.Context(main), "train")
     assert train_command is not None
     preset = open_preset(name)
-    sizes = [limit or 10**9 for limit, _ in preset.by_rows] or [1]
-    for size, shown in zip(sizes, preset.describe()["options"].values(), strict=True):
+    ends = [limit or 10**9 for limit, _ in preset.by_rows] or [1]
+    lines = preset.describe()["options"]
+    plain = [line for line in lines if not line.endswith(", distilled")]
+    size_of = dict(zip(plain, ends, strict=True))
+    for line, shown in lines.items():
+        size, distilled = size_of[line.removesuffix(", distilled")], line not in size_of
         parsed = train_command.make_context("train", shlex.split(shown)).params
         given = {key: list(v) if isinstance(v, tuple) else v for key, v in parsed.items() if v not in (None, (), False)}
-        said = preset.at(size)
+        said = preset.at(size, distilled=distilled)
         assert {"epochs", "batch_size", "optimizer", "lr", "weight_decay"} <= set(given)
         assert given == {key: said[key] for key in given}
         assert parsed["nesterov"] in (None, said["nesterov"])
@@ -143,11 +171,11 @@ def test_what_is_shown_can_be_given(name: str) -> None:
 
 def test_another_optimizer_wants_a_rate_of_its_own(here: Path) -> None:
     """0.2 would end AdamW at once, and 0.002 leave SGD where it began."""
-    with pytest.raises(UsageError, match=r"--optimizer sgd: the learning rate of preset convnet, 0\.002, is for adamw"):
-        train(**SMALL, optimizer="sgd")
+    with pytest.raises(UsageError, match=r"--optimizer adamw: the learning rate of preset convnet, 0\.05, is for sgd"):
+        train(**SMALL, optimizer="adamw")
     assert not Path("runs").exists()
-    assert train(**SMALL, optimizer="adam", epochs=1, out="near").lines
-    assert train(**SMALL, optimizer="sgd", lr=0.05, epochs=1, out="given").lines
+    assert train(**SMALL, optimizer="sgd", epochs=1, out="near").lines
+    assert train(**SMALL, optimizer="adamw", lr=0.002, epochs=1, out="given").lines
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(here: Path) -> None:
@@ -165,7 +193,7 @@ def test_a_teacher_is_kept_with_the_options_that_it_was_taught_with(
     monkeypatch.setitem(real.by_rows[1][1], "lr", 0.7)
     monkeypatch.setattr("softcache.config.fit.open_preset", lambda name: real)
     assert teach("cifar:resnet8", **options).kept
-    with pytest.raises(SoftcacheError, match=r"lr: 0\.002 there, 0\.2 now"):
+    with pytest.raises(SoftcacheError, match=r"lr: 0\.05 there, 0\.2 now"):
         teach("cifar:resnet8", **options, lr=0.2)
 
 

@@ -82,9 +82,9 @@ class FitConfig(Options):
             if value is not None and value not in known:
                 raise UsageError(f"--{name.replace('_', '-')} {value!r} is unknown{nearest(value, known)}")
 
-    def settled(self: Config, network: Network, rows: int, *, pretrained: bool) -> Config:
+    def settled(self: Config, network: Network, rows: int, *, pretrained: bool, distilled: bool = False) -> Config:
         """With all that was left to the preset. ``rows``: of the training set; ``pretrained``: whether the network
-        starts from parameters that have learnt something.
+        starts from parameters that have learnt something; ``distilled``: whether it learns from more than labels.
 
         Errors: ``UsageError`` for a preset that isn't known or leaves an option open, and for another optimizer than
         the preset's without a learning rate.
@@ -93,7 +93,7 @@ class FitConfig(Options):
         if not open_ones:
             return self
         name = fitting_preset(network, pretrained=pretrained) if self.preset == AUTO else self.preset
-        said = open_preset(name).at(rows)
+        said = open_preset(name).at(rows, distilled=distilled)
         for option in open_ones:
             if said[option] is None:
                 raise UsageError(f"--preset {name} doesn't say --{option.replace('_', '-')}: give it")

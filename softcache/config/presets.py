@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,16 @@ AUTO = "auto"
 UNSAID: dict[str, Any] = {"epochs": None, "batch_size": None}
 UNSAID |= {own.name: None if own.default is MISSING else own.default for own in fields(Optimization)}
 UNSAID |= {"label_smoothing": 0.0}
+DISTILLED = "distilled"  # among a preset's options: those that differ where more than labels is learnt from
 del UNSAID["accumulate"]  # how a batch is divided, which depends on the memory and not on the network
 
 
 @dataclass(frozen=True)
 class Preset:
     """``about``: what it is for, in a sentence; ``source``: a paper, a repository, or where it was measured.
-    ``options``: those of ``teach`` and ``train``. ``by_rows``: more of them by the size of the set, as pairs of the
-    largest number of rows and the options up to it, in rising order; the last pair has None and holds for all larger
-    sets."""
+    ``options``: those of ``teach`` and ``train``, and among them under ``distilled`` those that differ where a student
+    learns from more than labels. ``by_rows``: more of them by the size of the set, as pairs of the largest number of
+    rows and the options up to it, in rising order; the last pair has None and holds for all larger sets."""
 
     name: str
     about: str
@@ -37,10 +38,10 @@ class Preset:
     options: dict[str, Any]
     by_rows: tuple[tuple[int | None, dict[str, Any]], ...] = field(default=())
 
-    def at(self, rows: int) -> dict[str, Any]:
-        """All options for a set of ``rows``."""
+    def at(self, rows: int, *, distilled: bool = False) -> dict[str, Any]:
+        """All options for a set of ``rows``. ``distilled``: whether more is learnt from than labels."""
         more = next((more for limit, more in self.by_rows if limit is None or rows <= limit), {})
-        return {**UNSAID, **self.options, **more}
+        return {**UNSAID, **_merged([self.options, more], distilled=distilled)}
 
     def describe(self) -> dict[str, Any]:
         """As JSON. ``options``: for each size of the set the options as they are given on a command line."""
@@ -48,9 +49,18 @@ class Preset:
         sizes: dict[str, str] = {}
         for limit in limits:
             larger = "all larger sets" if len(limits) > 1 else "all sets"
-            said = {**self.options, **dict(self.by_rows).get(limit, {})}
-            sizes[larger if limit is None else f"up to {limit:,} rows"] = as_given(said)
+            size = larger if limit is None else f"up to {limit:,} rows"
+            parts = [self.options, dict(self.by_rows).get(limit, {})]
+            sizes[size] = as_given(_merged(parts, distilled=False))
+            if any(DISTILLED in part for part in parts):
+                sizes[f"{size}, distilled"] = as_given(_merged(parts, distilled=True))
         return {"name": self.name, "about": self.about, "source": self.source, "options": sizes}
+
+
+def _merged(parts: Sequence[Mapping[str, Any]], *, distilled: bool) -> dict[str, Any]:
+    """Later ones replace earlier ones, and what is for distilled students the rest."""
+    found = {key: value for part in parts for key, value in part.items() if key != DISTILLED}
+    return found | {key: v for part in parts for key, v in part.get(DISTILLED, {}).items() if distilled}
 
 
 def as_given(options: Mapping[str, Any]) -> str:
@@ -131,11 +141,13 @@ def _parsed(path: Path) -> Preset:
     )
 
 
-def _refuse_unknown(options: Any, path: Path) -> None:
+def _refuse_unknown(options: Any, path: Path, *, nested: bool = False) -> None:
     if not isinstance(options, Mapping):
-        raise SoftcacheError(f"preset {path}: options must be an object")
-    for name in options:
-        if name not in UNSAID:
+        raise SoftcacheError(f"preset {path}: {DISTILLED if nested else 'options'} must be an object")
+    for name, value in options.items():
+        if name == DISTILLED and not nested:
+            _refuse_unknown(value, path, nested=True)
+        elif name not in UNSAID:
             raise SoftcacheError(
                 f"preset {path} has option {str(name)[:40]!r}{nearest(str(name), list(UNSAID))}: a preset may have "
                 f"{', '.join(UNSAID)}"

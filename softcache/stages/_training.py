@@ -115,7 +115,7 @@ def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[
     keep_frozen_still(network)
     live = _live_arithmetic(data, options, device, record)
     pretrained = options.weights is not None or parsed.copied is not None
-    options = options.settled(network, rows.length, pretrained=pretrained)
+    options = options.settled(network, rows.length, pretrained=pretrained, distilled=not parsed.labels_alone)
     options = options.with_arithmetic(network, sample, device)
     parsed = dataclasses.replace(parsed, options=options)
     pixels = pick_pixels(
