@@ -293,7 +293,7 @@ def test_a_module_of_ones_own():
 @pytest.mark.parametrize(
     ("factory", "match"),
     [
-        ("wrong", "returned int, not a torch.nn.Module"),
+        ("wrong", "returned int, neither a torch.nn.Module nor a function"),
         ("broken", "raised RuntimeError: no such luck$"),
         ("grei", "no function 'grei': did you mean grey"),
         ("not_callable", "no function 'not_callable'"),

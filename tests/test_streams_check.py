@@ -9,7 +9,9 @@ import torch
 import softcache.cache.agreement.digests as check_module
 from softcache.cache.agreement.digests import CloseRows, PixelCheck
 from softcache.errors import PixelsError
-from softcache.views._digest import digest, digest_of_sums, digest_sums
+from softcache.views._digest import InputDigest, digest, digest_named, digest_of_sums, digest_sums
+
+PIXELS = InputDigest("pixels", "uint8", (5, 5, 3))
 
 
 @pytest.fixture
@@ -26,9 +28,21 @@ def test_a_digest_in_two_steps_is_the_digest(batches: list) -> None:
         assert torch.equal(digest_of_sums(digest_sums(pixels)), digest(pixels))
 
 
+def test_the_digest_of_another_input_covers_its_name_dtype_and_shape() -> None:
+    values = np.random.default_rng(1).standard_normal((6, 5)).astype(np.float32)
+    of = InputDigest("features", "float32", (5,))
+    wanted = np.asarray(digest_named({"features": values}))
+    assert of(values).tolist() == of(torch.from_numpy(values)).tolist() == wanted.tolist()
+    assert of.of_sums(digest_sums(torch.from_numpy(values))).tolist() == wanted.tolist()
+    other = InputDigest("vector", "float32", (5,))
+    assert not (other(values) == wanted).any()
+    assert not (digest(values) == wanted).any()
+    assert len({*wanted.tolist(), *of(values.view(np.int32)).tolist()}) == 12, "another dtype, the same bytes"
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_equal_pixels_pass(batches: list, at_once: bool) -> None:
-    check = PixelCheck(at_once=at_once)
+    check = PixelCheck(PIXELS, at_once=at_once)
     for _ in range(2):
         for rows, pixels in batches:
             check.add(rows, (3, 5), pixels, [digest(pixels), digest(pixels)])
@@ -48,7 +62,7 @@ def test_batches_may_be_of_other_views(batches: list, at_once: bool) -> None:
     wrong[7] ^= 1
 
     def check() -> None:
-        made = PixelCheck(at_once=at_once)
+        made = PixelCheck(PIXELS, at_once=at_once)
         made.add(rows, (0,), pixels, [digest(pixels)])
         made.add(later, (4, 9), others, [wrong])
         made.finish()
@@ -65,7 +79,7 @@ def test_one_changed_bit_is_named_by_row_and_view(batches: list, batch: int, pla
     expected[batch][cache][place] ^= 1
     row = batches[batch][0][place]
     for at_once, count in ((True, len(batches[batch][0])), (False, 20)):
-        check = PixelCheck(at_once=at_once)
+        check = PixelCheck(PIXELS, at_once=at_once)
         with pytest.raises(PixelsError, match=rf"row {row} in view {view} has .* \(1 of {count} keys of this"):
             all_of(check, batches, expected)
         check.finish()  # a failure leaves nothing behind
@@ -84,7 +98,7 @@ def test_a_key_of_a_close_row_may_differ_in_the_cache_that_keeps_it_and_no_other
         none, some = (CloseRows(np.isin(rows, which), every_view) for which in ([], close))
         expected = [digest(pixels), digest(pixels)]
         expected[cache] = wrong
-        made = PixelCheck(at_once=at_once, accepted=[some, none])
+        made = PixelCheck(PIXELS, at_once=at_once, accepted=[some, none])
         made.add(rows, views, pixels, expected)
         made.finish()
 
@@ -99,7 +113,7 @@ def test_a_key_of_a_close_row_may_differ_in_the_cache_that_keeps_it_and_no_other
 
 def test_what_is_put_off_does_not_grow_without_bound(batches: list, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_module, "HELD_BATCHES", 3)
-    check, (rows, pixels) = PixelCheck(at_once=False), batches[0]
+    check, (rows, pixels) = PixelCheck(PIXELS, at_once=False), batches[0]
     wrong = [digest(pixels) + 1]
     check.add(rows, (0,), pixels, wrong)
     check.add(rows, (0,), pixels, wrong)

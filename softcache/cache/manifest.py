@@ -26,9 +26,11 @@ from softcache.cache.schema import (
     MAX_SHARDS,
     MAX_SIDE,
     MAX_VIEWS,
+    PIXELS,
     VERSION,
     ColumnRecord,
     Identity,
+    InputField,
     State,
     canonical_json,
     from_json,
@@ -41,6 +43,11 @@ from softcache.cache.schema import (
 from softcache.errors import CacheError, IntegrityError
 
 _HEX = re.compile(r"[0-9a-f]{64}")
+_INPUT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_BYTES = {
+    **{f"{sign}int{bits}": bits // 8 for sign in ("", "u") for bits in (8, 16, 32)},
+    **{"int64": 8, "float16": 2, "float32": 4, "float64": 8},
+}  # of an input's dtypes
 _TAKEN = {"rows", "samples", "cache"}  # names of other files
 
 
@@ -121,9 +128,10 @@ class Manifest:
 
         Errors: ``IntegrityError`` that names the value.
         """
-        recipe = from_json(_Recipe, self.identity.recipe, f"{path}: identity.recipe")
+        kind = _OfPixels if PIXELS in self.identity.dataset.inputs else _Recipe
+        recipe = from_json(kind, self.identity.recipe, f"{path}: identity.recipe")
         from_json(_Preprocess, self.identity.teacher.preprocess, f"{path}: identity.teacher.preprocess")
-        wrong = _of_identity(self.identity, recipe) or _of_state(self, recipe)
+        wrong = _of_identity(self.identity, recipe) or _of_state(self)
         if wrong:
             raise IntegrityError(f"{path} has values that no cache can have: {wrong}")
 
@@ -165,13 +173,19 @@ def render(document: dict[str, Any]) -> bytes:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What ``identity.recipe`` must be: how ``views`` makes pixels."""
+    """What ``identity.recipe`` must be: how ``views`` makes inputs."""
 
     spec: str
     revisions: dict[str, int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class _OfPixels(_Recipe):
+    """The same of pictures."""
+
     size: int
     resize: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -188,31 +202,39 @@ class _Preprocess:
 def _of_identity(identity: Identity, recipe: _Recipe) -> str:
     """What no cache can have; empty where there is nothing."""
     grid, inputs = identity.grid, identity.dataset.inputs
-    pixels = inputs.get("pixels")
+    name, given = next(iter(inputs.items()), ("", InputField("", [])))
+    row_bytes = math.prod(given.shape) * _BYTES.get(given.dtype, 0)
+    pictures: dict[str, tuple[object, bool]] = {}
+    if isinstance(recipe, _OfPixels):
+        sides, channels = [recipe.size, recipe.size], given.shape[2:]
+        pictures = {
+            "recipe.size": (recipe.size, 0 < recipe.size <= MAX_SIDE),
+            "recipe.resize": (recipe.resize, 0 < recipe.resize < 2**16),
+            "inputs.pixels": (
+                given,
+                given.dtype == "uint8"
+                and given.shape[:2] == sides
+                and len(channels) == 1
+                and 0 < channels[0] <= MAX_CHANNELS,
+            ),
+        }
     return _first_wrong(
-        {
+        pictures
+        | {
             "format": (identity.format, identity.format == VERSION),
             "rows": (identity.dataset.rows, 0 < identity.dataset.rows < 2**40),
             "grid.block_rows": (grid.block_rows, _is_power_of_two(grid.block_rows)),
             "grid.batch": (grid.batch, 0 < grid.batch < 2**31),
             "weights": (identity.teacher.weights, bool(_HEX.fullmatch(identity.teacher.weights))),
             "recipe.seed": (recipe.seed, 0 <= recipe.seed < 2**64),
-            "recipe.size": (recipe.size, 0 < recipe.size <= MAX_SIDE),
-            "recipe.resize": (recipe.resize, 0 < recipe.resize < 2**16),
-            "inputs": (list(inputs), list(inputs) == ["pixels"]),
-            "inputs.pixels": (
-                pixels,
-                pixels is not None
-                and pixels.dtype == "uint8"
-                and len(pixels.shape) == 3
-                and pixels.shape[:2] == [recipe.size, recipe.size]
-                and 0 < pixels.shape[2] <= MAX_CHANNELS,
-            ),
+            "inputs": (list(inputs), len(inputs) == 1 and len(name) < 200 and bool(_INPUT.fullmatch(name))),
+            "inputs.shape": (given, 0 < len(given.shape) <= 8 and all(0 < n < 2**31 for n in given.shape)),
+            "inputs.dtype": (given, 0 < row_bytes <= MAX_ROW_BYTES),
         }
     )
 
 
-def _of_state(manifest: Manifest, recipe: _Recipe) -> str:
+def _of_state(manifest: Manifest) -> str:
     """As ``_of_identity``, which found nothing."""
     identity, state = manifest.identity, manifest.state
     columns = state.columns
@@ -231,10 +253,11 @@ def _of_state(manifest: Manifest, recipe: _Recipe) -> str:
             ),
         }
     )  # fmt: skip
-    pixels = identity.dataset.inputs["pixels"].shape
-    kept, most = state.samples_shape, most_samples(identity.dataset.rows, recipe.size, pixels[2])
-    if not wrong and (len(kept) != 4 or kept[1:] != pixels or not 0 < kept[0] <= most):
-        return f"samples_shape {short(kept)} for views of {short(pixels)}"
+    ((_, given),) = identity.dataset.inputs.items()
+    kept = state.samples_shape
+    most = most_samples(identity.dataset.rows, math.prod(given.shape) * _BYTES[given.dtype])
+    if not wrong and (kept[1:] != given.shape or not 0 < kept[0] <= most):
+        return f"samples_shape {short(kept)} for inputs of {short(given.shape)}"
     if not wrong and manifest.all_shards() > MAX_SHARDS:
         return f"{short(manifest.all_shards())} shards"
     return wrong

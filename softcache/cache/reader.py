@@ -131,19 +131,25 @@ class Cache:
 
     @functools.cached_property
     def samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (K,) int64 and their pixels (K, H, W, C) uint8 in view 0, as the teacher saw them.
+        """Rows (K,) int64 and their inputs in view 0, as the teacher saw them: pixels (K, H, W, C) uint8, or others.
 
-        The pixels may be many, so they are mapped, after their checksum was compared.
+        They may be many, so they are mapped, after their checksum was compared.
         """
         path = self.folder / SAMPLES
         with open_shard(path, self.file_attributes("samples"), self.samples_arrays()) as file:
-            index = read_array(file, "index")
-            if checksum(file, "pixels") != file.extents["pixels"].crc32:
+            index, name = read_array(file, "index"), self.input_name
+            if checksum(file, name) != file.extents[name].crc32:
                 raise IntegrityError(f"{path} is damaged: its bytes don't match their checksum")
-            pixels = map_shards([contextlib.nullcontext(file)], join=False)["pixels"].parts[0]
+            pixels = map_shards([contextlib.nullcontext(file)], join=False)[name].parts[0]
         if index.min() < 0 or index.max() >= self.rows:
             raise IntegrityError(f"{path} keeps samples of rows that the cache doesn't have")
         return index, pixels
+
+    @property
+    def input_name(self) -> str:
+        """What the teacher saw of each key: ``pixels``, or another name."""
+        (name,) = self.manifest.identity.dataset.inputs
+        return name
 
     def rows_arrays(self) -> Arrays:
         """What ``rows.h5`` holds."""
@@ -154,7 +160,8 @@ class Cache:
     def samples_arrays(self) -> Arrays:
         """What ``samples.h5`` holds."""
         shape = tuple(self.manifest.state.samples_shape)
-        return {"index": ("<i8", shape[:1]), "pixels": ("|u1", shape)}
+        dtype = self.manifest.identity.dataset.inputs[self.input_name].dtype
+        return {"index": ("<i8", shape[:1]), self.input_name: (np.dtype(dtype).str, shape)}
 
     def file_attributes(self, column: str) -> Attributes:
         """Root attributes of ``rows.h5`` and ``samples.h5``, and the first ones of shards."""
@@ -235,7 +242,8 @@ class Cache:
             "dataset": identity.dataset.spec,
             "split": identity.dataset.split,
             "recipe": identity.recipe["spec"],
-            "size": identity.recipe["size"],
+            "inputs": {name: dataclasses.asdict(given) for name, given in identity.dataset.inputs.items()},
+            "size": identity.recipe.get("size"),
             "view_seed": identity.recipe["seed"],
             "views": self.views,
             "rows": self.rows,

@@ -24,6 +24,7 @@ VERSION = 2
 MANIFEST = "cache.json"
 ROWS, SAMPLES, VIRTUAL = "rows.h5", "samples.h5", "cache.h5"
 LOGITS = "logits"
+PIXELS = "pixels"  # the input of pictures
 KINDS = ("classes", "binary", "values")
 KEPT_SAMPLES = 64  # rows whose pixels are kept where nobody asks for more
 MAX_SAMPLES_BYTES = 4 * 2**30  # of kept pixels; they are written in pieces and mapped, never held in memory
@@ -74,8 +75,8 @@ class InputField:
 
 @dataclass(frozen=True)
 class DatasetIdentity:
-    """``inputs``: what a view of a row is made of, by name: ``pixels`` (H, W, C). ``fingerprint``: of the contents that
-    views are made from, without labels."""
+    """``inputs``: what a view of a row is made of, by name: ``pixels`` (H, W, C), or one other. ``fingerprint``: of the
+    contents that views are made from, without labels."""
 
     spec: str
     split: str
@@ -132,8 +133,8 @@ class ColumnRecord:
 class State:
     """What may change: how many views and which columns are wanted, what was measured, how it was made.
 
-    ``samples_shape`` is (K, H, W, C) of the kept pixels, ``name_bytes`` the width of a file's name, 0 without names.
-    ``class_names``: of the dataset; ``labels``: the sha256 of the labels in ``rows.h5``.
+    ``samples_shape`` is (K, …) of the kept inputs, (K, H, W, C) of pixels, ``name_bytes`` the width of a file's name, 0
+    without names. ``class_names``: of the dataset; ``labels``: the sha256 of the labels in ``rows.h5``.
     """
 
     views: int
@@ -197,9 +198,9 @@ def labels_sha256(labels: np.ndarray) -> str:
     return hashlib.sha256(labels.astype("<i4").tobytes()).hexdigest()
 
 
-def most_samples(rows: int, size: int, channels: int) -> int:
-    """How many rows of so many may have their pixels kept, at ``size``² pixels."""
-    return max(1, min(rows, MAX_SAMPLES_BYTES // (size * size * channels)))
+def most_samples(rows: int, row_bytes: int) -> int:
+    """How many rows of so many may have their inputs kept, of ``row_bytes`` each."""
+    return max(1, min(rows, MAX_SAMPLES_BYTES // row_bytes))
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:

@@ -24,6 +24,7 @@ from softcache.cache.reader import Cache
 from softcache.cache.schema import (
     FORMAT,
     MANIFEST,
+    PIXELS,
     ROWS,
     SAMPLES,
     VERSION,
@@ -57,12 +58,15 @@ class Block:
 
 @dataclass(frozen=True)
 class KeptSamples:
-    """What ``samples.h5`` is to hold: ``rows`` (K,) int64, the (H, W, C) of their pixels in view 0, and a function
-    from some of these rows to their pixels, which is asked for a few at a time."""
+    """What ``samples.h5`` is to hold: ``rows`` (K,) int64, the shape of their inputs in view 0, (H, W, C) of pixels,
+    and a function from some of these rows to their inputs, which is asked for a few at a time. ``name``, ``dtype``: of
+    the inputs."""
 
     rows: np.ndarray
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     pixels: Callable[[np.ndarray], np.ndarray]
+    name: str = PIXELS
+    dtype: str = "|u1"
 
 
 def create_or_extend(
@@ -155,12 +159,13 @@ def _written_beside(
 
 def _write_samples(path: Path, attributes: Attributes, samples: KeptSamples) -> Path:
     count = len(samples.rows)
-    writer = ShardWriter(path, attributes, {"index": ("<i8", (count,)), "pixels": ("|u1", (count, *samples.shape))})
-    step = max(1, CHUNK_BYTES // math.prod(samples.shape))
+    arrays = {"index": ("<i8", (count,)), samples.name: (samples.dtype, (count, *samples.shape))}
+    writer = ShardWriter(path, attributes, arrays)
+    step = max(1, CHUNK_BYTES // (math.prod(samples.shape) * np.dtype(samples.dtype).itemsize))
     try:
         for first in range(0, count, step):
             some = samples.rows[first : first + step]
-            writer.write(first, {"index": some, "pixels": samples.pixels(some)})
+            writer.write(first, {"index": some, samples.name: samples.pixels(some)})
     except BaseException:
         writer.abort()
         raise

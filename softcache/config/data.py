@@ -254,7 +254,7 @@ def _open_recorded(cache: Cache, options: TrainConfig) -> tuple[ViewedDataset, s
     recipe = identity.recipe
     dataset, augment = recorded_dataset(cache, options.dataset), recorded_recipe(cache, options.augment)
     for name, asked, recorded in (
-        ("size", options.size, recipe["size"]),
+        ("size", options.size, recipe.get("size")),
         ("view-seed", options.view_seed, recipe["seed"]),
     ):
         if asked is not None and asked != recorded:
@@ -264,7 +264,7 @@ def _open_recorded(cache: Cache, options: TrainConfig) -> tuple[ViewedDataset, s
         identity.dataset.split,
         augment=augment,
         view_seed=recipe["seed"],
-        size=recipe["size"],
+        size=recipe.get("size"),
         data_dir=options.data_dir,
         download=options.download,
     )

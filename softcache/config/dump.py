@@ -165,6 +165,6 @@ def _recorded(cache: Cache, augment: str | None) -> dict[str, Any]:
         "shard_rows": identity.grid.block_rows,
         "augment": augment or recorded_recipe(cache),
         "view_seed": identity.recipe["seed"],
-        "size": identity.recipe["size"],
+        "size": identity.recipe.get("size"),
         "fingerprint": "full" if made.get("fingerprint") == "full" else "quick",
     }

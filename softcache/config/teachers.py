@@ -18,6 +18,7 @@ from softcache.datasets._open import open_samples
 from softcache.datasets._samples import Samples
 from softcache.errors import ModelError, SoftcacheError, UsageError
 from softcache.localfiles import local_path
+from softcache.models._array_model import ArrayModel
 from softcache.models._network import Network
 from softcache.models._open import open_network
 from softcache.models._weights import fingerprint
@@ -109,7 +110,9 @@ def teacher_source(
     if classes in (1000, None) and ":" not in teacher:
         return teacher, "DEFAULT"
     # an unknown name is the first thing to say
-    open_network(teacher, classes=classes, statistics=samples.statistics)
+    opened = open_network(teacher, classes=classes, statistics=samples.statistics, pictures=samples.pictures)
+    if isinstance(opened.model, ArrayModel):  # it has all that it needs
+        return teacher, None
     others = [str(path) for path in sorted(Path("teachers").glob(f"{slug(teacher)}-*")) if path.is_dir()]
     named = f"; for the data of {', '.join(others)} name that folder in place of {teacher}" if others else ""
     raise ModelError(
@@ -138,6 +141,7 @@ def find_teacher(
         weights=chosen,
         normalize=normalize,
         size=size,
+        pictures=samples.pictures,
     )
 
 

@@ -24,11 +24,13 @@ from softcache.datasets._pixels import (
     read_image,
     row_chunks,
 )
+from softcache.datasets._values import map_values
 from softcache.errors import DatasetError
 
 Labels = npt.NDArray[np.int32]
 
 SPLITS = ("train", "test")
+PIXELS = "pixels"  # the name of pictures as inputs, decoded to uint8 (H, W, C)
 PROBED = 64  # rows whose pixels stand for a dataset that has neither an array nor files
 
 
@@ -42,7 +44,9 @@ class Samples:
     crop of ``size``. recipe: default view recipe. statistics: per-channel mean and deviation of the train split,
     of pixels in 0..1. Pixels are in ``images`` (N, H, W, C) uint8, or in the files ``root / names[i]``, or come
     from ``decode(i)``. ``mapped`` is the .npy file behind ``images``: then pickling keeps the path, not the pixels.
-    ``advice``: what to say where nobody chose a recipe.
+    ``advice``: what to say where nobody chose a recipe. ``input_name``: where it isn't pixels, ``images`` are the
+    values (N, …) of another input, of any dtype, and every view is those values; ``channels`` is then 0, ``size`` and
+    ``resize`` 1, and statistics are of the values themselves, one for each of the last axis or one for all.
     max_image_pixels: files of more pixels are refused; Pillow's limit, which goes along to other processes.
     """
 
@@ -61,13 +65,19 @@ class Samples:
     decode: Callable[[int], Pixels] | None = None
     mapped: Path | None = None
     advice: str = ""
+    input_name: str = PIXELS
     max_image_pixels: int | None = field(default_factory=lambda: Image.MAX_IMAGE_PIXELS)
 
     def __post_init__(self) -> None:
         assert self.split in SPLITS, self.split
-        assert self.channels in (1, 3), self.channels
+        assert self.channels in ((1, 3) if self.pictures else (0,)), self.channels
         assert (self.labels.dtype, self.labels.ndim) == (np.int32, 1), (self.labels.dtype, self.labels.shape)
-        assert len(self.statistics[0]) == len(self.statistics[1]) == self.channels, self.statistics
+        assert len(self.statistics[0]) == len(self.statistics[1]), self.statistics
+        if not self.pictures:
+            assert self.images is not None
+            assert len(self.images) == len(self.labels)
+            return
+        assert len(self.statistics[0]) == self.channels, self.statistics
         if self.images is not None:
             assert self.images.dtype == np.uint8, self.images.dtype
             assert self.images.shape[3:] == (self.channels,), self.images.shape
@@ -80,6 +90,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the input is pixels."""
+        return self.input_name == PIXELS
 
     def resize_for(self, size: int) -> int:
         """The shorter side before a centre crop to ``size``, in the proportion of the defaults."""
@@ -122,6 +137,9 @@ class Samples:
             "channels": self.channels,
             "content": kind,
         }
+        if not self.pictures:
+            assert self.images is not None
+            header |= {"input": self.input_name, "dtype": self.images.dtype.str}
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
         for part in self._content(full):
             digest.update(part)
@@ -161,7 +179,7 @@ class Samples:
         self.__dict__.update(state)
         Image.MAX_IMAGE_PIXELS = self.max_image_pixels
         if self.mapped is not None:
-            self.images = map_images(self.mapped)
+            self.images = map_images(self.mapped) if self.pictures else map_values(self.mapped)
 
 
 @dataclass(frozen=True)

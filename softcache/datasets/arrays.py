@@ -1,4 +1,4 @@
-"""Samples from NumPy arrays: a folder of .npy files, or one .npz."""
+"""Samples from NumPy arrays, pictures or others: a folder of .npy files, or one .npz."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from softcache.datasets._pixels import Pixels, checked_images, geometry, measure, open_regular
-from softcache.datasets._samples import Labels, Samples, checked_labels, numbered
+from softcache.datasets._samples import PIXELS, Labels, Samples, checked_labels, numbered
+from softcache.datasets._values import checked_values, measure_values
 from softcache.errors import DatasetError
 
 
 @dataclass(frozen=True)
 class Arrays:
     """``arrays:PATH``: {train,test}_images and {train,test}_labels as .npy files in a folder, or inside an .npz.
+
+    In place of images there may be one array of another name, {train,test}_NAME: the inputs are then no pictures but
+    what the array has for each row, (N, …) of any dtype, such as the features of a table, a vector that another network
+    has made, or a sound. Floats are standardized by the train split, whole numbers go to the network as they are.
 
     Images are uint8, (N, H, W) or (N, H, W, C) with C 1 or 3; the .npy files are memory-mapped. Labels are whole
     numbers (N,), -1 where unlabelled; a train split without a labels file is unlabelled. Class names are the lines
@@ -37,9 +42,11 @@ class Arrays:
         if not source.exists():
             raise DatasetError(f"no folder and no .npz file at {source}")
         images = _images(source, split)
+        if images is None and (name := _input_name(source, split)) is not None:
+            return _values(source, split, name)
         if images is None:
             found = ", ".join(sorted(_names(source))) or "no arrays"
-            raise DatasetError(f"{source} has no {split}_images: found {found}")
+            raise DatasetError(f"{source} has no {split}_images and no other inputs of that split: found {found}")
         train = images if split == "train" else _images(source, "train")
         if train is None:
             train = images
@@ -60,6 +67,53 @@ class Arrays:
             images=images,
             mapped=source / f"{split}_images.npy" if source.is_dir() else None,
         )
+
+
+def _input_name(source: Path, split: str) -> str | None:
+    """The name of the inputs that are no pictures, if there are any.
+
+    Errors: ``DatasetError`` where there are several.
+    """
+    start = f"{split}_"
+    stems = {name.removesuffix(".npy") for name in _names(source) if not name.endswith(".npz")}
+    found = sorted(name.removeprefix(start) for name in stems if name.startswith(start) and name != f"{split}_labels")
+    if len(found) > 1:
+        raise DatasetError(f"{source} has several inputs ({', '.join(found)}), and one is taken: leave one there")
+    if found and (not found[0].isidentifier() or found[0] == PIXELS):
+        raise DatasetError(f"{source}: {found[0]!r} can't be the name of an input: letters, digits and _, not {PIXELS}")
+    return found[0] if found else None
+
+
+def _values(source: Path, split: str, name: str) -> Samples:
+    def load(of: str) -> npt.NDArray | None:
+        values = _load(source, f"{of}_{name}")
+        return None if values is None else checked_values(values, f"{source}: {of}_{name}")
+
+    values = load(split)
+    assert values is not None
+    train = values if split == "train" else load("train")
+    train = values if train is None else train
+    if (train.shape[1:], train.dtype) != (values.shape[1:], values.dtype):
+        raise DatasetError(
+            f"{source}: train_{name} is {train.dtype} {train.shape[1:]}, test_{name} {values.dtype} {values.shape[1:]}"
+        )
+    labels, classes = _labels(source, split, len(values))
+    if split == "test" and not (labels >= 0).any():
+        raise DatasetError(f"{source}: the test split has no labels, nothing can be evaluated on it")
+    return Samples(
+        spec=f"arrays:{source}",
+        split=split,
+        classes=classes,
+        labels=labels,
+        channels=0,
+        size=1,
+        resize=1,
+        recipe="none",
+        statistics=measure_values(train),
+        images=values,
+        mapped=source / f"{split}_{name}.npy" if source.is_dir() else None,
+        input_name=name,
+    )
 
 
 def _advice(images: Pixels) -> str:
@@ -101,7 +155,7 @@ def _load(source: Path, name: str) -> npt.NDArray | None:
             if not path.exists():
                 return None
             with open_regular(path) as stream:
-                if name.endswith("_images"):
+                if not name.endswith("_labels"):
                     return np.lib.format.open_memmap(path, mode="c")
                 return np.lib.format.read_array(stream, allow_pickle=False)
         # opened here, because np.load leaves a file open that is no archive

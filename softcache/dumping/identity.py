@@ -52,7 +52,7 @@ def identify(
     """
     samples = viewed.samples
     teacher = TeacherIdentity(portable(network.spec), weights, network.preprocess.to_dict(), numerics)
-    inputs = {"pixels": InputField("uint8", [viewed.size, viewed.size, samples.channels])}
+    inputs = {samples.input_name: InputField(str(viewed.dtype), list(viewed.shape))}
     dataset = DatasetIdentity(portable(samples.spec), samples.split, len(samples), inputs, data)
     grid = Grid(block_rows or default_block_rows(viewed, numerics.device), batch)
     recipe = {**viewed.identity(), "spec": portable_recipe(viewed.recipe.spec)}
@@ -112,6 +112,7 @@ def known_identity(
                 weights=weights,
                 normalize=normalize,
                 size=size,
+                pictures=samples.pictures,
                 skeleton=True,
             )
             data = known_data_fingerprint(samples) if not full else None

@@ -33,7 +33,6 @@ from softcache.stream.workers import (
     pick_start_method,
     started,
 )
-from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
 
 QUEUE_LIMIT = 8
@@ -97,7 +96,7 @@ def run_blocks(
                         for name, values in said.items():
                             if measuring[name](values):
                                 _report(name, measuring[name], measured)
-                        computed = _compute(cache, block, pixels, said)
+                        computed = _compute(cache, block, viewed.digest(pixels), said)
                         behind.put(_Computed(writers[block.view], block.view, first, *computed))
                         shown.advance(len(pixels))
         for name, measure in measuring.items():
@@ -131,25 +130,24 @@ def _groups(blocks: Sequence[Block], *, one_decode: bool) -> Iterator[list[Block
 
 
 def _compute(
-    cache: Cache, block: Block, pixels: torch.Tensor, said: dict[str, torch.Tensor]
+    cache: Cache, block: Block, seen: torch.Tensor, said: dict[str, torch.Tensor]
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor], dict[str, torch.Tensor], Any]:
     """A batch's columns, which of their rows are finite, what is on disk already as the teacher says it now (the
     writer compares one column with it), and the event after which all of these are on the host. Nothing here waits for
-    the device.
+    the device. ``seen``: digests of the inputs.
     """
     there = [name for name in cache.manifest.columns if name in said and name not in block.columns][:1]
     wanted = [cache.layout(name) for name in said if name in there or name in block.columns]
     columns = {column.name: column.encode(said[column.name]) for column in wanted}
     finite = {column.name: _finite(column, said[column.name], columns[column.name]) for column in wanted}
-    seen = digest(pixels)
     for arrays in columns.values():
         arrays["digest"] = seen
-    to_host = _to_host if pixels.device.type == "cuda" else torch.Tensor.cpu
+    to_host = _to_host if seen.device.type == "cuda" else torch.Tensor.cpu
     columns = {column: {name: to_host(t) for name, t in arrays.items()} for column, arrays in columns.items()}
     finite = {name: to_host(t) for name, t in finite.items()}
     raw = {name: to_host(said[name]) for name in there}
     event = None
-    if pixels.device.type == "cuda":
+    if seen.device.type == "cuda":
         event = torch.cuda.Event()
         event.record()
     return columns, finite, raw, event

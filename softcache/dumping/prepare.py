@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 
@@ -19,7 +20,6 @@ from softcache.cache.schema import (
 from softcache.cache.writer import KeptSamples
 from softcache.dumping.forward import Forward
 from softcache.errors import PixelsError, UsageError
-from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
 
 log = logging.getLogger(__name__)
@@ -31,15 +31,15 @@ def samples_to_keep(viewed: ViewedDataset, asked: int | str | None, existing: Ma
 
     Errors: ``UsageError`` where they would take more room than ``samples.h5`` may.
     """
-    rows, channels = len(viewed), viewed.samples.channels
+    rows, row_bytes = len(viewed), math.prod(viewed.shape) * viewed.dtype.itemsize
     recorded = existing.state.samples_shape[0] if existing else 0
-    most = most_samples(rows, viewed.size, channels)
+    most = most_samples(rows, row_bytes)
     if asked is None:
         return max(recorded, min(KEPT_SAMPLES, most))
     wanted = rows if asked == "all" else min(int(asked), rows)
     if wanted > most:
         raise UsageError(
-            f"--keep-samples {asked}: {wanted:,} rows of {viewed.size}×{viewed.size}×{channels} bytes are more than "
+            f"--keep-samples {asked}: {wanted:,} rows of {row_bytes:,} bytes are more than "
             f"the {MAX_SAMPLES_BYTES >> 30} GiB that a cache keeps: at most --keep-samples {most}"
         )
     return max(recorded, wanted)
@@ -57,7 +57,7 @@ def kept_samples(viewed: ViewedDataset, count: int, existing: Cache | None) -> K
     def pixels(some: np.ndarray) -> np.ndarray:
         made = viewed.batch(some, 0).numpy()
         if seen is not None:
-            wrong = some[recorded_digests(seen, 0, some) != digest(made)]
+            wrong = some[recorded_digests(seen, 0, some) != viewed.digest(made)]
             if len(wrong):
                 raise PixelsError(
                     f"row {int(wrong[0])} in view 0 has other pixels than the teacher saw, so its sample can't be "
@@ -65,7 +65,7 @@ def kept_samples(viewed: ViewedDataset, count: int, existing: Cache | None) -> K
                 )
         return made
 
-    return KeptSamples(rows, (viewed.size, viewed.size, viewed.samples.channels), pixels)
+    return KeptSamples(rows, viewed.shape, pixels, viewed.samples.input_name, viewed.dtype.str)
 
 
 def check_teacher(cache: Cache, viewed: ViewedDataset, forward: Forward, recorded: Recorded) -> None:
@@ -80,5 +80,5 @@ def check_teacher(cache: Cache, viewed: ViewedDataset, forward: Forward, recorde
     pixels = viewed.batch(np.arange(first, first + count), view).to(forward.device)
     values = Forward(forward.network, [column], forward.device, amp=forward.amp)(pixels)[column]
     arrays = {name: coded.cpu().numpy() for name, coded in cache.layout(column).encode(values).items()}
-    arrays["digest"] = digest(pixels).cpu().numpy().astype(np.uint32)
+    arrays["digest"] = viewed.digest(pixels).cpu().numpy().astype(np.uint32)
     recorded.check(view, first, {column: arrays}, [column], {column: values.cpu()})

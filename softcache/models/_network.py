@@ -23,7 +23,8 @@ class Network(nn.Module):
     model: the bare architecture, from normalized floats (B, channels, H, W) to logits (B, classes); the names
         of its parameters are the names in saved files.
     spec: how ``open_network`` finds the architecture again.
-    classes, channels: width of the logits; what the architecture's first layer takes (1 or 3).
+    classes, channels: width of the logits; what the architecture's first layer takes (1 or 3; 0 where the inputs are no
+        pictures).
     preprocess: size and normalization.
     fresh: names of parameters that kept their random start when weights were loaded (a new classifier).
     weights_path: the file that the parameters were read from, if any.
@@ -79,13 +80,19 @@ class Network(nn.Module):
         return logits
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """The architecture's input (B, channels, H', W') for uint8 pixels (B, H, W, C), C 1 or 3.
+        """The architecture's input for what a view of a key is.
+
+        Of inputs that are no pictures (``channels`` 0): floats (B, …), standardized, in the dtype and on the device of
+        the parameters; whole numbers as they are. Of pictures (B, channels, H', W') for uint8 pixels (B, H, W, C), C 1
+        or 3.
 
         Grey pixels are repeated where three channels are wanted. The arithmetic is float32 (float64 for a
         network in float64); the result has the dtype, device and memory format of the parameters.
 
         Errors: ``ModelError`` for other shapes or dtypes, and for colour pixels in a network of one channel.
         """
+        if self.channels == 0:
+            return self._values(pixels)
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3):
             raise ModelError(f"pixels must be uint8 (B, H, W, 1 or 3), not {pixels.dtype} {tuple(pixels.shape)}")
         if pixels.shape[3] > self.channels:
@@ -98,6 +105,16 @@ class Network(nn.Module):
             x = interpolate(x, size=target, mode="bilinear", antialias=True, align_corners=False)
         x = x.div(255).sub(self._mean).div(self._std)  # (B, 1 or 3, H', W') with (channels, 1, 1)
         return x.to(like.dtype).contiguous(memory_format=layout)
+
+    def _values(self, values: Tensor) -> Tensor:
+        like = next((p for p in self.model.parameters() if p.is_floating_point()), self._mean)
+        values = values.to(like.device)
+        if getattr(self.model, "takes_arrays", False) or not values.is_floating_point():
+            return values
+        mean, std = self._mean.view(-1), self._std.view(-1)
+        if len(mean) not in (1, values.shape[-1]):
+            raise ModelError(f"{self.spec} is for inputs of {len(mean)} numbers, these have {values.shape[-1]}")
+        return values.to(self._mean.dtype).sub(mean).div(std).to(like.dtype)
 
     def train(self, mode: bool = True) -> Network:
         """As ``nn.Module.train``; ``still`` and, where it is set, all but ``trained_part`` stay in evaluation mode."""

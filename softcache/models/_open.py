@@ -18,6 +18,7 @@ from softcache.models._network import Network, input_channels
 from softcache.models._preprocess import Preprocess, Statistics, choose_statistics
 from softcache.models._source import Weights, source_of
 from softcache.models._weights import classes_in, fit
+from softcache.models.python import Python
 
 
 def open_network(
@@ -30,6 +31,7 @@ def open_network(
     normalize: str | None = None,
     size: int | None = None,
     seed: int | None = None,
+    pictures: bool = True,
     new_classifier: bool = False,
     skeleton: bool = False,
 ) -> Network:
@@ -48,6 +50,8 @@ def open_network(
         one).
     seed: of the random parameters; the caller's generator is left alone. None: drawn from the caller's
         generator.
+    pictures: whether the inputs are pixels. Others are standardized by the data set's statistics, and go to a network
+        as they are where ``normalize`` is ``"none"`` or they are whole numbers.
     new_classifier: for fine-tuning: weights of another number of classes are taken but for the classifier,
         whose random tensors ``network.fresh`` names. False: they are an error.
     skeleton: only layers and shapes, without memory for parameters (on torch's ``meta`` device) and without
@@ -63,6 +67,8 @@ def open_network(
     found = source.weights(str(weights)) if weights is not None else recorded.weights if recorded else None
     if classes is None:
         classes = found.classes if found else None
+        if classes is None and isinstance(source, Python):
+            classes = 0  # without a classifier, whatever it answers with
         if classes is None:
             raise ModelError(f"how many classes {spec} should have is not known: there are no weights that say it")
     if found is not None and not new_classifier:
@@ -80,9 +86,9 @@ def open_network(
             _refuse_other_classes(found, classes_in(model, state, classes), classes)
         fresh = fit(model, state, owner=found.title, new_classifier=classes if new_classifier else None)
     fixed, minimum = source.input_size(size)
-    channels = input_channels(model)
+    channels = input_channels(model) if pictures else 0
     known = recorded.weights.statistics if recorded else found.statistics if found else None
-    mean, std = choose_statistics(normalize, dataset=statistics, weights=known, channels=channels)
+    mean, std = choose_statistics(normalize, dataset=statistics, weights=known, channels=channels or None)
     if recorded:
         preprocess = dataclasses.replace(recorded.preprocess, mean=mean, std=std, size=fixed)
     else:

@@ -17,7 +17,8 @@ IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class Preprocess:
     """How uint8 pixels become a network's input: ``(pixel / 255 - mean) / std`` at the network's size.
 
-    mean, std: one number a channel of the network (1 or 3), for pixels in 0..1.
+    mean, std: one number a channel of the network (1 or 3), for pixels in 0..1. Of inputs that are no pictures one for
+        each number of the last axis, or one for all: ``(value - mean) / std``.
     size: the one input size that the network takes, in pixels; ``None`` where it takes what it is given.
     minimum: smallest side that a network without a size of its own can take.
     trained_size: the size that the weights were made for; recorded for people, used by nothing.
@@ -61,9 +62,10 @@ class Preprocess:
 
 
 def choose_statistics(
-    normalize: str | None, *, dataset: Statistics | None, weights: Statistics | None, channels: int
+    normalize: str | None, *, dataset: Statistics | None, weights: Statistics | None, channels: int | None
 ) -> Statistics:
-    """Mean and standard deviation for a network with this number of input channels.
+    """Mean and standard deviation for a network with this number of input channels; None: for inputs that are no
+    pictures, as they come.
 
     normalize: ``"imagenet"``, ``"dataset"``, ``"none"`` (pixels in 0..1 as they are),
         ``"0.5,0.5,0.5/0.2,0.2,0.2"`` (means/standard deviations), or ``None``: the statistics of the weights,
@@ -90,7 +92,7 @@ def choose_statistics(
     mean, std = tuple(map(float, found[0])), tuple(map(float, found[1]))
     if len(mean) == 1 and channels == 3:
         return mean * 3, std * 3
-    if len(mean) != channels:
+    if channels is not None and len(mean) != channels:
         raise ModelError(f"the network takes {channels} channel(s), but the normalization is for {len(mean)}")
     return mean, std
 

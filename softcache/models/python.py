@@ -13,13 +13,15 @@ from typing import Any
 from torch import nn
 
 from softcache.errors import ModelError, UsageError, nearest
+from softcache.models._array_model import ArrayModel
 from softcache.models._source import Weights, only_files
 from softcache.userfile import load_file
 
 
 @dataclass(frozen=True)
 class Python:
-    """A callable in an importable module or in a file, which returns the network (a ``torch.nn.Module``).
+    """A callable in an importable module or in a file, which returns the network (a ``torch.nn.Module``), or a
+    function of NumPy arrays that answers as a teacher (``ArrayModel``).
 
     It is called as ``factory(num_classes=classes)`` where it takes such an argument, else without any, and
     should then return a network for that many classes. A file is imported under a name of its own;
@@ -51,9 +53,11 @@ class Python:
             network = factory(num_classes=classes) if _takes_classes(factory) else factory()
         except Exception as error:
             raise ModelError(f"{self.factory} raised {type(error).__name__}: {_line(error)}") from error
-        if not isinstance(network, nn.Module):
-            raise ModelError(f"{self.factory} returned {type(network).__name__}, not a torch.nn.Module")
-        return network
+        if isinstance(network, nn.Module):
+            return network
+        if callable(network):
+            return ArrayModel(network, self.factory)
+        raise ModelError(f"{self.factory} returned {type(network).__name__}, neither a torch.nn.Module nor a function")
 
     def input_size(self, size: int | None = None) -> tuple[int | None, int]:
         """See ``NetworkSource.input_size``."""

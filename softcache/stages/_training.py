@@ -85,6 +85,7 @@ def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[
         normalize=options.normalize,
         size=options.student_size,
         seed=options.seed,
+        pictures=samples.pictures,
         new_classifier=options.weights is not None,
     )
     if network.fresh:

@@ -64,6 +64,7 @@ def evaluate(
         statistics=viewed.samples.statistics,
         weights=found,
         normalize=normalize,
+        pictures=viewed.samples.pictures,
     )
     pixels = pick_pixels(viewed, chosen, workers=workers)
     if folder is None and Path(spec).is_dir():  # a teacher that was found by its model's name

@@ -30,7 +30,8 @@ Key = tuple[int, int]  # row, view
 class KeyBatch:
     """Keys with all that a loss needs. Every key's pixels have been compared with what the teacher saw.
 
-    ``rows``, ``views`` (B,) int64. ``inputs``: ``pixels`` (B, H, W, C) uint8. ``targets``: outputs of the teacher by
+    ``rows``, ``views`` (B,) int64. ``inputs``: ``pixels`` (B, H, W, C) uint8, or what the
+    dataset has instead, by its name (B, ...). ``targets``: outputs of the teacher by
     their names, ``logits`` (B, C) raw, and hints by their layers' names, all (B, ...) float32. ``labels`` (B,) int64,
     -1 for none. ``mixed``: of samples that their recipe mixed with a partner, the partners' labels (B,) int64 and the
     weight of the own label (B,) float32; None for recipes that don't mix.
@@ -198,13 +199,15 @@ class Keys(Dataset[KeyBatch]):
         readers = self._readers()
         arrays = {name: reader.gather(view, rows) for name, reader in readers.items()}
         pixels = self.viewed.batch(rows, view)
-        check = PixelCheck(at_once=True, accepted=self._close * len(arrays))
+        check = PixelCheck(self.viewed.digest, at_once=True, accepted=self._close * len(arrays))
         check.add(rows, (view,), pixels, [unsigned(host_tensor(found["digest"])) for found in arrays.values()])
         targets = {name: readers[name].decode(found) for name, found in arrays.items()}
         labels, mixing = torch.from_numpy(self.labels), self.viewed.mixing(rows, view)
         mixed = None if mixing is None else (labels[torch.from_numpy(mixing[0])], torch.from_numpy(mixing[1]))
         place = torch.from_numpy(rows)
-        return KeyBatch(place, torch.full_like(place, view), {"pixels": pixels}, targets, labels[place], mixed)
+        return KeyBatch(
+            place, torch.full_like(place, view), {self.viewed.samples.input_name: pixels}, targets, labels[place], mixed
+        )
 
     def _readers(self) -> dict[str, ColumnReader]:
         """Opened when a process first reads, so that workers inherit no map of a file."""

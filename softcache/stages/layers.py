@@ -37,6 +37,7 @@ def layers(
         classes=len(samples.classes) or 1000,
         class_names=samples.classes,
         statistics=samples.statistics,
+        pictures=samples.pictures,
         seed=0,
     )
     found = []

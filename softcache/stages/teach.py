@@ -95,6 +95,7 @@ def teach(config: TeachConfig) -> Taught:
         weights=config.weights,
         normalize=config.normalize,
         seed=config.seed,
+        pictures=train.samples.pictures,
         new_classifier=True,
     )
     if config.freeze:

@@ -166,7 +166,7 @@ def _ask(
         data_dir=data_dir,
         augment=recorded_recipe(cache, augment),
         view_seed=recipe["seed"],
-        size=recipe["size"],
+        size=recipe.get("size"),
     )
     check_dataset(cache, viewed)
     size = identity.teacher.preprocess.get("size")

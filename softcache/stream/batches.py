@@ -107,7 +107,7 @@ class Stream:
         accepted = []
         if self._teacher is not None and self._close is not None:
             accepted = [self._close[cache.folder] for cache in self._teacher.compared]
-        check = PixelCheck(at_once=self._at_once, accepted=accepted)
+        check = PixelCheck(self._viewed.digest, at_once=self._at_once, accepted=accepted)
         for parts, on_device, pixels in self._pixels.epoch(batches):
             targets = self._targets(parts, on_device, pixels, check)
             visible, mixed = self._visible.index_select(0, on_device), self._mixed(parts)

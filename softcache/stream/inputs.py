@@ -6,6 +6,7 @@ Both give the same bytes: uint8 (B, H, W, C).
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -95,7 +96,7 @@ class ResidentPixels:
     def _sent(self, pixels: torch.Tensor) -> torch.Tensor:
         if self._pinned is None:
             return pixels
-        buffers = self._pinned.arrays({"pixels": ("u1", tuple(pixels.shape))})
+        buffers = self._pinned.arrays({"pixels": (self._viewed.dtype.str, tuple(pixels.shape))})
         host_tensor(buffers["pixels"]).copy_(pixels)
         return self._pinned.send(buffers)["pixels"]
 
@@ -180,7 +181,7 @@ def pick_pixels(
 
 def pixel_bytes(viewed: ViewedDataset) -> int:
     """Bytes of the evaluation pixels of all rows."""
-    return len(viewed.samples) * viewed.size * viewed.size * viewed.samples.channels
+    return len(viewed.samples) * math.prod(viewed.shape) * viewed.dtype.itemsize
 
 
 def pick_workers(viewed: ViewedDataset, workers: int) -> int:

@@ -150,7 +150,7 @@ class SharedViews:
 
 
 def _shared(array: np.ndarray) -> torch.Tensor:
-    tensor = torch.empty(array.shape, dtype=torch.uint8).share_memory_()
+    tensor = torch.empty(array.shape, dtype=torch.from_numpy(array[:0].copy()).dtype).share_memory_()
     tensor.numpy()[...] = array
     return tensor
 

@@ -13,6 +13,7 @@ import json
 import math
 import typing
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +76,42 @@ def digest_named(sample: Mapping[str, np.ndarray | torch.Tensor]) -> UInt32 | to
         state = _splitmix_tensor(state ^ _signed(_header(name, dtype, tuple(tensor.shape[1:]))))
         state = _splitmix_tensor(state ^ _sums_tensor(tensor))
     return _shifted(state, 32)
+
+
+@dataclass(frozen=True)
+class InputDigest:
+    """The digest of a key whose inputs are one array: ``digest`` of pixels, else ``digest_named`` of the array by its
+    name. ``name``, ``dtype``, ``shape``: of one sample."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @typing.overload
+    def __call__(self, values: np.ndarray) -> UInt32: ...
+    @typing.overload
+    def __call__(self, values: torch.Tensor) -> torch.Tensor: ...
+    def __call__(self, values: np.ndarray | torch.Tensor) -> UInt32 | torch.Tensor:
+        """As ``digest``."""
+        if self._header is None:
+            return digest(values)
+        if isinstance(values, np.ndarray):
+            return typing.cast(UInt32, digest_named({self.name: values}))
+        if values.device.type == "cpu":
+            return torch.from_numpy(self(values.detach().numpy()).astype(np.int64))
+        return self.of_sums(digest_sums(values))
+
+    def of_sums(self, sums: torch.Tensor) -> torch.Tensor:
+        """The digests of values whose ``digest_sums`` these are, (B,) int64 each."""
+        if self._header is None:
+            return digest_of_sums(sums)
+        begun = torch.full_like(sums, _signed(int(splitmix64(np.array([self._header], np.uint64))[0])))
+        return _shifted(_splitmix_tensor(begun ^ sums), 32)
+
+    @functools.cached_property
+    def _header(self) -> int | None:
+        pixels = self.name == "pixels" and self.dtype == "uint8"
+        return None if pixels else _header(self.name, self.dtype, self.shape)
 
 
 @functools.lru_cache(maxsize=8)

@@ -14,6 +14,7 @@ import torch
 from softcache.datasets._samples import Samples
 from softcache.errors import DatasetError, UsageError
 from softcache.views._augmentation import MoveAugmentation, PixelsAugmentation, partner_rows
+from softcache.views._digest import InputDigest
 from softcache.views._image import Pixels, resize_and_crop
 from softcache.views._keys import Int64, Keys
 from softcache.views._move import Motion, move, move_array, still
@@ -47,6 +48,13 @@ class ViewedDataset:
         if recipe is None and samples.advice:
             log.info(samples.advice)
         self.recipe = parse_recipe(samples.recipe if recipe is None else recipe)
+        if not samples.pictures and self.recipe.spec != "none":
+            raise UsageError(
+                f"--augment {self.recipe}: the {samples.input_name} of {samples.spec} are no pictures, and other "
+                "inputs have no views but none"
+            )
+        if not samples.pictures and size not in (None, samples.size):
+            raise UsageError(f"--size {size}: the {samples.input_name} of {samples.spec} are no pictures")
         self.seed = seed
         self.size = samples.size if size is None else size
         if self.size < 1:
@@ -65,15 +73,31 @@ class ViewedDataset:
         """Whether samples are in memory and only their bytes are moved: ``move`` makes views of ``base_images``."""
         return self.recipe.moves and self.samples.images is not None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one key's inputs: (size, size, C) of pictures."""
+        if self.samples.pictures:
+            return (self.size, self.size, self.samples.channels)
+        assert self.samples.images is not None
+        return tuple(self.samples.images.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the inputs: uint8 of pictures."""
+        if self.samples.pictures:
+            return np.dtype(np.uint8)
+        assert self.samples.images is not None
+        return self.samples.images.dtype
+
+    @property
+    def digest(self) -> InputDigest:
+        """Of a key's inputs."""
+        return InputDigest(self.samples.input_name, str(self.dtype), self.shape)
+
     def identity(self) -> dict[str, Any]:
-        """What the pixels depend on beside the samples, ready for JSON."""
-        return {
-            "spec": self.recipe.spec,
-            "revisions": self.recipe.revisions,
-            "size": self.size,
-            "resize": self.resize,
-            "seed": self.seed,
-        }
+        """What the inputs depend on beside the samples, ready for JSON."""
+        found = {"spec": self.recipe.spec, "revisions": self.recipe.revisions, "seed": self.seed}
+        return found | ({"size": self.size, "resize": self.resize} if self.samples.pictures else {})
 
     def pixels(self, index: int, view: int) -> Pixels:
         """One key's pixels: uint8 (size, size, C), C-contiguous."""
@@ -100,6 +124,8 @@ class ViewedDataset:
         images = self.samples.images
         if images is None:
             raise DatasetError(f"{self.samples.spec} is not in memory: its views are decoded from files")
+        if not self.samples.pictures:
+            return images
         if images.shape[1:3] == (self.size, self.size) and self.resize == self.size:
             return images
         if self._bases is None:
@@ -118,14 +144,14 @@ class ViewedDataset:
     def _bases_fit(self) -> bool:
         """Whether the evaluation pixels of all rows exist already, or are small enough to be computed and kept."""
         images = self.samples.images
-        if images is None:
-            return False
+        if images is None or not self.samples.pictures:
+            return images is not None
         needed = len(images) * self.size * self.size * images.shape[3]
         return self._bases is not None or needed <= BASE_LIMIT or images.shape[1:3] == (self.size, self.size)
 
     def keep_bases(self, bases: Pixels) -> None:
         """Uses ``base_images`` (N, size, size, C) uint8 that another process computed."""
-        assert bases.shape == (len(self), self.size, self.size, self.samples.channels), bases.shape
+        assert bases.shape == (len(self), *self.shape), bases.shape
         self._bases = bases
 
     def parameters(self, indices: npt.ArrayLike, view: int) -> dict[str, npt.NDArray[np.int32]]:
@@ -146,6 +172,8 @@ class ViewedDataset:
         base: (B, size, size, C) uint8; parameters: as ``parameters`` gives, (B,) integers on the same device.
         Result: the same bytes as ``batch``.
         """
+        if not self.samples.pictures:
+            return base
         outside = self._motion(_rows([]), 0)
         return move(base, **parameters, pad=outside.pad, fill=outside.fill)
 
@@ -175,10 +203,13 @@ class ViewedDataset:
         return bases
 
     def _empty(self, count: int) -> Pixels:
-        return np.empty((count, self.size, self.size, self.samples.channels), np.uint8)
+        return np.empty((count, *self.shape), self.dtype)
 
     def _views(self, rows: Int64, views: Sequence[int]) -> list[Pixels]:
         """Finished views, (B, size, size, C) each."""
+        if not self.samples.pictures:
+            base = self._base(rows)
+            return [base] * len(views)
         own = self._unmixed(rows, views)
         mix, last = self.recipe.mix, len(self.recipe.augmentations) - 1
         if mix is None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from softcache.errors import PixelsError
-from softcache.views._digest import digest, digest_of_sums, digest_sums
+from softcache.views._digest import InputDigest, digest_sums
 
 HELD_BATCHES = 4096  # then what was put off is looked at, so that it never takes much memory
 
@@ -36,8 +36,10 @@ class PixelCheck:
     kernels; the rest, and the comparison, once for all batches.
     """
 
-    def __init__(self, *, at_once: bool, accepted: Sequence[CloseRows] = ()):
-        """``accepted``: one for each cache where differing keys may be close, in the order of their digests."""
+    def __init__(self, digest: InputDigest, *, at_once: bool, accepted: Sequence[CloseRows] = ()):
+        """``digest``: of the inputs. ``accepted``: one for each cache where differing keys may be close, in the order
+        of their digests."""
+        self._digest = digest
         self._at_once = at_once
         self._accepted = accepted
         self._rows: list[np.ndarray] = []
@@ -54,7 +56,7 @@ class PixelCheck:
         Errors: ``PixelsError`` naming the first key that differs.
         """
         if self._at_once:
-            ours = digest(pixels)
+            ours = self._digest(pixels)
             for number, theirs in enumerate(expected):
                 self._refuse(number, ours != theirs, [rows], [views], "batch")
             return
@@ -71,7 +73,7 @@ class PixelCheck:
         self._rows, self._views, self._sums, self._expected = [], [], [], []
         if not rows:
             return
-        ours = digest_of_sums(torch.cat(sums))
+        ours = self._digest.of_sums(torch.cat(sums))
         for number, theirs in enumerate(zip(*expected, strict=True)):
             self._refuse(number, ours != torch.cat(theirs), rows, views, "epoch")
 

@@ -15,8 +15,7 @@ from softcache.cache.agreement.versions import versions_note
 from softcache.cache.reader import Cache
 from softcache.cache.schema import KEPT_SAMPLES
 from softcache.datasets._hash import splitmix64
-from softcache.errors import PixelsError
-from softcache.views._digest import digest
+from softcache.errors import PixelsError, UsageError
 from softcache.views._viewed import ViewedDataset
 from softcache.views.python import Python
 
@@ -28,7 +27,7 @@ PROBED = 64  # rows without a kept sample whose digests are compared before a tr
 
 @dataclass(frozen=True)
 class _Compared:
-    """Some kept samples beside the same keys' pixels now: rows (K,), ours and theirs (K, H, W, C) uint8."""
+    """Some kept samples beside the same keys' inputs now: rows (K,), ours and theirs (K, …)."""
 
     rows: np.ndarray
     ours: np.ndarray
@@ -36,8 +35,9 @@ class _Compared:
 
     @property
     def differing(self) -> np.ndarray:
-        """Rows whose pixels are not the same."""
-        return self.rows[(self.ours != self.theirs).reshape(len(self.rows), -1).any(1)]
+        """Rows whose inputs are not the same, byte for byte."""
+        ours, theirs = (np.ascontiguousarray(array).reshape(len(self.rows), -1) for array in (self.ours, self.theirs))
+        return self.rows[(ours.view(np.uint8) != theirs.view(np.uint8)).any(1)]
 
 
 def check_pixels(cache: Cache, viewed: ViewedDataset) -> None:
@@ -60,6 +60,8 @@ def close_rows(cache: Cache, viewed: ViewedDataset, view: int | None) -> CloseRo
 
     Errors: ``PixelsError`` where a kept sample is not close, or where rows differ of which no pixels are kept.
     """
+    if not viewed.samples.pictures:
+        raise UsageError(f"--pixels close: the {viewed.samples.input_name} of {viewed.samples.spec} are no pictures")
     differing = 0
     rows = np.zeros(cache.rows, dtype=bool)
     for part in _compare(cache, viewed, few=False):
@@ -73,7 +75,7 @@ def close_rows(cache: Cache, viewed: ViewedDataset, view: int | None) -> CloseRo
         rows[part.rows] = True
     others = _drawn(np.flatnonzero(~rows))
     if view is not None and len(others):
-        wrong = int((digest(viewed.batch(others, view).numpy()) != recorded_digests(cache, view, others)).sum())
+        wrong = int((viewed.digest(viewed.batch(others, view).numpy()) != recorded_digests(cache, view, others)).sum())
         if wrong:
             raise PixelsError(
                 f"{wrong} of {len(others)} rows that were drawn from those without a kept sample have other pixels in "
@@ -147,6 +149,8 @@ def _shows_every_view(viewed: ViewedDataset) -> bool:
 
 
 def _cause(cache: Cache, part: _Compared) -> str:
+    if part.ours.dtype != np.uint8 or part.ours.ndim != 4:
+        return "is this the dataset that the cache was made from, in the same order?"
     if explain_mismatch(part.ours, part.theirs) == "close":
         return (
             f"they are close, as from another version of an image decoder{versions_note(cache)}; use the recorded "

@@ -15,7 +15,6 @@ from softcache.cache.agreement.tolerance import compare_values
 from softcache.cache.reader import Cache
 from softcache.device import reproducible
 from softcache.errors import CacheError, UsageError
-from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
 
 
@@ -81,7 +80,7 @@ def compare(
             some = rows[first : first + batch]
             stored = reader.gather(view, some)
             pixels = viewed.batch(some, view)
-            other = digest(pixels).numpy() != stored["digest"]
+            other = viewed.digest(pixels).numpy() != stored["digest"]
             with reproducible(tf32=numerics.tf32):
                 now = forward(pixels.to(device)).cpu()
             theirs = reader.decode(stored)

@@ -1,0 +1,72 @@
+"""Teachers that are no networks: any function of NumPy arrays, such as a forest's ``predict_log_proba``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from softcache.errors import ModelError
+from softcache.userfile import code_sha
+
+
+class ArrayModel(nn.Module):
+    """A function of an array (B, …) of inputs, as they are, to outputs: an array (B, …), or several by name.
+
+    ``function``: gets pixels (B, H, W, C) uint8 of pictures and the values of other inputs, not standardized. It has no
+    parameters that softcache could hash, so what it is known by comes from itself: its attribute ``fingerprint``, any
+    text; or ``files``, paths whose bytes are hashed; or else the code of ``factory``, which made it. It is not trained.
+    """
+
+    takes_arrays = True
+
+    def __init__(self, function: Callable[[np.ndarray], Any], factory: str):
+        super().__init__()
+        self._function = function
+        self.fingerprint: Tensor
+        self.register_buffer(
+            "fingerprint", torch.frombuffer(bytearray(_identify(function, factory)), dtype=torch.uint8)
+        )
+
+    def forward(self, values: Tensor) -> Tensor | dict[str, Tensor]:
+        """Outputs as float32 tensors on the device of ``values``.
+
+        Errors: ``ModelError`` for what the function raises, and for what is no array of numbers.
+        """
+        try:
+            made = self._function(values.detach().cpu().numpy())
+        except Exception as error:
+            raise ModelError(f"the teacher raised {type(error).__name__}: {' '.join(str(error).split())}") from error
+        if isinstance(made, Mapping):
+            return {str(name): _tensor(array, values.device) for name, array in made.items()}
+        return _tensor(made, values.device)
+
+
+def _tensor(array: Any, device: torch.device) -> Tensor:
+    found = np.asarray(array)
+    if found.dtype.kind not in "iuf":
+        raise ModelError(f"the teacher answered with {type(array).__name__} of {found.dtype}, not an array of numbers")
+    return torch.from_numpy(np.ascontiguousarray(found, np.float32)).to(device)
+
+
+def _identify(function: Any, factory: str) -> bytes:
+    """32 bytes that differ where the function may."""
+    said, files = getattr(function, "fingerprint", None), getattr(function, "files", None)
+    digest = hashlib.sha256(f"{factory.rpartition(':')[2]}\0".encode())
+    if isinstance(said, str):
+        digest.update(f"said\0{said}".encode())
+    elif isinstance(files, Sequence) and not isinstance(files, (str, bytes)):
+        for path in files:
+            try:
+                content = hashlib.sha256(Path(path).read_bytes()).digest()
+            except OSError as error:
+                raise ModelError(f"{path}, a file of {factory}, can't be read: {error.strerror or error}") from None
+            digest.update(b"file\0" + content)
+    else:
+        digest.update(f"code\0{code_sha(factory)}".encode())
+    return digest.digest()
