@@ -164,7 +164,11 @@ def images_of(shape, dtype=np.uint8):
             "train",
             "has no samples",
         ),
-        ({"train_images": None}, "train", "has no train_images and no other inputs of that split: found test_images.npy, "),
+        (
+            {"train_images": None},
+            "train",
+            "no other inputs of that split: found test_images.npy, ",
+        ),
         ({"train_images": images_of((20, 8, 8))}, "test", "train has 1 channels, test has 3"),
         (
             {"train_labels": np.zeros(19, int)},

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -142,3 +143,27 @@ def test_the_perceptrons_are_those_of_their_names() -> None:
         network = getattr(example("mnist"), name)(10)
         expected = sum(a * b + b for a, b in itertools.pairwise(widths))
         assert sum(parameter.numel() for parameter in network.parameters()) == expected
+
+
+def test_letters(here: Path) -> None:
+    """On rows that any model can tell apart, in the format of the published file."""
+    pytest.importorskip("sklearn")
+    rng = np.random.default_rng(0)
+    lines = ["letter,x_box,y_box," + ",".join(f"f{k}" for k in range(14))]
+    for row in range(300):
+        values = rng.integers(0, 5, 16) + 10 * (np.arange(16) % 3 == row % 3)
+        lines.append(",".join(["ABC"[row % 3], *map(str, values)]))
+    (here / "letters.csv").write_text("\n".join(lines) + "\n")
+    asked = [str(here / "letters.csv"), "--training", "240", "--epochs", "2", "--seeds", "2", "--few", "0.2"]
+    done = CliRunner().invoke(example("letters").main, asked, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    rows = dict(re.findall(r"^(\S.*?\S) {2,}(\d[\d., ]*) %$", done.stdout, re.M))
+    assert list(rows) == [
+        "teacher, on rows that it was not fitted to",
+        *(f"student {how}, {share} % of the labels" for share in (100, 20) for how in ("alone", "distilled")),
+    ]
+    assert float(rows["teacher, on rows that it was not fitted to"]) > 95
+    assert all(text.count(",") == 1 for name, text in rows.items() if name.startswith("student"))
+    cache = Cache(next(Path("caches").iterdir()))
+    assert cache.manifest.identity.dataset.inputs["features"].shape == [16]
+    assert cache.manifest.state.class_names == ["A", "B", "C"]

@@ -126,8 +126,12 @@ def splitmix(z: int) -> int:
 
 
 def digest(pixels: bytes) -> int:
-    words = np.frombuffer(pixels + bytes(-len(pixels) % 4), "<i4").tolist()
-    return finalize(sum((splitmix(j) | 1) * x for j, x in enumerate(words)) & MASK) >> 32
+    return finalize(total(pixels)) >> 32
+
+
+def total(data: bytes) -> int:
+    words = np.frombuffer(data + bytes(-len(data) % 4), "<i4").tolist()
+    return sum((splitmix(j) | 1) * x for j, x in enumerate(words)) & MASK
 
 
 def word(seed: int, view: int, position: int, index: int, k: int) -> int:
@@ -166,6 +170,31 @@ def test_a_reader_made_from_the_specification_reads_it_bit_exactly(name: str) ->
             hint = plain.column(view, column)
             assert hint["values"].tobytes() == stored(name, view, "hint").tobytes()
             assert np.array_equal(hint["digest"], logits["digest"])
+
+
+def test_a_reader_made_from_the_specification_reads_inputs_and_columns_of_all_kinds() -> None:
+    plain, expected = Plain(GOLDEN / "table"), EXPECTED["table"]
+    assert plain.identity["dataset"]["inputs"] == {"features": {"dtype": "float32", "shape": [5]}}
+    assert {name: record["kind"] for name, record in plain.state["columns"].items()} == {
+        "logits": "classes", "tags": "binary", "vector": "values", "whole": "values",
+    }  # fmt: skip
+    features = np.frombuffer(bytes.fromhex(expected["features"]), "<f4").reshape(ROWS, 5)
+    header = hashlib.sha256(b'["features", "float32", [5]]').digest()[:8]
+    begun = splitmix(int.from_bytes(header, "little"))
+    digests = [splitmix(begun ^ total(row.tobytes())) >> 32 for row in features]
+    samples = plain.file("samples.h5", "samples")
+    assert np.array_equal(samples["features"], features[samples["index"]])
+    assert plain.file("rows.h5", "rows")["label"].tolist() == expected["labels"]
+    softcache = Cache(GOLDEN / "table", verify_reads=True)
+    for name in plain.state["columns"]:
+        found = plain.column(0, name)
+        assert found["values"].tobytes() == bytes.fromhex(expected["views"][0][name])
+        assert found["digest"].tolist() == digests
+        reader = softcache.column(name)
+        assert reader.gather(0, np.arange(ROWS))["values"].tobytes() == found["values"].tobytes()
+    vector = softcache.column("vector")
+    widened = np.frombuffer(bytes.fromhex(expected["views"][0]["vector"]), "<u2").astype("<u4") << 16
+    assert vector.decode(vector.gather(0, np.arange(ROWS))).numpy().tobytes() == widened.tobytes()
 
 
 def test_views_can_be_made_again_from_the_specification() -> None:

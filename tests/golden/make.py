@@ -5,6 +5,7 @@ teacher's own output, in ``expected.json``: arrays as their bytes in hexadecimal
 
 - ``fp16``: 20 grey images given as arrays, 2 views, a hint, one shard a column.
 - ``fp32``: 20 colour images in a folder (so rows have names), 1 view, two shards.
+- ``table``: 20 rows of 5 numbers, asked of a function; outputs of every kind, in every codec, two shards.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def main(target: str) -> None:
         expected = {
             "fp16": _fp16(folder / "fp16", data),
             "fp32": _fp32(folder / "fp32", data),
+            "table": _table(folder / "table", data / "table"),
         }
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
@@ -81,6 +83,45 @@ def _fp32(out: Path, data: Path) -> dict[str, Any]:
     options = {"views": 1, "shard_rows": 16, "codec": "fp32", "size": 8, "augment": "rrc+flip"}
     dump(teacher, dataset=dataset, out=out, batch_size=BATCH, device="cpu", **options)
     return _expected(network, viewed, 1, "<f4", None) | {"names": viewed.samples.names}
+
+
+FUNCTION = """
+import numpy as np
+
+
+def make(num_classes=3):
+    def answer(features):
+        numbers = features[:, :3] * np.float32(7.3)
+        return {"logits": numbers, "vector": features * np.float32(0.1), "tags": -numbers, "whole": numbers.sum(1)}
+
+    return answer
+"""
+
+
+def _table(out: Path, data: Path) -> dict[str, Any]:
+    data.mkdir()
+    features = np.random.default_rng(4).standard_normal((ROWS, 5)).astype(np.float32)
+    for split in ("train", "test"):
+        np.save(data / f"{split}_features.npy", features)
+        np.save(data / f"{split}_labels.npy", np.arange(ROWS) % CLASSES - (np.arange(ROWS) == 7))
+    (data / "answer.py").write_text(FUNCTION)
+    outputs = ("logits", "vector:codec=bf16", "tags:kind=binary:codec=fp32", "whole")
+    dump(
+        f"{data / 'answer.py'}:make", dataset=f"arrays:{data}", out=out, output=outputs, batch_size=BATCH,
+        shard_rows=16, codec="fp16", device="cpu",
+    )  # fmt: skip
+    space: dict[str, Any] = {}
+    exec(FUNCTION, space)
+    said = {name: torch.from_numpy(values) for name, values in space["make"]()(features).items()}
+    stored = {
+        "logits": said["logits"].half(),
+        "vector": said["vector"].bfloat16().view(torch.int16),
+        "tags": said["tags"],
+        "whole": said["whole"].half(),
+    }
+    held = {name: values.numpy().tobytes().hex() for name, values in stored.items()}
+    return {"labels": (np.arange(ROWS) % CLASSES - (np.arange(ROWS) == 7)).tolist(), "views": [held],
+            "features": features.tobytes().hex()}  # fmt: skip
 
 
 def _teacher(folder: Path, viewed: ViewedDataset) -> tuple[str, Network]:
