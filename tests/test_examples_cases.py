@@ -167,3 +167,29 @@ def test_letters(here: Path) -> None:
     cache = Cache(next(Path("caches").iterdir()))
     assert cache.manifest.identity.dataset.inputs["features"].shape == [16]
     assert cache.manifest.state.class_names == ["A", "B", "C"]
+
+
+def test_spoken_digits(here: Path) -> None:
+    """On tones, one pitch for each digit, in the format of the packed recordings."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 10
+    lengths = rng.integers(1500, 6000, 120)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    sounds = [
+        8000 * np.sin(2 * np.pi * (300 + 300 * digit) * np.arange(length) / 8000) + rng.normal(0, 300, length)
+        for digit, length in zip(labels, lengths, strict=True)
+    ]
+    np.savez(
+        here / "tones.npz", samples=np.concatenate(sounds).astype(np.int16), offsets=offsets, label=labels,
+        test=np.arange(120) >= 90,
+    )  # fmt: skip
+    module = example("spoken_digits")
+    band = module.spectrogram(sounds[4].astype(np.int16))[:, : lengths[4] // 100 - 3].mean(1).argmax()
+    mel = 2595 * np.log10(1 + np.array([1500, 4000]) / 700)  # digit 4 sounds at 1,500 Hz
+    assert abs(band - (mel[0] / mel[1] * (module.BANDS + 1) - 1)) <= 1
+    done = CliRunner().invoke(module.main, [str(here / "tones.npz"), "--epochs", "3", "--seeds", "1"])
+    assert done.exit_code == 0, done.output
+    rows = dict(re.findall(r"^(\S.*?\S) {2,}(\d+\.\d\d) %$", done.stdout, re.M))
+    assert list(rows) == ["teacher", "student alone", "student distilled"]
+    assert float(rows["teacher"]) > 30
+    assert Cache(next(Path("caches").iterdir())).manifest.identity.dataset.inputs["spectrogram"].shape == [40, 64]
