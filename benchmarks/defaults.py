@@ -9,7 +9,7 @@ judged on training rows that are held out: no test split is looked at. Runs are 
 one, and the same command goes on with what is missing; ``--cases``, ``--rows`` and ``--seeds`` do a part.
 ``benchmarks.defaults_page`` writes docs/defaults.md. All of CIFAR-100 has a script of its own, ``benchmarks.cifar100``.
 
-The last sets are those that nothing was chosen on: they say how far the choices hold elsewhere. ``--pretrained`` is a
+The last set is one that nothing was chosen on: it says how far the choices hold elsewhere. ``--pretrained`` is a
 network of CIFAR-100's classes, which is the teacher of 5,000 of its rows, and which is fine-tuned to other sets.
 """
 
@@ -82,7 +82,7 @@ CASES = {
     "fashionmnist, perceptron": Case("fashionmnist", "{networks}perceptron", "perceptron", 64, 12),
     "fashionmnist, transformer": Case("fashionmnist", "{networks}transformer", "transformer", 64, 12),
     "flowers of 32 pixels, fine-tuned": Case("flowers32", PRETRAINED, "fine-tuning", 32, 12),
-    "fashionmnist, 2,500 rows": Case("fashionmnist2500", "cifar:resnet8", "convnet", 32, 8, chosen_on=False),
+    "fashionmnist, 2,500 rows": Case("fashionmnist2500", "cifar:resnet8", "convnet", 32, 8),
     "cifar100, 5,000 rows": Case("cifar5000", "cifar:resnet8", "convnet", 64, 12, chosen_on=False),
 }
 # optimizer, learning rate, weight decay, schedule
