@@ -132,7 +132,7 @@ def test_other_rows_are_refused(table: str, here: Path, capfd: pytest.CaptureFix
     np.save(path, changed)
     asked = ("train", "--student", "models.py:student", "--cache", "cache", "--dataset", table, "--epochs", 1)
     assert command(*asked, "--out", "run") == 1
-    assert "row 200 in view 0 has other pixels than the teacher saw" in capfd.readouterr().err
+    assert "row 200 in view 0 has other features than the teacher saw" in capfd.readouterr().err
     np.save(path, features[::-1].copy())
     assert command(*asked, "--out", "run") == 1
     assert "is this the dataset that the cache was made from, in the same order?" in capfd.readouterr().err

@@ -60,8 +60,8 @@ def kept_samples(viewed: ViewedDataset, count: int, existing: Cache | None) -> K
             wrong = some[recorded_digests(seen, 0, some) != viewed.digest(made)]
             if len(wrong):
                 raise PixelsError(
-                    f"row {int(wrong[0])} in view 0 has other pixels than the teacher saw, so its sample can't be "
-                    f"kept: keep samples with the versions that the cache was made with{versions_note(seen)}"
+                    f"row {int(wrong[0])} in view 0 has other {viewed.samples.input_name} than the teacher saw, so its "
+                    f"sample can't be kept: keep samples with the versions that the cache was made with{versions_note(seen)}"
                 )
         return made
 

@@ -97,6 +97,6 @@ class PixelCheck:
         if wrong.any():
             at = int(np.flatnonzero(wrong)[0])
             raise PixelsError(
-                f"row {int(rows[at])} in view {int(view_of[at])} has other pixels than the teacher saw "
-                f"({int(wrong.sum())} of {len(wrong)} keys of this {of} differ{shown})"
+                f"row {int(rows[at])} in view {int(view_of[at])} has other {self._digest.name} than the teacher "
+                f"saw ({int(wrong.sum())} of {len(wrong)} keys of this {of} differ{shown})"
             )

@@ -49,8 +49,9 @@ class Recorded:
             wrong = np.flatnonzero(self._rows(view, column, first, len(seen), "digest") != seen)
             if len(wrong):
                 raise PixelsError(
-                    f"row {first + int(wrong[0])} in view {view} has other pixels than {column} was computed from: "
-                    f"another version of the data, or of a library that decodes it{versions_note(self._cache)}; "
+                    f"row {first + int(wrong[0])} in view {view} has other {self._cache.input_name} than {column} was "
+                    f"computed from: another version of the data, or of a library that decodes it"
+                    f"{versions_note(self._cache)}; "
                     "use another --out"
                 )
         for column, now in said.items():

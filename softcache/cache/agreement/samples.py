@@ -48,7 +48,8 @@ def check_pixels(cache: Cache, viewed: ViewedDataset) -> None:
     for part in _compare(cache, viewed, few=True):
         if len(part.differing):
             raise PixelsError(
-                f"row {int(part.differing[0])} in view 0 has other pixels than the teacher saw: {_cause(cache, part)}"
+                f"row {int(part.differing[0])} in view 0 has other {cache.input_name} than the teacher saw: "
+                f"{_cause(cache, part)}"
             )
 
 
