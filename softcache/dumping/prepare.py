@@ -61,7 +61,8 @@ def kept_samples(viewed: ViewedDataset, count: int, existing: Cache | None) -> K
             if len(wrong):
                 raise PixelsError(
                     f"row {int(wrong[0])} in view 0 has other {viewed.samples.input_name} than the teacher saw, so its "
-                    f"sample can't be kept: keep samples with the versions that the cache was made with{versions_note(seen)}"
+                    "sample can't be kept: keep samples with the versions that the cache was made with"
+                    f"{versions_note(seen)}"
                 )
         return made
 
