@@ -213,6 +213,13 @@ def test_a_function_that_fails_is_one_line(table: str, teacher: str, message: st
     assert not Path("cache").exists()
 
 
+def test_a_function_is_no_student(table: str, capfd: pytest.CaptureFixture) -> None:
+    for asked in (("train", "--student", "models.py:centres", "--alpha", 0), ("teach", "--model", "models.py:centres")):
+        assert command(*asked, "--dataset", table, "--out", "made") == 2
+        assert "has no parameters that could be trained" in capfd.readouterr().err
+        assert not Path("made").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

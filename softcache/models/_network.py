@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.parameter import UninitializedParameter
 
-from softcache.errors import ModelError, nearest
+from softcache.errors import ModelError, UsageError, nearest
 from softcache.models._preprocess import Preprocess
 
 __all__ = ["Network", "Preprocess", "input_channels", "logits_of", "output_of"]
@@ -56,6 +56,11 @@ class Network(nn.Module):
         Errors: ``ModelError`` where pixels or logits don't have that shape.
         """
         return self._checked(logits_of(self.model(self.prepare(pixels)), self.spec), pixels)
+
+    def refuse_untrainable(self) -> None:
+        """Errors: ``UsageError`` for a network without parameters, such as a function that is a teacher."""
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise UsageError(f"{self.spec} has no parameters that could be trained: it can be a teacher, no student")
 
     def outputs(self, pixels: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Several outputs (B, …) of one run, by name: ``logits`` as ``forward`` gives them, others as the architecture

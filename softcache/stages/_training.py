@@ -88,6 +88,7 @@ def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[
         pictures=samples.pictures,
         new_classifier=options.weights is not None,
     )
+    network.refuse_untrainable()
     if network.fresh:
         log.info(f"{options.weights} is for other classes: {', '.join(network.fresh)} of the student are new")
     teacher = _teacher(parsed, data, begun is not None)

@@ -98,6 +98,7 @@ def teach(config: TeachConfig) -> Taught:
         pictures=train.samples.pictures,
         new_classifier=True,
     )
+    network.refuse_untrainable()
     if config.freeze:
         if config.weights is None:
             raise UsageError("--freeze trains the classifier alone: give the rest of the network with --weights")
