@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,9 @@ VALUES: list[tuple[str, Any]] = [
     ("identity.dataset.rows", 2**39),  # 2**35 shards: their names alone would take hours
     ("identity.dataset.inputs", {}),
     ("identity.dataset.inputs", {"ids": {"dtype": "uint8", "shape": [8, 8, 1]}}),
+    ("identity.dataset.inputs", {"index": {"dtype": "uint8", "shape": [8, 8, 1]}}),
     ("identity.dataset.inputs.pixels.dtype", "float64"),
+    ("identity.teacher.preprocess.size", 2**20),
     ("identity.dataset.inputs.pixels.shape", [8, 8, 2**20]),
     ("identity.dataset.inputs.pixels.shape", [8, 9, 1]),
     ("identity.dataset.inputs.pixels.shape", [8, 8]),
@@ -211,6 +214,17 @@ def test_an_edit_without_the_checksum_is_refused(part: str, folder: Path) -> Non
     (folder / "cache.json").write_text(json.dumps(document))
     with pytest.raises(IntegrityError, match=f"the {part} doesn't match"):
         Cache(folder)
+
+
+def test_a_shape_without_end_takes_no_time(folder: Path) -> None:
+    document = _document(folder)
+    document["identity"]["recipe"] = {"spec": "none", "revisions": {}, "seed": 0}
+    document["identity"]["dataset"]["inputs"] = {"x": {"dtype": "float32", "shape": [2**30 + 1] * 200_000}}
+    _sign(folder, document)
+    began = time.monotonic()
+    with pytest.raises(IntegrityError, match=r"inputs\.shape"):
+        Cache(folder)
+    assert time.monotonic() - began < 5, "its product was computed"
 
 
 def test_a_pipe_for_a_manifest_is_not_opened(folder: Path) -> None:

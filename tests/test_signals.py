@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -251,6 +252,49 @@ def test_a_loop_of_ones_own_reads_any_output(place: Path, whole: Path) -> None:
     assert list(batch.targets) == ["embedding", "tags", "neck:in"]
     assert torch.equal(batch.targets["embedding"], said["embedding"][[5, 69, 0]].bfloat16().float())
     assert torch.equal(batch.targets["tags"], said["tags"][[5, 69, 0]])
+
+
+def test_a_cache_whose_codec_changed_gets_its_one_file_anew(place: Path, tmp_path: Path) -> None:
+    """Codecs are no part of the identity, so that the id alone doesn't say what ``cache.h5`` is over."""
+    folder = tmp_path / "cache"
+    for codec in ("fp16", "bf16"):
+        dump(**asked(place, out=folder, codec=codec))
+        with h5py.File(folder / "cache.h5") as file:
+            assert file["logits/values"].dtype == {"fp16": np.float16, "bf16": np.uint16}[codec]
+        for path in [folder / "cache.json", *folder.rglob("view-*/*.h5")]:
+            path.unlink()
+
+
+OWN = """
+from dataclasses import dataclass
+import torch
+
+@dataclass(frozen=True)
+class Whole:
+    def arrays(self, shape):
+        return {"values": ("<f4", shape)}
+
+    def encode(self, values):
+        return {"values": values.float()}
+
+    def decode(self, arrays):
+        return arrays["values"]
+"""
+
+
+def test_a_codec_of_ones_own_beside_others(place: Path, tmp_path: Path) -> None:
+    folder, own = tmp_path / "cache", tmp_path / "own.py"
+    own.write_text(OWN)
+    dump(**asked(place, out=folder, output=(f"logits:codec={own}:Whole", f"norm:codec={own}:Whole")))
+    dump(**asked(place, out=folder, output=("embedding",), codec="fp32"))
+    codecs = {name: record.codec.partition(" ")[0] for name, record in Cache(folder).manifest.state.columns.items()}
+    assert codecs == {"logits": "own.py:Whole", "norm": "own.py:Whole", "embedding": "fp32"}
+    said = online(place, 0)
+    for name in codecs:
+        reader = Cache(folder).column(name)
+        assert torch.equal(reader.decode(reader.gather(0, np.arange(ROWS))), said[name])
+    with pytest.raises(UsageError, match="are both code: a cache has one codec of your own"):
+        dump(**asked(place, out=folder, output=(f"a:codec={own}:Whole", "b:codec=other.py:Whole")))
 
 
 # ---- What a codec loses, in closed form. ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -296,7 +297,7 @@ def test_a_codec_is_named_again_from_another_place(own_cache, inside, tmp_path, 
     for other in ("own.py:Halves:first=4", "fp16"):
         capsys.readouterr()
         assert command(*more, "--codec", other) == 1
-        assert "the cache was made with own.py:Halves:first=3" in capsys.readouterr().err
+        assert re.search(r"(made with|is there as classes in) own\.py:Halves:first=3", capsys.readouterr().err)
     with pytest.raises(CacheError, match=r"the cache was made with own\.py:Halves:first=3"):
         Cache(own_cache, codec="own.py:Halves")
 

@@ -12,12 +12,14 @@ import torch
 from harness_train import command, weights
 
 from softcache.cache.reader import Cache
+from softcache.datasets._index import describe_data
 from softcache.datasets._open import open_samples
 from softcache.datasets._values import measure_values
-from softcache.errors import DatasetError, ModelError, UsageError
+from softcache.errors import CacheError, DatasetError, ModelError, SoftcacheError, UsageError
 from softcache.models._open import open_network
 from softcache.stages.dump import dump
 from softcache.stages.keys import Keys
+from softcache.stages.teach import _refuse_other_data
 from softcache.stages.train import train
 from softcache.stages.verify import verify
 from softcache.views._digest import digest_named
@@ -51,6 +53,32 @@ def broken(num_classes=3):
 
 def words(num_classes=3):
     return lambda features: ["a"] * len(features)
+
+
+def seen(num_classes=10):
+    # of pictures
+
+    def answer(pixels):
+        assert pixels.dtype == np.uint8 and pixels.shape[1:] == (8, 8, 1), (pixels.dtype, pixels.shape)
+        return pixels.reshape(len(pixels), -1)[:, :10].astype(np.float32)
+
+    return answer
+
+
+def own_width(num_classes=3):
+    assert num_classes == 3, "nobody knows another number"
+    return lambda features: features[:, :num_classes]
+
+
+def with_files(files):
+    def answer(features):
+        return features[:, :3]
+
+    answer.files = files
+    return lambda: answer
+
+
+one_path, no_path, a_number = with_files("weights.bin"), with_files([]), with_files(3)
 
 
 class Said:
@@ -192,6 +220,34 @@ def test_a_function_is_known_by_its_code_its_files_or_what_it_says(table: str, h
     assert found[0] == found[2] != found[1]
 
 
+def test_a_function_gets_the_pixels_of_pictures(table: str) -> None:
+    dump("models.py:seen", dataset="digits", size=8, views=1, codec="fp32", device="cpu", out="cache")
+    column = Cache("cache").column("logits")
+    found = column.decode(column.gather(0, np.arange(20)))
+    recipe = Cache("cache").manifest.identity.recipe["spec"]
+    pixels = open_viewed("digits", "train", size=8, augment=recipe).batch(np.arange(20), 0)
+    assert torch.equal(found, pixels.reshape(20, -1)[:, :10].float())
+
+
+def test_files_that_are_no_paths_are_refused_and_one_is_enough(table: str, here: Path) -> None:
+    for name in ("no_path", "a_number"):
+        with pytest.raises(ModelError, match="files must be one path or several"):
+            dump(f"models.py:{name}", dataset=table, out="cache")
+    (here / "weights.bin").write_bytes(b"1")
+    dump("models.py:one_path", dataset=table, device="cpu", out="cache")
+    (here / "weights.bin").write_bytes(b"2")
+    with pytest.raises(CacheError, match=r"teacher\.weights"):
+        dump("models.py:one_path", dataset=table, device="cpu", out="cache")
+
+
+def test_held_out_rows_of_inputs_that_do_not_fit_the_memory(table: str) -> None:
+    dump(**DUMP, dataset=table)
+    options = {**STUDENT, "epochs": 1, "val_fraction": 0.2, "cache": "cache", "dataset": table}
+    resident = train(**options, out="resident").lines
+    mapped = train(**options, resident="off", workers=0, out="mapped").lines
+    assert mapped[0]["val_top1"] == resident[0]["val_top1"]
+
+
 def test_several_outputs_of_a_function(table: str) -> None:
     dump("models.py:said", dataset=table, output=("logits", "vector"), codec="fp32", device="cpu", out="cache")
     keys = Keys("cache", table, outputs=["vector"])
@@ -225,6 +281,7 @@ def test_a_function_is_no_student(table: str, capfd: pytest.CaptureFixture) -> N
     [
         (lambda a: a[:, 0], "expected an array of rows"),
         (lambda a: a > 0, "bool is no dtype that a network takes"),
+        (lambda a: a.astype(np.uint16), "uint16 is no dtype"),
         (lambda a: a.astype(">f4"), "native dtype"),
         (lambda a: np.where(a == a[9, 1], np.nan, a), "row 9 has numbers that are not finite"),
         (lambda a: a.astype(np.float64), "train_features is float64"),
@@ -254,3 +311,34 @@ def test_inputs_without_labels_and_an_answer_without_classes(table: str, here: P
     dump("models.py:said", dataset=table, output=("vector",), device="cpu", out="cache")
     assert json.loads(Path("cache/cache.json").read_text())["state"]["class_names"] == []
     assert len(Keys("cache", table, outputs=["vector"])) == ROWS
+    dump("models.py:own_width", dataset=table, device="cpu", out="logits")
+    assert Cache("logits").layout("logits").shape == (3,)
+
+
+def test_inputs_of_another_width_are_refused(table: str, here: Path) -> None:
+    dump(**DUMP, dataset=table)
+    path = here / "table" / "train_features.npy"
+    np.save(path, np.load(path)[:, :4])
+    with pytest.raises(CacheError, match=r"with inputs features float32 \[5\], .* has features float32 \[4\]"):
+        Keys("cache", table)
+
+
+def test_what_a_teacher_was_trained_on_has_its_labels(table: str, here: Path) -> None:
+    """The fingerprint of the inputs has not, and a training that goes on must see the labels that it began with."""
+    began = describe_data(open_samples(table, "train"))
+    path = here / "table" / "train_labels.npy"
+    np.save(path, (np.load(path) + 1) % CLASSES)
+    relabelled = describe_data(open_samples(table, "train"))
+    (here / "table" / "classes.txt").write_text("a\nb\nc\n")
+    renamed = describe_data(open_samples(table, "train"))
+    assert began["fingerprint"] == relabelled["fingerprint"] == renamed["fingerprint"]
+    assert len({began["labels"], relabelled["labels"], renamed["labels"]}) == 3
+    with pytest.raises(SoftcacheError, match=r"was begun on other data .* \(labels differ\)"):
+        _refuse_other_data(here, began, relabelled)
+
+
+@pytest.mark.parametrize("name", ["index", "größe", "pixels", "a-b"])
+def test_names_that_a_cache_could_not_keep(table: str, here: Path, name: str) -> None:
+    (here / "table" / "train_features.npy").rename(here / "table" / f"train_{name}.npy")
+    with pytest.raises(DatasetError, match="can't be the name of an input"):
+        open_samples(table, "train")

@@ -17,6 +17,7 @@ from softcache import strictjson
 from softcache.atomic import replace_file
 from softcache.cache.schema import (
     COLUMN,
+    INPUT,
     KINDS,
     MANIFEST,
     MAX_CHANNELS,
@@ -43,10 +44,9 @@ from softcache.cache.schema import (
 from softcache.errors import CacheError, IntegrityError
 
 _HEX = re.compile(r"[0-9a-f]{64}")
-_INPUT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _BYTES = {
-    **{f"{sign}int{bits}": bits // 8 for sign in ("", "u") for bits in (8, 16, 32)},
-    **{"int64": 8, "float16": 2, "float32": 4, "float64": 8},
+    **{"uint8": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8},
+    **{"float16": 2, "float32": 4, "float64": 8},
 }  # of an input's dtypes
 _TAKEN = {"rows", "samples", "cache"}  # names of other files
 
@@ -130,7 +130,9 @@ class Manifest:
         """
         kind = _OfPixels if PIXELS in self.identity.dataset.inputs else _Recipe
         recipe = from_json(kind, self.identity.recipe, f"{path}: identity.recipe")
-        from_json(_Preprocess, self.identity.teacher.preprocess, f"{path}: identity.teacher.preprocess")
+        preprocess = from_json(_Preprocess, self.identity.teacher.preprocess, f"{path}: identity.teacher.preprocess")
+        if not 0 < (preprocess.size or 1) <= MAX_SIDE:
+            raise IntegrityError(f"{path} has values that no cache can have: preprocess.size {short(preprocess.size)}")
         wrong = _of_identity(self.identity, recipe) or _of_state(self)
         if wrong:
             raise IntegrityError(f"{path} has values that no cache can have: {wrong}")
@@ -203,7 +205,8 @@ def _of_identity(identity: Identity, recipe: _Recipe) -> str:
     """What no cache can have; empty where there is nothing."""
     grid, inputs = identity.grid, identity.dataset.inputs
     name, given = next(iter(inputs.items()), ("", InputField("", [])))
-    row_bytes = math.prod(given.shape) * _BYTES.get(given.dtype, 0)
+    sized = 0 < len(given.shape) <= 8 and all(0 < n < 2**31 for n in given.shape)
+    row_bytes = math.prod(given.shape) * _BYTES.get(given.dtype, 0) if sized else 0
     pictures: dict[str, tuple[object, bool]] = {}
     if isinstance(recipe, _OfPixels):
         sides, channels = [recipe.size, recipe.size], given.shape[2:]
@@ -227,8 +230,8 @@ def _of_identity(identity: Identity, recipe: _Recipe) -> str:
             "grid.batch": (grid.batch, 0 < grid.batch < 2**31),
             "weights": (identity.teacher.weights, bool(_HEX.fullmatch(identity.teacher.weights))),
             "recipe.seed": (recipe.seed, 0 <= recipe.seed < 2**64),
-            "inputs": (list(inputs), len(inputs) == 1 and len(name) < 200 and bool(_INPUT.fullmatch(name))),
-            "inputs.shape": (given, 0 < len(given.shape) <= 8 and all(0 < n < 2**31 for n in given.shape)),
+            "inputs": (list(inputs), len(inputs) == 1 and is_input(name)),
+            "inputs.shape": (given, sized),
             "inputs.dtype": (given, 0 < row_bytes <= MAX_ROW_BYTES),
         }
     )
@@ -261,6 +264,11 @@ def _of_state(manifest: Manifest) -> str:
     if not wrong and manifest.all_shards() > MAX_SHARDS:
         return f"{short(manifest.all_shards())} shards"
     return wrong
+
+
+def is_input(name: str) -> bool:
+    """Whether an input may have this name, which is that of an array beside others in ``samples.h5``."""
+    return len(name) < 200 and bool(INPUT.fullmatch(name)) and name != "index"
 
 
 def is_column(name: str) -> bool:

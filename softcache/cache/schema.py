@@ -37,6 +37,7 @@ MAX_ROW_BYTES = 256 * 2**20  # of one key in one column
 MAX_MANIFEST_BYTES = 16 * 2**20  # parsed, that is at most some 400 MiB
 MAX_SHARDS = 2**20  # of all views and columns
 COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|hint\.[A-Za-z0-9_][A-Za-z0-9_.\-]*(?:@in)?")  # as its files have it
+INPUT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HINT = "hint."
 _HEX = re.compile(r"[0-9a-f]{64}")
 

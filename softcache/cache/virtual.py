@@ -66,6 +66,7 @@ def is_current(cache: Cache) -> bool:
 def _made_over(cache: Cache, size: int) -> bytes:
     """A line of fixed length, however many columns there are. ``size``: the file's, so that half of one differs."""
     attributes = {"size": size} | {key: value.decode() for key, value in _attributes(cache).items()}
+    attributes |= {name: record.sha256() for name, record in sorted(cache.manifest.state.columns.items())}
     return f"softcache {hashlib.sha256(json.dumps(attributes).encode()).hexdigest()}\n".encode()
 
 

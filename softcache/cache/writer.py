@@ -115,7 +115,8 @@ def create_or_extend(
                 # Samples are missing while the manifest and they would differ, so that nobody takes them for damaged.
                 (folder / SAMPLES).unlink(missing_ok=True)
                 state = dataclasses.replace(state, samples_shape=shape)
-            _remove_misfits(folder, Manifest(identity, state), set(state.columns) - set(manifest.state.columns))
+            added = set(state.columns) - set(manifest.state.columns)
+            _remove_misfits(folder, Manifest(identity, state), added, codec)
             if state != manifest.state:
                 Manifest(identity, state).save(folder)
             for name, part in parts.items():
@@ -172,12 +173,12 @@ def _write_samples(path: Path, attributes: Attributes, samples: KeptSamples) -> 
     return writer.finish()
 
 
-def _remove_misfits(folder: Path, manifest: Manifest, added: set[str]) -> None:
+def _remove_misfits(folder: Path, manifest: Manifest, added: set[str], codec: str | None) -> None:
     """Of columns that are added to a manifest, removes shards that are there and don't fit: a ``softcache trim`` that
     was killed may have left them, of another shape or codec. Those that fit are done already."""
     if not added:
         return
-    cache, misfits = Cache(folder), []
+    cache, misfits = Cache(folder, codec=codec), []
     cache.manifest = manifest
     for file in find_surplus(folder, 0, ()):
         if file.column in added:

@@ -26,7 +26,7 @@ SHOWN = 20
 )
 @section(
     "Running the teacher again",
-    option("--teacher", help="Also run this teacher on a sample of keys and compare its logits."),
+    option("--teacher", help="Also run this teacher on a sample of keys and compare what it says."),
     option("--teacher-weights", help="Its weights, where they are not in its folder."),
     _options.normalize,
     option("--sample", type=int, help="Keys that the teacher is run on.  [default: 256]"),

@@ -67,7 +67,7 @@ class _Own:
         with told(self._owner):
             found: torch.Tensor = self._codec.decode(arrays)
             rows, shape = len(next(iter(arrays.values()))), tuple(found.shape)
-        if len(shape) < 2 or shape[0] != rows:
+        if len(shape) < 1 or shape[0] != rows:
             raise UsageError(f"{self._owner}: decode() must give values (B, …) of {rows} samples, gave {shape}")
         return found
 

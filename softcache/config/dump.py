@@ -112,7 +112,7 @@ class DumpConfig(Options):
 
     @property
     def named_codec(self) -> str | None:
-        """The codec that the user named, for ``Cache``: the one that is code, if any is.
+        """The codec that the user named and that is code, if any is: what ``Cache`` must be told of.
 
         Errors: ``UsageError`` for two that are code: a cache may have one.
         """
@@ -120,7 +120,7 @@ class DumpConfig(Options):
         own = list(dict.fromkeys(codec for codec in named if is_code(split_component(codec)[0])))
         if len(own) > 1:
             raise UsageError(f"{own[0]} and {own[1]} are both code: a cache has one codec of your own")
-        return own[0] if own else self.codec
+        return own[0] if own else None
 
     def numerics(self, device: str) -> Numerics:
         """What decides the last bits, of options that are settled."""

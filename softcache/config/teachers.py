@@ -62,7 +62,8 @@ def _same_data(recorded: dict[str, Any], samples: Samples) -> bool:
         same_split = samples if samples.split == split else open_samples(samples.spec, split)
     except SoftcacheError:
         return False
-    return bool(recorded.get("fingerprint") == describe_data(same_split)["fingerprint"])
+    now = describe_data(same_split)
+    return all(recorded.get(key) == now[key] for key in ("fingerprint", "labels"))
 
 
 def default_data(model: str | None, dataset: str | None, size: int | None) -> tuple[str, int | None]:

@@ -53,7 +53,15 @@ def describe_data(samples: Samples, fingerprint: str | None = None) -> dict[str,
     if fingerprint is None:
         fingerprint = samples.fingerprint()
         keep_fingerprint(samples, fingerprint)
-    return {"spec": samples.spec, "split": samples.split, "rows": len(samples), "fingerprint": fingerprint}
+    labels = hashlib.sha256(json.dumps(list(samples.classes)).encode())
+    labels.update(samples.labels.astype("<i4").tobytes())
+    return {
+        "spec": samples.spec,
+        "split": samples.split,
+        "rows": len(samples),
+        "fingerprint": fingerprint,
+        "labels": labels.hexdigest(),
+    }
 
 
 def _stamps(samples: Samples) -> dict[str, Any]:

@@ -118,7 +118,10 @@ class Samples:
         parts: dict[str, Any] = {"labels": self.labels[rows], "mapped": None}
         if self.names is not None:
             parts["names"] = [self.names[row] for row in rows]
-        if self.mapped is not None or self.decode is not None:
+        if not self.pictures:
+            assert self.images is not None
+            parts["images"] = self.images[rows]
+        elif self.mapped is not None or self.decode is not None:
             parts |= {"images": None, "names": None, "decode": _Rows(self, rows)}
         elif self.images is not None:
             parts["images"] = self.images[rows]

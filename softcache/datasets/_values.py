@@ -10,6 +10,7 @@ import numpy.typing as npt
 from softcache.datasets._pixels import MEASURED_BYTES, Statistics, row_chunks
 from softcache.errors import DatasetError
 
+DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8")  # torch has them in full
 MAX_MEASURED = 4096  # numbers of the last axis that get a mean of their own
 
 
@@ -21,10 +22,10 @@ def checked_values(values: npt.NDArray, where: str) -> npt.NDArray:
     """
     if values.ndim < 2 or not all(values.shape[1:]):
         raise DatasetError(f"{where}: expected an array of rows (N, …), found shape {values.shape}")
-    if values.dtype.kind not in "iuf" or values.dtype.itemsize > 8 or values.dtype == np.uint64:
-        raise DatasetError(f"{where}: {values.dtype} is no dtype that a network takes: floats, or whole numbers")
     if not values.dtype.isnative:
         raise DatasetError(f"{where}: {values.dtype} has the bytes of another machine: save it with its native dtype")
+    if values.dtype.name not in DTYPES:
+        raise DatasetError(f"{where}: {values.dtype} is no dtype that a network takes: {', '.join(DTYPES)}")
     if values.dtype.kind == "f":
         first = 0
         for chunk in row_chunks(values):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from softcache.datasets._pixels import Pixels, checked_images, geometry, measure
 from softcache.datasets._samples import PIXELS, Labels, Samples, checked_labels, numbered
 from softcache.datasets._values import checked_values, measure_values
 from softcache.errors import DatasetError
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,10 @@ def _input_name(source: Path, split: str) -> str | None:
     found = sorted(name.removeprefix(start) for name in stems if name.startswith(start) and name != f"{split}_labels")
     if len(found) > 1:
         raise DatasetError(f"{source} has several inputs ({', '.join(found)}), and one is taken: leave one there")
-    if found and (not found[0].isidentifier() or found[0] == PIXELS):
-        raise DatasetError(f"{source}: {found[0]!r} can't be the name of an input: letters, digits and _, not {PIXELS}")
+    if found and (not _NAME.fullmatch(found[0]) or found[0] in (PIXELS, "index")):
+        raise DatasetError(
+            f"{source}: {found[0]!r} can't be the name of an input: letters, digits and _, not {PIXELS} or index"
+        )
     return found[0] if found else None
 
 

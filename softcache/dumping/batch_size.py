@@ -37,7 +37,7 @@ def pick_batch(
     one = viewed.batch(np.arange(1), 0).to(device)
 
     def run(rows: int) -> None:
-        said = forward(one.expand(rows, -1, -1, -1).contiguous())
+        said = forward(one.expand(rows, *one.shape[1:]).contiguous())
         _coded = [values.clone() for values in said.values()]  # a dump has both at once, coded and as they are
         forward.wait()
 

@@ -55,9 +55,10 @@ def columns_to_keep(
         if there is None:
             new.append(signal)
         elif there.kind != signal.kind or (wanted is not None and recorded_codec(wanted) != there.codec):
-            as_asked = f"{signal.kind} in {wanted or there.codec}"
+            held = option_of(there.codec)
+            as_asked = f"{signal.kind} in {wanted or held}"
             raise CacheError(
-                f"{signal.column} is there as {there.kind} in {there.codec}, asked for as {as_asked}: "
+                f"{signal.column} is there as {there.kind} in {held}, asked for as {as_asked}: "
                 "leave that out or use another --out"
             )
     if new:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,15 @@ def _identify(function: Any, factory: str) -> bytes:
     """32 bytes that differ where the function may."""
     said, files = getattr(function, "fingerprint", None), getattr(function, "files", None)
     digest = hashlib.sha256(f"{factory.rpartition(':')[2]}\0".encode())
-    if isinstance(said, str):
+    if isinstance(files, (str, os.PathLike)):
+        files = [files]
+    if said is not None:
+        if not isinstance(said, str) or not said:
+            raise ModelError(f"{factory}: fingerprint must be text that isn't empty, is {type(said).__name__}")
         digest.update(f"said\0{said}".encode())
-    elif isinstance(files, Sequence) and not isinstance(files, (str, bytes)):
+    elif files is not None:
+        if not isinstance(files, Sequence) or not files or not all(isinstance(f, (str, os.PathLike)) for f in files):
+            raise ModelError(f"{factory}: files must be one path or several, is {type(files).__name__}")
         for path in files:
             try:
                 content = hashlib.sha256(Path(path).read_bytes()).digest()

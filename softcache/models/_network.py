@@ -23,8 +23,8 @@ class Network(nn.Module):
     model: the bare architecture, from normalized floats (B, channels, H, W) to logits (B, classes); the names
         of its parameters are the names in saved files.
     spec: how ``open_network`` finds the architecture again.
-    classes, channels: width of the logits; what the architecture's first layer takes (1 or 3; 0 where the inputs are no
-        pictures).
+    classes, channels: width of the logits, 0 where nobody knows it; what the architecture's first layer takes (1 or 3;
+        0 where the inputs are no pictures).
     preprocess: size and normalization.
     fresh: names of parameters that kept their random start when weights were loaded (a new classifier).
     weights_path: the file that the parameters were read from, if any.
@@ -77,7 +77,7 @@ class Network(nn.Module):
         }
 
     def _checked(self, logits: Tensor, pixels: Tensor) -> Tensor:
-        if logits.ndim != 2 or logits.shape[1] != self.classes:
+        if logits.ndim != 2 or self.classes not in (0, logits.shape[1]):
             raise ModelError(
                 f"{self.spec} gives outputs of shape {tuple(logits.shape)} for {len(pixels)} samples, "
                 f"but the data has {self.classes} classes: its factory should take num_classes"
@@ -87,15 +87,17 @@ class Network(nn.Module):
     def prepare(self, pixels: Tensor) -> Tensor:
         """The architecture's input for what a view of a key is.
 
-        Of inputs that are no pictures (``channels`` 0): floats (B, …), standardized, in the dtype and on the device of
-        the parameters; whole numbers as they are. Of pictures (B, channels, H', W') for uint8 pixels (B, H, W, C), C 1
-        or 3.
+        A function of arrays gets the inputs as they are. Of inputs that are no pictures (``channels`` 0): floats (B, …)
+        are standardized, in the dtype and on the device of the parameters; whole numbers stay as they are. Of pictures
+        (B, channels, H', W') for uint8 pixels (B, H, W, C), C 1 or 3.
 
         Grey pixels are repeated where three channels are wanted. The arithmetic is float32 (float64 for a
         network in float64); the result has the dtype, device and memory format of the parameters.
 
         Errors: ``ModelError`` for other shapes or dtypes, and for colour pixels in a network of one channel.
         """
+        if getattr(self.model, "takes_arrays", False):  # a function gets what the data have, and where they are
+            return pixels
         if self.channels == 0:
             return self._values(pixels)
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3):
@@ -114,7 +116,7 @@ class Network(nn.Module):
     def _values(self, values: Tensor) -> Tensor:
         like = next((p for p in self.model.parameters() if p.is_floating_point()), self._mean)
         values = values.to(like.device)
-        if getattr(self.model, "takes_arrays", False) or not values.is_floating_point():
+        if not values.is_floating_point():
             return values
         mean, std = self._mean.view(-1), self._std.view(-1)
         if len(mean) not in (1, values.shape[-1]):

@@ -68,7 +68,7 @@ def open_network(
     if classes is None:
         classes = found.classes if found else None
         if classes is None and isinstance(source, Python):
-            classes = 0  # without a classifier, whatever it answers with
+            classes = 0  # the factory knows what it answers with
         if classes is None:
             raise ModelError(f"how many classes {spec} should have is not known: there are no weights that say it")
     if found is not None and not new_classifier:

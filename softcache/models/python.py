@@ -23,8 +23,8 @@ class Python:
     """A callable in an importable module or in a file, which returns the network (a ``torch.nn.Module``), or a
     function of NumPy arrays that answers as a teacher (``ArrayModel``).
 
-    It is called as ``factory(num_classes=classes)`` where it takes such an argument, else without any, and
-    should then return a network for that many classes. A file is imported under a name of its own;
+    It is called as ``factory(num_classes=classes)`` where it takes such an argument and their number is known, else
+    without any, and should then return a network for that many classes. A file is imported under a name of its own;
     ``sys.path`` stays as it is, so that the file can import installed packages but not its neighbours. Paths
     are made absolute.
     """
@@ -50,7 +50,7 @@ class Python:
             public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
             raise ModelError(f"{place} has no function {name!r}{nearest(name, public)}")
         try:
-            network = factory(num_classes=classes) if _takes_classes(factory) else factory()
+            network = factory(num_classes=classes) if classes and _takes_classes(factory) else factory()
         except Exception as error:
             raise ModelError(f"{self.factory} raised {type(error).__name__}: {_line(error)}") from error
         if isinstance(network, nn.Module):

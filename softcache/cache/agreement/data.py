@@ -17,8 +17,11 @@ def check_dataset(cache: Cache, viewed: ViewedDataset, *, recipe: bool = True) -
     ``recipe``: whether the views are made by the cache's own recipe, whose revisions must then be those of today.
     """
     recorded, samples = cache.manifest.identity.dataset, viewed.samples
+    ((name, given),) = recorded.inputs.items()
     found = {"split": samples.split, "rows": len(samples), "classes": list(samples.classes)}
     wanted = {"split": recorded.split, "rows": recorded.rows, "classes": cache.manifest.state.class_names}
+    found["inputs"] = f"{samples.input_name} {viewed.dtype} {list(viewed.shape)}"
+    wanted["inputs"] = f"{name} {given.dtype} {given.shape}"
     for key, value in wanted.items():
         if found[key] != value:
             raise CacheError(
