@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -60,11 +61,13 @@ def test_teacher_and_student_keep_class_names_and_the_teacher_its_data(here: Pat
     assert config(teacher)["model"]["class_names"] == ["cat", "dog"]
     assert header(teacher / "teacher.safetensors")["class_names"] == ["cat", "dog"]
     samples = open_samples(f"folder:{here}/a/pets", "train")
+    labels = hashlib.sha256(b'["cat", "dog"]' + np.repeat(np.arange(2, dtype="<i4"), 3).tobytes()).hexdigest()
     assert config(teacher)["data"] == {
         "spec": f"folder:{here}/a/pets",
         "split": "train",
         "rows": 6,
         "fingerprint": samples.fingerprint(),
+        "labels": labels,
     }
     assert command("-q", "dump", "--teacher", teacher, "--views", "1", "--out", "cache") == 0
     student = ("--student", "cifar:resnet8", "--epochs", "1", "--workers", "0", "--out", "run")
@@ -137,7 +140,7 @@ def test_a_training_does_not_go_on_with_other_data(here: Path, teacher: Path, sa
     Image.fromarray(pixels).save(here / "a" / "pets" / "train" / "cat" / "new.png")
     message = said("teach", "--model", "cifar:resnet8", "--dataset", "folder:a/pets", *SMALL)
     assert "was begun on other data" in message
-    assert "rows, fingerprint differ" in message
+    assert "rows, fingerprint, labels differ" in message
 
 
 def test_nothing_is_written_beside_images_and_weights(here: Path, teacher: Path, tmp_path: Path) -> None:
