@@ -18,19 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.made import make_arrays, make_jpegs, pick_device, wait
+from benchmarks.made import made_identity, make_arrays, make_jpegs, pick_device, wait
 from benchmarks.measure import Result, arguments, paired, ratio
-from softcache.cache.schema import (
-    LOGITS,
-    VERSION,
-    ColumnRecord,
-    DatasetIdentity,
-    Grid,
-    Identity,
-    InputField,
-    Numerics,
-    TeacherIdentity,
-)
+from softcache.cache.schema import LOGITS, ColumnRecord
 from softcache.cache.writer import KeptSamples, create_or_extend, plan
 from softcache.console import show_messages
 from softcache.dumping.forward import Forward
@@ -86,15 +76,7 @@ def dumped(
 ) -> float:
     """Seconds from the first batch that is asked for to the last shard on the disk."""
     place = Path(tempfile.mkdtemp(dir=folder))
-    numerics = Numerics("float32", "off", False, "contiguous", False, device.type)
-    pixels = [viewed.size, viewed.size, viewed.samples.channels]
-    identity = Identity(
-        VERSION,
-        TeacherIdentity("made", "0" * 64, teacher.preprocess.to_dict(), numerics),
-        DatasetIdentity("made", "train", len(viewed), {"pixels": InputField("uint8", pixels)}, "0" * 64),
-        viewed.identity(),
-        Grid(16384, batch),
-    )
+    identity = made_identity(viewed, len(viewed), 16384, batch=batch, device=device.type, preprocess=teacher.preprocess)
     cache = create_or_extend(
         place / "cache",
         identity,
@@ -105,7 +87,7 @@ def dumped(
         labels=viewed.samples.labels,
         names=None,
         samples=KeptSamples(
-            np.zeros(1, np.int64), (pixels[0], pixels[1], pixels[2]), lambda some: np.zeros((1, *pixels), np.uint8)
+            np.zeros(1, np.int64), viewed.shape, lambda some: np.zeros((len(some), *viewed.shape), np.uint8)
         ),
     )
     forward = Forward(teacher, [LOGITS], device)

@@ -27,6 +27,28 @@ from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
 
 
+def made_identity(
+    viewed: ViewedDataset | None,
+    rows: int,
+    block_rows: int,
+    *,
+    batch: int = 64,
+    device: str = "cpu",
+    preprocess: Preprocess | None = None,
+) -> Identity:
+    """Of a cache whose teacher is nobody. ``viewed``: its data; by default grey pictures of 32 pixels."""
+    recipe = {"spec": "none", "revisions": {"none": 1}, "size": 32, "resize": 32, "seed": 0}
+    shape = [32, 32, 1] if viewed is None else list(viewed.shape)
+    numerics = Numerics("float32", "off", False, "contiguous", False, device)
+    return Identity(
+        VERSION,
+        TeacherIdentity("made", "0" * 64, (preprocess or Preprocess((0.0,), (1.0,))).to_dict(), numerics),
+        DatasetIdentity("made", "train", rows, {"pixels": InputField("uint8", shape)}, "0" * 64),
+        recipe if viewed is None else viewed.identity(),
+        Grid(block_rows, batch),
+    )
+
+
 def make_cache(
     folder: Path,
     *,
@@ -38,16 +60,8 @@ def make_cache(
     viewed: ViewedDataset | None = None,
 ) -> Cache:
     """A complete cache of random logits (fp16); digests are those of ``viewed``, or 0."""
-    recipe = {"spec": "none", "revisions": {"none": 1}, "size": 32, "resize": 32, "seed": 0}
-    numerics = Numerics("float32", "off", False, "contiguous", False, "cpu")
-    size, channels = (32, 1) if viewed is None else (viewed.size, viewed.samples.channels)
-    identity = Identity(
-        VERSION,
-        TeacherIdentity("made", "0" * 64, Preprocess((0.0,), (1.0,)).to_dict(), numerics),
-        DatasetIdentity("made", "train", rows, {"pixels": InputField("uint8", [size, size, channels])}, "0" * 64),
-        viewed.identity() if viewed is not None else recipe,
-        Grid(shard_rows, 64),
-    )
+    identity = made_identity(viewed, rows, shard_rows)
+    size, _, channels = identity.dataset.inputs["pixels"].shape
     create_or_extend(
         folder,
         identity,

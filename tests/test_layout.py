@@ -36,7 +36,7 @@ ROWS = [
     "lowest",
 ]
 LOWEST = {
-    "atomic", "distributed", "console", "device", "errors", "localfiles", "locks", "remembered", "strictjson",
+    "atomic", "distributed", "console", "device", "errors", "inputs", "localfiles", "locks", "remembered", "strictjson",
     "threads", "userfile", "_version",
 }  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))

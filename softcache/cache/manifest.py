@@ -17,7 +17,6 @@ from softcache import strictjson
 from softcache.atomic import replace_file
 from softcache.cache.schema import (
     COLUMN,
-    INPUT,
     KINDS,
     MANIFEST,
     MAX_CHANNELS,
@@ -27,7 +26,6 @@ from softcache.cache.schema import (
     MAX_SHARDS,
     MAX_SIDE,
     MAX_VIEWS,
-    PIXELS,
     VERSION,
     ColumnRecord,
     Identity,
@@ -42,12 +40,9 @@ from softcache.cache.schema import (
     short,
 )
 from softcache.errors import CacheError, IntegrityError
+from softcache.inputs import DTYPES, PIXELS, is_input_name
 
 _HEX = re.compile(r"[0-9a-f]{64}")
-_BYTES = {
-    **{"uint8": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8},
-    **{"float16": 2, "float32": 4, "float64": 8},
-}  # of an input's dtypes
 _TAKEN = {"rows", "samples", "cache"}  # names of other files
 
 
@@ -206,7 +201,7 @@ def _of_identity(identity: Identity, recipe: _Recipe) -> str:
     grid, inputs = identity.grid, identity.dataset.inputs
     name, given = next(iter(inputs.items()), ("", InputField("", [])))
     sized = 0 < len(given.shape) <= 8 and all(0 < n < 2**31 for n in given.shape)
-    row_bytes = math.prod(given.shape) * _BYTES.get(given.dtype, 0) if sized else 0
+    row_bytes = math.prod(given.shape) * DTYPES.get(given.dtype, 0) if sized else 0
     pictures: dict[str, tuple[object, bool]] = {}
     if isinstance(recipe, _OfPixels):
         sides, channels = [recipe.size, recipe.size], given.shape[2:]
@@ -230,7 +225,7 @@ def _of_identity(identity: Identity, recipe: _Recipe) -> str:
             "grid.batch": (grid.batch, 0 < grid.batch < 2**31),
             "weights": (identity.teacher.weights, bool(_HEX.fullmatch(identity.teacher.weights))),
             "recipe.seed": (recipe.seed, 0 <= recipe.seed < 2**64),
-            "inputs": (list(inputs), len(inputs) == 1 and is_input(name)),
+            "inputs": (list(inputs), len(inputs) == 1 and is_input_name(name)),
             "inputs.shape": (given, sized),
             "inputs.dtype": (given, 0 < row_bytes <= MAX_ROW_BYTES),
         }
@@ -258,17 +253,12 @@ def _of_state(manifest: Manifest) -> str:
     )  # fmt: skip
     ((_, given),) = identity.dataset.inputs.items()
     kept = state.samples_shape
-    most = most_samples(identity.dataset.rows, math.prod(given.shape) * _BYTES[given.dtype])
+    most = most_samples(identity.dataset.rows, math.prod(given.shape) * DTYPES[given.dtype])
     if not wrong and (kept[1:] != given.shape or not 0 < kept[0] <= most):
         return f"samples_shape {short(kept)} for inputs of {short(given.shape)}"
     if not wrong and manifest.all_shards() > MAX_SHARDS:
         return f"{short(manifest.all_shards())} shards"
     return wrong
-
-
-def is_input(name: str) -> bool:
-    """Whether an input may have this name, which is that of an array beside others in ``samples.h5``."""
-    return len(name) < 200 and bool(INPUT.fullmatch(name)) and name != "index"
 
 
 def is_column(name: str) -> bool:

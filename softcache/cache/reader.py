@@ -73,12 +73,6 @@ class Cache:
         for name in self.manifest.columns:
             self.layout(name)
 
-    def named_codec(self, column: str) -> str:
-        """The spec of a column's codec, which the user may pass on. Errors: ``CacheError`` as ``layout``."""
-        self.layout(column)
-        recorded = self.manifest.state.columns[column].codec
-        return (self._named() or recorded) if is_own(recorded) else recorded
-
     def _named(self) -> str | None:
         """The code that the user named as a codec of this cache, now or before."""
         return self._given or given_before(self.folder, "codec", self.manifest.cache_id)

@@ -24,7 +24,6 @@ VERSION = 2
 MANIFEST = "cache.json"
 ROWS, SAMPLES, VIRTUAL = "rows.h5", "samples.h5", "cache.h5"
 LOGITS = "logits"
-PIXELS = "pixels"  # the input of pictures
 KINDS = ("classes", "binary", "values")
 KEPT_SAMPLES = 64  # rows whose pixels are kept where nobody asks for more
 MAX_SAMPLES_BYTES = 4 * 2**30  # of kept pixels; they are written in pieces and mapped, never held in memory
@@ -37,7 +36,6 @@ MAX_ROW_BYTES = 256 * 2**20  # of one key in one column
 MAX_MANIFEST_BYTES = 16 * 2**20  # parsed, that is at most some 400 MiB
 MAX_SHARDS = 2**20  # of all views and columns
 COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|hint\.[A-Za-z0-9_][A-Za-z0-9_.\-]*(?:@in)?")  # as its files have it
-INPUT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HINT = "hint."
 _HEX = re.compile(r"[0-9a-f]{64}")
 

@@ -24,7 +24,6 @@ from softcache.cache.reader import Cache
 from softcache.cache.schema import (
     FORMAT,
     MANIFEST,
-    PIXELS,
     ROWS,
     SAMPLES,
     VERSION,
@@ -37,6 +36,7 @@ from softcache.cache.schema import (
 from softcache.cache.shard import Attributes, ShardWriter, opened, write_temporary
 from softcache.cache.surplus import find_surplus, remove_surplus
 from softcache.errors import CacheError, IntegrityError
+from softcache.inputs import PIXELS
 
 CHUNK_BYTES = 2**26  # of kept pixels that are made and written at once
 MAX_NOTES = 50  # on later changes of machine or libraries

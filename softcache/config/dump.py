@@ -103,7 +103,7 @@ class DumpConfig(Options):
             if value is not None and value not in known:
                 raise UsageError(f"--{name.replace('_', '-')} {value!r} is unknown{nearest(value, known)}")
 
-        _ = self.signals, self.named_codec
+        _ = self.named_codec  # parses every spec, so that a bad one is refused before anything is opened
 
     @property
     def signals(self) -> list[Signal]:

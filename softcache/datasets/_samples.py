@@ -26,11 +26,11 @@ from softcache.datasets._pixels import (
 )
 from softcache.datasets._values import map_values
 from softcache.errors import DatasetError
+from softcache.inputs import PIXELS
 
 Labels = npt.NDArray[np.int32]
 
 SPLITS = ("train", "test")
-PIXELS = "pixels"  # the name of pictures as inputs, decoded to uint8 (H, W, C)
 PROBED = 64  # rows whose pixels stand for a dataset that has neither an array nor files
 
 

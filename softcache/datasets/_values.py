@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from softcache.datasets._pixels import MEASURED_BYTES, Statistics, row_chunks
 from softcache.errors import DatasetError
+from softcache.inputs import DTYPES
 
-DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8")  # torch has them in full
 MAX_MEASURED = 4096  # numbers of the last axis that get a mean of their own
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from softcache.datasets._pixels import Pixels, checked_images, geometry, measure, open_regular
-from softcache.datasets._samples import PIXELS, Labels, Samples, checked_labels, numbered
+from softcache.datasets._samples import Labels, Samples, checked_labels, numbered
 from softcache.datasets._values import checked_values, measure_values
 from softcache.errors import DatasetError
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+from softcache.inputs import PIXELS, is_input_name
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,6 @@ class Arrays:
         elif train.shape[3] != images.shape[3]:
             raise DatasetError(f"{source}: train has {train.shape[3]} channels, test has {images.shape[3]}")
         labels, classes = _labels(source, split, len(images))
-        if split == "test" and not (labels >= 0).any():
-            raise DatasetError(f"{source}: the test split has no labels, nothing can be evaluated on it")
         return Samples(
             spec=f"arrays:{source}",
             split=split,
@@ -82,7 +78,7 @@ def _input_name(source: Path, split: str) -> str | None:
     found = sorted(name.removeprefix(start) for name in stems if name.startswith(start) and name != f"{split}_labels")
     if len(found) > 1:
         raise DatasetError(f"{source} has several inputs ({', '.join(found)}), and one is taken: leave one there")
-    if found and (not _NAME.fullmatch(found[0]) or found[0] in (PIXELS, "index")):
+    if found and (not is_input_name(found[0]) or found[0] == PIXELS):
         raise DatasetError(
             f"{source}: {found[0]!r} can't be the name of an input: letters, digits and _, not {PIXELS} or index"
         )
@@ -103,8 +99,6 @@ def _values(source: Path, split: str, name: str) -> Samples:
             f"{source}: train_{name} is {train.dtype} {train.shape[1:]}, test_{name} {values.dtype} {values.shape[1:]}"
         )
     labels, classes = _labels(source, split, len(values))
-    if split == "test" and not (labels >= 0).any():
-        raise DatasetError(f"{source}: the test split has no labels, nothing can be evaluated on it")
     return Samples(
         spec=f"arrays:{source}",
         split=split,
@@ -130,7 +124,10 @@ def _advice(images: Pixels) -> str:
 
 
 def _labels(source: Path, split: str, rows: int) -> tuple[Labels, tuple[str, ...]]:
-    """Labels of a split, (rows,) of -1 where it has none, and the class names."""
+    """Labels of a split, (rows,) of -1 where it has none, and the class names.
+
+    Errors: ``DatasetError`` also for a test split without any, on which nothing can be evaluated.
+    """
     classes = _class_names(source)
     given: dict[str, Labels] = {}
     for name in ("train", "test"):
@@ -142,9 +139,12 @@ def _labels(source: Path, split: str, rows: int) -> tuple[Labels, tuple[str, ...
         # the train split decides how many classes there are: a test label beyond it is an error
         deciding = next((labels for labels in given.values() if (labels >= 0).any()), None)
         classes = numbered(0 if deciding is None else int(deciding.max()) + 1)
-    if split not in given:
-        return np.full(rows, -1, dtype=np.int32), classes
-    return checked_labels(given[split], rows, len(classes), f"{source}: {split}_labels"), classes
+    found = np.full(rows, -1, dtype=np.int32)
+    if split in given:
+        found = checked_labels(given[split], rows, len(classes), f"{source}: {split}_labels")
+    if split == "test" and not (found >= 0).any():
+        raise DatasetError(f"{source}: the test split has no labels, nothing can be evaluated on it")
+    return found, classes
 
 
 def _images(source: Path, split: str) -> Pixels | None:

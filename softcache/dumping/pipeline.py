@@ -80,6 +80,7 @@ def run_blocks(
     loader = _loader(viewed, groups, batch, forward.device, pick_workers(viewed, workers))
     batches = started(loader)  # before there are threads, which a forked worker would lack
     recorded = recorded or Recorded(cache)
+    digest = viewed.digest
     known = {name: cache.manifest.state.columns[name].error.get("keys", 0) for name in forward.columns}
     measuring = {name: CodecError(cache.layout(name), keys) for name, keys in known.items()}
     opened: list[BlockWriter] = []
@@ -96,7 +97,7 @@ def run_blocks(
                         for name, values in said.items():
                             if measuring[name](values):
                                 _report(name, measuring[name], measured)
-                        computed = _compute(cache, block, viewed.digest(pixels), said)
+                        computed = _compute(cache, block, digest(pixels), said)
                         behind.put(_Computed(writers[block.view], block.view, first, *computed))
                         shown.advance(len(pixels))
         for name, measure in measuring.items():
