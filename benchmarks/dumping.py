@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.made import made_identity, make_arrays, make_jpegs, pick_device, wait
+from benchmarks.made import black_row, made_identity, make_arrays, make_jpegs, pick_device, wait
 from benchmarks.measure import Result, arguments, paired, ratio
 from softcache.cache.schema import LOGITS, ColumnRecord
-from softcache.cache.writer import KeptSamples, create_or_extend, plan
+from softcache.cache.writer import create_or_extend, plan
 from softcache.console import show_messages
 from softcache.dumping.forward import Forward
 from softcache.dumping.pipeline import run_blocks
 from softcache.models._network import Network, Preprocess
 from softcache.models._open import open_network
-from softcache.stream.inputs import WorkerPixels, pick_workers
+from softcache.stream.inputs import WorkerInputs, pick_workers
 from softcache.stream.parts import in_view
 from softcache.views._open import open_viewed
 from softcache.views._viewed import ViewedDataset
@@ -86,9 +86,7 @@ def dumped(
         class_names=[],
         labels=viewed.samples.labels,
         names=None,
-        samples=KeptSamples(
-            np.zeros(1, np.int64), viewed.shape, lambda some: np.zeros((len(some), *viewed.shape), np.uint8)
-        ),
+        samples=black_row(viewed.inputs),
     )
     forward = Forward(teacher, [LOGITS], device)
     began = time.perf_counter()
@@ -124,7 +122,7 @@ def _decoding_sides(folder: Path, viewed: ViewedDataset, device: torch.device) -
     batches = in_view((np.arange(k, min(k + 32, len(viewed))) for k in range(0, len(viewed), 32)), 0)
 
     def loader() -> float:
-        source = WorkerPixels(viewed, torch.device("cpu"), pick_workers(viewed, -1))
+        source = WorkerInputs(viewed, torch.device("cpu"), pick_workers(viewed, -1))
         began = time.perf_counter()
         for _ in source.epoch(batches):
             pass

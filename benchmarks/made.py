@@ -16,12 +16,12 @@ from softcache.cache.schema import (
     DatasetIdentity,
     Grid,
     Identity,
-    InputField,
     Numerics,
     TeacherIdentity,
 )
 from softcache.cache.shard import ShardWriter
 from softcache.cache.writer import KeptSamples, create_or_extend
+from softcache.inputs import InputField
 from softcache.models._preprocess import Preprocess
 from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
@@ -38,15 +38,21 @@ def made_identity(
 ) -> Identity:
     """Of a cache whose teacher is nobody. ``viewed``: its data; by default grey pictures of 32 pixels."""
     recipe = {"spec": "none", "revisions": {"none": 1}, "size": 32, "resize": 32, "seed": 0}
-    shape = [32, 32, 1] if viewed is None else list(viewed.shape)
+    inputs = {"pixels": InputField("uint8", [32, 32, 1])} if viewed is None else viewed.inputs
     numerics = Numerics("float32", "off", False, "contiguous", False, device)
     return Identity(
         VERSION,
         TeacherIdentity("made", "0" * 64, (preprocess or Preprocess((0.0,), (1.0,))).to_dict(), numerics),
-        DatasetIdentity("made", "train", rows, {"pixels": InputField("uint8", shape)}, "0" * 64),
+        DatasetIdentity("made", "train", rows, inputs, "0" * 64),
         recipe if viewed is None else viewed.identity(),
         Grid(block_rows, batch),
     )
+
+
+def black_row(inputs: dict[str, InputField]) -> KeptSamples:
+    """Kept pixels of one row, all 0."""
+    shape = inputs["pixels"].tail
+    return KeptSamples(np.zeros(1, np.int64), inputs, lambda some: {"pixels": np.zeros((len(some), *shape), np.uint8)})
 
 
 def make_cache(
@@ -61,7 +67,6 @@ def make_cache(
 ) -> Cache:
     """A complete cache of random logits (fp16); digests are those of ``viewed``, or 0."""
     identity = made_identity(viewed, rows, shard_rows)
-    size, _, channels = identity.dataset.inputs["pixels"].shape
     create_or_extend(
         folder,
         identity,
@@ -71,11 +76,7 @@ def make_cache(
         class_names=[] if viewed is None else viewed.samples.classes,
         labels=viewed.samples.labels if viewed is not None else np.zeros(rows, np.int32),
         names=None,
-        samples=KeptSamples(
-            np.zeros(1, np.int64),
-            (size, size, channels),
-            lambda some: np.zeros((len(some), size, size, channels), np.uint8),
-        ),
+        samples=black_row(identity.dataset.inputs),
     )
     cache, rng = Cache(folder), np.random.default_rng(0)
     block = rng.standard_normal((min(shard_rows, 8192), classes), dtype=np.float32).astype(np.float16)

@@ -1,8 +1,11 @@
-"""What the inputs of a key may be: their names and dtypes, for datasets that give them and caches that record them."""
+"""What the inputs of a key may be: their names, dtypes and shapes, for datasets that give them and caches that record
+them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 PIXELS = "pixels"  # of pictures: uint8 (H, W, C)
 # Dtype → bytes of one number. torch has these in full; it knows uint16 and uint32 only in part.
@@ -10,7 +13,49 @@ DTYPES = {
     **{"uint8": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8},
     **{"float16": 2, "float32": 4, "float64": 8},
 }
+MASK = "attention_mask"  # the name by which most networks of tokens take it
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class InputField:
+    """An input's dtype and its shape in one sample: None for a first axis that each row has a length of its own in.
+
+    In a batch such a row is filled up to the longest one with ``pad``, which a mask shows.
+    """
+
+    dtype: str
+    shape: list[int | None]
+    pad: int = 0
+
+    @property
+    def ragged(self) -> bool:
+        """Whether rows have lengths of their own."""
+        return bool(self.shape) and self.shape[0] is None
+
+    @property
+    def tail(self) -> tuple[int, ...]:
+        """The axes of one sample whose sizes are the same in all rows."""
+        return tuple(size for size in self.shape if size is not None)
+
+    def __str__(self) -> str:
+        """``16 float32``, ``L int64``: L is a row's own length."""
+        sizes = "×".join("L" if size is None else str(size) for size in self.shape) or "1"
+        return f"{sizes} {self.dtype}"
+
+
+def mask_names(ragged: Sequence[str], alike: Mapping[str, str]) -> dict[str, str]:
+    """Name of a mask → the input whose rows' lengths it shows.
+
+    ``ragged``: names of inputs whose rows have lengths of their own; ``alike``: each of them → the first that has the
+    same lengths in every row, for which one mask is enough. The first mask is called ``attention_mask``, others by
+    their inputs.
+
+    >>> mask_names(["a", "b", "c"], {"a": "a", "b": "a", "c": "c"})
+    {'attention_mask': 'a', 'c_mask': 'c'}
+    """
+    first = list(dict.fromkeys(alike[name] for name in ragged))
+    return {MASK if place == 0 else f"{name}_mask": name for place, name in enumerate(first)}
 
 
 def is_input_name(name: str) -> bool:

@@ -17,13 +17,13 @@ from softcache.cache.schema import (
     DatasetIdentity,
     Grid,
     Identity,
-    InputField,
     Numerics,
     TeacherIdentity,
     hint_column,
 )
 from softcache.cache.shard import Attributes, write_temporary
 from softcache.cache.writer import KeptSamples, create_or_extend
+from softcache.inputs import InputField
 from softcache.models._preprocess import Preprocess
 from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
@@ -38,6 +38,14 @@ def identity(rows: int, block_rows: int, recipe: dict[str, object], channels: in
     inputs = {"pixels": InputField("uint8", [size, size, channels])}
     dataset = DatasetIdentity("made", "train", rows, inputs, "0" * 64)
     return Identity(VERSION, teacher, dataset, recipe, Grid(block_rows, 64))
+
+
+def kept_nothing(size: int, channels: int = 1) -> KeptSamples:
+    """Black pixels of the first row."""
+    fields = {"pixels": InputField("uint8", [size, size, channels])}
+    return KeptSamples(
+        np.zeros(1, np.int64), fields, lambda rows: {"pixels": np.zeros((len(rows), size, size, channels), np.uint8)}
+    )
 
 
 def write_shard(path: Path, attributes: Attributes, arrays: dict[str, np.ndarray]) -> None:
@@ -78,9 +86,7 @@ def make_cache(
         class_names=[str(k) for k in range(classes)],
         labels=labels,
         names=None,
-        samples=KeptSamples(
-            np.zeros(1, np.int64), (size, size, 1), lambda rows: np.zeros((len(rows), size, size, 1), np.uint8)
-        ),
+        samples=kept_nothing(size),
     )
     cache = made if isinstance(made, Cache) else Cache(folder)
     coder, rng, expected = registry.create("codecs", codec), np.random.default_rng(3), []

@@ -49,7 +49,8 @@ def read_all(folder: Path, *, verify_reads: bool) -> dict[str, Any]:
     said = cache.describe()
     found: dict[str, Any] = {"rows": cache.rows, "views": cache.views, "classes": said["classes"]}
     found["labels"] = cache.labels.copy()
-    found["index"], found["pixels"] = (array.copy() for array in cache.samples)
+    index, kept = cache.samples
+    found |= {"index": index.copy(), "pixels": np.array(kept["pixels"])}
     every = np.arange(min(cache.rows, 1000))
     for view in range(min(cache.views, 3)):
         for column in cache.manifest.columns:

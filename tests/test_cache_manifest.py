@@ -139,8 +139,8 @@ VALUES: list[tuple[str, Any]] = [
     ("identity.dataset.rows", -1),
     ("identity.dataset.rows", 2**39),  # 2**35 shards: their names alone would take hours
     ("identity.dataset.inputs", {}),
-    ("identity.dataset.inputs", {"ids": {"dtype": "uint8", "shape": [8, 8, 1]}}),
-    ("identity.dataset.inputs", {"index": {"dtype": "uint8", "shape": [8, 8, 1]}}),
+    ("identity.dataset.inputs", {"ids": {"dtype": "uint8", "shape": [8, 8, 1], "pad": 0}}),
+    ("identity.dataset.inputs", {"index": {"dtype": "uint8", "shape": [8, 8, 1], "pad": 0}}),
     ("identity.dataset.inputs.pixels.dtype", "float64"),
     ("identity.teacher.preprocess.size", 2**20),
     ("identity.dataset.inputs.pixels.shape", [8, 8, 2**20]),
@@ -165,8 +165,13 @@ VALUES: list[tuple[str, Any]] = [
     ("state.views", 2**31),
     ("state.views", -1),
     ("state.name_bytes", 2**20),
-    ("state.samples_shape", []),
-    ("state.samples_shape", [2**20, 2**20]),
+    ("identity.dataset.inputs.pixels.shape", [None, 8, 1]),
+    ("identity.dataset.inputs.pixels.pad", 1),
+    ("state.samples", 0),
+    ("state.samples", 21),  # more rows than there are
+    ("state.samples", []),
+    ("state.samples_lengths", {"pixels": 3}),
+    ("state.samples_lengths", []),
     ("state.columns", {}),
     ("state.columns", {"../../x": COLUMN}),
     ("state.columns", {"hint.a/b": COLUMN}),
@@ -219,7 +224,7 @@ def test_an_edit_without_the_checksum_is_refused(part: str, folder: Path) -> Non
 def test_a_shape_without_end_takes_no_time(folder: Path) -> None:
     document = _document(folder)
     document["identity"]["recipe"] = {"spec": "none", "revisions": {}, "seed": 0}
-    document["identity"]["dataset"]["inputs"] = {"x": {"dtype": "float32", "shape": [2**30 + 1] * 200_000}}
+    document["identity"]["dataset"]["inputs"] = {"x": {"dtype": "float32", "shape": [2**30 + 1] * 200_000, "pad": 0}}
     _sign(folder, document)
     began = time.monotonic()
     with pytest.raises(IntegrityError, match=r"inputs\.shape"):

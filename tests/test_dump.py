@@ -23,11 +23,11 @@ from softcache import dump, evaluate, teach, train
 from softcache.cache.agreement.identity import differing, refuse_other
 from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
-from softcache.cache.schema import InputField
 from softcache.cache.writer import BlockWriter
 from softcache.config.dump import DumpConfig
 from softcache.config.record import read_record
 from softcache.errors import CacheError, ModelError, PixelsError, UsageError
+from softcache.inputs import InputField
 from softcache.remembered import portable
 from softcache.stages.layers import layers
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from harness_cache import identity
+from harness_cache import identity, kept_nothing
 from torch.utils.data import DataLoader
 
 import softcache.stream.workers as worker_processes
@@ -21,7 +21,7 @@ from softcache import registry
 from softcache.cache.column import Column
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, ColumnRecord
-from softcache.cache.writer import BlockWriter, KeptSamples, create_or_extend, plan
+from softcache.cache.writer import BlockWriter, create_or_extend, plan
 from softcache.cli.dump import command
 from softcache.dumping import pipeline
 from softcache.dumping.batch_size import find_batch
@@ -44,7 +44,6 @@ def digits() -> ViewedDataset:
 
 
 def empty_cache(folder: Path, viewed: ViewedDataset, views: int = 2) -> Cache:
-    samples = KeptSamples(np.zeros(1, np.int64), (8, 8, 1), lambda rows: np.zeros((len(rows), 8, 8, 1), np.uint8))
     return create_or_extend(
         folder,
         identity(len(viewed), 512, viewed.identity()),
@@ -54,7 +53,7 @@ def empty_cache(folder: Path, viewed: ViewedDataset, views: int = 2) -> Cache:
         class_names=viewed.samples.classes,
         labels=viewed.samples.labels,
         names=None,
-        samples=samples,
+        samples=kept_nothing(8),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 
 from softcache.datasets._open import open_samples
 from softcache.models._open import open_network
-from softcache.stream.inputs import PixelSource, ResidentPixels, WorkerPixels, pixel_bytes
+from softcache.stream.inputs import InputSource, ResidentInputs, WorkerInputs
 from softcache.stream.parts import in_view
 from softcache.training.evaluation import evaluate_network, held_out_evaluator
 from softcache.views._viewed import ViewedDataset
@@ -23,10 +23,10 @@ OPTIONS = {"resident": "auto", "workers": 0, "start_method": "auto", "amp": "off
 def test_held_out_rows_take_the_memory_of_these_rows_at_most(way: str) -> None:
     """Images are resized, so that clean pixels are no view of the samples' own array."""
     viewed = ViewedDataset(open_samples("digits", "train"), "crop:pad=4" if way == "resident" else "rrc", size=96)
-    training: PixelSource = ResidentPixels(viewed, CPU) if way == "resident" else WorkerPixels(viewed, CPU, 0)
+    training: InputSource = ResidentInputs(viewed, CPU) if way == "resident" else WorkerInputs(viewed, CPU, 0)
     held = np.flatnonzero(np.arange(len(viewed)) % 10 == 3)
     network = open_network("cifar:resnet8", classes=10, statistics=viewed.samples.statistics, seed=0)
-    everything = pixel_bytes(viewed)
+    everything = viewed.bytes
     tracemalloc.start()
     try:
         validate = held_out_evaluator(viewed, training, held, CPU, **OPTIONS)
@@ -39,7 +39,7 @@ def test_held_out_rows_take_the_memory_of_these_rows_at_most(way: str) -> None:
     assert grown < (everything / 100 if way == "resident" else everything * 0.45)
     found = validate(network)
     clean = ViewedDataset(viewed.samples, "none", size=96)
-    expected = evaluate_network(network, WorkerPixels(clean, CPU, 0), viewed.samples.labels, CPU, rows=held)
+    expected = evaluate_network(network, WorkerInputs(clean, CPU, 0), viewed.samples.labels, CPU, rows=held)
     assert found == expected
     assert found.samples == len(held)
 

@@ -20,8 +20,8 @@ from softcache.stages.verify import verify
 GOLDEN = Path(__file__).parent / "golden" / "format-2"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
 CACHE_IDS = {
-    "fp16": "d642caaa8d3c7af4d255489ad7949c2484d04a2d344307ae50b199ded84991c9",
-    "fp32": "56a286a9310409dc29985ec9b213a8e36a7eaed649883efcd4639a8e5c0bcaae",
+    "fp16": "d0a3194ba9a3d588cba2d204eec9b9a3bcde9ce96eb50a2c9a9d21ab2da21a29",
+    "fp32": "8004a82025290512432182a152f6475bddf3b8da11f1b31fd87ef62dd73dc7b3",
 }
 ROWS, CLASSES, MASK = 20, 3, 2**64 - 1
 caches = pytest.mark.parametrize("name", CACHE_IDS)
@@ -174,7 +174,7 @@ def test_a_reader_made_from_the_specification_reads_it_bit_exactly(name: str) ->
 
 def test_a_reader_made_from_the_specification_reads_inputs_and_columns_of_all_kinds() -> None:
     plain, expected = Plain(GOLDEN / "table"), EXPECTED["table"]
-    assert plain.identity["dataset"]["inputs"] == {"features": {"dtype": "float32", "shape": [5]}}
+    assert plain.identity["dataset"]["inputs"] == {"features": {"dtype": "float32", "shape": [5], "pad": 0}}
     assert {name: record["kind"] for name, record in plain.state["columns"].items()} == {
         "logits": "classes", "tags": "binary", "vector": "values", "whole": "values",
     }  # fmt: skip
@@ -195,6 +195,36 @@ def test_a_reader_made_from_the_specification_reads_inputs_and_columns_of_all_ki
     vector = softcache.column("vector")
     widened = np.frombuffer(bytes.fromhex(expected["views"][0]["vector"]), "<u2").astype("<u4") << 16
     assert vector.decode(vector.gather(0, np.arange(ROWS))).numpy().tobytes() == widened.tobytes()
+
+
+def test_a_reader_made_from_the_specification_reads_rows_that_have_lengths_of_their_own() -> None:
+    plain, expected = Plain(GOLDEN / "words"), EXPECTED["words"]
+    assert plain.identity["dataset"]["inputs"] == {
+        "ids": {"dtype": "int32", "shape": [None], "pad": 0}, "more": {"dtype": "float32", "shape": [2], "pad": 0},
+    }  # fmt: skip
+    rows, samples, logits = (
+        plain.file("rows.h5", "rows"),
+        plain.file("samples.h5", "samples"),
+        plain.column(0, "logits"),
+    )
+    lengths = rows["length/ids"]
+    assert lengths.tolist() == expected["lengths"]
+    assert logits["values"].tobytes() == bytes.fromhex(expected["views"][0]["logits"])
+    assert plain.state["samples"] == ROWS == len(samples["index"])
+    assert plain.state["samples_lengths"] == {"ids": len(samples["ids"])}
+    assert samples["ids"].tolist() == expected["ids"]
+    ends = np.cumsum(lengths[samples["index"]])
+    for row, (end, more) in enumerate(zip(ends, samples["more"], strict=True)):
+        ids, state = samples["ids"][end - lengths[row] : end], 0
+        for name, array in (("ids", ids), ("more", more)):
+            header = json.dumps([name, array.dtype.name, list(array.shape)]).encode()
+            state = splitmix(state ^ int.from_bytes(hashlib.sha256(header).digest()[:8], "little"))
+            state = splitmix(state ^ total(array.tobytes()))
+        assert logits["digest"][row] == state >> 32
+    _, kept = Cache(GOLDEN / "words", verify_reads=True).samples
+    wanted = [samples["ids"][end - n : end].tolist() for end, n in zip(ends, lengths, strict=True)]
+    assert [row.tolist() for row in kept["ids"]] == wanted
+    assert verify(GOLDEN / "words").ok
 
 
 def test_views_can_be_made_again_from_the_specification() -> None:

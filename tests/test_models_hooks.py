@@ -8,7 +8,7 @@ import torchvision.models
 from torch import nn
 
 from softcache.errors import ModelError
-from softcache.models._hooks import Taps, classifier_path, freeze_all_but_classifier
+from softcache.models._hooks import Taps, classifier_path
 from softcache.models._layers import list_layers
 from softcache.models._network import Network
 from softcache.models._preprocess import IMAGENET, Preprocess
@@ -148,7 +148,7 @@ def test_the_classifier_is_found_by_its_number_of_outputs(name, path):
 def test_a_frozen_network_learns_in_its_classifier_only():
     network = wrap(torchvision.models.resnet18(num_classes=10)).train()
     before = {key: value.clone() for key, value in network.model.state_dict().items()}
-    assert freeze_all_but_classifier(network) == "fc"
+    assert network.freeze_all_but_classifier() == "fc"
     network.train()
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
     network(PIXELS).square().sum().backward()

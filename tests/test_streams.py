@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from softcache.cache.schema import ColumnRecord
 from softcache.errors import PixelsError, UsageError
 from softcache.stream.batches import Stream
-from softcache.stream.inputs import ResidentPixels, WorkerPixels, pick_pixels
+from softcache.stream.inputs import ResidentInputs, WorkerInputs, pick_inputs
 from softcache.stream.plan import Plan
 from softcache.stream.targets import CachedTargets
 from softcache.stream.transfer import PinnedBuffers, host_tensor, unsigned
@@ -47,8 +47,8 @@ def caches(digits: ViewedDataset, tmp_path_factory: pytest.TempPathFactory) -> d
 
 def pixel_source(viewed: ViewedDataset, way: str):
     if way in ("resident", "host"):
-        return ResidentPixels(viewed, CPU, host=way == "host")
-    return WorkerPixels(viewed, CPU, 0 if way == "workers 0" else 2, start=way if way in ("fork", "spawn") else "auto")
+        return ResidentInputs(viewed, CPU, host=way == "host")
+    return WorkerInputs(viewed, CPU, 0 if way == "workers 0" else 2, start=way if way in ("fork", "spawn") else "auto")
 
 
 def batches_of(viewed: ViewedDataset, caches: dict, way: str, keep: str, plan: Plan, epochs: int = 2) -> list:
@@ -111,7 +111,7 @@ def test_a_batch_stays_what_it_was_while_later_ones_come(digits: ViewedDataset, 
     plan = Plan(np.arange(len(digits)), 32, 1, 3)
     cache = caches["apart"][0]
     teacher = CachedTargets([cache], {}, CPU, hold=False)
-    stream = Stream(digits, ResidentPixels(digits, CPU), plan, CPU, visible=digits.samples.labels, teacher=teacher)
+    stream = Stream(digits, ResidentInputs(digits, CPU), plan, CPU, visible=digits.samples.labels, teacher=teacher)
     seen = [(b, b.targets.logits[0].clone(), b.pixels.clone()) for b in stream.epoch(0)]
     assert all(torch.equal(b.targets.logits[0], kept) and torch.equal(b.pixels, was) for b, kept, was in seen)
 
@@ -167,14 +167,14 @@ def test_resident_refuses_what_cant_be_made_by_indexing() -> None:
     decoded = open_viewed("digits", "train", size=8, augment="rrc")
     for place in ("device", "host"):
         with pytest.raises(UsageError, match=f"--resident {place}: views of rrc"):
-            pick_pixels(decoded, CPU, resident=place)
-    assert pick_pixels(decoded, CPU, resident="auto", workers=0).name == "mapped, 0 workers"
+            pick_inputs(decoded, CPU, resident=place)
+    assert pick_inputs(decoded, CPU, resident="auto", workers=0).name == "mapped, 0 workers"
 
 
 def test_auto_is_resident_where_pixels_fit_the_budget(digits: ViewedDataset) -> None:
     needed = len(digits) * 8 * 8
-    assert pick_pixels(digits, CPU, budget=needed).name.startswith("resident")
-    assert pick_pixels(digits, CPU, budget=needed - 1).name == "mapped, 0 workers"
+    assert pick_inputs(digits, CPU, budget=needed).name.startswith("resident")
+    assert pick_inputs(digits, CPU, budget=needed - 1).name == "mapped, 0 workers"
 
 
 def test_wrong_pixels_are_named_by_row_and_view(digits: ViewedDataset, caches: dict) -> None:
@@ -187,7 +187,7 @@ def test_wrong_pixels_are_named_by_row_and_view(digits: ViewedDataset, caches: d
 def test_a_recipe_that_mixes_gets_its_partners_in_every_view() -> None:
     mixed = open_viewed("digits", "train", size=8, augment="crop:pad=1+mixup")
     plan = Plan(np.arange(len(mixed)), 64, 5, 4, per_image=2)
-    stream = Stream(mixed, WorkerPixels(mixed, CPU, 0), plan, CPU, visible=mixed.samples.labels, teacher=None)
+    stream = Stream(mixed, WorkerInputs(mixed, CPU, 0), plan, CPU, visible=mixed.samples.labels, teacher=None)
     batch = next(iter(stream.epoch(0)))
     assert batch.mixed is not None
     rows = batch.rows.numpy()
@@ -236,7 +236,7 @@ def test_a_gpu_gets_the_same_batches(digits: ViewedDataset, caches: dict, way: s
     teacher = CachedTargets([cache], {"layer1": cache}, cuda, hold=keep == "held", blocks=blocks)
     workers = {"workers 0": 0, "fork": 2}
     source = (
-        WorkerPixels(digits, cuda, workers[way]) if way in workers else ResidentPixels(digits, cuda, host=way == "host")
+        WorkerInputs(digits, cuda, workers[way]) if way in workers else ResidentInputs(digits, cuda, host=way == "host")
     )
     stream = Stream(digits, source, plan, cuda, visible=digits.samples.labels, teacher=teacher)
     found = [batch for epoch in range(2) for batch in stream.epoch(epoch)]

@@ -15,7 +15,7 @@ from softcache.errors import PixelsError
 from softcache.losses._schedule import Schedule
 from softcache.stream.batches import Batch, Stream
 from softcache.stream.both import BothTargets
-from softcache.stream.inputs import Keys, PixelSource, ResidentPixels, WorkerPixels
+from softcache.stream.inputs import InputSource, Keys, ResidentInputs, WorkerInputs
 from softcache.stream.mean import MeanTargets
 from softcache.stream.parts import Parts
 from softcache.stream.plan import FreshShare, Plan
@@ -56,7 +56,7 @@ def targets_of(caches: Sequence[Cache], views: Sequence[int], keep: str) -> Both
     return BothTargets(CachedTargets(caches, {}, CPU, hold=keep == "held", blocks=blocks), means)
 
 
-def stream_of(viewed: ViewedDataset, pixels: PixelSource, plan: Plan, teacher: BothTargets | MeanTargets) -> Stream:
+def stream_of(viewed: ViewedDataset, pixels: InputSource, plan: Plan, teacher: BothTargets | MeanTargets) -> Stream:
     return Stream(viewed, pixels, plan, CPU, visible=viewed.samples.labels, teacher=teacher)
 
 
@@ -106,7 +106,7 @@ def test_a_part_has_the_pixels_and_targets_of_its_own_kind(
 ) -> None:
     caches = [cache for cache, _ in recorded]
     plan = plan_of(len(digits), "0.25:0.75:linear", views, WINDOWS)
-    stream = stream_of(digits, ResidentPixels(digits, CPU), plan, targets_of(caches, views, keep))
+    stream = stream_of(digits, ResidentInputs(digits, CPU), plan, targets_of(caches, views, keep))
     labels = digits.samples.labels
     for epoch in range(EPOCHS):
         count = [12, 20, 28, 36][epoch]
@@ -130,16 +130,16 @@ def test_a_part_has_the_pixels_and_targets_of_its_own_kind(
 def test_every_way_to_make_pixels_gives_the_same_batches(digits: ViewedDataset, recorded: list, way: str) -> None:
     caches, plan = [cache for cache, _ in recorded], plan_of(len(digits), "1:0.4:linear")
 
-    def batches(pixels: PixelSource) -> list[Batch]:
+    def batches(pixels: InputSource) -> list[Batch]:
         stream = stream_of(digits, pixels, plan, targets_of(caches, range(VIEWS), "mapped"))
         return [batch for epoch in range(2) for batch in stream.epoch(epoch)]
 
     if way == "host":
-        other: PixelSource = ResidentPixels(digits, CPU, host=True)
+        other: InputSource = ResidentInputs(digits, CPU, host=True)
     else:
         start = way if way in ("fork", "spawn") else "auto"
-        other = WorkerPixels(digits, CPU, 0 if way == "workers 0" else 2, start=start)
-    found, expected = batches(other), batches(ResidentPixels(digits, CPU))
+        other = WorkerInputs(digits, CPU, 0 if way == "workers 0" else 2, start=start)
+    found, expected = batches(other), batches(ResidentInputs(digits, CPU))
     assert len(found) == 2 * plan.steps
     for ours, theirs in zip(expected, found, strict=True):
         assert torch.equal(ours.rows, theirs.rows)
@@ -150,7 +150,7 @@ def test_every_way_to_make_pixels_gives_the_same_batches(digits: ViewedDataset, 
 class Damaged:
     """Pixels with one bit changed in one place of one batch."""
 
-    def __init__(self, pixels: PixelSource, number: int, place: int):
+    def __init__(self, pixels: InputSource, number: int, place: int):
         self.name, self._pixels, self._number, self._place = pixels.name, pixels, number, place
 
     def epoch(self, batches: Sequence[Parts]) -> Keys:
@@ -169,7 +169,7 @@ def test_one_changed_bit_of_a_recorded_key_stops_the_epoch(
 
     def run(place: int) -> None:
         stream = stream_of(
-            digits, Damaged(ResidentPixels(digits, CPU), 3, place), plan, targets_of(caches, range(VIEWS), "held")
+            digits, Damaged(ResidentInputs(digits, CPU), 3, place), plan, targets_of(caches, range(VIEWS), "held")
         )
         monkeypatch.setattr(stream, "_at_once", at_once)  # as on a GPU
         assert len(list(stream.epoch(1))) == plan.steps
@@ -187,10 +187,10 @@ def test_one_changed_bit_of_a_recorded_key_stops_the_epoch(
 def test_all_of_a_batch_fresh_has_the_targets_of_means(digits: ViewedDataset, recorded: list) -> None:
     caches, rows = [cache for cache, _ in recorded], np.arange(len(digits))
     both = stream_of(
-        digits, ResidentPixels(digits, CPU), plan_of(len(rows), "1"), targets_of(caches, range(VIEWS), "held")
+        digits, ResidentInputs(digits, CPU), plan_of(len(rows), "1"), targets_of(caches, range(VIEWS), "held")
     )
     mean = stream_of(
-        digits, ResidentPixels(digits, CPU), Plan(rows, BATCH, 7, None), MeanTargets(caches, range(VIEWS), CPU)
+        digits, ResidentInputs(digits, CPU), Plan(rows, BATCH, 7, None), MeanTargets(caches, range(VIEWS), CPU)
     )
     for ours, theirs in zip(both.epoch(2), mean.epoch(2), strict=True):
         assert torch.equal(ours.rows, theirs.rows)

@@ -9,9 +9,9 @@ import torch
 import softcache.cache.agreement.digests as check_module
 from softcache.cache.agreement.digests import CloseRows, PixelCheck
 from softcache.errors import PixelsError
-from softcache.views._digest import InputDigest, digest, digest_named, digest_of_sums, digest_sums
+from softcache.views._digest import PixelsDigest, digest
 
-PIXELS = InputDigest("pixels", "uint8", (5, 5, 3))
+PIXELS = PixelsDigest()
 
 
 @pytest.fixture
@@ -25,19 +25,7 @@ def batches() -> list[tuple[np.ndarray, torch.Tensor]]:
 
 def test_a_digest_in_two_steps_is_the_digest(batches: list) -> None:
     for _, pixels in batches:
-        assert torch.equal(digest_of_sums(digest_sums(pixels)), digest(pixels))
-
-
-def test_the_digest_of_another_input_covers_its_name_dtype_and_shape() -> None:
-    values = np.random.default_rng(1).standard_normal((6, 5)).astype(np.float32)
-    of = InputDigest("features", "float32", (5,))
-    wanted = np.asarray(digest_named({"features": values}))
-    assert of(values).tolist() == of(torch.from_numpy(values)).tolist() == wanted.tolist()
-    assert of.of_sums(digest_sums(torch.from_numpy(values))).tolist() == wanted.tolist()
-    other = InputDigest("vector", "float32", (5,))
-    assert not (other(values) == wanted).any()
-    assert not (digest(values) == wanted).any()
-    assert len({*wanted.tolist(), *of(values.view(np.int32)).tolist()}) == 12, "another dtype, the same bytes"
+        assert torch.equal(PIXELS.of_sums(PIXELS.sums(pixels)), digest(pixels))
 
 
 @pytest.mark.parametrize("at_once", [True, False])

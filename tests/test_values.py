@@ -16,13 +16,13 @@ from softcache.datasets._index import describe_data
 from softcache.datasets._open import open_samples
 from softcache.datasets._values import measure_values
 from softcache.errors import CacheError, DatasetError, ModelError, SoftcacheError, UsageError
+from softcache.fields import Fields
 from softcache.models._open import open_network
 from softcache.stages.dump import dump
 from softcache.stages.keys import Keys
 from softcache.stages.teach import _refuse_other_data
 from softcache.stages.train import train
 from softcache.stages.verify import verify
-from softcache.views._digest import digest_named
 from softcache.views._open import open_viewed
 
 ROWS, FEATURES, CLASSES = 300, 5, 3
@@ -34,6 +34,10 @@ from torch import nn
 
 def student(num_classes):
     return nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, num_classes))
+
+
+def same(num_classes):
+    return nn.Identity()
 
 
 def centres(num_classes=3):
@@ -126,9 +130,11 @@ def test_a_table_from_a_function_of_arrays_to_a_student(table: str, here: Path) 
     column = cache.column("logits")
     arrays = column.gather(0, np.arange(ROWS))
     assert np.array_equal(column.decode(arrays).numpy(), wanted)
-    assert np.array_equal(arrays["digest"], np.asarray(digest_named({"features": features})))
+    assert np.array_equal(
+        arrays["digest"], open_viewed(table, "train").digest(Fields({"features": torch.from_numpy(features)}))
+    )
     index, kept = cache.samples
-    assert np.array_equal(kept, features[index])
+    assert np.array_equal(kept["features"], features[index])
     assert made.teacher_top1 == pytest.approx(float((wanted.argmax(1) == np.arange(ROWS) % 3).mean()))
     assert verify("cache", teacher="models.py:centres", dataset=table).ok
     run = train(**STUDENT, cache="cache", dataset=table, out="run")
@@ -174,13 +180,14 @@ def test_floats_are_standardized_by_the_train_split_and_whole_numbers_are_not(ta
     for split in ("train", "test"):
         found = open_samples(table, split).statistics
         assert np.allclose(found, (mean, deviation), rtol=1e-6)
-    network = open_network("models.py:student", classes=3, statistics=found, pictures=False, seed=0)
+    network = open_network("models.py:same", classes=5, statistics=found, pictures=False, seed=0)
     batch = open_viewed(table, "test").clean(np.arange(4))
     wanted = (np.load(here / "table" / "test_features.npy")[:4] - mean) / deviation
-    assert np.allclose(network.prepare(batch).numpy(), wanted, atol=1e-5)
-    assert torch.equal(network.prepare(torch.arange(10).view(2, 5)), torch.arange(10).view(2, 5))
+    assert np.allclose(network(batch).numpy(), wanted, atol=1e-5)
+    whole = torch.arange(10).view(2, 5)
+    assert torch.equal(network(Fields({"features": whole})), whole)
     with pytest.raises(ModelError, match="is for inputs of 5 numbers, these have 4"):
-        network.prepare(torch.zeros(2, 4))
+        network(Fields({"features": torch.zeros(2, 4)}))
 
 
 def test_statistics_of_values_are_those_of_numpy() -> None:
@@ -284,7 +291,7 @@ def test_a_function_is_no_student(table: str, capfd: pytest.CaptureFixture) -> N
         (lambda a: a.astype(np.uint16), "uint16 is no dtype"),
         (lambda a: a.astype(">f4"), "native dtype"),
         (lambda a: np.where(a == a[9, 1], np.nan, a), "row 9 has numbers that are not finite"),
-        (lambda a: a.astype(np.float64), "train_features is float64"),
+        (lambda a: a.astype(np.float64), "train_features is 5 float64"),
     ],
 )
 def test_arrays_that_can_not_be_inputs(table: str, here: Path, change: Any, message: str) -> None:
@@ -296,12 +303,12 @@ def test_arrays_that_can_not_be_inputs(table: str, here: Path, change: Any, mess
 
 
 def test_what_only_pictures_have_is_refused(table: str, here: Path) -> None:
-    with pytest.raises(UsageError, match="inputs have no views but none"):
+    with pytest.raises(UsageError, match="'crop' is for pictures, and the features of"):
         dump(**DUMP, dataset=table, augment="crop+flip")
     with pytest.raises(UsageError, match="--size 8: the features of"):
         dump(**DUMP, dataset=table, size=8)
-    np.save(here / "table" / "train_more.npy", np.zeros((ROWS, 2)))
-    with pytest.raises(DatasetError, match=r"has several inputs \(features, more\), and one is taken"):
+    np.save(here / "table" / "train_more.npy", np.zeros((ROWS + 1, 2)))
+    with pytest.raises(DatasetError, match="different numbers of rows: features 300, more 301"):
         dump(**DUMP, dataset=table)
 
 
@@ -319,7 +326,7 @@ def test_inputs_of_another_width_are_refused(table: str, here: Path) -> None:
     dump(**DUMP, dataset=table)
     path = here / "table" / "train_features.npy"
     np.save(path, np.load(path)[:, :4])
-    with pytest.raises(CacheError, match=r"with inputs features float32 \[5\], .* has features float32 \[4\]"):
+    with pytest.raises(CacheError, match=r"with inputs features 5 float32, .* has features 4 float32"):
         Keys("cache", table)
 
 

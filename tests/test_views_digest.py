@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softcache.cache.agreement.decoders import explain_mismatch
+from softcache.datasets._values import Values, batch_of, masks_of
+from softcache.fields import Fields
+from softcache.inputs import InputField
 from softcache.views import _digest
-from softcache.views._digest import digest, digest_named
+from softcache.views._digest import FieldsDigest, digest
 from tests.test_views_keys import MASK, splitmix
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -74,28 +77,61 @@ def test_every_single_bit_shows() -> None:
     assert len(set(digest(pixels).tolist())) == 72
 
 
+def named(sample: dict[str, np.ndarray], device: str = "cpu") -> list[int]:
+    """The digests of samples that are named arrays of fixed shapes."""
+    inputs = {name: InputField(array.dtype.name, list(array.shape[1:])) for name, array in sample.items()}
+    fields = Fields({name: torch.from_numpy(array).to(device) for name, array in sample.items()})
+    return FieldsDigest(inputs)(fields).tolist()
+
+
+def by_hand(sample: dict[str, np.ndarray]) -> int:
+    """The digest of one sample, as docs/format.md has it, in Python's integers."""
+    state = 0
+    for name, array in sorted(sample.items()):
+        header = json.dumps([name, str(array.dtype), list(array.shape)])
+        state = splitmix(state ^ int.from_bytes(hashlib.sha256(header.encode()).digest()[:8], "little"))
+        state = splitmix(state ^ weighted(array.tobytes()))
+    return state >> 32
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_named_samples(device: str) -> None:
     rng = np.random.default_rng(3)
     sample = {
         "token": rng.integers(-9, 9, (3, 5), dtype=np.int64),
-        "mask": rng.integers(0, 2, (3, 5)).astype(bool),
+        "mask": rng.integers(0, 2, (3, 5), dtype=np.int8),
         "value": rng.normal(size=(3, 2, 2)).astype(np.float32),
-        "length": rng.integers(0, 5, 3, dtype=np.int32),
+        "length": rng.integers(0, 5, (3, 1), dtype=np.int32),
     }
-    state = 0
-    for name in ("length", "mask", "token", "value"):
-        header = json.dumps([name, str(sample[name].dtype), list(sample[name].shape[1:])])
-        state = splitmix(state ^ int.from_bytes(hashlib.sha256(header.encode()).digest()[:8], "little"))
-        state = splitmix(state ^ weighted(sample[name][1].tobytes()))
-    ours = digest_named(sample)
-    assert int(ours[1]) == state >> 32
-    reordered = {name: torch.from_numpy(sample[name]).to(device) for name in ("value", "length", "token", "mask")}
-    assert digest_named(reordered).tolist() == ours.tolist()
-    assert digest_named({**sample, "mask": sample["mask"].astype(np.uint8)}).tolist() != ours.tolist()
+    ours = named(sample, device)
+    assert ours == [by_hand({name: array[row] for name, array in sample.items()}) for row in range(3)]
+    reordered = {name: sample[name] for name in ("value", "length", "token", "mask")}
+    assert named(reordered, device) == ours
+    assert named({**sample, "mask": sample["mask"].astype(np.uint8)}, device) != ours
     renamed = {("values" if name == "value" else name): array for name, array in sample.items()}
-    assert digest_named(renamed).tolist() != ours.tolist()
-    assert digest_named({**sample, "value": sample["value"].reshape(3, 4)}).tolist() != ours.tolist()
+    assert named(renamed, device) != ours
+    assert named({**sample, "value": sample["value"].reshape(3, 4)}, device) != ours
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("pad", [0, 7])
+def test_a_row_has_its_digest_at_its_own_length_whatever_it_is_filled_up_with(device: str, pad: int) -> None:
+    rng = np.random.default_rng(5)
+    rows = [rng.integers(0, 2**15, n, dtype=np.int16) for n in (3, 0, 5, 1)]
+    waves = [rng.normal(size=(len(row), 3)) for row in rows]
+    offsets = np.cumsum([0, *map(len, rows)])
+    values = {
+        "ids": Values(np.concatenate(rows), offsets, pad),
+        "wave": Values(np.concatenate(waves), offsets),
+        "whole": Values(rng.normal(size=(4, 2)).astype(np.float32)),
+    }
+    of = FieldsDigest({name: held.field for name, held in values.items()})
+    masks = masks_of(values)
+    assert masks == {"attention_mask": "ids"}
+    wanted = [by_hand({"ids": rows[row], "wave": waves[row], "whole": values["whole"].values[row]}) for row in range(4)]
+    assert of(batch_of(values, np.arange(4), masks).to(device)).tolist() == wanted
+    for order in ([2, 0], [1], [3, 3, 1, 0]):
+        assert of(batch_of(values, np.array(order), masks).to(device)).tolist() == [wanted[row] for row in order]
 
 
 def test_explaining_a_mismatch() -> None:

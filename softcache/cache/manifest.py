@@ -21,26 +21,26 @@ from softcache.cache.schema import (
     MANIFEST,
     MAX_CHANNELS,
     MAX_COLUMNS,
+    MAX_INPUTS,
     MAX_MANIFEST_BYTES,
     MAX_ROW_BYTES,
+    MAX_SAMPLES_BYTES,
     MAX_SHARDS,
     MAX_SIDE,
     MAX_VIEWS,
     VERSION,
     ColumnRecord,
     Identity,
-    InputField,
     State,
     canonical_json,
     from_json,
     in_files,
     is_hint,
     layer_of,
-    most_samples,
     short,
 )
 from softcache.errors import CacheError, IntegrityError
-from softcache.inputs import DTYPES, PIXELS, is_input_name
+from softcache.inputs import DTYPES, PIXELS, InputField, is_input_name
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _TAKEN = {"rows", "samples", "cache"}  # names of other files
@@ -199,18 +199,20 @@ class _Preprocess:
 def _of_identity(identity: Identity, recipe: _Recipe) -> str:
     """What no cache can have; empty where there is nothing."""
     grid, inputs = identity.grid, identity.dataset.inputs
-    name, given = next(iter(inputs.items()), ("", InputField("", [])))
-    sized = 0 < len(given.shape) <= 8 and all(0 < n < 2**31 for n in given.shape)
-    row_bytes = math.prod(given.shape) * DTYPES.get(given.dtype, 0) if sized else 0
+    sized = all(map(_is_sized, inputs.values()))
+    row_bytes = [math.prod(given.tail) * DTYPES.get(given.dtype, 0) if sized else 0 for given in inputs.values()]
     pictures: dict[str, tuple[object, bool]] = {}
     if isinstance(recipe, _OfPixels):
-        sides, channels = [recipe.size, recipe.size], given.shape[2:]
+        sides, given = [recipe.size, recipe.size], inputs[PIXELS]
+        channels = [size for size in given.shape[2:] if size is not None]
         pictures = {
             "recipe.size": (recipe.size, 0 < recipe.size <= MAX_SIDE),
             "recipe.resize": (recipe.resize, 0 < recipe.resize < 2**16),
             "inputs.pixels": (
                 given,
-                given.dtype == "uint8"
+                len(inputs) == 1
+                and given.dtype == "uint8"
+                and given.pad == 0
                 and given.shape[:2] == sides
                 and len(channels) == 1
                 and 0 < channels[0] <= MAX_CHANNELS,
@@ -225,9 +227,9 @@ def _of_identity(identity: Identity, recipe: _Recipe) -> str:
             "grid.batch": (grid.batch, 0 < grid.batch < 2**31),
             "weights": (identity.teacher.weights, bool(_HEX.fullmatch(identity.teacher.weights))),
             "recipe.seed": (recipe.seed, 0 <= recipe.seed < 2**64),
-            "inputs": (list(inputs), len(inputs) == 1 and is_input_name(name)),
-            "inputs.shape": (given, sized),
-            "inputs.dtype": (given, 0 < row_bytes <= MAX_ROW_BYTES),
+            "inputs": (list(inputs), 0 < len(inputs) <= MAX_INPUTS and all(map(is_input_name, inputs))),
+            "inputs.shape": (list(inputs.values()), sized),
+            "inputs.dtype": (list(inputs.values()), all(0 < n <= MAX_ROW_BYTES for n in row_bytes)),
         }
     )
 
@@ -251,11 +253,16 @@ def _of_state(manifest: Manifest) -> str:
             ),
         }
     )  # fmt: skip
-    ((_, given),) = identity.dataset.inputs.items()
-    kept = state.samples_shape
-    most = most_samples(identity.dataset.rows, math.prod(given.shape) * DTYPES[given.dtype])
-    if not wrong and (kept[1:] != given.shape or not 0 < kept[0] <= most):
-        return f"samples_shape {short(kept)} for inputs of {short(given.shape)}"
+    inputs, together = identity.dataset.inputs, state.samples_lengths
+    if not wrong and set(together) != {name for name, given in inputs.items() if given.ragged}:
+        return f"samples_lengths {short(together)} for inputs {short(list(inputs))}"
+    if not wrong and not all(0 <= n < 2**62 for n in together.values()):
+        return f"samples_lengths {short(together)}"
+    if not wrong:
+        places = {name: together[name] if given.ragged else state.samples for name, given in inputs.items()}
+        size = sum(places[name] * math.prod(given.tail) * DTYPES[given.dtype] for name, given in inputs.items())
+        if not 0 < state.samples <= identity.dataset.rows or (state.samples > 1 and size > MAX_SAMPLES_BYTES):
+            return f"samples {short(state.samples)} of {short(size)} bytes"
     if not wrong and manifest.all_shards() > MAX_SHARDS:
         return f"{short(manifest.all_shards())} shards"
     return wrong
@@ -272,6 +279,16 @@ def _first_wrong(bounds: dict[str, tuple[object, bool]]) -> str:
 
 def _is_power_of_two(value: int) -> bool:
     return 0 < value <= 2**30 and value & (value - 1) == 0
+
+
+def _is_sized(given: InputField) -> bool:
+    """Whether an input may have this shape: only its first axis may be of any length."""
+    return (
+        0 < len(given.shape) <= 8
+        and len(given.tail) == len(given.shape) - given.ragged
+        and all(0 < n < 2**31 for n in given.tail)
+        and -(2**31) <= given.pad < 2**31
+    )
 
 
 def _is_shape(column: ColumnRecord) -> bool:

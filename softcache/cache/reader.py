@@ -19,7 +19,17 @@ from softcache.cache.checksum import checksum
 from softcache.cache.column import Column
 from softcache.cache.manifest import Manifest
 from softcache.cache.mapping import Rows, map_shards
-from softcache.cache.schema import FORMAT, ROWS, SAMPLES, VERSION, is_hint, layer_of, shard_name
+from softcache.cache.schema import (
+    FORMAT,
+    ROWS,
+    SAMPLES,
+    VERSION,
+    is_hint,
+    layer_of,
+    length_array,
+    sample_arrays,
+    shard_name,
+)
 from softcache.cache.shard import Arrays, Attributes, Opened, open_shard, opened, read_array
 from softcache.codecs._open import is_own, named_again, open_codec, option_of
 from softcache.errors import CacheError, IntegrityError, UsageError
@@ -124,38 +134,57 @@ class Cache:
             return [os.fsdecode(name) for name in read_array(file, "name").tolist()]
 
     @functools.cached_property
-    def samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (K,) int64 and their inputs in view 0, as the teacher saw them: pixels (K, H, W, C) uint8, or others.
+    def samples(self) -> tuple[np.ndarray, dict[str, np.ndarray | list[np.ndarray]]]:
+        """Rows (K,) int64 and their inputs in view 0, as the teacher saw them: name → (K, …), pixels (K, H, W, C)
+        uint8, or a list of K arrays where rows have lengths of their own.
 
         They may be many, so they are mapped, after their checksum was compared.
         """
         path = self.folder / SAMPLES
         with open_shard(path, self.file_attributes("samples"), self.samples_arrays()) as file:
-            index, name = read_array(file, "index"), self.input_name
-            if checksum(file, name) != file.extents[name].crc32:
-                raise IntegrityError(f"{path} is damaged: its bytes don't match their checksum")
-            pixels = map_shards([contextlib.nullcontext(file)], join=False)[name].parts[0]
+            index = read_array(file, "index")
+            for name in self.manifest.identity.dataset.inputs:
+                if checksum(file, name) != file.extents[name].crc32:
+                    raise IntegrityError(f"{path} is damaged: its bytes don't match their checksum")
+            mapped = map_shards([contextlib.nullcontext(file)], join=False)
         if index.min() < 0 or index.max() >= self.rows:
             raise IntegrityError(f"{path} keeps samples of rows that the cache doesn't have")
-        return index, pixels
+        found: dict[str, np.ndarray | list[np.ndarray]] = {}
+        for name, given in self.manifest.identity.dataset.inputs.items():
+            values = mapped[name].parts[0]
+            found[name] = values
+            if given.ragged:
+                ends = np.cumsum(self.lengths(name)[index])
+                if ends[-1] != len(values):
+                    raise IntegrityError(f"{path} has {len(values)} places of {name}, its rows have {ends[-1]}")
+                found[name] = np.split(values, ends[:-1])
+        return index, found
+
+    def lengths(self, name: str) -> np.ndarray:
+        """(N,) int64: how long each row of an input is whose rows have lengths of their own."""
+        with open_shard(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
+            found = read_array(file, length_array(name))
+        if found.min() < 0:
+            raise IntegrityError(f"{self.folder / ROWS} has rows of {name} that are shorter than nothing")
+        return found
 
     @property
-    def input_name(self) -> str:
-        """What the teacher saw of each key: ``pixels``, or another name."""
-        (name,) = self.manifest.identity.dataset.inputs
-        return name
+    def input_names(self) -> str:
+        """For messages: what the teacher saw of each key, ``pixels``, or other names."""
+        return ", ".join(self.manifest.identity.dataset.inputs)
 
     def rows_arrays(self) -> Arrays:
         """What ``rows.h5`` holds."""
         held: Arrays = {"label": ("<i4", (self.rows,))}
         width = self.manifest.state.name_bytes
-        return held | ({"name": (f"S{width}", (self.rows,))} if width else {})
+        ragged = [name for name, given in self.manifest.identity.dataset.inputs.items() if given.ragged]
+        lengths: Arrays = {length_array(name): ("<i8", (self.rows,)) for name in ragged}
+        return held | ({"name": (f"S{width}", (self.rows,))} if width else {}) | lengths
 
     def samples_arrays(self) -> Arrays:
         """What ``samples.h5`` holds."""
-        shape = tuple(self.manifest.state.samples_shape)
-        dtype = self.manifest.identity.dataset.inputs[self.input_name].dtype
-        return {"index": ("<i8", shape[:1]), self.input_name: (np.dtype(dtype).str, shape)}
+        state = self.manifest.state
+        return sample_arrays(self.manifest.identity.dataset.inputs, state.samples, state.samples_lengths)
 
     def file_attributes(self, column: str) -> Attributes:
         """Root attributes of ``rows.h5`` and ``samples.h5``, and the first ones of shards."""

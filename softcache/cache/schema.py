@@ -12,12 +12,14 @@ import json
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
 from softcache.errors import IntegrityError, UsageError
+from softcache.inputs import InputField
 
 FORMAT = "softcache"
 VERSION = 2
@@ -30,6 +32,7 @@ MAX_SAMPLES_BYTES = 4 * 2**30  # of kept pixels; they are written in pieces and 
 MAX_VIEWS = 10_000  # numbers from here on are left to views that no cache records
 MAX_CHANNELS = 4
 MAX_COLUMNS = 1_000
+MAX_INPUTS = 64
 MAX_SIDE = 2**13  # pixels of a view's side
 MAX_SHARD_BYTES = 512 * 2**20
 MAX_ROW_BYTES = 256 * 2**20  # of one key in one column
@@ -65,16 +68,8 @@ class TeacherIdentity:
 
 
 @dataclass(frozen=True)
-class InputField:
-    """An input's dtype and its shape in one sample."""
-
-    dtype: str
-    shape: list[int]
-
-
-@dataclass(frozen=True)
 class DatasetIdentity:
-    """``inputs``: what a view of a row is made of, by name: ``pixels`` (H, W, C), or one other. ``fingerprint``: of the
+    """``inputs``: what a view of a row is made of, by name: ``pixels`` (H, W, C), or others. ``fingerprint``: of the
     contents that views are made from, without labels."""
 
     spec: str
@@ -132,12 +127,14 @@ class ColumnRecord:
 class State:
     """What may change: how many views and which columns are wanted, what was measured, how it was made.
 
-    ``samples_shape`` is (K, …) of the kept inputs, (K, H, W, C) of pixels, ``name_bytes`` the width of a file's name, 0
-    without names. ``class_names``: of the dataset; ``labels``: the sha256 of the labels in ``rows.h5``.
+    ``samples`` is K, of how many rows the inputs are kept, and ``samples_lengths`` how long those rows are together, of
+    each input whose rows have lengths of their own. ``name_bytes``: the width of a file's name, 0 without names.
+    ``class_names``: of the dataset; ``labels``: the sha256 of the labels in ``rows.h5``.
     """
 
     views: int
-    samples_shape: list[int]
+    samples: int
+    samples_lengths: dict[str, int]
     class_names: list[str]
     labels: str
     name_bytes: int = 0
@@ -187,6 +184,11 @@ def in_files(column: str) -> str:
     return column.replace(":", "@")
 
 
+def length_array(name: str) -> str:
+    """The array of ``rows.h5`` that says how long each row of an input is."""
+    return f"length/{name}"
+
+
 def shard_name(view: int, column: str, number: int) -> str:
     """``view-0003/hint.fc@in-00002.h5``."""
     return f"view-{view:04d}/{in_files(column)}-{number:05d}.h5"
@@ -195,6 +197,20 @@ def shard_name(view: int, column: str, number: int) -> str:
 def labels_sha256(labels: np.ndarray) -> str:
     """Of labels (N,) int32."""
     return hashlib.sha256(labels.astype("<i4").tobytes()).hexdigest()
+
+
+def sample_arrays(
+    inputs: Mapping[str, InputField], count: int, together: Mapping[str, int]
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """What ``samples.h5`` holds of so many rows: name → dtype and shape. ``together``: how long they are together, of
+    inputs whose rows have lengths of their own: these lie end to end."""
+    return {
+        "index": ("<i8", (count,)),
+        **{
+            name: (np.dtype(field.dtype).str, (together[name] if field.ragged else count, *field.tail))
+            for name, field in inputs.items()
+        },
+    }
 
 
 def most_samples(rows: int, row_bytes: int) -> int:

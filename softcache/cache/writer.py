@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,14 @@ from softcache.cache.schema import (
     Identity,
     State,
     labels_sha256,
+    length_array,
+    sample_arrays,
     shard_name,
 )
 from softcache.cache.shard import Attributes, ShardWriter, opened, write_temporary
 from softcache.cache.surplus import find_surplus, remove_surplus
 from softcache.errors import CacheError, IntegrityError
-from softcache.inputs import PIXELS
+from softcache.inputs import DTYPES, InputField
 
 CHUNK_BYTES = 2**26  # of kept pixels that are made and written at once
 MAX_NOTES = 50  # on later changes of machine or libraries
@@ -58,15 +60,19 @@ class Block:
 
 @dataclass(frozen=True)
 class KeptSamples:
-    """What ``samples.h5`` is to hold: ``rows`` (K,) int64, the shape of their inputs in view 0, (H, W, C) of pixels,
-    and a function from some of these rows to their inputs, which is asked for a few at a time. ``name``, ``dtype``: of
-    the inputs."""
+    """What ``samples.h5`` is to hold: ``rows`` (K,) int64, and a function from some of these rows to their inputs in
+    view 0, which is asked for a few at a time: name → (n, …), or a list of n arrays where rows have lengths of their
+    own. ``inputs``: dtype and shape of each; ``lengths``: (N,) int64 of all rows, of those that have."""
 
     rows: np.ndarray
-    shape: tuple[int, ...]
-    pixels: Callable[[np.ndarray], np.ndarray]
-    name: str = PIXELS
-    dtype: str = "|u1"
+    inputs: Mapping[str, InputField]
+    made: Callable[[np.ndarray], Mapping[str, np.ndarray | list[np.ndarray]]]
+    lengths: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def together(self) -> dict[str, int]:
+        """How long the rows are together, of inputs whose rows have lengths of their own."""
+        return {name: int(lengths[self.rows].sum()) for name, lengths in self.lengths.items()}
 
 
 def create_or_extend(
@@ -95,14 +101,15 @@ def create_or_extend(
     rows: dict[str, np.ndarray] = {"label": labels.astype("<i4")}
     if names is not None:
         rows["name"] = np.array([os.fsencode(name) for name in names])
-    shape = [len(samples.rows), *samples.shape]
+    rows |= {length_array(name): lengths.astype("<i8") for name, lengths in samples.lengths.items()}
+    count = len(samples.rows)
     folder.mkdir(parents=True, exist_ok=True)
     new = not (folder / MANIFEST).exists()
     if new:
         _refuse_foreign_shards(folder, identity, columns)
-    kept = 0 if new else Manifest.load(folder).state.samples_shape[0]
+    kept = 0 if new else Manifest.load(folder).state.samples
     needed = [name for name in (ROWS, SAMPLES) if new or not (folder / name).exists()]
-    if shape[0] > kept and SAMPLES not in needed:
+    if count > kept and SAMPLES not in needed:
         needed.append(SAMPLES)
     with _written_beside(folder, identity, needed, rows, samples) as parts, changing(folder):
         if (folder / MANIFEST).exists():
@@ -111,22 +118,22 @@ def create_or_extend(
             if (manifest.state.class_names, manifest.state.labels) != (list(class_names), labels_sha256(labels)):
                 raise CacheError(f"{folder} was made from other labels or classes: restore them or use another --out")
             state = _extended(manifest.state, views, columns, made, folder)
-            if shape[0] > state.samples_shape[0]:
+            if count > state.samples:
                 # Samples are missing while the manifest and they would differ, so that nobody takes them for damaged.
                 (folder / SAMPLES).unlink(missing_ok=True)
-                state = dataclasses.replace(state, samples_shape=shape)
+                state = dataclasses.replace(state, samples=count, samples_lengths=samples.together)
             added = set(state.columns) - set(manifest.state.columns)
             _remove_misfits(folder, Manifest(identity, state), added, codec)
             if state != manifest.state:
                 Manifest(identity, state).save(folder)
             for name, part in parts.items():
-                if not (folder / name).exists() and (name == ROWS or state.samples_shape == shape):
+                if not (folder / name).exists() and (name == ROWS or state.samples == count):
                     commit(part, folder / name)
         elif new:
             name_bytes = rows["name"].dtype.itemsize if "name" in rows else 0
             state = State(
-                views, shape, list(class_names), labels_sha256(labels), name_bytes, dict(sorted(columns.items())),
-                made=made,
+                views, count, samples.together, list(class_names), labels_sha256(labels), name_bytes,
+                dict(sorted(columns.items())), made=made,
             )  # fmt: skip
             for name, part in parts.items():
                 commit(part, folder / name)  # over those of a start that was killed, maybe of another cache
@@ -159,14 +166,20 @@ def _written_beside(
 
 
 def _write_samples(path: Path, attributes: Attributes, samples: KeptSamples) -> Path:
-    count = len(samples.rows)
-    arrays = {"index": ("<i8", (count,)), samples.name: (samples.dtype, (count, *samples.shape))}
-    writer = ShardWriter(path, attributes, arrays)
-    step = max(1, CHUNK_BYTES // (math.prod(samples.shape) * np.dtype(samples.dtype).itemsize))
+    writer = ShardWriter(path, attributes, sample_arrays(samples.inputs, len(samples.rows), samples.together))
+    longest = sum(
+        math.prod(field.tail) * DTYPES[field.dtype] * (int(samples.lengths[name].max()) if field.ragged else 1)
+        for name, field in samples.inputs.items()
+    )
+    step, at = max(1, CHUNK_BYTES // max(1, longest)), dict.fromkeys(samples.inputs, 0)
     try:
-        for first in range(0, count, step):
+        for first in range(0, len(samples.rows), step):
             some = samples.rows[first : first + step]
-            writer.write(first, {"index": some, samples.name: samples.pixels(some)})
+            writer.write(first, {"index": some})
+            for name, made in samples.made(some).items():
+                values = np.concatenate(made) if isinstance(made, list) else made
+                writer.write(at[name], {name: values})
+                at[name] += len(values)
     except BaseException:
         writer.abort()
         raise

@@ -47,7 +47,7 @@ def command(cache: str | None, json_: bool) -> None:
     if json_:
         as_json(found_one)
         return
-    identity, inputs = opened.manifest.identity, found_one["inputs"]
+    identity = opened.manifest.identity
     numerics = identity.teacher.numerics
     versions = ", ".join(f"{name} {version}" for name, version in recorded_versions(opened).items())
     whole = (
@@ -63,11 +63,11 @@ def command(cache: str | None, json_: bool) -> None:
             ("ran in", f"{numerics.dtype}, amp {numerics.amp}, {numerics.device}, batch {identity.grid.batch}"),
             ("teacher top-1", percent(found_one["teacher_top1"])),
             ("dataset", f"{found_one['dataset']}/{found_one['split']}, {found_one['classes']} classes"),
-            ("inputs", "; ".join(f"{n} {'×'.join(map(str, i['shape']))} {i['dtype']}" for n, i in inputs.items())),
+            ("inputs", "; ".join(f"{name} {field}" for name, field in identity.dataset.inputs.items())),
             ("views", f"{found_one['views']} of {found_one['recipe']}, seed {found_one['view_seed']}"),
             ("keys", f"{found_one['keys']:,} ({found_one['rows']:,} rows)"),
             *((name, _column(column)) for name, column in found_one["columns"].items()),
-            ("kept samples", f"the {opened.input_name} of {opened.manifest.state.samples_shape[0]:,} rows"),
+            ("kept samples", f"the {opened.input_names} of {opened.manifest.state.samples:,} rows"),
             ("size", size(found_one["bytes"])),
             ("made", f"{found_one['made'].get('date')} by softcache {found_one['made'].get('softcache')}"),
             ("inputs made by", versions or "unknown versions"),

@@ -38,8 +38,7 @@ from softcache.stream.mean import MeanTargets
 from softcache.stream.memory import memory_budget
 from softcache.stream.targets import CachedTargets, LiveTargets
 from softcache.stream.windows import Windows
-from softcache.views._open import open_viewed
-from softcache.views._viewed import ViewedDataset
+from softcache.views._open import Viewed, open_viewed
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ class TrainingData:
     pixels may differ from what its teacher saw; None where none may.
     """
 
-    viewed: ViewedDataset
+    viewed: Viewed
     dataset: str
     views: tuple[int, ...] | None
     caches: list[Cache] = field(default_factory=list)
@@ -245,7 +244,7 @@ def _tell_of_caches(dataset: str, options: TrainConfig) -> None:
         )
 
 
-def _open_recorded(cache: Cache, options: TrainConfig) -> tuple[ViewedDataset, str]:
+def _open_recorded(cache: Cache, options: TrainConfig) -> tuple[Viewed, str]:
     """The data of a cache in its views, and the dataset's spec.
 
     Errors: ``UsageError`` where other views are asked for.

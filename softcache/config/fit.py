@@ -12,6 +12,7 @@ import torch
 from softcache.config.options import Options, refuse_seed
 from softcache.config.presets import AUTO, UNSAID, as_given, fitting_preset, open_preset
 from softcache.errors import UsageError, nearest
+from softcache.fields import Inputs
 from softcache.models._arithmetic import AMP, Arithmetic, pick_arithmetic
 from softcache.models._network import Network
 from softcache.stream.workers import START_METHODS
@@ -121,12 +122,12 @@ class FitConfig(Options):
             values["channels_last"] = recorded.channels_last
         return dataclasses.replace(self, **values)
 
-    def with_arithmetic(self: Config, network: Network, pixels: torch.Tensor, device: torch.device) -> Config:
+    def with_arithmetic(self: Config, network: Network, inputs: Inputs, device: torch.device) -> Config:
         """With precision and memory format chosen, where they were left open. The batch size has to be settled.
-        ``pixels``: uint8 (B, H, W, C), some samples."""
+        ``inputs``: of some samples."""
         assert self.batch_size is not None
         chosen = pick_arithmetic(
-            network, pixels, self.batch_size, device, amp=self.amp, channels_last=self.channels_last
+            network, inputs, self.batch_size, device, amp=self.amp, channels_last=self.channels_last
         )
         return dataclasses.replace(self, amp=chosen.amp, channels_last=chosen.channels_last)
 

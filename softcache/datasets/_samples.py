@@ -24,7 +24,7 @@ from softcache.datasets._pixels import (
     read_image,
     row_chunks,
 )
-from softcache.datasets._values import map_values
+from softcache.datasets._values import Values
 from softcache.errors import DatasetError
 from softcache.inputs import PIXELS
 
@@ -44,9 +44,9 @@ class Samples:
     crop of ``size``. recipe: default view recipe. statistics: per-channel mean and deviation of the train split,
     of pixels in 0..1. Pixels are in ``images`` (N, H, W, C) uint8, or in the files ``root / names[i]``, or come
     from ``decode(i)``. ``mapped`` is the .npy file behind ``images``: then pickling keeps the path, not the pixels.
-    ``advice``: what to say where nobody chose a recipe. ``input_name``: where it isn't pixels, ``images`` are the
-    values (N, …) of another input, of any dtype, and every view is those values; ``channels`` is then 0, ``size`` and
-    ``resize`` 1, and statistics are of the values themselves, one for each of the last axis or one for all.
+    ``advice``: what to say where nobody chose a recipe. ``values``: of samples that are no pictures, input → what it is
+    in all rows; ``channels`` is then 0, ``size`` and ``resize`` 1, and statistics are of the one input of floating
+    numbers, one for each of the last axis or one for all.
     max_image_pixels: files of more pixels are refused; Pillow's limit, which goes along to other processes.
     """
 
@@ -65,7 +65,7 @@ class Samples:
     decode: Callable[[int], Pixels] | None = None
     mapped: Path | None = None
     advice: str = ""
-    input_name: str = PIXELS
+    values: dict[str, Values] = field(default_factory=dict)
     max_image_pixels: int | None = field(default_factory=lambda: Image.MAX_IMAGE_PIXELS)
 
     def __post_init__(self) -> None:
@@ -74,8 +74,7 @@ class Samples:
         assert (self.labels.dtype, self.labels.ndim) == (np.int32, 1), (self.labels.dtype, self.labels.shape)
         assert len(self.statistics[0]) == len(self.statistics[1]), self.statistics
         if not self.pictures:
-            assert self.images is not None
-            assert len(self.images) == len(self.labels)
+            assert all(len(held) == len(self.labels) for held in self.values.values())
             return
         assert len(self.statistics[0]) == self.channels, self.statistics
         if self.images is not None:
@@ -94,7 +93,17 @@ class Samples:
     @property
     def pictures(self) -> bool:
         """Whether the input is pixels."""
-        return self.input_name == PIXELS
+        return not self.values
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether rows are in arrays, in memory or mapped, rather than in files that have to be decoded."""
+        return self.images is not None or bool(self.values)
+
+    @property
+    def input_names(self) -> str:
+        """For messages: ``pixels``, or the names of other inputs."""
+        return ", ".join(self.values) or PIXELS
 
     def resize_for(self, size: int) -> int:
         """The shorter side before a centre crop to ``size``, in the proportion of the defaults."""
@@ -119,8 +128,7 @@ class Samples:
         if self.names is not None:
             parts["names"] = [self.names[row] for row in rows]
         if not self.pictures:
-            assert self.images is not None
-            parts["images"] = self.images[rows]
+            parts["values"] = {name: held.subset(rows) for name, held in self.values.items()}
         elif self.mapped is not None or self.decode is not None:
             parts |= {"images": None, "names": None, "decode": _Rows(self, rows)}
         elif self.images is not None:
@@ -134,21 +142,22 @@ class Samples:
         for a source that only decodes, the pixels of 64 evenly spaced rows (``full``: of all). The same samples
         at another place have the same fingerprint.
         """
-        kind = "array" if self.images is not None else "files" if self.names is not None else "decoded"
+        kind = "array" if self.in_memory else "files" if self.names is not None else "decoded"
         header = {
             "rows": len(self),
             "channels": self.channels,
             "content": kind,
         }
-        if not self.pictures:
-            assert self.images is not None
-            header |= {"input": self.input_name, "dtype": self.images.dtype.str}
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
         for part in self._content(full):
             digest.update(part)
         return digest.hexdigest()
 
     def _content(self, full: bool) -> Iterator[bytes | memoryview]:
+        for name, held in sorted(self.values.items()):
+            yield from held.content(name)
+        if self.values:
+            return
         if self.images is not None:
             yield json.dumps(self.images.shape).encode()
             for chunk in row_chunks(self.images):
@@ -182,7 +191,7 @@ class Samples:
         self.__dict__.update(state)
         Image.MAX_IMAGE_PIXELS = self.max_image_pixels
         if self.mapped is not None:
-            self.images = map_images(self.mapped) if self.pictures else map_values(self.mapped)
+            self.images = map_images(self.mapped)
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,138 @@
-"""Inputs that are no pictures: one array of a fixed shape for each row, whatever its numbers mean."""
+"""Inputs that are no pictures: for each row an array of a fixed shape, or one that has a length of its own."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from softcache.datasets._pixels import MEASURED_BYTES, Statistics, row_chunks
 from softcache.errors import DatasetError
-from softcache.inputs import DTYPES
+from softcache.fields import Fields
+from softcache.inputs import DTYPES, InputField, mask_names
 
 MAX_MEASURED = 4096  # numbers of the last axis that get a mean of their own
+MAX_LENGTH = 2**31 - 1
+Int64 = npt.NDArray[np.int64]
 
 
-def checked_values(values: npt.NDArray, where: str) -> npt.NDArray:
-    """(N, …) of at least one axis beside the rows.
+@dataclass
+class Values:
+    """One input in all rows.
+
+    values: (N, …); or with ``offsets``, (N + 1,) int64, (M, …), of which row i has those from ``offsets[i]`` to before
+    ``offsets[i + 1]``. pad: what rows of a batch are filled up with to the longest of them. mapped: the .npy file
+    behind ``values``: then pickling keeps the path, not the values.
+    """
+
+    values: npt.NDArray
+    offsets: Int64 | None = None
+    pad: int = 0
+    mapped: Path | None = None
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.values) if self.offsets is None else len(self.offsets) - 1
+
+    @property
+    def field(self) -> InputField:
+        """The dtype and the shape of one sample."""
+        tail = list(self.values.shape[1:])
+        return InputField(self.values.dtype.name, tail if self.offsets is None else [None, *tail], self.pad)
+
+    @property
+    def lengths(self) -> Int64 | None:
+        """(N,) int64 of ragged values, else None."""
+        return None if self.offsets is None else np.diff(self.offsets)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of the longest row."""
+        one = self.values[:1].nbytes or self.values.dtype.itemsize
+        return one if self.lengths is None else one * int(self.lengths.max(initial=1))
+
+    def batch(self, rows: Int64) -> tuple[npt.NDArray, Int64 | None]:
+        """Rows (B,) → (B, …), or of ragged values (B, L, …), filled up to the longest of them, and their lengths (B,).
+
+        There is at least one place, so that rows that are all empty are no arrays without numbers.
+        """
+        if self.offsets is None:
+            return np.asarray(self.values[rows]), None
+        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        places = np.arange(max(1, int(lengths.max(initial=0))))  # (L,)
+        own = places < lengths[:, None]  # (B, L)
+        made = np.full((len(rows), len(places), *self.values.shape[1:]), self.pad, self.values.dtype)
+        made[own] = self.values[(starts[:, None] + places)[own]]
+        return made, lengths
+
+    def subset(self, rows: Int64) -> Values:
+        """These rows alone, copied into memory."""
+        if self.offsets is None:
+            return Values(np.asarray(self.values[rows]), None, self.pad)
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        return Values(np.asarray(self.values[np.repeat(self.offsets[rows], lengths) + within]), offsets, self.pad)
+
+    def content(self, name: str) -> Iterator[bytes | memoryview]:
+        """Name, dtype, shape and bytes, for a fingerprint of the samples."""
+        yield json.dumps([name, self.values.dtype.str, self.values.shape, self.pad]).encode()
+        if self.offsets is not None:
+            yield np.ascontiguousarray(self.offsets, "<i8").data
+        for chunk in row_chunks(self.values):
+            yield np.ascontiguousarray(chunk).data
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "values": None} if self.mapped is not None else dict(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.mapped is not None:  # each worker maps the file again: the pages are shared, nothing is copied
+            self.values = map_values(self.mapped)
+
+
+def masks_of(values: Mapping[str, Values]) -> dict[str, str]:
+    """Name of a mask → the input whose rows' lengths it shows. Inputs of equal lengths in all rows share one.
+
+    Errors: ``DatasetError`` where an input has the name of a mask.
+    """
+    ragged = {name: held.lengths for name, held in sorted(values.items()) if held.lengths is not None}
+    alike: dict[str, str] = {}
+    for name, lengths in ragged.items():
+        alike[name] = next((other for other in alike.values() if np.array_equal(ragged[other], lengths)), name)
+    masks = mask_names(list(ragged), alike)
+    if taken := next((mask for mask in masks if mask in values), None):
+        raise DatasetError(
+            f"an input is called {taken}, and so is the mask that shows how long the rows of {masks[taken]} are: leave "
+            "the input out, as softcache makes the mask"
+        )
+    return masks
+
+
+def batch_of(values: Mapping[str, Values], rows: Int64, masks: Mapping[str, str]) -> Fields:
+    """All inputs of some rows. ``masks``: as ``masks_of`` gives them."""
+    tensors, lengths = {}, {}
+    for name, held in values.items():
+        made, own = held.batch(rows)
+        tensors[name] = torch.from_numpy(made)
+        if own is not None:
+            lengths[name] = torch.from_numpy(own)
+    return Fields(tensors, lengths, masks, {name: held.pad for name, held in values.items()})
+
+
+def checked_values(values: npt.NDArray, where: str, *, ragged: bool = False) -> npt.NDArray:
+    """(N, …) of at least one axis beside the rows; with ``ragged`` (M, …) of the rows end to end.
 
     Errors: ``DatasetError`` for arrays without one, for dtypes that no network takes, and for numbers that are not
     finite.
     """
-    if values.ndim < 2 or not all(values.shape[1:]):
+    if values.ndim < (1 if ragged else 2) or not all(values.shape[1:]):
         raise DatasetError(f"{where}: expected an array of rows (N, …), found shape {values.shape}")
     if not values.dtype.isnative:
         raise DatasetError(f"{where}: {values.dtype} has the bytes of another machine: save it with its native dtype")
@@ -31,11 +143,51 @@ def checked_values(values: npt.NDArray, where: str) -> npt.NDArray:
         for chunk in row_chunks(values):
             wrong = np.flatnonzero(~np.isfinite(chunk).reshape(len(chunk), -1).all(1))
             if len(wrong):
+                what = "place" if ragged else "row"
                 raise DatasetError(
-                    f"{where}: row {first + int(wrong[0])} has numbers that are not finite: fill them in"
+                    f"{where}: {what} {first + int(wrong[0])} has numbers that are not finite: fill them in"
                 )
             first += len(chunk)
     return values
+
+
+def values_of(rows: Any, where: str) -> Values:
+    """An input from an array (N, …), or from N rows that have lengths of their own: a list of lists or of arrays.
+
+    Rows of a list may be of one length too; they are then ragged all the same, as other splits may have others.
+    Errors: ``DatasetError`` for rows that can't lie end to end, and as ``checked_values``.
+    """
+    if isinstance(rows, (np.ndarray, torch.Tensor)):
+        return Values(checked_values(np.asarray(rows), where))
+    arrays = [np.asarray(row) for row in rows]
+    first = next((array for array in arrays if array.size), None)
+    if first is None:
+        raise DatasetError(f"{where}: all rows are empty")
+    for number, array in enumerate(arrays):
+        if array.ndim < 1 or (array.size and (array.shape[1:], array.dtype) != (first.shape[1:], first.dtype)):
+            raise DatasetError(
+                f"{where}: row {number} is {array.dtype} {array.shape}, another {first.dtype} {first.shape}: only the "
+                "first axis may be of any length"
+            )
+    offsets = np.cumsum([0, *map(len, arrays)]).astype(np.int64)
+    joined = np.concatenate([array for array in arrays if array.size])
+    return Values(checked_values(joined, where, ragged=True), checked_offsets(offsets, len(joined), where))
+
+
+def checked_offsets(offsets: npt.NDArray, places: int, where: str) -> Int64:
+    """(N + 1,) int64: where rows begin in an array of so many places, and where the last one ends.
+
+    Errors: ``DatasetError`` where they don't begin at 0, fall, or don't end at the last place.
+    """
+    if offsets.ndim != 1 or len(offsets) < 2 or offsets.dtype.kind not in "iu":
+        raise DatasetError(f"{where}: offsets are whole numbers (N + 1,), found {offsets.dtype} {offsets.shape}")
+    found = offsets.astype(np.int64)
+    if found[0] != 0 or found[-1] != places:
+        raise DatasetError(f"{where}: offsets go from {found[0]} to {found[-1]}, the values from 0 to {places}")
+    lengths = np.diff(found)
+    if lengths.min() < 0 or lengths.max() > MAX_LENGTH:
+        raise DatasetError(f"{where}: row {int(lengths.argmin())} ends before it begins, or is too long")
+    return found
 
 
 def measure_values(values: npt.NDArray) -> Statistics:
@@ -44,7 +196,7 @@ def measure_values(values: npt.NDArray) -> Statistics:
     Whole numbers are left as they are: 0 and 1. Splits above 256 MiB are measured on evenly spaced rows. What is
     constant gets a deviation of 1.
     """
-    if values.dtype.kind != "f":
+    if values.dtype.kind != "f" or not len(values):
         return (0.0,), (1.0,)
     step = max(1, -(-values.nbytes // MEASURED_BYTES))
     own = values.ndim == 2 and values.shape[1] <= MAX_MEASURED
@@ -60,6 +212,12 @@ def measure_values(values: npt.NDArray) -> Statistics:
     deviation = np.sqrt(np.maximum(squares / count - mean * mean, 0))
     deviation = np.where(deviation > 0, deviation, 1.0)
     return tuple(np.ravel(mean + shift).tolist()), tuple(np.ravel(deviation).tolist())
+
+
+def measure_inputs(values: Mapping[str, Values]) -> Statistics:
+    """Mean and deviation of the one input of floating numbers. Of several none is standardized: 0 and 1."""
+    floating = [held.values for held in values.values() if held.values.dtype.kind == "f"]
+    return measure_values(floating[0]) if len(floating) == 1 else ((0.0,), (1.0,))
 
 
 def map_values(path: Path) -> npt.NDArray:

@@ -12,18 +12,22 @@ import numpy.typing as npt
 
 from softcache.datasets._pixels import Pixels, checked_images, geometry, measure, open_regular
 from softcache.datasets._samples import Labels, Samples, checked_labels, numbered
-from softcache.datasets._values import checked_values, measure_values
+from softcache.datasets._values import Values, checked_offsets, checked_values, measure_inputs
 from softcache.errors import DatasetError
 from softcache.inputs import PIXELS, is_input_name
+
+OFFSETS = "_offsets"  # ends the name of the array that says where rows of lengths of their own begin
 
 
 @dataclass(frozen=True)
 class Arrays:
     """``arrays:PATH``: {train,test}_images and {train,test}_labels as .npy files in a folder, or inside an .npz.
 
-    In place of images there may be one array of another name, {train,test}_NAME: the inputs are then no pictures but
-    what the array has for each row, (N, …) of any dtype, such as the features of a table, a vector that another network
-    has made, or a sound. Floats are standardized by the train split, whole numbers go to the network as they are.
+    In place of images there may be arrays of other names, {train,test}_NAME: the inputs are then no pictures but what
+    they have for each row, (N, …) of any dtype, such as the features of a table, a vector that another network has
+    made, or a sound. Rows of lengths of their own, such as sentences of tokens, lie end to end, (M, …), and
+    {train,test}_NAME_offsets (N + 1,) says where each begins and where the last ends. The floating numbers of one input
+    are standardized by the train split; whole numbers, and several floating inputs, go to the network as they are.
 
     Images are uint8, (N, H, W) or (N, H, W, C) with C 1 or 3; the .npy files are memory-mapped. Labels are whole
     numbers (N,), -1 where unlabelled; a train split without a labels file is unlabelled. Class names are the lines
@@ -43,8 +47,8 @@ class Arrays:
         if not source.exists():
             raise DatasetError(f"no folder and no .npz file at {source}")
         images = _images(source, split)
-        if images is None and (name := _input_name(source, split)) is not None:
-            return _values(source, split, name)
+        if images is None and (names := _input_names(source, split)):
+            return _values(source, split, names)
         if images is None:
             found = ", ".join(sorted(_names(source))) or "no arrays"
             raise DatasetError(f"{source} has no {split}_images and no other inputs of that split: found {found}")
@@ -68,37 +72,41 @@ class Arrays:
         )
 
 
-def _input_name(source: Path, split: str) -> str | None:
-    """The name of the inputs that are no pictures, if there are any.
+def _input_names(source: Path, split: str) -> list[str]:
+    """The names of the inputs that are no pictures.
 
-    Errors: ``DatasetError`` where there are several.
+    Errors: ``DatasetError`` for what can't be one, and for offsets of nothing.
     """
     start = f"{split}_"
     stems = {name.removesuffix(".npy") for name in _names(source) if not name.endswith(".npz")}
-    found = sorted(name.removeprefix(start) for name in stems if name.startswith(start) and name != f"{split}_labels")
-    if len(found) > 1:
-        raise DatasetError(f"{source} has several inputs ({', '.join(found)}), and one is taken: leave one there")
-    if found and (not is_input_name(found[0]) or found[0] == PIXELS):
-        raise DatasetError(
-            f"{source}: {found[0]!r} can't be the name of an input: letters, digits and _, not {PIXELS} or index"
-        )
-    return found[0] if found else None
+    found = {name.removeprefix(start) for name in stems if name.startswith(start) and name != f"{split}_labels"}
+    offsets = {name for name in found if name.endswith(OFFSETS)}
+    for name in sorted(offsets):
+        if name.removesuffix(OFFSETS) not in found:
+            raise DatasetError(f"{source} has {start}{name} and no {start}{name.removesuffix(OFFSETS)}")
+    for name in sorted(found - offsets):
+        if not is_input_name(name) or name == PIXELS:
+            raise DatasetError(
+                f"{source}: {name!r} can't be the name of an input: letters, digits and _, not {PIXELS} or index"
+            )
+    return sorted(found - offsets)
 
 
-def _values(source: Path, split: str, name: str) -> Samples:
-    def load(of: str) -> npt.NDArray | None:
-        values = _load(source, f"{of}_{name}")
-        return None if values is None else checked_values(values, f"{source}: {of}_{name}")
-
-    values = load(split)
-    assert values is not None
-    train = values if split == "train" else load("train")
-    train = values if train is None else train
-    if (train.shape[1:], train.dtype) != (values.shape[1:], values.dtype):
-        raise DatasetError(
-            f"{source}: train_{name} is {train.dtype} {train.shape[1:]}, test_{name} {values.dtype} {values.shape[1:]}"
-        )
-    labels, classes = _labels(source, split, len(values))
+def _values(source: Path, split: str, names: list[str]) -> Samples:
+    held = {name: _held(source, split, name) for name in names}
+    rows = {len(values) for values in held.values()}
+    if len(rows) > 1:
+        counts = ", ".join(f"{name} {len(values)}" for name, values in held.items())
+        raise DatasetError(f"{source}: the inputs of {split} have different numbers of rows: {counts}")
+    train, others = held, _input_names(source, "train")
+    if others and others != names:
+        raise DatasetError(f"{source}: train has {', '.join(others)}, {split} has {', '.join(names)}")
+    if others and split != "train":
+        train = {name: _held(source, "train", name) for name in names}
+    for name, values in held.items():
+        if values.field != train[name].field:
+            raise DatasetError(f"{source}: train_{name} is {train[name].field}, {split}_{name} {values.field}")
+    labels, classes = _labels(source, split, rows.pop())
     return Samples(
         spec=f"arrays:{source}",
         split=split,
@@ -108,10 +116,21 @@ def _values(source: Path, split: str, name: str) -> Samples:
         size=1,
         resize=1,
         recipe="none",
-        statistics=measure_values(train),
-        images=values,
+        statistics=measure_inputs(train),
+        values=held,
+    )
+
+
+def _held(source: Path, split: str, name: str) -> Values:
+    """One input of a split."""
+    where = f"{source}: {split}_{name}"
+    values, offsets = _load(source, f"{split}_{name}"), _load(source, f"{split}_{name}{OFFSETS}")
+    assert values is not None, where
+    values = checked_values(values, where, ragged=offsets is not None)
+    return Values(
+        values,
+        None if offsets is None else checked_offsets(offsets, len(values), where),
         mapped=source / f"{split}_{name}.npy" if source.is_dir() else None,
-        input_name=name,
     )
 
 
@@ -160,7 +179,7 @@ def _load(source: Path, name: str) -> npt.NDArray | None:
             if not path.exists():
                 return None
             with open_regular(path) as stream:
-                if not name.endswith("_labels"):
+                if not name.endswith(("_labels", OFFSETS)):
                     return np.lib.format.open_memmap(path, mode="c")
                 return np.lib.format.read_array(stream, allow_pickle=False)
         # opened here, because np.load leaves a file open that is no archive

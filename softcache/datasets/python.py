@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,12 @@ import numpy as np
 
 from softcache.datasets._pixels import ItemDecoder, checked_images, geometry, measure
 from softcache.datasets._samples import Samples, checked_labels, numbered
+from softcache.datasets._values import Values, measure_inputs, values_of
 from softcache.errors import DatasetError, SoftcacheError, UsageError
+from softcache.inputs import PIXELS, is_input_name
 from softcache.userfile import named_object
 
+LABELS = ("labels", "label")  # names that are no inputs
 MEASURED_ROWS = 256  # rows of a map-style dataset that are decoded to measure its statistics
 
 
@@ -23,6 +26,11 @@ class Python:
 
     It returns ``Samples``; or a tuple (images (N, H, W) or (N, H, W, C) uint8, labels (N,) or None, class names or
     None); or a map-style dataset whose items are (Pillow image or uint8 array, label or None).
+
+    For inputs that are no pictures it returns a dictionary of arrays (N, …) and of lists of N rows that have lengths of
+    their own, with ``labels`` (N,) and ``classes`` among them if there are any; or a map-style dataset whose items are
+    dictionaries of one row each, which are read once and kept in memory: lists in them have lengths of their own, and
+    ``label`` or ``labels`` is the row's label.
     """
 
     target: str = field(metadata={"rest": True})
@@ -34,22 +42,90 @@ class Python:
         of the three kinds. What the function itself raises is passed on with its name in front.
         """
         factory, spec = named_function(self.target)
-        try:
-            result = factory(split)
-        except SoftcacheError:
-            raise
-        except Exception as error:  # foreign code may raise anything; the cause stays attached for --debug
-            raise DatasetError(f"{spec} failed for the {split} split: {type(error).__name__}: {error}") from error
+        result = _asked(factory, split, spec)
         if isinstance(result, Samples):
             return result
         if isinstance(result, tuple) and len(result) == 3:
             return _from_arrays(*result, split=split, spec=spec)
-        if hasattr(result, "__len__") and hasattr(result, "__getitem__") and not isinstance(result, (tuple, str, dict)):
+        if (fields := _fields(result, spec)) is not None:
+            train = fields
+            if split != "train" and any(held.values.dtype.kind == "f" for held in _values(fields, spec).values()):
+                train = _fields(_asked(factory, "train", spec), spec) or fields  # what floats are standardized by
+            return _from_fields(fields, train, split=split, spec=spec)
+        if hasattr(result, "__len__") and hasattr(result, "__getitem__") and not isinstance(result, (tuple, str)):
             return _from_items(result, split=split, spec=spec)
         raise DatasetError(
-            f"{spec} returned {type(result).__name__}: it must be Samples, (images, labels, classes), "
-            "or a dataset with len() and [index]"
+            f"{spec} returned {type(result).__name__}: it must be Samples, (images, labels, classes), a dictionary of "
+            "arrays, or a dataset with len() and [index]"
         )
+
+
+def _asked(factory: Callable[[str], Any], split: str, spec: str) -> Any:
+    try:
+        return factory(split)
+    except SoftcacheError:
+        raise
+    except Exception as error:  # foreign code may raise anything; the cause stays attached for --debug
+        raise DatasetError(f"{spec} failed for the {split} split: {type(error).__name__}: {error}") from error
+
+
+def _fields(result: Any, spec: str) -> Mapping[str, Any] | None:
+    """Inputs and labels by name, each in all rows; None where these are no such samples."""
+    if isinstance(result, Mapping):
+        return result
+    if isinstance(result, (tuple, str)) or not (hasattr(result, "__len__") and hasattr(result, "__getitem__")):
+        return None
+    if not len(result) or not isinstance(first := _row(result, 0, spec), Mapping):
+        return None
+    rows = [first, *(_row(result, row, spec) for row in range(1, len(result)))]
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping) or set(row) != set(first):
+            raise DatasetError(f"{spec}, row {number}: expected a dictionary of {', '.join(map(str, first))}")
+    return {name: _stacked([row[name] for row in rows]) for name in first} | _class_names(result)
+
+
+def _stacked(rows: list[Any]) -> Any:
+    """An array of arrays, of tensors or of numbers; a list stays where rows are lists, or of different lengths."""
+    if isinstance(rows[0], (list, tuple)):
+        return rows
+    arrays = [np.asarray(row) for row in rows]
+    return np.stack(arrays) if len({(array.shape, array.dtype) for array in arrays}) == 1 else arrays
+
+
+def _class_names(dataset: Any) -> dict[str, Any]:
+    classes = getattr(dataset, "classes", None)
+    return {} if classes is None else {"classes": classes}
+
+
+def _values(fields: Mapping[str, Any], spec: str) -> dict[str, Values]:
+    names = [name for name in fields if name not in (*LABELS, "classes")]
+    for name in names:
+        if not isinstance(name, str) or not is_input_name(name) or name == PIXELS:
+            raise DatasetError(f"{spec}: {name!r} can't be the name of an input: letters, digits and _, not {PIXELS}")
+    if not names:
+        raise DatasetError(f"{spec} gives no inputs: found {', '.join(map(str, fields)) or 'nothing'}")
+    return {name: values_of(fields[name], f"{spec}: {name}") for name in sorted(names)}
+
+
+def _from_fields(fields: Mapping[str, Any], train: Mapping[str, Any], *, split: str, spec: str) -> Samples:
+    values = _values(fields, spec)
+    rows = {len(held) for held in values.values()}
+    if len(rows) > 1:
+        raise DatasetError(f"{spec}: inputs of different numbers of rows: {', '.join(map(str, sorted(rows)))}")
+    labels = next((fields[name] for name in LABELS if name in fields), None)
+    numbers, names = _labels(labels, rows.pop(), fields.get("classes"), spec)
+    return Samples(
+        spec=spec,
+        split=split,
+        classes=names,
+        labels=numbers,
+        channels=0,
+        size=1,
+        resize=1,
+        recipe="none",
+        statistics=measure_inputs(values if train is fields else _values(train, spec)),
+        values=values,
+    )
 
 
 def _from_arrays(images: Any, labels: Any, classes: Any, *, split: str, spec: str) -> Samples:
@@ -98,15 +174,19 @@ def _from_items(dataset: Any, *, split: str, spec: str) -> Samples:
 
 
 def _item(dataset: Any, row: int, spec: str) -> tuple[Any, Any]:
+    item = _row(dataset, row, spec)
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        raise DatasetError(f"{spec}, row {row}: expected (image, label), found {type(item).__name__}")
+    return item[0], item[1]
+
+
+def _row(dataset: Any, row: int, spec: str) -> Any:
     try:
-        item = dataset[row]
+        return dataset[row]
     except SoftcacheError:
         raise
     except Exception as error:  # foreign code may raise anything; the cause stays attached for --debug
         raise DatasetError(f"{spec}, row {row} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(item, (tuple, list)) or len(item) != 2:
-        raise DatasetError(f"{spec}, row {row}: expected (image, label), found {type(item).__name__}")
-    return item[0], item[1]
 
 
 def _labels(labels: Any, rows: int, classes: Any, spec: str) -> tuple[np.ndarray, tuple[str, ...]]:

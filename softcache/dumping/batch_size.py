@@ -14,7 +14,7 @@ from softcache.dumping.forward import Forward
 from softcache.dumping.identity import default_batch
 from softcache.models._arithmetic import Arithmetic
 from softcache.models._network import Network
-from softcache.views._viewed import ViewedDataset
+from softcache.views._open import Viewed
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ GAIN = 1.05  # a doubled batch is only worth its memory if rows are computed so 
 
 def pick_batch(
     network: Network,
-    viewed: ViewedDataset,
+    viewed: Viewed,
     device: torch.device,
     *,
     dtype: str,
@@ -37,7 +37,7 @@ def pick_batch(
     one = viewed.batch(np.arange(1), 0).to(device)
 
     def run(rows: int) -> None:
-        said = forward(one.expand(rows, *one.shape[1:]).contiguous())
+        said = forward(one[torch.zeros(rows, dtype=torch.int64, device=device)])
         _coded = [values.clone() for values in said.values()]  # a dump has both at once, coded and as they are
         forward.wait()
 

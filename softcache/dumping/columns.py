@@ -14,7 +14,7 @@ from softcache.codecs._open import open_codec, option_of, recorded_codec
 from softcache.dumping.forward import Forward
 from softcache.dumping.signals import Signal, parse_output
 from softcache.errors import CacheError, UsageError
-from softcache.views._viewed import ViewedDataset
+from softcache.views._open import Viewed
 
 DEFAULT_CODEC = "fp16"
 
@@ -36,7 +36,7 @@ def wanted_signals(asked: Sequence[Signal], existing: Cache | None, *, outputs_n
 
 def columns_to_keep(
     forward: Forward,
-    viewed: ViewedDataset,
+    viewed: Viewed,
     signals: Sequence[Signal],
     codec: str | None,
     identity: Identity,

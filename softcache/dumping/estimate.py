@@ -19,7 +19,7 @@ from softcache.console import duration, rate, size
 from softcache.dumping.forward import Forward
 from softcache.errors import CacheError
 from softcache.stream.inputs import pick_workers
-from softcache.views._viewed import ViewedDataset
+from softcache.views._open import Viewed
 
 TIMED_BATCHES = 3
 
@@ -105,15 +105,15 @@ def estimate(
     return Estimate(rows * views, keys, per_key, total, there, needed, shutil.disk_usage(place).free)
 
 
-def timed(guess: Estimate, forward: Forward, viewed: ViewedDataset, batch: int, workers: int) -> Estimate:
+def timed(guess: Estimate, forward: Forward, viewed: Viewed, batch: int, workers: int) -> Estimate:
     """The estimate with speeds, measured on a few batches. Worker processes share the making of pixels."""
     rows = np.arange(min(batch, len(viewed)))
     viewed.batch(rows, 0)  # what is computed once (resized images) is not part of a batch's time
     began = time.perf_counter()
     for view in range(TIMED_BATCHES):
-        pixels = viewed.batch(rows, view)
+        inputs = viewed.batch(rows, view)
     making = TIMED_BATCHES * len(rows) / (time.perf_counter() - began)
-    on_device = pixels.to(forward.device)
+    on_device = inputs.to(forward.device)
     forward(on_device)
     forward.wait()
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The teacher as a function: pixels in, what is kept of its answer out."""
+"""The teacher as a function: inputs in, what is kept of its answer out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from softcache.cache.schema import LOGITS, hint_column, is_hint, layer_of
 from softcache.device import autocast
+from softcache.fields import Inputs
 from softcache.models._hooks import Taps
 from softcache.models._network import Network
 
@@ -42,18 +43,18 @@ class Forward:
         self._run = torch.compile(run) if self._compiled and not self._layers else run
 
     @torch.inference_mode()
-    def __call__(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, H, W, C) uint8 → by column, outputs (B, …) float32, and activations as they are."""
+    def __call__(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+        """Inputs of B keys → by column, outputs (B, …) float32, and activations as they are."""
         with ExitStack() as stack:
             stack.enter_context(autocast(self.device, self.amp))
             taps = stack.enter_context(Taps(self.network.model, self._layers)) if self._layers else {}
-            made = self._run(pixels)
+            made = self._run(inputs)
             hints = {hint_column(layer): taps[layer] for layer in self._layers}
         outputs = {LOGITS: made} if isinstance(made, torch.Tensor) else made
         return {name: values.float() for name, values in outputs.items()} | hints
 
-    def _several(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        return self.network.outputs(pixels, self._outputs)
+    def _several(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+        return self.network.outputs(inputs, self._outputs)
 
     def wait(self) -> None:
         """Waits until the device has finished all of its work."""

@@ -20,7 +20,6 @@ from softcache.cache.schema import (
     DatasetIdentity,
     Grid,
     Identity,
-    InputField,
     Numerics,
     TeacherIdentity,
 )
@@ -32,14 +31,14 @@ from softcache.models._network import Network
 from softcache.models._open import open_network, weights_file
 from softcache.models._weights import fingerprint, fingerprint_file_cached, known_fingerprint
 from softcache.remembered import portable, portable_recipe
-from softcache.views._viewed import ViewedDataset
+from softcache.views._open import Viewed
 
 
 def identify(
     network: Network,
     weights: str,
     data: str,
-    viewed: ViewedDataset,
+    viewed: Viewed,
     numerics: Numerics,
     *,
     batch: int,
@@ -52,8 +51,7 @@ def identify(
     """
     samples = viewed.samples
     teacher = TeacherIdentity(portable(network.spec), weights, network.preprocess.to_dict(), numerics)
-    inputs = {samples.input_name: InputField(str(viewed.dtype), list(viewed.shape))}
-    dataset = DatasetIdentity(portable(samples.spec), samples.split, len(samples), inputs, data)
+    dataset = DatasetIdentity(portable(samples.spec), samples.split, len(samples), viewed.inputs, data)
     grid = Grid(block_rows or default_block_rows(viewed, numerics.device), batch)
     recipe = {**viewed.identity(), "spec": portable_recipe(viewed.recipe.spec)}
     return Identity(VERSION, teacher, dataset, recipe, grid)
@@ -78,7 +76,7 @@ def weights_fingerprint(network: Network, *, keep: bool = True) -> str:
 
 
 def known_identity(
-    viewed: ViewedDataset,
+    viewed: Viewed,
     spec: str,
     weights: str | None,
     numerics: Numerics,
@@ -122,20 +120,20 @@ def known_identity(
         return None
 
 
-def default_batch(viewed: ViewedDataset, device: str) -> int:
+def default_batch(viewed: Viewed, device: str) -> int:
     """Rows that a forward pass takes at once: enough to keep a device busy, few enough to fit."""
     if device == "cpu":
         return 64 if viewed.size <= 64 else 16
     return 512 if viewed.size <= 64 else 128
 
 
-def default_block_rows(viewed: ViewedDataset, device: str) -> int:
+def default_block_rows(viewed: Viewed, device: str) -> int:
     """Rows of a block, and so of a shard if it isn't too large: no more than some minutes of a teacher's work."""
     return 32768 if device != "cpu" else 16384 if viewed.size <= 64 else 4096
 
 
 def provenance(
-    viewed: ViewedDataset, device: torch.device, *, teacher: str, teacher_weights: str | None, fingerprint: str
+    viewed: Viewed, device: torch.device, *, teacher: str, teacher_weights: str | None, fingerprint: str
 ) -> dict[str, Any]:
     """How the cache was made and from what. It is recorded, but is no part of the identity."""
     return {

@@ -1,4 +1,4 @@
-"""The dump's pipeline: worker processes make pixels, the teacher runs, a thread writes.
+"""The dump's pipeline: worker processes make inputs, the teacher runs, a thread writes.
 
 None of the three waits for another unless that one has fallen ``QUEUE_LIMIT`` batches behind.
 """
@@ -24,6 +24,7 @@ from softcache.dumping.codec_error import CodecError
 from softcache.dumping.forward import Forward
 from softcache.dumping.write_behind import WriteBehind
 from softcache.errors import NumericsError
+from softcache.fields import Inputs
 from softcache.stream.inputs import pick_workers
 from softcache.stream.workers import (
     SharedViews,
@@ -33,7 +34,7 @@ from softcache.stream.workers import (
     pick_start_method,
     started,
 )
-from softcache.views._viewed import ViewedDataset
+from softcache.views._open import Viewed
 
 QUEUE_LIMIT = 8
 Measured = Callable[[str, dict[str, float], int], None]  # column, error by name, keys
@@ -57,7 +58,7 @@ class _Computed:
 
 def run_blocks(
     cache: Cache,
-    viewed: ViewedDataset,
+    viewed: Viewed,
     forward: Forward,
     blocks: Sequence[Block],
     *,
@@ -76,7 +77,7 @@ def run_blocks(
     it stay.
     """
     batch = cache.manifest.identity.grid.batch
-    groups = list(_groups(blocks, one_decode=viewed.samples.images is None))
+    groups = list(_groups(blocks, one_decode=not viewed.samples.in_memory))
     loader = _loader(viewed, groups, batch, forward.device, pick_workers(viewed, workers))
     batches = started(loader)  # before there are threads, which a forked worker would lack
     recorded = recorded or Recorded(cache)
@@ -91,15 +92,15 @@ def run_blocks(
                 writers = {block.view: BlockWriter(cache, block, recorded) for block in group}
                 opened += writers.values()
                 for first in range(group[0].first, group[0].first + group[0].rows, batch):
-                    for block, pixels in zip(group, next(batches), strict=True):
-                        pixels = pixels.to(forward.device, non_blocking=True)
-                        said = forward(pixels)
+                    for block, inputs in zip(group, next(batches), strict=True):
+                        inputs = inputs.to(forward.device, non_blocking=True)
+                        said = forward(inputs)
                         for name, values in said.items():
                             if measuring[name](values):
                                 _report(name, measuring[name], measured)
-                        computed = _compute(cache, block, digest(pixels), said)
+                        computed = _compute(cache, block, digest(inputs), said)
                         behind.put(_Computed(writers[block.view], block.view, first, *computed))
-                        shown.advance(len(pixels))
+                        shown.advance(len(inputs))
         for name, measure in measuring.items():
             if measure.unfinished:
                 _report(name, measure, measured)
@@ -193,9 +194,9 @@ def _not_finite(cache: Cache, name: str, row: int, view: int) -> str:
 
 
 class _Grid(Dataset):
-    """Item k is the k-th batch of the dump: its rows' pixels in each view of the group, from one decode of each row."""
+    """Item k is the k-th batch of the dump: its rows' inputs in each view of the group, from one decode of each row."""
 
-    def __init__(self, viewed: ViewedDataset | SharedViews, groups: Sequence[Sequence[Block]], batch: int):
+    def __init__(self, viewed: Viewed | SharedViews, groups: Sequence[Sequence[Block]], batch: int):
         self._source = viewed
         self._items = [
             (first, min(batch, group[0].first + group[0].rows - first), [block.view for block in group])
@@ -206,14 +207,14 @@ class _Grid(Dataset):
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, number: int) -> list[torch.Tensor]:
+    def __getitem__(self, number: int) -> list[Inputs]:
         first, rows, views = self._items[number]
         viewed = self._source.viewed if isinstance(self._source, SharedViews) else self._source
-        return viewed.batch_views(np.arange(first, first + rows), views)
+        return list(viewed.batch_views(np.arange(first, first + rows), views))
 
 
 def _loader(
-    viewed: ViewedDataset, groups: Sequence[Sequence[Block]], batch: int, device: torch.device, workers: int
+    viewed: Viewed, groups: Sequence[Sequence[Block]], batch: int, device: torch.device, workers: int
 ) -> DataLoader:
     method = pick_start_method("auto")
     return DataLoader(

@@ -1,9 +1,8 @@
-"""What a dump needs to know before it begins: pixels to keep, whether the teacher is the same."""
+"""What a dump needs to know before it begins: inputs to keep, whether the teacher is the same."""
 
 from __future__ import annotations
 
 import logging
-import math
 
 import numpy as np
 
@@ -20,19 +19,20 @@ from softcache.cache.schema import (
 from softcache.cache.writer import KeptSamples
 from softcache.dumping.forward import Forward
 from softcache.errors import PixelsError, UsageError
-from softcache.views._viewed import ViewedDataset
+from softcache.fields import arrays_of
+from softcache.views._open import Viewed
 
 log = logging.getLogger(__name__)
 
 
-def samples_to_keep(viewed: ViewedDataset, asked: int | str | None, existing: Manifest | None) -> int:
-    """How many rows' pixels are kept: as asked (``"all"`` or a number), at least as many as the cache has; by default
+def samples_to_keep(viewed: Viewed, asked: int | str | None, existing: Manifest | None) -> int:
+    """How many rows' inputs are kept: as asked (``"all"`` or a number), at least as many as the cache has; by default
     64.
 
     Errors: ``UsageError`` where they would take more room than ``samples.h5`` may.
     """
-    rows, row_bytes = len(viewed), math.prod(viewed.shape) * viewed.dtype.itemsize
-    recorded = existing.state.samples_shape[0] if existing else 0
+    rows, row_bytes = len(viewed), viewed.row_bytes
+    recorded = existing.state.samples if existing else 0
     most = most_samples(rows, row_bytes)
     if asked is None:
         return max(recorded, min(KEPT_SAMPLES, most))
@@ -45,31 +45,31 @@ def samples_to_keep(viewed: ViewedDataset, asked: int | str | None, existing: Ma
     return max(recorded, wanted)
 
 
-def kept_samples(viewed: ViewedDataset, count: int, existing: Cache | None) -> KeptSamples:
-    """``count`` evenly spaced rows and their pixels in view 0, so that a later mismatch can be examined.
+def kept_samples(viewed: Viewed, count: int, existing: Cache | None) -> KeptSamples:
+    """``count`` evenly spaced rows and their inputs in view 0, so that a later mismatch can be examined.
 
-    Pixels that are made after the teacher has seen view 0 are compared with what it saw. Errors (of the function that
+    Inputs that are made after the teacher has seen view 0 are compared with what it saw. Errors (of the function that
     makes them): ``PixelsError``.
     """
     rows = np.unique(np.linspace(0, len(viewed) - 1, count).astype(np.int64))
     seen = existing if existing is not None and has_digests(existing, 0) else None
 
-    def pixels(some: np.ndarray) -> np.ndarray:
-        made = viewed.batch(some, 0).numpy()
+    def inputs(some: np.ndarray) -> dict[str, np.ndarray | list[np.ndarray]]:
+        made = viewed.batch(some, 0)
         if seen is not None:
-            wrong = some[recorded_digests(seen, 0, some) != viewed.digest(made)]
+            wrong = some[recorded_digests(seen, 0, some) != viewed.digest(made).numpy()]
             if len(wrong):
                 raise PixelsError(
-                    f"row {int(wrong[0])} in view 0 has other {viewed.samples.input_name} than the teacher saw, so its "
-                    "sample can't be kept: keep samples with the versions that the cache was made with"
+                    f"row {int(wrong[0])} in view 0 has other {viewed.samples.input_names} than the teacher saw, so "
+                    "its sample can't be kept: keep samples with the versions that the cache was made with"
                     f"{versions_note(seen)}"
                 )
-        return made
+        return arrays_of(made)
 
-    return KeptSamples(rows, viewed.shape, pixels, viewed.samples.input_name, viewed.dtype.str)
+    return KeptSamples(rows, viewed.inputs, inputs, viewed.lengths())
 
 
-def check_teacher(cache: Cache, viewed: ViewedDataset, forward: Forward, recorded: Recorded) -> None:
+def check_teacher(cache: Cache, viewed: Viewed, forward: Forward, recorded: Recorded) -> None:
     """Computes one batch of a shard that is there again, and compares.
 
     Errors: ``CacheError`` where what the teacher says differs, ``PixelsError`` where the pixels do.
@@ -78,8 +78,8 @@ def check_teacher(cache: Cache, viewed: ViewedDataset, forward: Forward, recorde
     if found is None:
         return
     column, view, first, count = found
-    pixels = viewed.batch(np.arange(first, first + count), view).to(forward.device)
-    values = Forward(forward.network, [column], forward.device, amp=forward.amp)(pixels)[column]
+    inputs = viewed.batch(np.arange(first, first + count), view).to(forward.device)
+    values = Forward(forward.network, [column], forward.device, amp=forward.amp)(inputs)[column]
     arrays = {name: coded.cpu().numpy() for name, coded in cache.layout(column).encode(values).items()}
-    arrays["digest"] = viewed.digest(pixels).cpu().numpy().astype(np.uint32)
+    arrays["digest"] = viewed.digest(inputs).cpu().numpy().astype(np.uint32)
     recorded.check(view, first, {column: arrays}, [column], {column: values.cpu()})

@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from softcache.device import autocast, native_bf16
+from softcache.fields import Inputs
 from softcache.models._network import Network
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class Arithmetic:
 
 def pick_arithmetic(
     network: Network,
-    pixels: torch.Tensor,
+    inputs: Inputs,
     batch: int,
     device: torch.device,
     *,
@@ -48,13 +49,13 @@ def pick_arithmetic(
     so: code of a user's own may ask for a layout (``view``) or a dtype. It depends on the network, the batch and the
     device alone, so that the same command computes the same bits.
 
-    The network is moved to the device. ``pixels``: uint8 (B, H, W, C), some samples to run it on. ``batch``: samples of
+    The network is moved to the device. ``inputs``: of some samples to run it on. ``batch``: samples of
     a step. ``dtype``: of the parameters; float64 isn't autocast.
     """
     if amp != "auto" and channels_last is not None:
         return Arithmetic(amp, channels_last)
     network.to(device)
-    worthwhile = dtype == "float32" and inputs_a_weight(network, pixels.to(device)) * batch >= WORTHWHILE
+    worthwhile = dtype == "float32" and inputs_a_weight(network, inputs.to(device)) * batch >= WORTHWHILE
     bf16 = worthwhile and native_bf16(device)
     amps = [amp] if amp != "auto" else ["bf16", "off"] if bf16 else ["off"]
     candidates = []
@@ -62,31 +63,31 @@ def pick_arithmetic(
         last = worthwhile and (device.type == "cpu" or (device.type == "cuda" and precision != "off"))
         formats = [channels_last] if channels_last is not None else [True, False] if last else [False]
         candidates += [Arithmetic(precision, form) for form in formats]
-    tried = (found for found in candidates[:-1] if _runs(network, pixels.to(device), device, found))
+    tried = (found for found in candidates[:-1] if _runs(network, inputs.to(device), device, found))
     return next(tried, candidates[-1])
 
 
 @torch.inference_mode()
-def inputs_a_weight(network: Network, pixels: torch.Tensor) -> float:
+def inputs_a_weight(network: Network, inputs: Inputs) -> float:
     """Multiplications of a forward pass for each sample and each parameter: in a linear layer 1, in a convolution the
     positions of its output."""
     parameters = sum(p.numel() for p in network.parameters())
     was_training = network.training
     try:
         with FlopCounterMode(display=False) as counter:
-            network.eval().outputs(pixels, [])
+            network.eval().outputs(inputs, [])
     finally:
         network.train(was_training)
-    return counter.get_total_flops() / 2 / len(pixels) / max(parameters, 1)
+    return counter.get_total_flops() / 2 / len(inputs) / max(parameters, 1)
 
 
 @torch.inference_mode()
-def _runs(network: Network, pixels: torch.Tensor, device: torch.device, arithmetic: Arithmetic) -> bool:
+def _runs(network: Network, inputs: Inputs, device: torch.device, arithmetic: Arithmetic) -> bool:
     """Whether a forward pass works so. The network is in the usual format and in its own mode again after that."""
     was_training = network.training
     try:
         with autocast(device, arithmetic.amp):
-            arithmetic.apply(network).eval().outputs(pixels, [])
+            arithmetic.apply(network).eval().outputs(inputs, [])
     except (RuntimeError, TypeError) as error:  # an operation without a kernel for it is a RuntimeError too
         log.debug(f"{network.spec} can't be run with {arithmetic}: {error}")
         return False

@@ -13,20 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from softcache.errors import ModelError
+from softcache.fields import Fields, Inputs
 from softcache.userfile import code_sha
 
 
 class ArrayModel(nn.Module):
-    """A function of an array (B, …) of inputs, as they are, to outputs: an array (B, …), or several by name.
+    """A function of arrays of inputs, as they are, to outputs: an array (B, …), or several by name.
 
-    ``function``: gets pixels (B, H, W, C) uint8 of pictures and the values of other inputs, not standardized. It has no
+    ``function``: gets pixels (B, H, W, C) uint8 of pictures, and the values of other inputs, not standardized: one
+    array (B, …), or of several inputs a dictionary of them. Where rows have lengths of their own, a list of B arrays
+    stands for an array. It has no
     parameters that softcache could hash, so what it is known by comes from itself: its attribute ``fingerprint``, any
     text; or ``files``, paths whose bytes are hashed; or else the code of ``factory``, which made it. It is not trained.
     """
 
-    takes_arrays = True
-
-    def __init__(self, function: Callable[[np.ndarray], Any], factory: str):
+    def __init__(self, function: Callable[[Any], Any], factory: str):
         super().__init__()
         self._function = function
         self.fingerprint: Tensor
@@ -34,18 +35,21 @@ class ArrayModel(nn.Module):
             "fingerprint", torch.frombuffer(bytearray(_identify(function, factory)), dtype=torch.uint8)
         )
 
-    def forward(self, values: Tensor) -> Tensor | dict[str, Tensor]:
-        """Outputs as float32 tensors on the device of ``values``.
+    def forward(self, inputs: Inputs) -> Tensor | dict[str, Tensor]:
+        """Outputs as float32 tensors on the device of ``inputs``.
 
         Errors: ``ModelError`` for what the function raises, and for what is no array of numbers.
         """
+        given: Any = inputs.arrays() if isinstance(inputs, Fields) else inputs.detach().cpu().numpy()
+        if isinstance(given, dict) and len(given) == 1:
+            (given,) = given.values()
         try:
-            made = self._function(values.detach().cpu().numpy())
+            made = self._function(given)
         except Exception as error:
             raise ModelError(f"the teacher raised {type(error).__name__}: {' '.join(str(error).split())}") from error
         if isinstance(made, Mapping):
-            return {str(name): _tensor(array, values.device) for name, array in made.items()}
-        return _tensor(made, values.device)
+            return {str(name): _tensor(array, inputs.device) for name, array in made.items()}
+        return _tensor(made, inputs.device)
 
 
 def _tensor(array: Any, device: torch.device) -> Tensor:

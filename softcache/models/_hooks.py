@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from softcache.errors import ModelError, nearest
-from softcache.models._network import Network
 
 
 class Taps(Mapping[str, Tensor]):
@@ -111,16 +110,6 @@ def classifier_path(model: nn.Module, classes: int) -> str:
     if not paths:
         raise ModelError(f"{type(model).__name__} has no linear or convolutional layer with {classes} outputs")
     return paths[-1]
-
-
-def freeze_all_but_classifier(network: Network) -> str:
-    """Lets only the layer that makes the logits learn; the others stay as in evaluation. Returns its path."""
-    path = classifier_path(network.model, network.classes)
-    network.model.requires_grad_(False)
-    network.model.get_submodule(path).requires_grad_(True)
-    network.trained_part = path
-    network.train(network.training)
-    return path
 
 
 def _outputs(module: nn.Module) -> int | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from softcache.fields import Inputs
 from softcache.models._hooks import first_tensor
 from softcache.models._network import Network
 
@@ -22,10 +23,8 @@ class Layer:
     dtype: torch.dtype
 
 
-def list_layers(network: Network, pixels: Tensor) -> list[Layer]:
-    """All layers whose output has one row a sample, in the order of definition, from one run on these pixels.
-
-    pixels: uint8 (B, H, W, C).
+def list_layers(network: Network, inputs: Inputs) -> list[Layer]:
+    """All layers whose output has one row a sample, in the order of definition, from one run on these inputs.
 
     Left out are modules that only hand their container's output (``layer3.1`` where ``layer3`` gives the same
     tensor) or their own input on (identity, dropout in evaluation).
@@ -64,7 +63,7 @@ def list_layers(network: Network, pixels: Tensor) -> list[Layer]:
     network.eval()
     try:
         with torch.no_grad():  # not inference_mode: tensors have no versions there
-            network(pixels)
+            network(inputs)
     finally:
         network.train(training)
         for handle in handles:
@@ -78,6 +77,6 @@ def list_layers(network: Network, pixels: Tensor) -> list[Layer]:
         while outer := outer.rpartition(".")[0]:
             if outer in seen and seen[outer][0] is tensor and seen[outer][1] == version:
                 break
-        if not outer and tensor.ndim > 0 and len(tensor) == len(pixels):
+        if not outer and tensor.ndim > 0 and len(tensor) == len(inputs):
             layers.append(Layer(path, type(module).__name__, tuple(tensor.shape[1:]), tensor.dtype))
     return layers

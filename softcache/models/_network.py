@@ -1,7 +1,8 @@
-"""A network that takes pixels: an architecture together with its preprocessing."""
+"""A network that takes the inputs of keys: an architecture together with its preprocessing."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,17 @@ from torch.nn.functional import interpolate
 from torch.nn.parameter import UninitializedParameter
 
 from softcache.errors import ModelError, UsageError, nearest
+from softcache.fields import Fields, Inputs
+from softcache.models._array_model import ArrayModel
+from softcache.models._hooks import classifier_path
 from softcache.models._preprocess import Preprocess
+from softcache.models._through import Through
 
 __all__ = ["Network", "Preprocess", "input_channels", "logits_of", "output_of"]
 
 
 class Network(nn.Module):
-    """An architecture and what is done to pixels before it.
+    """An architecture and what is done to inputs before it.
 
     model: the bare architecture, from normalized floats (B, channels, H, W) to logits (B, classes); the names
         of its parameters are the names in saved files.
@@ -50,56 +55,80 @@ class Network(nn.Module):
         self.still: tuple[str, ...] = ()
         self._set_constants()
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Logits (B, classes), in the dtype that the architecture computes in, for uint8 pixels (B, H, W, C).
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Logits (B, classes), in the dtype that the architecture computes in, for uint8 pixels (B, H, W, C) or other
+        inputs.
 
-        Errors: ``ModelError`` where pixels or logits don't have that shape.
+        Errors: ``ModelError`` where pixels or logits don't have that shape, or the architecture takes other inputs.
         """
-        return self._checked(logits_of(self.model(self.prepare(pixels)), self.spec), pixels)
+        return self._checked(logits_of(self._run(inputs), self.spec), len(inputs))
 
     def refuse_untrainable(self) -> None:
         """Errors: ``UsageError`` for a network without parameters, such as a function that is a teacher."""
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise UsageError(f"{self.spec} has no parameters that could be trained: it can be a teacher, no student")
 
-    def outputs(self, pixels: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    def outputs(self, inputs: Inputs, names: Sequence[str]) -> dict[str, Tensor]:
         """Several outputs (B, …) of one run, by name: ``logits`` as ``forward`` gives them, others as the architecture
         names them, by a key or an attribute. One that returns a tensor alone gives it by any name but ``logits``.
 
         Errors: ``ModelError`` for an output that isn't there, with those that are.
         """
-        made = self.model(self.prepare(pixels))
+        made = self._run(inputs)
         return {
-            name: self._checked(logits_of(made, self.spec), pixels)
+            name: self._checked(logits_of(made, self.spec), len(inputs))
             if name == "logits"
-            else output_of(made, name, len(pixels), self.spec)
+            else output_of(made, name, len(inputs), self.spec)
             for name in names
         }
 
-    def _checked(self, logits: Tensor, pixels: Tensor) -> Tensor:
+    def _run(self, inputs: Inputs) -> Any:
+        """What the architecture returns."""
+        if isinstance(inputs, Tensor):
+            return self.model(self.prepare(inputs))
+        if isinstance(self.model, ArrayModel):  # a function gets what the data have, and where they are
+            return self.model(inputs)
+        positional, named = self.arguments(self._standardized(inputs))
+        return self.model(*positional, **named)
+
+    def arguments(self, fields: Fields) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """How inputs that are no pictures go to the architecture: each by the parameter of its name. One input alone is
+        the first argument where no parameter has its name. Masks go to parameters of their names, where there are any.
+
+        Errors: ``ModelError`` for inputs that it has no parameters for.
+        """
+        names, any_name = _parameters(self.model)
+        masks = {mask for mask in fields.masks if mask in names}
+        absent = [] if any_name else [name for name in fields.tensors if name not in names]
+        if len(fields.tensors) == 1 and (absent or (any_name and next(iter(fields.tensors)) not in names)):
+            (only,) = fields.tensors
+            return [fields.tensors[only]], {name: made for name, made in fields.named().items() if name in masks}
+        if absent:
+            raise ModelError(
+                f"{self.spec} takes {', '.join(names) or 'nothing'}, the data has {', '.join(fields.tensors)}: call "
+                "the parameters of its forward as the inputs"
+            )
+        return [], {name: made for name, made in fields.named().items() if name in fields.tensors or name in masks}
+
+    def _checked(self, logits: Tensor, rows: int) -> Tensor:
         if logits.ndim != 2 or self.classes not in (0, logits.shape[1]):
             raise ModelError(
-                f"{self.spec} gives outputs of shape {tuple(logits.shape)} for {len(pixels)} samples, "
+                f"{self.spec} gives outputs of shape {tuple(logits.shape)} for {rows} samples, "
                 f"but the data has {self.classes} classes: its factory should take num_classes"
             )
         return logits
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """The architecture's input for what a view of a key is.
-
-        A function of arrays gets the inputs as they are. Of inputs that are no pictures (``channels`` 0): floats (B, …)
-        are standardized, in the dtype and on the device of the parameters; whole numbers stay as they are. Of pictures
-        (B, channels, H', W') for uint8 pixels (B, H, W, C), C 1 or 3.
+        """The architecture's input (B, channels, H', W') for uint8 pixels (B, H, W, C), C 1 or 3. A function of arrays
+        gets the pixels as they are.
 
         Grey pixels are repeated where three channels are wanted. The arithmetic is float32 (float64 for a
         network in float64); the result has the dtype, device and memory format of the parameters.
 
         Errors: ``ModelError`` for other shapes or dtypes, and for colour pixels in a network of one channel.
         """
-        if getattr(self.model, "takes_arrays", False):  # a function gets what the data have, and where they are
+        if isinstance(self.model, ArrayModel):  # a function gets what the data have, and where they are
             return pixels
-        if self.channels == 0:
-            return self._values(pixels)
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3):
             raise ModelError(f"pixels must be uint8 (B, H, W, 1 or 3), not {pixels.dtype} {tuple(pixels.shape)}")
         if pixels.shape[3] > self.channels:
@@ -113,15 +142,34 @@ class Network(nn.Module):
         x = x.div(255).sub(self._mean).div(self._std)  # (B, 1 or 3, H', W') with (channels, 1, 1)
         return x.to(like.dtype).contiguous(memory_format=layout)
 
-    def _values(self, values: Tensor) -> Tensor:
+    def _standardized(self, fields: Fields) -> Fields:
+        """Inputs on the device of the parameters; floats in their dtype, those of the one floating input standardized,
+        but for what rows are filled up with. Whole numbers stay as they are.
+        """
         like = next((p for p in self.model.parameters() if p.is_floating_point()), self._mean)
-        values = values.to(like.device)
-        if not values.is_floating_point():
-            return values
+        fields = fields.to(like.device)
         mean, std = self._mean.view(-1), self._std.view(-1)
-        if len(mean) not in (1, values.shape[-1]):
-            raise ModelError(f"{self.spec} is for inputs of {len(mean)} numbers, these have {values.shape[-1]}")
-        return values.to(self._mean.dtype).sub(mean).div(std).to(like.dtype)
+        made = dict(fields.tensors)
+        for name, tensor in fields.tensors.items():
+            if not tensor.is_floating_point():
+                continue
+            if len(mean) not in (1, tensor.shape[-1]):
+                raise ModelError(f"{self.spec} is for inputs of {len(mean)} numbers, these have {tensor.shape[-1]}")
+            values = tensor.to(self._mean.dtype).sub(mean).div(std).to(like.dtype)
+            if name in fields.lengths:
+                own = fields.mask(name).reshape(*tensor.shape[:2], *[1] * (tensor.ndim - 2))
+                values = values.masked_fill(~own, 0)
+            made[name] = values
+        return Fields(made, fields.lengths, fields.masks, fields.pads)
+
+    def freeze_all_but_classifier(self) -> str:
+        """Lets only the layer that makes the logits learn; the others stay as in evaluation. Returns its path."""
+        path = classifier_path(self.model, self.classes)
+        self.model.requires_grad_(False)
+        self.model.get_submodule(path).requires_grad_(True)
+        self.trained_part = path
+        self.train(self.training)
+        return path
 
     def train(self, mode: bool = True) -> Network:
         """As ``nn.Module.train``; ``still`` and, where it is set, all but ``trained_part`` stay in evaluation mode."""
@@ -147,6 +195,16 @@ class Network(nn.Module):
 
     _mean: Tensor
     _std: Tensor
+
+
+def _parameters(model: nn.Module) -> tuple[list[str], bool]:
+    """Names of what a model's forward takes, and whether it takes any others by name."""
+    inside = model
+    while isinstance(inside, Through):
+        inside = inside.backbone
+    parameters = inspect.signature(inside.forward).parameters.values()
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return named, any(p.kind == p.VAR_KEYWORD for p in parameters)
 
 
 def logits_of(output: Any, spec: str = "the model") -> Tensor:

@@ -48,9 +48,9 @@ class Through(nn.Module):
         self.backbone, self.layer, self.projector, self.classifier = backbone, layer, projector, classifier
         classifier.requires_grad_(False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
         with Taps(self.backbone, [self.layer]) as taps:
-            self.backbone(x)
+            self.backbone(*inputs, **named)
         feature = taps[self.layer]
         if feature.ndim == 3:  # tokens (B, L, D), as a map of one column
             feature = feature.transpose(1, 2)

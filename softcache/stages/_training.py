@@ -24,7 +24,7 @@ from softcache.models._arithmetic import Arithmetic, pick_arithmetic
 from softcache.models._network import Network
 from softcache.models._open import open_network
 from softcache.stream.batches import Stream
-from softcache.stream.inputs import PixelSource, ResidentPixels, pick_pixels
+from softcache.stream.inputs import InputSource, ResidentInputs, pick_inputs
 from softcache.stream.memory import available_memory
 from softcache.stream.plan import FreshShare, Plan
 from softcache.stream.windows import pick_windows
@@ -34,7 +34,7 @@ from softcache.training.initialize import initialize_student, keep_frozen_still
 from softcache.training.loop import Stage
 from softcache.training.objective import Objective
 from softcache.training.rows import TrainingRows, choose_rows, without_held
-from softcache.views._viewed import ViewedDataset
+from softcache.views._open import Viewed
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +45,13 @@ class Prepared:
 
     parsed: Parsed
     data: TrainingData
-    test: ViewedDataset | None
+    test: Viewed | None
     rows: TrainingRows
     device: torch.device
     network: Network
     hint_losses: HintLosses | None
     start: dict[str, Any]
-    pixels: PixelSource
+    pixels: InputSource
     fitting: Fitting
     live: Arithmetic | None
 
@@ -120,7 +120,7 @@ def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[
     options = options.settled(network, rows.length, pretrained=pretrained, distilled=not parsed.labels_alone)
     options = options.with_arithmetic(network, sample, device)
     parsed = dataclasses.replace(parsed, options=options)
-    pixels = pick_pixels(
+    pixels = pick_inputs(
         data.viewed, device, resident=options.resident, workers=options.workers, start=options.start_method
     )
     return Prepared(parsed, data, test, rows, device, network, hint_losses, start, pixels, options.fitting(), live)
@@ -184,7 +184,7 @@ def training_stages(prepared: Prepared) -> list[Stage]:
             layers=parsed.teacher_layers if hints else (),
             arithmetic=prepared.live,
             views_per_image=options.views_per_image,
-            resident=isinstance(pixels, ResidentPixels) and pixels.on_device,
+            resident=isinstance(pixels, ResidentInputs) and pixels.on_device,
             hold_all=options.resident == "device",
             windows=windows,
         )

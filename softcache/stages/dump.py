@@ -62,7 +62,7 @@ from softcache.errors import CacheError, LockedError, SoftcacheError, UsageError
 from softcache.localfiles import local_path
 from softcache.models._arithmetic import Arithmetic, pick_arithmetic
 from softcache.models._network import Network
-from softcache.views._viewed import ViewedDataset
+from softcache.views._open import Viewed, view_samples
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def dump(asked: DumpConfig) -> Dumped:
     existing = Cache(folder, codec=asked.named_codec) if (folder / MANIFEST).exists() else None
     asked = dataclasses.replace(asked, dataset=dataset, size=asked.size if existing else size)
     config = asked.settled(existing)
-    viewed = ViewedDataset(samples, config.augment, seed=config.view_seed or 0, size=config.size)
+    viewed = view_samples(samples, config.augment, seed=config.view_seed or 0, size=config.size)
     samples_kept = samples_to_keep(viewed, config.keep_samples, existing.manifest if existing else None)
     device = _device(config.device)
     same_kind(existing.manifest if existing else None, device)
@@ -186,7 +186,7 @@ def dump(asked: DumpConfig) -> Dumped:
 def _compute(
     folder: Path,
     identity: Identity,
-    viewed: ViewedDataset,
+    viewed: Viewed,
     forward: Forward,
     columns: dict[str, ColumnRecord],
     views: int,
@@ -247,7 +247,7 @@ def _is_whole(cache: Cache, config: DumpConfig, signals: Sequence[Signal], sampl
     state, views = cache.manifest.state, config.views or cache.views
     return (
         views <= state.views
-        and samples_kept <= state.samples_shape[0]
+        and samples_kept <= state.samples
         and all(is_kept(state, signal, config.codec) for signal in signals)
         and all((cache.folder / name).exists() for name in (ROWS, SAMPLES))
         and not cache.missing(cache.manifest.columns, views)
@@ -304,7 +304,7 @@ def _with_error(state: State, column: str, error: dict[str, float], keys: int) -
 def _batch(
     config: DumpConfig,
     network: Network,
-    viewed: ViewedDataset,
+    viewed: Viewed,
     device: torch.device,
     arithmetic: Arithmetic,
     columns: Sequence[str],

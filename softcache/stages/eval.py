@@ -14,7 +14,7 @@ from softcache.device import pick_device, reproducible
 from softcache.errors import DatasetError
 from softcache.models._arithmetic import Arithmetic
 from softcache.models._open import open_network
-from softcache.stream.inputs import pick_pixels
+from softcache.stream.inputs import pick_inputs
 from softcache.training.evaluation import evaluate_network
 from softcache.views._open import open_viewed
 
@@ -66,7 +66,7 @@ def evaluate(
         normalize=normalize,
         pictures=viewed.samples.pictures,
     )
-    pixels = pick_pixels(viewed, chosen, workers=workers)
+    pixels = pick_inputs(viewed, chosen, workers=workers)
     if folder is None and Path(spec).is_dir():  # a teacher that was found by its model's name
         recorded = recorded_options(Path(spec))
     # As it was trained, so that its folder's own figure comes out again.

@@ -20,6 +20,8 @@ from softcache.config.data import open_data
 from softcache.config.parsed import parse
 from softcache.config.train import TrainConfig
 from softcache.errors import CacheError, UsageError
+from softcache.fields import Fields, stacked
+from softcache.inputs import PIXELS
 from softcache.stream.plan import Plan
 from softcache.stream.transfer import host_tensor, unsigned
 
@@ -30,11 +32,13 @@ Key = tuple[int, int]  # row, view
 class KeyBatch:
     """Keys with all that a loss needs. Every key's pixels have been compared with what the teacher saw.
 
-    ``rows``, ``views`` (B,) int64. ``inputs``: ``pixels`` (B, H, W, C) uint8, or what the
-    dataset has instead, by its name (B, ...). ``targets``: outputs of the teacher by
+    ``rows``, ``views`` (B,) int64. ``inputs``: ``pixels`` (B, H, W, C) uint8, or what the dataset has instead, by name
+    (B, ...); of rows that have lengths of their own (B, L, ...), filled up to the longest, with ``attention_mask``
+    (B, L) int64, 1 for a row's own places. ``targets``: outputs of the teacher by
     their names, ``logits`` (B, C) raw, and hints by their layers' names, all (B, ...) float32. ``labels`` (B,) int64,
     -1 for none. ``mixed``: of samples that their recipe mixed with a partner, the partners' labels (B,) int64 and the
-    weight of the own label (B,) float32; None for recipes that don't mix.
+    weight of the own label (B,) float32; None for recipes that don't mix. ``pads``: of inputs whose rows have lengths
+    of their own, what they are filled up with.
     """
 
     rows: torch.Tensor
@@ -43,6 +47,7 @@ class KeyBatch:
     targets: Mapping[str, torch.Tensor]
     labels: torch.Tensor
     mixed: tuple[torch.Tensor, torch.Tensor] | None = None
+    pads: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -61,7 +66,8 @@ class KeyBatch:
                 return {name: change(tensor) for name, tensor in value.items()}
             return value if value is None else tuple(map(change, value)) if isinstance(value, tuple) else change(value)
 
-        return KeyBatch(**{field.name: changed(getattr(self, field.name)) for field in dataclasses.fields(self)})
+        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return KeyBatch(**{name: part if name == "pads" else changed(part) for name, part in parts.items()})
 
 
 class Keys(Dataset[KeyBatch]):
@@ -198,15 +204,21 @@ class Keys(Dataset[KeyBatch]):
     def _in_view(self, rows: np.ndarray, view: int) -> KeyBatch:
         readers = self._readers()
         arrays = {name: reader.gather(view, rows) for name, reader in readers.items()}
-        pixels = self.viewed.batch(rows, view)
+        inputs = self.viewed.batch(rows, view)
         check = PixelCheck(self.viewed.digest, at_once=True, accepted=self._close * len(arrays))
-        check.add(rows, (view,), pixels, [unsigned(host_tensor(found["digest"])) for found in arrays.values()])
+        check.add(rows, (view,), inputs, [unsigned(host_tensor(found["digest"])) for found in arrays.values()])
         targets = {name: readers[name].decode(found) for name, found in arrays.items()}
         labels, mixing = torch.from_numpy(self.labels), self.viewed.mixing(rows, view)
         mixed = None if mixing is None else (labels[torch.from_numpy(mixing[0])], torch.from_numpy(mixing[1]))
         place = torch.from_numpy(rows)
         return KeyBatch(
-            place, torch.full_like(place, view), {self.viewed.samples.input_name: pixels}, targets, labels[place], mixed
+            place,
+            torch.full_like(place, view),
+            inputs.named() if isinstance(inputs, Fields) else {PIXELS: inputs},
+            targets,
+            labels[place],
+            mixed,
+            {name: inputs.pads[name] for name in inputs.lengths} if isinstance(inputs, Fields) else {},
         )
 
     def _readers(self) -> dict[str, ColumnReader]:
@@ -253,8 +265,9 @@ def joined(batches: Sequence[KeyBatch]) -> KeyBatch:
     return KeyBatch(
         torch.cat([batch.rows for batch in batches]),
         torch.cat([batch.views for batch in batches]),
-        {name: torch.cat([batch.inputs[name] for batch in batches]) for name in first.inputs},
+        {name: stacked([batch.inputs[name] for batch in batches], first.pads.get(name, 0)) for name in first.inputs},
         {name: torch.cat([batch.targets[name] for batch in batches]) for name in first.targets},
         torch.cat([batch.labels for batch in batches]),
         (torch.cat([own for own, _ in mixed]), torch.cat([weight for _, weight in mixed])) if mixed else None,
+        first.pads,
     )

@@ -25,18 +25,16 @@ from softcache.localfiles import local_path
 from softcache.losses._schedule import Schedule
 from softcache.losses._terms import refuse_few_classes
 from softcache.models._folder import describe, save_network
-from softcache.models._hooks import freeze_all_but_classifier
 from softcache.models._network import Network
 from softcache.models._open import open_network
 from softcache.stream.batches import Stream
-from softcache.stream.inputs import pick_pixels
+from softcache.stream.inputs import pick_inputs
 from softcache.stream.plan import Plan
 from softcache.training.evaluation import Accuracy, evaluator, open_test
 from softcache.training.folder import training_into
 from softcache.training.loop import Stage, fit
 from softcache.training.objective import Objective
-from softcache.views._open import open_viewed
-from softcache.views._viewed import ViewedDataset
+from softcache.views._open import Viewed, open_viewed
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +100,7 @@ def teach(config: TeachConfig) -> Taught:
     if config.freeze:
         if config.weights is None:
             raise UsageError("--freeze trains the classifier alone: give the rest of the network with --weights")
-        freeze_all_but_classifier(network)
+        network.freeze_all_but_classifier()
     config = config.settled(network, int((train.samples.labels >= 0).sum()), pretrained=config.weights is not None)
     make_folder(folder)
     with training_into(folder, "the same command"), reproducible(tf32=config.tf32):
@@ -112,8 +110,8 @@ def teach(config: TeachConfig) -> Taught:
 
 def _teach(
     network: Network,
-    train: ViewedDataset,
-    test: ViewedDataset | None,
+    train: Viewed,
+    test: Viewed | None,
     config: TeachConfig,
     folder: Path,
     device: torch.device,
@@ -127,7 +125,7 @@ def _teach(
     remember_folder(folder, config, network.spec)
     labels, fitting = train.samples.labels, config.fitting()
     plan = Plan(np.flatnonzero(labels >= 0), fitting.batch_size, config.seed, None)
-    pixels = pick_pixels(train, device, resident=config.resident, workers=config.workers, start=config.start_method)
+    pixels = pick_inputs(train, device, resident=config.resident, workers=config.workers, start=config.start_method)
     stream = Stream(train, pixels, plan, device, visible=labels, teacher=None)
     alone = Objective((), Schedule.constant(0), Schedule.constant(1), None, fitting.epochs, fitting.label_smoothing)
     evaluate = evaluator(

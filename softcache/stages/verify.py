@@ -182,7 +182,7 @@ def _ask(
     found = compare(
         cache,
         viewed,
-        lambda pixels: forward(pixels)[column],
+        lambda inputs: forward(inputs)[column],
         where,
         sample=sample,
         seed=seed,

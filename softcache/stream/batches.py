@@ -1,4 +1,4 @@
-"""Batches of keys with all that the loss needs: pixels, labels and targets, with each key's pixels checked."""
+"""Batches of keys with all that the loss needs: inputs, labels and targets, with each key's inputs checked."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import torch
 
 from softcache.cache.agreement.digests import CloseRows, PixelCheck
 from softcache.cache.reader import Cache
-from softcache.stream.inputs import PixelSource
+from softcache.fields import Inputs
+from softcache.stream.inputs import InputSource
 from softcache.stream.parts import Part, Parts
 from softcache.stream.plan import Plan
 from softcache.stream.targets import Targets, joined
-from softcache.views._viewed import ViewedDataset
+from softcache.views._open import Viewed
 
 
 class TargetSource(Protocol):
@@ -26,7 +27,7 @@ class TargetSource(Protocol):
 
     @property
     def compared(self) -> Sequence[Cache]:
-        """Whose digests ``targets`` gives, one after the other; none where pixels are any."""
+        """Whose digests ``targets`` gives, one after the other; none where inputs are any."""
         ...
 
     @property
@@ -38,8 +39,8 @@ class TargetSource(Protocol):
         """Prepares for an epoch of these batches."""
         ...
 
-    def targets(self, part: Part, on_device: torch.Tensor, pixels: torch.Tensor) -> Targets:
-        """Those of a part of n keys. ``on_device`` (n,) int64: their rows; ``pixels`` (n, H, W, C) uint8."""
+    def targets(self, part: Part, on_device: torch.Tensor, inputs: Inputs) -> Targets:
+        """Those of a part of n keys. ``on_device`` (n,) int64: their rows; ``inputs``: theirs, on the device."""
         ...
 
 
@@ -47,13 +48,14 @@ class TargetSource(Protocol):
 class Batch:
     """A batch holds only labels that may be used in training; -1 stands for the others and for no label.
 
-    ``pixels`` (B, H, W, C) uint8. ``visible`` (B,) int64: the rows' labels. ``mixed``: of samples that are mixed with a
-    partner, the partners' labels (B,) int64 and the weight of the own label (B,) float32. ``labels`` (B,) int64: for
-    losses that take one label a sample; of a mixed sample the label with the larger weight.
+    ``inputs``: pixels (B, H, W, C) uint8, or other named tensors. ``visible`` (B,) int64: the rows' labels. ``mixed``:
+    of samples that are mixed with a partner, the partners' labels (B,) int64 and the weight of the own label (B,)
+    float32. ``labels`` (B,) int64: for losses that take one label a sample; of a mixed sample the label with the larger
+    weight.
     """
 
     rows: torch.Tensor
-    pixels: torch.Tensor
+    inputs: Inputs
     labels: torch.Tensor
     visible: torch.Tensor
     mixed: tuple[torch.Tensor, torch.Tensor] | None
@@ -65,8 +67,8 @@ class Stream:
 
     def __init__(
         self,
-        viewed: ViewedDataset,
-        pixels: PixelSource,
+        viewed: Viewed,
+        inputs: InputSource,
         plan: Plan,
         device: torch.device,
         *,
@@ -74,12 +76,12 @@ class Stream:
         teacher: TargetSource | None,
         close: Mapping[Path, CloseRows] | None = None,
     ):
-        """``close``: by a cache's folder, whose pixels may differ from what its teacher saw; None where none may."""
+        """``close``: by a cache's folder, whose inputs may differ from what its teacher saw; None where none may."""
         self.plan = plan
-        self.name = pixels.name
+        self.name = inputs.name
         self.targets = teacher.name if teacher is not None else "from labels"
         self._viewed = viewed
-        self._pixels = pixels
+        self._inputs = inputs
         self.device = device
         self._teacher = teacher
         self._close = close
@@ -98,7 +100,7 @@ class Stream:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """All batches of an epoch.
 
-        Errors: ``PixelsError`` naming the first key whose pixels are not those that the teacher saw. On a CPU it is
+        Errors: ``PixelsError`` naming the first key whose inputs are not those that the teacher saw. On a CPU it is
         raised with that batch; on a GPU at the end of the epoch, so that no step has to wait for the device.
         """
         batches = list(self.plan.batches(epoch))
@@ -108,23 +110,23 @@ class Stream:
         if self._teacher is not None and self._close is not None:
             accepted = [self._close[cache.folder] for cache in self._teacher.compared]
         check = PixelCheck(self._viewed.digest, at_once=self._at_once, accepted=accepted)
-        for parts, on_device, pixels in self._pixels.epoch(batches):
-            targets = self._targets(parts, on_device, pixels, check)
+        for parts, on_device, inputs in self._inputs.epoch(batches):
+            targets = self._targets(parts, on_device, inputs, check)
             visible, mixed = self._visible.index_select(0, on_device), self._mixed(parts)
             labels = visible if mixed is None else torch.where(mixed[1] >= 0.5, visible, mixed[0])
-            yield Batch(on_device, pixels, labels, visible, mixed, targets)
+            yield Batch(on_device, inputs, labels, visible, mixed, targets)
         check.finish()
 
-    def _targets(self, parts: Parts, on_device: torch.Tensor, pixels: torch.Tensor, check: PixelCheck) -> Targets:
-        """Those of a batch. ``check`` gets the keys of those parts whose targets go with the pixels."""
+    def _targets(self, parts: Parts, on_device: torch.Tensor, inputs: Inputs, check: PixelCheck) -> Targets:
+        """Those of a batch. ``check`` gets the keys of those parts whose targets go with the inputs."""
         if self._teacher is None:
             return Targets()
         found, at = [], 0
         for part in parts:
             keys = slice(at, at + len(part))
-            of_part = self._teacher.targets(part, on_device[keys], pixels[keys])
+            of_part = self._teacher.targets(part, on_device[keys], inputs[keys])
             if of_part.digests:
-                check.add(part.key_rows, part.views, pixels[keys], of_part.digests)
+                check.add(part.key_rows, part.views, inputs[keys], of_part.digests)
             found.append(of_part)
             at = keys.stop
         return joined(found)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from softcache.cache.reader import Cache
+from softcache.fields import Inputs
 from softcache.stream.mean import MeanTargets
 from softcache.stream.parts import Part, Parts
 from softcache.stream.targets import CachedTargets, Targets
@@ -29,6 +30,6 @@ class BothTargets:
         """Prepares the recorded views of an epoch; means are the same in all epochs."""
         self._recorded.begin([[part for part in parts if not part.fresh] for parts in batches])
 
-    def targets(self, part: Part, on_device: torch.Tensor, pixels: torch.Tensor) -> Targets:
-        """``on_device`` (n,) int64: the rows of the part's keys; ``pixels`` are not used."""
-        return (self._means if part.fresh else self._recorded).targets(part, on_device, pixels)
+    def targets(self, part: Part, on_device: torch.Tensor, inputs: Inputs) -> Targets:
+        """``on_device`` (n,) int64: the rows of the part's keys; ``inputs`` are not used."""
+        return (self._means if part.fresh else self._recorded).targets(part, on_device, inputs)

@@ -1,12 +1,11 @@
-"""Pixels of keys, batch by batch: made by indexing images in memory, or by worker processes.
+"""Inputs of keys, batch by batch: made by indexing what is in memory, or by worker processes.
 
-Both give the same bytes: uint8 (B, H, W, C).
+Both give the same bytes: pixels (B, H, W, C) uint8, or whatever else the dataset has.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -17,6 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from softcache.console import counted
 from softcache.errors import UsageError
+from softcache.fields import Fields, Inputs, joined_inputs
+from softcache.inputs import PIXELS
 from softcache.stream.memory import memory_budget
 from softcache.stream.parts import Parts, key_rows
 from softcache.stream.transfer import PinnedBuffers, host_tensor
@@ -28,40 +29,43 @@ from softcache.stream.workers import (
     pick_start_method,
     started,
 )
+from softcache.views._open import Viewed, view_samples
 from softcache.views._viewed import ViewedDataset
 
-Keys = Iterator[tuple[Parts, torch.Tensor, torch.Tensor]]
+Keys = Iterator[tuple[Parts, torch.Tensor, Inputs]]
 
 
-class PixelSource(Protocol):
-    """Where batches of pixels come from."""
+class InputSource(Protocol):
+    """Where batches of inputs come from."""
 
     name: str
 
     def epoch(self, batches: Sequence[Parts]) -> Keys:
-        """Each batch with its keys' rows (B,) int64 on the device and their pixels on the device."""
+        """Each batch with its keys' rows (B,) int64 on the device and their inputs on the device."""
         ...
 
 
-class ResidentPixels:
-    """Holds all rows' evaluation pixels on the device, or on the host, and makes views of them by indexing.
+class ResidentInputs:
+    """Holds all rows' evaluation pixels, or other inputs of a fixed shape, on the device, or on the host, and makes
+    views of them by indexing.
 
     This takes no workers and, on the device, no copies within an epoch.
     """
 
-    def __init__(self, viewed: ViewedDataset, device: torch.device, *, host: bool = False):
+    def __init__(self, viewed: Viewed, device: torch.device, *, host: bool = False):
         self.on_device = not host or device.type == "cpu"
         self.name = f"resident on {device if self.on_device else 'the host'}"
         self._viewed = viewed
         self._device = device
         self._place = device if self.on_device else torch.device("cpu")
-        self._base = host_tensor(viewed.base_images()).to(self._place)
+        base = host_tensor(viewed.base_images()) if isinstance(viewed, ViewedDataset) else viewed.base()
+        self._base: Inputs = base.to(self._place)
         self._pinned = None if self.on_device else PinnedBuffers(device, pinned=device.type == "cuda")
 
-    def clean(self) -> ResidentPixels:
-        """The evaluation pixels of the same rows, made from the same memory."""
+    def clean(self) -> ResidentInputs:
+        """The evaluation inputs of the same rows, made from the same memory."""
         shared = copy.copy(self)
-        shared._viewed = ViewedDataset(self._viewed.samples, "none", size=self._viewed.size)
+        shared._viewed = view_samples(self._viewed.samples, "none", size=self._viewed.size)
         return shared
 
     def epoch(self, batches: Sequence[Parts]) -> Keys:
@@ -75,13 +79,19 @@ class ResidentPixels:
         at = 0
         for parts in batches:
             keys = slice(at, at + sum(map(len, parts)))
-            base = self._base.index_select(0, here[keys])
-            made = self._viewed.move_by(base, {name: of[keys] for name, of in motion.items()})
+            made: Inputs
+            if isinstance(self._viewed, ViewedDataset) and isinstance(self._base, torch.Tensor):
+                base = self._base.index_select(0, here[keys])
+                made = self._viewed.move_by(base, {name: of[keys] for name, of in motion.items()})
+            else:
+                made = self._base[here[keys]]
             yield parts, order[keys], self._sent(made)
             at = keys.stop
 
     def _motion(self, rows: np.ndarray, batches: Sequence[Parts]) -> dict[str, np.ndarray]:
         """The parameters of all keys of an epoch, whose ``rows`` (K,) are given, in their order."""
+        if not isinstance(self._viewed, ViewedDataset):
+            return {}
         views = {view for parts in batches for part in parts for view in part.views}
         if len(views) == 1:
             return dict(self._viewed.parameters(rows, views.pop()))
@@ -93,18 +103,22 @@ class ResidentPixels:
                 motion.setdefault(name, np.empty(len(rows), values.dtype))[keys] = values
         return motion
 
-    def _sent(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _sent(self, inputs: Inputs) -> Inputs:
         if self._pinned is None:
-            return pixels
-        buffers = self._pinned.arrays({"pixels": (self._viewed.dtype.str, tuple(pixels.shape))})
-        host_tensor(buffers["pixels"]).copy_(pixels)
-        return self._pinned.send(buffers)["pixels"]
+            return inputs
+        tensors = inputs.tensors if isinstance(inputs, Fields) else {PIXELS: inputs}
+        wanted = {name: (tensor.numpy().dtype.str, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        buffers = self._pinned.arrays(wanted)
+        for name, tensor in tensors.items():
+            host_tensor(buffers[name]).copy_(tensor)
+        sent = self._pinned.send(buffers)
+        return Fields(sent) if isinstance(inputs, Fields) else sent[PIXELS]
 
 
-class WorkerPixels:
-    """Has DataLoader workers make the pixels; with 0 workers this process makes them."""
+class WorkerInputs:
+    """Has DataLoader workers make the inputs; with 0 workers this process makes them."""
 
-    def __init__(self, viewed: ViewedDataset, device: torch.device, workers: int, *, start: str = "auto"):
+    def __init__(self, viewed: Viewed, device: torch.device, workers: int, *, start: str = "auto"):
         self.name = f"mapped, {counted(workers, 'worker')}"
         self._device = device
         self._queue = _Queue()
@@ -123,8 +137,8 @@ class WorkerPixels:
 
     def epoch(self, batches: Sequence[Parts]) -> Keys:
         self._queue.fill(batches)
-        for parts, pixels in zip(batches, started(self._loader), strict=True):
-            yield parts, host_tensor(key_rows(parts)).to(self._device), pixels.to(self._device, non_blocking=True)
+        for parts, inputs in zip(batches, started(self._loader), strict=True):
+            yield parts, host_tensor(key_rows(parts)).to(self._device), inputs.to(self._device, non_blocking=True)
 
 
 class _Queue(Sampler):
@@ -144,24 +158,26 @@ class _Queue(Sampler):
 
 
 class _Batches(Dataset):
-    def __init__(self, viewed: ViewedDataset | SharedViews):
+    def __init__(self, viewed: Viewed | SharedViews):
         self._source = viewed
 
-    def __getitem__(self, parts: Parts) -> torch.Tensor:
+    def __getitem__(self, parts: Parts) -> Inputs:
         viewed = self._source.viewed if isinstance(self._source, SharedViews) else self._source
-        made = [pixels for part in parts for pixels in viewed.batch_views(part.rows, part.views)]
-        return made[0] if len(made) == 1 else torch.cat(made)
+        made: list[Inputs] = []
+        for part in parts:
+            made += viewed.batch_views(part.rows, part.views)
+        return joined_inputs(made)
 
 
-def pick_pixels(
-    viewed: ViewedDataset,
+def pick_inputs(
+    viewed: Viewed,
     device: torch.device,
     *,
     resident: str = "auto",
     workers: int = -1,
     budget: int | None = None,
     start: str = "auto",
-) -> PixelSource:
+) -> InputSource:
     """The fastest source that fits: resident where the recipe only moves bytes and the rows fit ``budget`` bytes.
 
     Errors: ``UsageError`` where ``resident`` is ``device`` or ``host`` and views can't be made by indexing.
@@ -169,27 +185,23 @@ def pick_pixels(
     if resident in ("device", "host") and not viewed.resident:
         raise UsageError(
             f"--resident {resident}: views of {viewed.recipe} of {viewed.samples.spec} can't be made by indexing (only "
-            "none, flip and crop of images that are in memory can): leave out --resident, workers then make them"
+            "none, flip and crop of images that are in memory can, and other inputs of a fixed shape as they are): "
+            "leave out --resident, workers then make them"
         )
     if resident == "auto" and viewed.resident:
         room = budget if budget is not None else memory_budget(device)
-        resident = "device" if pixel_bytes(viewed) <= room else "off"
+        resident = "device" if viewed.bytes <= room else "off"
     if resident in ("device", "host"):
-        return ResidentPixels(viewed, device, host=resident == "host")
-    return WorkerPixels(viewed, device, pick_workers(viewed, workers), start=start)
+        return ResidentInputs(viewed, device, host=resident == "host")
+    return WorkerInputs(viewed, device, pick_workers(viewed, workers), start=start)
 
 
-def pixel_bytes(viewed: ViewedDataset) -> int:
-    """Bytes of the evaluation pixels of all rows."""
-    return len(viewed.samples) * math.prod(viewed.shape) * viewed.dtype.itemsize
-
-
-def pick_workers(viewed: ViewedDataset, workers: int) -> int:
-    """``workers``, or where that is negative 0 if views are made by indexing, else one less than this process's cores
-    (at least 1, at most 16)."""
+def pick_workers(viewed: Viewed, workers: int) -> int:
+    """``workers``, or where that is negative 0 if views are made by indexing or are no pictures, else one less than
+    this process's cores (at least 1, at most 16)."""
     if workers >= 0:
         return workers
-    if viewed.resident and viewed.samples.images is not None:
+    if viewed.samples.in_memory and (viewed.resident or not viewed.samples.pictures):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores - 1, 16))

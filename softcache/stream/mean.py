@@ -9,6 +9,7 @@ import torch
 
 from softcache.cache.reader import Cache, ColumnReader
 from softcache.cache.schema import LOGITS
+from softcache.fields import Inputs
 from softcache.stream.memory import memory_budget
 from softcache.stream.parts import Part, Parts
 from softcache.stream.targets import Targets
@@ -17,7 +18,7 @@ CHUNK_BYTES = 64 * 2**20
 
 
 class MeanTargets:
-    """Gives a row the same target whatever its pixels are. It has no digests: the pixels are meant to be others.
+    """Gives a row the same target whatever its inputs are. It has no digests: the inputs are meant to be others.
 
     Where the means of all rows, (N, C) float32 for each cache, fit ``budget`` bytes, they are computed once and held on
     the device. Otherwise nothing is held, and a batch's means are computed from the caches whenever it comes. Both give
@@ -27,7 +28,7 @@ class MeanTargets:
     def __init__(
         self, caches: Sequence[Cache], views: Sequence[int], device: torch.device, *, budget: int | None = None
     ):
-        self.compared: Sequence[Cache] = ()  # their pixels are not those that the teacher saw
+        self.compared: Sequence[Cache] = ()  # their inputs are not those that the teacher saw
         self.seconds = 0.0
         self._readers, self._views, self._device = [cache.column(LOGITS) for cache in caches], tuple(views), device
         self._held: list[torch.Tensor] | None = None
@@ -38,8 +39,8 @@ class MeanTargets:
     def begin(self, batches: Sequence[Parts]) -> None:
         """Prepares nothing, because the means are over the same recorded views in every epoch."""
 
-    def targets(self, part: Part, on_device: torch.Tensor, pixels: torch.Tensor) -> Targets:
-        """``on_device`` (B,) int64: the rows of the part's keys; ``pixels`` are not used."""
+    def targets(self, part: Part, on_device: torch.Tensor, inputs: Inputs) -> Targets:
+        """``on_device`` (B,) int64: the rows of the part's keys; ``inputs`` are not used."""
         if self._held is not None:
             return Targets([mean.index_select(0, on_device) for mean in self._held])
         rows = part.key_rows

@@ -1,6 +1,6 @@
 """Targets of a batch of keys: read from caches, held on the device, or computed by a live teacher.
 
-Each source has ``begin(batches)``, which is called before an epoch, and ``targets(part, on_device, pixels)``, which is
+Each source has ``begin(batches)``, which is called before an epoch, and ``targets(part, on_device, inputs)``, which is
 called for each part of a batch (``batches.TargetSource``).
 """
 
@@ -18,6 +18,7 @@ from softcache.cache.blocks import BlockReader
 from softcache.cache.reader import Cache, ColumnReader
 from softcache.cache.schema import LOGITS, hint_column
 from softcache.device import autocast
+from softcache.fields import Inputs
 from softcache.models._hooks import Taps
 from softcache.models._network import Network
 from softcache.stream.parts import Part, Parts
@@ -120,8 +121,8 @@ class CachedTargets:
         for reader in self._readers():
             reader.release(view)
 
-    def targets(self, part: Part, on_device: torch.Tensor, pixels: torch.Tensor) -> Targets:
-        """``on_device`` (B,) int64: the rows of the part's keys; ``pixels`` are not used."""
+    def targets(self, part: Part, on_device: torch.Tensor, inputs: Inputs) -> Targets:
+        """``on_device`` (B,) int64: the rows of the part's keys; ``inputs`` are not used."""
         if self._hold:
             found = self._select(part.views, on_device)
         else:
@@ -177,7 +178,7 @@ class LiveTargets:
         self._hints = list(hints)
         self._device = device
         self._amp = amp
-        self.compared: Sequence[Cache] = ()  # it sees the very pixels
+        self.compared: Sequence[Cache] = ()  # it sees the very inputs
 
     @property
     def seconds(self) -> float:
@@ -189,15 +190,15 @@ class LiveTargets:
         return self._seconds
 
     def begin(self, batches: Sequence[Parts]) -> None:
-        """Prepares nothing: the teacher answers for any pixels."""
+        """Prepares nothing: the teacher answers for any inputs."""
 
-    def targets(self, part: Part, on_device: torch.Tensor, pixels: torch.Tensor) -> Targets:
-        """Runs the teacher on ``pixels`` (B, H, W, C) uint8."""
+    def targets(self, part: Part, on_device: torch.Tensor, inputs: Inputs) -> Targets:
+        """Runs the teacher on ``inputs``."""
         with self._timed(), ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(autocast(self._device, self._amp))
             taps = stack.enter_context(Taps(self._network.model, self._hints)) if self._hints else {}
-            logits = self._network(pixels)
+            logits = self._network(inputs)
             hints = {layer: taps[layer].float() for layer in self._hints}
         # Tensors made in inference mode can't be saved for a backward pass; a copy can.
         return Targets([logits.float().clone()], {layer: value.clone() for layer, value in hints.items()})

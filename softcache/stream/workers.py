@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import dataclasses
 import gc
 import multiprocessing
 import os
@@ -26,6 +27,8 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from softcache.errors import SoftcacheError, UsageError
+from softcache.fields import Inputs
+from softcache.views._open import Viewed
 from softcache.views._viewed import ViewedDataset
 
 START_METHODS = ("auto", "fork", "spawn", "forkserver")
@@ -91,14 +94,14 @@ def _unless_the_parent_hung_up(
         sys.__excepthook__(kind, error, traceback)
 
 
-def for_workers(viewed: ViewedDataset, method: str) -> ViewedDataset | SharedViews:
+def for_workers(viewed: Viewed, method: str) -> Viewed | SharedViews:
     """The dataset of keys in the form in which workers that start by ``method`` get it.
 
     Resized images that are kept are computed now, in this process, so that not every worker computes its own. Errors:
     ``SoftcacheError`` where there is no shared memory in which workers can hand over their inputs.
     """
     _check_shared_memory(method)
-    if viewed.samples.images is not None and viewed.keeps_bases:
+    if isinstance(viewed, ViewedDataset) and viewed.samples.images is not None and viewed.keeps_bases:
         viewed.base_images()
     return viewed if method == "fork" else SharedViews(viewed)
 
@@ -123,29 +126,45 @@ class SharedViews:
     """A dataset of keys that can be pickled: its images are put into shared memory once, for all workers, and are not
     copied through each worker's pipe."""
 
-    def __init__(self, viewed: ViewedDataset):
+    def __init__(self, viewed: Viewed):
         self.viewed = viewed
         self._arrays: dict[str, torch.Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         if self._arrays is None:
             self._arrays = {}
-            images = self.viewed.samples.images
-            if images is not None and self.viewed.samples.mapped is None:  # a mapped file is shared as it is
-                self._arrays["images"] = _shared(images)
-            if images is not None and self.viewed.keeps_bases and self.viewed.base_images() is not images:
-                self._arrays["bases"] = _shared(self.viewed.base_images())
+            self._arrays = {name: _shared(array) for name, array in self._in_memory()}
         bare = copy.copy(self.viewed)
         bare.samples = copy.copy(self.viewed.samples)
         if "images" in self._arrays:
             bare.samples.images = None
+        bare.samples.values = {
+            name: dataclasses.replace(held, values=held.values[:0]) if f"values {name}" in self._arrays else held
+            for name, held in bare.samples.values.items()
+        }
         return {"viewed": bare, "arrays": self._arrays}
+
+    def _in_memory(self) -> Iterator[tuple[str, np.ndarray]]:
+        """What is shared: a mapped file is as it is."""
+        samples = self.viewed.samples
+        for name, held in samples.values.items():
+            if held.mapped is None:
+                yield f"values {name}", held.values
+        if samples.images is not None and samples.mapped is None:
+            yield "images", samples.images
+        if isinstance(self.viewed, ViewedDataset) and samples.images is not None and self.viewed.keeps_bases:
+            bases = self.viewed.base_images()
+            if bases is not samples.images:
+                yield "bases", bases
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.viewed, self._arrays = state["viewed"], state["arrays"]
         if "images" in state["arrays"]:
             self.viewed.samples.images = state["arrays"]["images"].numpy()
-        if "bases" in state["arrays"]:
+        for name, held in self.viewed.samples.values.items():
+            if f"values {name}" in state["arrays"]:
+                held.values = state["arrays"][f"values {name}"].numpy()
+        if "bases" in state["arrays"] and isinstance(self.viewed, ViewedDataset):
             self.viewed.keep_bases(state["arrays"]["bases"].numpy())
 
 
@@ -181,15 +200,15 @@ class Shielded(Dataset):
             return Failure(error)
 
 
-def _share(made: torch.Tensor | list[torch.Tensor]) -> None:
+def _share(made: Inputs | list[Inputs]) -> None:
     """Moves a worker's tensors to shared memory. torch would do so later, in a thread of its own, where an error is
     printed and the parent waits for ever.
 
     Errors: ``SoftcacheError`` where there is no room for them.
     """
     try:
-        for tensor in [made] if isinstance(made, torch.Tensor) else made:
-            tensor.share_memory_()
+        for inputs in made if isinstance(made, list) else [made]:
+            inputs.share_memory_()
     except (OSError, RuntimeError) as error:
         raise SoftcacheError(_no_shared_memory(" ".join(str(error).split())[:160])) from None
 

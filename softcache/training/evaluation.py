@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from softcache.device import autocast
 from softcache.errors import SoftcacheError
 from softcache.models._network import Network
-from softcache.stream.inputs import PixelSource, ResidentPixels, pick_pixels
+from softcache.stream.inputs import InputSource, ResidentInputs, pick_inputs
 from softcache.stream.parts import in_view
-from softcache.views._open import open_viewed
-from softcache.views._viewed import ViewedDataset
+from softcache.views._open import Viewed, open_viewed, view_samples
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ class Accuracy:
 @torch.inference_mode()
 def predict(
     network: Network,
-    pixels: PixelSource,
+    pixels: InputSource,
     rows: np.ndarray,
     device: torch.device,
     *,
@@ -55,7 +54,7 @@ def predict(
 
 def evaluate_network(
     network: Network,
-    pixels: PixelSource,
+    pixels: InputSource,
     labels: np.ndarray,
     device: torch.device,
     *,
@@ -74,8 +73,8 @@ def evaluate_network(
 
 
 def held_out_evaluator(
-    viewed: ViewedDataset,
-    training: PixelSource,
+    viewed: Viewed,
+    training: InputSource,
     rows: np.ndarray,
     device: torch.device,
     *,
@@ -89,11 +88,11 @@ def held_out_evaluator(
     ``training``: where the training's pixels come from. If they are resident, clean pixels are made from the same
     memory; otherwise a source for these rows alone is opened.
     """
-    if isinstance(training, ResidentPixels):
+    if isinstance(training, ResidentInputs):
         shared, labels = training.clean(), viewed.samples.labels
         return lambda network: evaluate_network(network, shared, labels, device, rows=rows, amp=amp)
-    alone = ViewedDataset(viewed.samples.subset(rows), "none", size=viewed.size)
-    own = pick_pixels(alone, device, resident=resident, workers=workers, start=start_method)
+    alone = view_samples(viewed.samples.subset(rows), "none", size=viewed.size)
+    own = pick_inputs(alone, device, resident=resident, workers=workers, start=start_method)
     return lambda network: evaluate_network(network, own, alone.samples.labels, device, amp=amp)
 
 
@@ -105,7 +104,7 @@ def counts(logits_bc: torch.Tensor, labels_b: torch.Tensor) -> list[torch.Tensor
     return [hit[:, 0].sum().float(), hit.any(1).sum().float(), loss.float()]
 
 
-def open_test(dataset: str, size: int, *, data_dir: str | None, download: bool) -> ViewedDataset | None:
+def open_test(dataset: str, size: int, *, data_dir: str | None, download: bool) -> Viewed | None:
     """The clean test split, or None where the dataset has none that can be evaluated on; says so then.
 
     To be called before anything that takes long. ``size``: side of the views in pixels.
@@ -122,11 +121,11 @@ def open_test(dataset: str, size: int, *, data_dir: str | None, download: bool) 
 
 
 def evaluator(
-    test: ViewedDataset | None, device: torch.device, *, resident: str, workers: int, start_method: str, amp: str
+    test: Viewed | None, device: torch.device, *, resident: str, workers: int, start_method: str, amp: str
 ) -> Callable[[Network], Accuracy | None]:
     """``network → Accuracy`` on what ``open_test`` gave, or ``None`` where that is None."""
     if test is None:
         return lambda network: None
-    pixels = pick_pixels(test, device, resident=resident, workers=workers, start=start_method)
+    pixels = pick_inputs(test, device, resident=resident, workers=workers, start=start_method)
     labels = test.samples.labels
     return lambda network: evaluate_network(network, pixels, labels, device, amp=amp)

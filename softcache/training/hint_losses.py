@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from softcache.console import size
 from softcache.errors import ModelError
+from softcache.fields import Inputs
 from softcache.losses.hints._shapes import Shape
 from softcache.losses.hints._spec import HintModule, HintTerm
 from softcache.models._hooks import Taps, classifier_path, find_module
@@ -74,10 +75,10 @@ class Reached(Exception):
     """The last watched layer has run, so the rest of the forward pass is not needed."""
 
 
-def run_up_to(student: Network, pixels: Tensor) -> None:
+def run_up_to(student: Network, inputs: Inputs) -> None:
     """A forward pass under ``HintLosses.watching(stop=True)``: no module after the last watched one runs."""
     with contextlib.suppress(Reached):
-        student(pixels)
+        student(inputs)
 
 
 def bare(student: Network) -> nn.Module:
@@ -90,16 +91,16 @@ def watched(terms: Sequence[HintTerm]) -> list[str]:
 
 
 @torch.no_grad()
-def probe(student: Network, layers: Sequence[str], pixels: Tensor) -> tuple[dict[str, tuple[int, ...]], int]:
+def probe(student: Network, layers: Sequence[str], inputs: Inputs) -> tuple[dict[str, tuple[int, ...]], int]:
     """Shapes of a student's layers without the batch, and how often they run in one forward pass.
 
-    ``pixels`` (B, H, W, C) uint8. Errors: ``ModelError`` with the nearest names for a layer that doesn't exist.
+    ``inputs``: any. Errors: ``ModelError`` with the nearest names for a layer that doesn't exist.
     """
     was_training = student.training
     student.eval()
     try:
         with Taps(bare(student), layers) as taps, _events(bare(student), layers, None) as counted:
-            student(pixels)
+            student(inputs)
         return {layer: tuple(taps[layer].shape[1:]) for layer in layers}, counted[0]
     finally:
         student.train(was_training)
@@ -131,7 +132,7 @@ def _events(model: nn.Module, layers: Sequence[str], stop_at: int | None) -> Ite
 def build_hint_losses(
     network: Network,
     terms: Sequence[HintTerm],
-    pixels: Tensor,
+    inputs: Inputs,
     teacher_shapes: Callable[[Sequence[str]], Sequence[Shape]],
     rows: np.ndarray,
     visible: np.ndarray,
@@ -142,13 +143,13 @@ def build_hint_losses(
 ) -> HintLosses:
     """Builds the modules of all hint terms; one that replaces the logits (``simkd``) wraps the student's architecture.
 
-    ``pixels`` (B, H, W, C) uint8: any inputs, from which the shapes of the student's layers are found.
+    ``inputs``: any, from which the shapes of the student's layers are found.
     ``teacher_shapes``: returns the shapes of the teacher's layers without the batch. ``rows``: the rows of the dataset
     that are trained on. ``visible`` (N,): labels of all rows of the dataset, -1 for those that may not be used.
     ``teacher``: for terms that need its classifier.
     Errors: ``ModelError`` for a layer that the student doesn't have, ``UsageError`` for shapes that a loss can't use.
     """
-    shapes, events = probe(network, watched(terms), pixels)
+    shapes, events = probe(network, watched(terms), inputs)
     modules: list[HintModule] = []
     for term in terms:
         classifier = _classifier(term, teacher) if "teacher classifier" in term.needs else None

@@ -205,9 +205,9 @@ def _epoch(
             set_learning_rate(optimizer, optimization.learning_rate(local * steps + number, steps, stage.epochs))
             with watch.phase("forward"), autocast(device, work.amp):
                 if stage.hints_alone:
-                    run_up_to(student, batch.pixels)
+                    run_up_to(student, batch.inputs)
                 else:
-                    logits = work.model(batch.pixels)  # (B, C)
+                    logits = work.model(batch.inputs)  # (B, C)
                 hints = (
                     hint_losses(taps, batch.targets.hints, batch.rows, batch.labels) if hint_losses is not None else ()
                 )

@@ -9,7 +9,7 @@ import numpy as np
 
 from softcache.datasets._subset import holdout_rows, labelled_rows
 from softcache.errors import UsageError
-from softcache.views._viewed import ViewedDataset
+from softcache.views._open import Viewed
 
 VALIDATION_SEED = 0  # the same rows are held out in every run, whatever its seed
 
@@ -59,7 +59,7 @@ def choose_rows(
     return TrainingRows(train, np.flatnonzero(held), visible, length)
 
 
-def without_held(viewed: ViewedDataset, held: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray] | None:
+def without_held(viewed: Viewed, held: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray] | None:
     """Views that mix rows may show a held-out one: such keys are left out."""
     if viewed.recipe.mix is None or not len(held):
         return None

@@ -8,17 +8,23 @@
 
 Every augmentation has a ``revision``, which is raised whenever the same spec and key give other pixels than before. An
 augmentation never changes its input, and its result for one key doesn't depend on the other keys in the batch.
+
+Those with a method ``check_fields`` take inputs that are no pictures too.
 """
 
 from __future__ import annotations
 
 import typing
+from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from softcache.datasets._hash import UInt64
+from softcache.errors import UsageError
+from softcache.fields import Fields
+from softcache.inputs import InputField
 from softcache.views._image import Pixels
 from softcache.views._keys import Int64, Keys, integers
 from softcache.views._move import Motion
@@ -63,6 +69,44 @@ class MixAugmentation(Augmentation, Protocol):
 
     def mix(self, images: Pixels, partners: Pixels, keys: Keys) -> Pixels:
         """images, partners: (B, S, S, C) uint8. Result: the same shape."""
+
+
+@typing.runtime_checkable
+class TakesFields(Protocol):
+    """Also takes inputs that are no pictures."""
+
+    def check_fields(self, inputs: Mapping[str, InputField]) -> None:
+        """Errors: ``UsageError`` where it can't change inputs like these."""
+
+
+@typing.runtime_checkable
+class FieldsAugmentation(TakesFields, Protocol):
+    """Changes inputs that are no pictures."""
+
+    def change_fields(self, fields: Fields, keys: Keys) -> Fields:
+        """The same inputs with the same dtypes, shapes and lengths."""
+
+
+@typing.runtime_checkable
+class MixesFields(TakesFields, Protocol):
+    """Mixes them with a partner's."""
+
+    def mix_fields(self, own: Fields, partners: Fields, keys: Keys) -> Fields:
+        """The same inputs with the same dtypes and shapes."""
+
+
+def floating_fields(inputs: Mapping[str, InputField], augmentation: str) -> list[str]:
+    """Names of the inputs of floating numbers whose shape is the same in all rows.
+
+    Errors: ``UsageError`` where there are none.
+    """
+    found = [name for name, field in inputs.items() if field.dtype.startswith("float") and not field.ragged]
+    if not found:
+        there = "; ".join(f"{name} {field}" for name, field in inputs.items())
+        raise UsageError(
+            f"view recipe {augmentation!r} changes floating numbers of a fixed shape, and there are none: {there}"
+        )
+    return found
 
 
 def partner_rows(keys: Keys, rows: int) -> Int64:

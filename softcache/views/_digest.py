@@ -14,12 +14,15 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from softcache.datasets._hash import MASK, UInt64, finalize, splitmix64
+from softcache.fields import Fields, Inputs
+from softcache.inputs import PIXELS, InputField
 
 UInt32 = npt.NDArray[np.uint32]
 
@@ -42,76 +45,91 @@ def digest(pixels: np.ndarray | torch.Tensor) -> UInt32 | torch.Tensor:
         return (finalize(_sums(pixels)) >> np.uint64(32)).astype(np.uint32)
     if pixels.device.type == "cpu":
         return torch.from_numpy(digest(pixels.detach().numpy()).astype(np.int64))
-    return digest_of_sums(digest_sums(pixels))
-
-
-def digest_sums(pixels: torch.Tensor) -> torch.Tensor:
-    """The part of a digest that reads the bytes: (B, …) → (B,) int64.
-
-    On a GPU this takes three kernels and ``digest`` eighteen; the rest can be computed once for many batches.
-    """
-    return _sums_tensor(pixels)
-
-
-def digest_of_sums(sums: torch.Tensor) -> torch.Tensor:
-    """The rest of a digest: ``digest_of_sums(digest_sums(pixels))`` is ``digest(pixels)``."""
-    return _shifted(_finalize_tensor(sums), 32)
-
-
-def digest_named(sample: Mapping[str, np.ndarray | torch.Tensor]) -> UInt32 | torch.Tensor:
-    """The digest of samples that are named arrays. It covers names, dtypes, shapes and bytes, in the order of names.
-
-    sample: name → (B, …), all arrays or all tensors. Result: as ``digest``.
-    """
-    first = next(iter(sample.values()))
-    if isinstance(first, np.ndarray):
-        words = np.zeros(len(first), np.uint64)
-        for name, array in sorted(typing.cast(Mapping[str, np.ndarray], sample).items()):
-            words = splitmix64(words ^ np.uint64(_header(name, str(array.dtype), array.shape[1:])))
-            words = splitmix64(words ^ _sums(array))
-        return (words >> np.uint64(32)).astype(np.uint32)
-    state = torch.zeros(len(first), dtype=torch.int64, device=first.device)
-    for name, tensor in sorted(typing.cast(Mapping[str, torch.Tensor], sample).items()):
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        state = _splitmix_tensor(state ^ _signed(_header(name, dtype, tuple(tensor.shape[1:]))))
-        state = _splitmix_tensor(state ^ _sums_tensor(tensor))
-    return _shifted(state, 32)
+    return _shifted(_finalize_tensor(_sums_tensor(pixels)), 32)
 
 
 @dataclass(frozen=True)
-class InputDigest:
-    """The digest of a key whose inputs are one array: ``digest`` of pixels, else ``digest_named`` of the array by its
-    name. ``name``, ``dtype``, ``shape``: of one sample."""
+class PixelsDigest:
+    """``digest``, in two parts: what reads the bytes, and the rest, which can be put off."""
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
+    name: ClassVar[str] = PIXELS
 
-    @typing.overload
-    def __call__(self, values: np.ndarray) -> UInt32: ...
-    @typing.overload
-    def __call__(self, values: torch.Tensor) -> torch.Tensor: ...
-    def __call__(self, values: np.ndarray | torch.Tensor) -> UInt32 | torch.Tensor:
-        """As ``digest``."""
-        if self._header is None:
-            return digest(values)
-        if isinstance(values, np.ndarray):
-            return typing.cast(UInt32, digest_named({self.name: values}))
-        if values.device.type == "cpu":
-            return torch.from_numpy(self(values.detach().numpy()).astype(np.int64))
-        return self.of_sums(digest_sums(values))
+    def __call__(self, pixels: Inputs) -> torch.Tensor:
+        """(B, H, W, C) uint8 → (B,) int64."""
+        return self.of_sums(self.sums(pixels)) if pixels.device.type != "cpu" else digest(_pixels(pixels))
+
+    def sums(self, pixels: Inputs) -> torch.Tensor:
+        """The part of a digest that reads the bytes: (B,) int64.
+
+        On a GPU this takes three kernels and ``digest`` eighteen; the rest can be computed once for many batches.
+        """
+        return _sums_tensor(_pixels(pixels))
 
     def of_sums(self, sums: torch.Tensor) -> torch.Tensor:
-        """The digests of values whose ``digest_sums`` these are, (B,) int64 each."""
-        if self._header is None:
-            return digest_of_sums(sums)
-        begun = torch.full_like(sums, _signed(int(splitmix64(np.array([self._header], np.uint64))[0])))
-        return _shifted(_splitmix_tensor(begun ^ sums), 32)
+        """The digests of the pixels whose ``sums`` these are."""
+        return _shifted(_finalize_tensor(sums), 32)
 
-    @functools.cached_property
-    def _header(self) -> int | None:
-        pixels = self.name == "pixels" and self.dtype == "uint8"
-        return None if pixels else _header(self.name, self.dtype, self.shape)
+
+class FieldsDigest:
+    """The digest of keys whose inputs are named tensors. It covers names, dtypes, shapes and bytes, in the order of
+    names, each row at its own length: what a row is filled up with never counts.
+
+    ``inputs``: dtype and shape of each in one sample, null for a row's own length.
+    """
+
+    def __init__(self, inputs: Mapping[str, InputField]):
+        self.name = ", ".join(inputs)
+        self._inputs = dict(sorted(inputs.items()))
+        self._tables: dict[str, torch.Tensor] = {}
+
+    def __call__(self, inputs: Inputs) -> torch.Tensor:
+        """Result: (B,) int64 with values in 0..2**32-1, on the same device and without waiting for it."""
+        return self.of_sums(self.sums(inputs))
+
+    def sums(self, inputs: Inputs) -> torch.Tensor:
+        """The part of a digest that reads the bytes, and with it most of the rest: (B,) int64."""
+        assert isinstance(inputs, Fields)
+        state = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
+        for name, field in self._inputs.items():
+            tensor = inputs.tensors[name]
+            if field.ragged:
+                if field.pad:
+                    own = inputs.mask(name).reshape(*tensor.shape[:2], *[1] * (tensor.ndim - 2))
+                    tensor = tensor.masked_fill(~own, 0)  # zeros at the end change no sum
+                header = self._headers(name, inputs.lengths[name], tensor.shape[1])
+            else:
+                header = torch.tensor(_signed(_header(name, field.dtype, field.tail)), device=tensor.device)
+            state = _splitmix_tensor(state ^ header)
+            state = _splitmix_tensor(state ^ _sums_on(tensor))
+        return state
+
+    def of_sums(self, sums: torch.Tensor) -> torch.Tensor:
+        """The digests of inputs whose ``sums`` these are."""
+        return _shifted(sums, 32)
+
+    def _headers(self, name: str, lengths: torch.Tensor, longest: int) -> torch.Tensor:
+        """(B,) int64: what names, dtypes and shapes of rows of these lengths come to.
+
+        On a GPU they are looked up in a table of all lengths so far, so that nothing waits for it.
+        """
+        field = self._inputs[name]
+        if lengths.device.type == "cpu":
+            found = [_signed(_header(name, field.dtype, (length, *field.tail))) for length in lengths.tolist()]
+            return torch.tensor(found, dtype=torch.int64)
+        held = self._tables.get(name)
+        if held is None or len(held) <= longest:
+            shapes = [(length, *field.tail) for length in range(max(2 * longest, 64) + 1)]
+            table = [_signed(_header(name, field.dtype, shape)) for shape in shapes]
+            held = self._tables[name] = torch.tensor(table, dtype=torch.int64).to(lengths.device)
+        return held[lengths]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tables": {}}
+
+
+def _pixels(inputs: Inputs) -> torch.Tensor:
+    assert isinstance(inputs, torch.Tensor)
+    return inputs
 
 
 @functools.lru_cache(maxsize=8)
@@ -137,6 +155,13 @@ def _sums(array: np.ndarray) -> UInt64:
     return sums.view(np.uint64)
 
 
+def _sums_on(tensor: torch.Tensor) -> torch.Tensor:
+    """d of each sample on the tensor's own device; on the CPU NumPy is faster."""
+    if tensor.device.type == "cpu":
+        return torch.from_numpy(_sums(tensor.detach().numpy()).view(np.int64))
+    return _sums_tensor(tensor)
+
+
 def _sums_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """d of each sample: (B, …) → (B,) int64, wrapping around as two's complement does."""
     flat = tensor.detach().contiguous().reshape(len(tensor), math.prod(tensor.shape[1:]))
@@ -148,6 +173,7 @@ def _sums_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return (words.to(torch.int64) * weights).sum(1)  # integer matrix products don't exist on CUDA
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _header(name: str, dtype: str, shape: tuple[int, ...]) -> int:
     text = json.dumps([name, dtype, list(shape)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")

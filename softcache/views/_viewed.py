@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 
 from softcache.datasets._samples import Samples
 from softcache.errors import DatasetError, UsageError
+from softcache.inputs import PIXELS, InputField
 from softcache.views._augmentation import MoveAugmentation, PixelsAugmentation, partner_rows
-from softcache.views._digest import InputDigest
+from softcache.views._digest import PixelsDigest
 from softcache.views._image import Pixels, resize_and_crop
 from softcache.views._keys import Int64, Keys
 from softcache.views._move import Motion, move, move_array, still
@@ -26,7 +28,7 @@ BASE_LIMIT = 1 << 30  # the most bytes of evaluation pixels that are kept in mem
 
 
 class ViewedDataset:
-    """Samples, augmented by a recipe.
+    """Samples that are pictures, augmented by a recipe.
 
     recipe: a spec, by default that of the samples. seed: of the views, 0..2**64-1. size: the side of a view in pixels,
     by default that of the samples. ``indices`` are integers (B,): rows. No method changes the state of a random
@@ -48,13 +50,7 @@ class ViewedDataset:
         if recipe is None and samples.advice:
             log.info(samples.advice)
         self.recipe = parse_recipe(samples.recipe if recipe is None else recipe)
-        if not samples.pictures and self.recipe.spec != "none":
-            raise UsageError(
-                f"--augment {self.recipe}: the {samples.input_name} of {samples.spec} are no pictures, and other "
-                "inputs have no views but none"
-            )
-        if not samples.pictures and size not in (None, samples.size):
-            raise UsageError(f"--size {size}: the {samples.input_name} of {samples.spec} are no pictures")
+        assert samples.pictures, samples.input_names
         self.seed = seed
         self.size = samples.size if size is None else size
         if self.size < 1:
@@ -75,29 +71,37 @@ class ViewedDataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one key's inputs: (size, size, C) of pictures."""
-        if self.samples.pictures:
-            return (self.size, self.size, self.samples.channels)
-        assert self.samples.images is not None
-        return tuple(self.samples.images.shape[1:])
+        """Of one key's pixels: (size, size, C)."""
+        return (self.size, self.size, self.samples.channels)
 
     @property
-    def dtype(self) -> np.dtype:
-        """Of the inputs: uint8 of pictures."""
-        if self.samples.pictures:
-            return np.dtype(np.uint8)
-        assert self.samples.images is not None
-        return self.samples.images.dtype
+    def inputs(self) -> dict[str, InputField]:
+        """Dtype and shape of a key's inputs, by name."""
+        return {PIXELS: InputField("uint8", list(self.shape))}
 
     @property
-    def digest(self) -> InputDigest:
+    def row_bytes(self) -> int:
+        """Of one key's pixels."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Of the evaluation pixels of all rows."""
+        return len(self) * self.row_bytes
+
+    @property
+    def digest(self) -> PixelsDigest:
         """Of a key's inputs."""
-        return InputDigest(self.samples.input_name, str(self.dtype), self.shape)
+        return PixelsDigest()
 
     def identity(self) -> dict[str, Any]:
         """What the inputs depend on beside the samples, ready for JSON."""
         found = {"spec": self.recipe.spec, "revisions": self.recipe.revisions, "seed": self.seed}
-        return found | ({"size": self.size, "resize": self.resize} if self.samples.pictures else {})
+        return found | {"size": self.size, "resize": self.resize}
+
+    def lengths(self) -> dict[str, Int64]:
+        """Of inputs whose rows have lengths of their own, which pictures have none of."""
+        return {}
 
     def pixels(self, index: int, view: int) -> Pixels:
         """One key's pixels: uint8 (size, size, C), C-contiguous."""
@@ -124,8 +128,6 @@ class ViewedDataset:
         images = self.samples.images
         if images is None:
             raise DatasetError(f"{self.samples.spec} is not in memory: its views are decoded from files")
-        if not self.samples.pictures:
-            return images
         if images.shape[1:3] == (self.size, self.size) and self.resize == self.size:
             return images
         if self._bases is None:
@@ -144,8 +146,8 @@ class ViewedDataset:
     def _bases_fit(self) -> bool:
         """Whether the evaluation pixels of all rows exist already, or are small enough to be computed and kept."""
         images = self.samples.images
-        if images is None or not self.samples.pictures:
-            return images is not None
+        if images is None:
+            return False
         needed = len(images) * self.size * self.size * images.shape[3]
         return self._bases is not None or needed <= BASE_LIMIT or images.shape[1:3] == (self.size, self.size)
 
@@ -172,8 +174,6 @@ class ViewedDataset:
         base: (B, size, size, C) uint8; parameters: as ``parameters`` gives, (B,) integers on the same device.
         Result: the same bytes as ``batch``.
         """
-        if not self.samples.pictures:
-            return base
         outside = self._motion(_rows([]), 0)
         return move(base, **parameters, pad=outside.pad, fill=outside.fill)
 
@@ -203,13 +203,10 @@ class ViewedDataset:
         return bases
 
     def _empty(self, count: int) -> Pixels:
-        return np.empty((count, *self.shape), self.dtype)
+        return np.empty((count, *self.shape), np.uint8)
 
     def _views(self, rows: Int64, views: Sequence[int]) -> list[Pixels]:
         """Finished views, (B, size, size, C) each."""
-        if not self.samples.pictures:
-            base = self._base(rows)
-            return [base] * len(views)
         own = self._unmixed(rows, views)
         mix, last = self.recipe.mix, len(self.recipe.augmentations) - 1
         if mix is None:

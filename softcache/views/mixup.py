@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from softcache.errors import UsageError
+from softcache.fields import Fields
+from softcache.inputs import InputField
+from softcache.views._augmentation import floating_fields
 from softcache.views._image import Pixels
 from softcache.views._keys import Int64, Keys
 from softcache.views._tables import LARGEST_ALPHA, ONE, beta_shares
@@ -16,7 +21,8 @@ from softcache.views._tables import LARGEST_ALPHA, ONE, beta_shares
 
 @dataclass(frozen=True)
 class Mixup:
-    """λ·own + (1-λ)·partner, rounded; λ is drawn from Beta(alpha, alpha), the partner uniformly from the other rows.
+    """λ·own + (1-λ)·partner, of pixels rounded; λ is drawn from Beta(alpha, alpha), the partner uniformly from the
+    other rows.
 
     Source: Zhang et al., "mixup: beyond empirical risk minimization", 2017, equation 1.
 
@@ -47,6 +53,26 @@ class Mixup:
         """images, partners: (B, S, S, C) uint8. Result: the same shape."""
         share = self._shares(keys).astype(np.int32)[:, None, None, None]
         return ((images * share + partners * (ONE - share) + ONE // 2) >> 16).astype(np.uint8)
+
+    def check_fields(self, inputs: Mapping[str, InputField]) -> None:
+        """Errors: ``UsageError`` where an input is no array of floating numbers of a fixed shape: nothing lies between
+        two words, or between two rows of different lengths."""
+        floating = floating_fields(inputs, "mixup")
+        for name, field in inputs.items():
+            if name not in floating:
+                raise UsageError(f"view recipe 'mixup': {name} is {field}, and only floating numbers can be mixed")
+
+    def mix_fields(self, own: Fields, partners: Fields, keys: Keys) -> Fields:
+        """All inputs mixed with the same λ. float16 is rounded from float32."""
+        shares = self._shares(keys)
+        mixed = {}
+        for name, tensor in own.tensors.items():
+            wide = np.float64 if tensor.dtype == torch.float64 else np.float32
+            weight = (shares.astype(wide) / wide(ONE)).reshape(-1, *[1] * (tensor.ndim - 1))
+            # every step is one operation of IEEE arithmetic, so that the bits are the same on all machines
+            first, second = (fields.tensors[name].numpy().astype(wide) for fields in (own, partners))
+            mixed[name] = torch.from_numpy(first * weight + second * (1 - weight)).to(tensor.dtype)
+        return Fields(mixed)
 
     def _shares(self, keys: Keys) -> Int64:
         # the first word is used to draw the partner

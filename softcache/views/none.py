@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from softcache.fields import Fields
+from softcache.inputs import InputField
 from softcache.views._keys import Keys
 from softcache.views._move import Motion, still
 
@@ -28,3 +31,10 @@ class Plain:
     def motion(self, keys: Keys, size: int) -> Motion:
         """Moves nothing."""
         return still(len(keys.indices))
+
+    def check_fields(self, inputs: Mapping[str, InputField]) -> None:
+        """Any inputs can stay as they are."""
+
+    def change_fields(self, fields: Fields, keys: Keys) -> Fields:
+        """Changes nothing."""
+        return fields

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from softcache.datasets._hash import UInt64
 from softcache.datasets.python import named_function
 from softcache.errors import DatasetError, SoftcacheError, UsageError
+from softcache.fields import Fields
+from softcache.inputs import InputField
 from softcache.views._image import Pixels, resize_and_crop, to_pil
 from softcache.views._keys import Keys
 from softcache.views._wrapped import WORDS, as_pixels, generators_kept, seed_generators
@@ -29,6 +32,8 @@ class Python:
 
     A transform that stands first in its recipe gets the decoded image (``none+python:…``: the evaluation pixels). A
     later one gets the view so far. A result of another size is resized by its shorter side and centre-cropped.
+
+    Of inputs that are no pictures it gets a dictionary of arrays, and gives one of the same names, dtypes and shapes.
 
     >>> mirror = Python("torchvision.transforms:RandomHorizontalFlip")  # mirrors with probability 1/2
     >>> keys = Keys(seed=0, indices=np.arange(100), view=0, position=0)
@@ -60,17 +65,57 @@ class Python:
                 changed[place] = self._view(image, words[place], image.shape[0])
         return changed
 
-    def _view(self, image: Pixels, words: UInt64, size: int) -> Pixels:
-        owner = f"view recipe 'python:{self.target}'"
+    def check_fields(self, inputs: Mapping[str, InputField]) -> None:
+        """Whether it can take them shows when it is called."""
+
+    def change_fields(self, fields: Fields, keys: Keys) -> Fields:
+        """Calls the transform with each key's inputs, a dictionary of arrays. It gives such a dictionary of arrays of
+        the same names, dtypes and shapes.
+
+        Errors: ``DatasetError`` for other ones.
+        """
+        words, arrays = keys.words(WORDS), fields.arrays()
+        changed = {name: tensor.clone() for name, tensor in fields.tensors.items()}
+        with generators_kept():
+            for place in range(len(fields)):
+                sample = {name: np.array(of_all[place]) for name, of_all in arrays.items()}
+                made = self._changed(sample, words[place])
+                for name, array in made.items():
+                    own = slice(len(array)) if name in fields.lengths else ...
+                    changed[name][place][own] = torch.from_numpy(np.ascontiguousarray(array))
+        return Fields(changed, fields.lengths, fields.masks, fields.pads)
+
+    def _changed(self, sample: dict[str, np.ndarray], words: UInt64) -> dict[str, np.ndarray]:
+        shapes = {name: (array.dtype, array.shape) for name, array in sample.items()}
+        result = self._called(sample, words)
+        found = {}
+        if isinstance(result, Mapping):
+            found = {str(name): np.asarray(array) for name, array in result.items()}
+        if {name: (array.dtype, array.shape) for name, array in found.items()} != shapes:
+            was = ", ".join(f"{name} {dtype} {shape}" for name, (dtype, shape) in shapes.items())
+            now = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in found.items())
+            raise DatasetError(f"{self._owner} must give {was}, gave {now or type(result).__name__}")
+        return found
+
+    @property
+    def _owner(self) -> str:
+        return f"view recipe 'python:{self.target}'"
+
+    def _called(self, given: Any, words: UInt64) -> Any:
+        """What the transform makes of an image or of a sample's arrays."""
         seed_generators(words)
         try:
             transform = _made(self.target)
-            result = transform(image, words) if _is_keyed(transform) else transform(to_pil(image))
+            if _is_keyed(transform):
+                return transform(given, words)
+            return transform(to_pil(given) if isinstance(given, np.ndarray) else given)
         except SoftcacheError:
             raise
         except Exception as error:  # foreign code may raise anything; the cause stays attached for --debug
-            raise DatasetError(f"{owner} failed: {type(error).__name__}: {error}") from error
-        return resize_and_crop(as_pixels(result, image.shape[2], owner), size, size)
+            raise DatasetError(f"{self._owner} failed: {type(error).__name__}: {error}") from error
+
+    def _view(self, image: Pixels, words: UInt64, size: int) -> Pixels:
+        return resize_and_crop(as_pixels(self._called(image, words), image.shape[2], self._owner), size, size)
 
 
 @typing.runtime_checkable

@@ -6,6 +6,7 @@ teacher's own output, in ``expected.json``: arrays as their bytes in hexadecimal
 - ``fp16``: 20 grey images given as arrays, 2 views, a hint, one shard a column.
 - ``fp32``: 20 colour images in a folder (so rows have names), 1 view, two shards.
 - ``table``: 20 rows of 5 numbers, asked of a function; outputs of every kind, in every codec, two shards.
+- ``words``: 20 rows of 0 to 5 whole numbers, and 2 floating ones each; the function answers with their sums.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def main(target: str) -> None:
             "fp16": _fp16(folder / "fp16", data),
             "fp32": _fp32(folder / "fp32", data),
             "table": _table(folder / "table", data / "table"),
+            "words": _words(folder / "words", data / "words"),
         }
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
@@ -122,6 +124,34 @@ def _table(out: Path, data: Path) -> dict[str, Any]:
     held = {name: values.numpy().tobytes().hex() for name, values in stored.items()}
     return {"labels": (np.arange(ROWS) % CLASSES - (np.arange(ROWS) == 7)).tolist(), "views": [held],
             "features": features.tobytes().hex()}  # fmt: skip
+
+
+SUMS = """
+import numpy as np
+
+
+def make(num_classes=3):
+    return lambda rows: np.array([[ids.sum(), len(ids), more[0]] for ids, more in zip(rows["ids"], rows["more"])])
+"""
+
+
+def _words(out: Path, data: Path) -> dict[str, Any]:
+    data.mkdir()
+    lengths = np.arange(ROWS) % 6
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids, more = np.arange(offsets[-1], dtype=np.int32) - 9, np.arange(2 * ROWS, dtype=np.float32).reshape(ROWS, 2)
+    for split in ("train", "test"):
+        arrays = {"ids": ids, "ids_offsets": offsets, "more": more, "labels": np.arange(ROWS) % CLASSES}
+        for name, array in arrays.items():
+            np.save(data / f"{split}_{name}.npy", array)
+    (data / "sums.py").write_text(SUMS)
+    dump(
+        f"{data / 'sums.py'}:make", dataset=f"arrays:{data}", out=out, batch_size=BATCH, shard_rows=16, codec="fp32",
+        device="cpu",
+    )  # fmt: skip
+    said = [[ids[a : a + n].sum(), n, more[k, 0]] for k, (a, n) in enumerate(zip(offsets[:-1], lengths, strict=True))]
+    return {"labels": (np.arange(ROWS) % CLASSES).tolist(), "lengths": lengths.tolist(), "ids": ids.tolist(),
+            "views": [{"logits": np.array(said, "<f4").tobytes().hex()}]}  # fmt: skip
 
 
 def _teacher(folder: Path, viewed: ViewedDataset) -> tuple[str, Network]:

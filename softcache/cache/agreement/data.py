@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from softcache.cache.reader import Cache
 from softcache.errors import CacheError
-from softcache.views._viewed import ViewedDataset
+from softcache.inputs import InputField
+from softcache.views._open import Viewed
 
 
-def check_dataset(cache: Cache, viewed: ViewedDataset, *, recipe: bool = True) -> None:
+def check_dataset(cache: Cache, viewed: Viewed, *, recipe: bool = True) -> None:
     """Errors: ``CacheError`` where rows, split or classes are not those that the cache was made from.
 
     ``recipe``: whether the views are made by the cache's own recipe, whose revisions must then be those of today.
     """
     recorded, samples = cache.manifest.identity.dataset, viewed.samples
-    ((name, given),) = recorded.inputs.items()
     found = {"split": samples.split, "rows": len(samples), "classes": list(samples.classes)}
     wanted = {"split": recorded.split, "rows": recorded.rows, "classes": cache.manifest.state.class_names}
-    found["inputs"] = f"{samples.input_name} {viewed.dtype} {list(viewed.shape)}"
-    wanted["inputs"] = f"{name} {given.dtype} {given.shape}"
+    found["inputs"] = _described(viewed.inputs)
+    wanted["inputs"] = _described(recorded.inputs)
     for key, value in wanted.items():
         if found[key] != value:
             raise CacheError(
@@ -64,6 +64,10 @@ def digests(cache: Cache, view: int) -> np.ndarray:
         if view in cache.complete_views(column):
             return np.concatenate(cache.column(column).map(view)["digest"].parts)
     raise CacheError(f"{cache.folder} has no complete column of view {view}: run softcache dump again to complete it")
+
+
+def _described(inputs: Mapping[str, InputField]) -> str:
+    return "; ".join(f"{name} {field}" for name, field in sorted(inputs.items()))
 
 
 def _short(value: object) -> str:

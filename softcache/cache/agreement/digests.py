@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from softcache.errors import PixelsError
-from softcache.views._digest import InputDigest, digest_sums
+from softcache.fields import Inputs
+from softcache.views._digest import FieldsDigest, PixelsDigest
 
 HELD_BATCHES = 4096  # then what was put off is looked at, so that it never takes much memory
 
@@ -36,7 +37,7 @@ class PixelCheck:
     kernels; the rest, and the comparison, once for all batches.
     """
 
-    def __init__(self, digest: InputDigest, *, at_once: bool, accepted: Sequence[CloseRows] = ()):
+    def __init__(self, digest: PixelsDigest | FieldsDigest, *, at_once: bool, accepted: Sequence[CloseRows] = ()):
         """``digest``: of the inputs. ``accepted``: one for each cache where differing keys may be close, in the order
         of their digests."""
         self._digest = digest
@@ -47,22 +48,20 @@ class PixelCheck:
         self._sums: list[torch.Tensor] = []
         self._expected: list[Sequence[torch.Tensor]] = []
 
-    def add(
-        self, rows: np.ndarray, views: tuple[int, ...], pixels: torch.Tensor, expected: Sequence[torch.Tensor]
-    ) -> None:
-        """Keys: rows (B,), equal parts of them in each of the views in their order; pixels (B, H, W, C) uint8;
-        ``expected``: digests (B,) int64, one tensor a cache.
+    def add(self, rows: np.ndarray, views: tuple[int, ...], inputs: Inputs, expected: Sequence[torch.Tensor]) -> None:
+        """Keys: rows (B,), equal parts of them in each of the views in their order; their inputs; ``expected``: digests
+        (B,) int64, one tensor a cache.
 
         Errors: ``PixelsError`` naming the first key that differs.
         """
         if self._at_once:
-            ours = self._digest(pixels)
+            ours = self._digest(inputs)
             for number, theirs in enumerate(expected):
                 self._refuse(number, ours != theirs, [rows], [views], "batch")
             return
         self._rows.append(rows)
         self._views.append(views)
-        self._sums.append(digest_sums(pixels))
+        self._sums.append(self._digest.sums(inputs))
         self._expected.append(expected)
         if len(self._rows) == HELD_BATCHES:
             self.finish()

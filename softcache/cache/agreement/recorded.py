@@ -49,7 +49,7 @@ class Recorded:
             wrong = np.flatnonzero(self._rows(view, column, first, len(seen), "digest") != seen)
             if len(wrong):
                 raise PixelsError(
-                    f"row {first + int(wrong[0])} in view {view} has other {self._cache.input_name} than {column} was "
+                    f"row {first + int(wrong[0])} in view {view} has other {self._cache.input_names} than {column} was "
                     f"computed from: another version of the data, or of a library that decodes it"
                     f"{versions_note(self._cache)}; "
                     "use another --out"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -16,7 +16,9 @@ from softcache.cache.reader import Cache
 from softcache.cache.schema import KEPT_SAMPLES
 from softcache.datasets._hash import splitmix64
 from softcache.errors import PixelsError, UsageError
-from softcache.views._viewed import ViewedDataset
+from softcache.fields import arrays_of
+from softcache.inputs import PIXELS
+from softcache.views._open import Viewed
 from softcache.views.python import Python
 
 log = logging.getLogger(__name__)
@@ -25,22 +27,33 @@ CHUNK_BYTES = 2**26  # of pixels that are made and compared at once
 PROBED = 64  # rows without a kept sample whose digests are compared before a training with close pixels
 
 
+Arrays = Mapping[str, np.ndarray | list[np.ndarray]]  # by name (K, …), or K arrays of lengths of their own
+
+
 @dataclass(frozen=True)
 class _Compared:
-    """Some kept samples beside the same keys' inputs now: rows (K,), ours and theirs (K, …)."""
+    """Some kept samples beside the same keys' inputs now: rows (K,), ours and theirs."""
 
     rows: np.ndarray
-    ours: np.ndarray
-    theirs: np.ndarray
+    ours: Arrays
+    theirs: Arrays
 
     @property
     def differing(self) -> np.ndarray:
         """Rows whose inputs are not the same, byte for byte."""
-        ours, theirs = (np.ascontiguousarray(array).reshape(len(self.rows), -1) for array in (self.ours, self.theirs))
-        return self.rows[(ours.view(np.uint8) != theirs.view(np.uint8)).any(1)]
+        wrong = np.zeros(len(self.rows), bool)
+        for name, theirs in self.theirs.items():
+            for place, (a, b) in enumerate(zip(self.ours[name], theirs, strict=True)):
+                wrong[place] |= a.tobytes() != b.tobytes()
+        return self.rows[wrong]
+
+    @property
+    def pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ours and theirs of pictures, (K, H, W, C) uint8."""
+        return np.asarray(self.ours[PIXELS]), np.asarray(self.theirs[PIXELS])
 
 
-def check_pixels(cache: Cache, viewed: ViewedDataset) -> None:
+def check_pixels(cache: Cache, viewed: Viewed) -> None:
     """Compares at most 64 of the kept samples, spread over the rows, with the same keys' pixels now.
 
     Errors: ``PixelsError`` that tells another decoder (close pixels) from another crop or dataset.
@@ -48,12 +61,12 @@ def check_pixels(cache: Cache, viewed: ViewedDataset) -> None:
     for part in _compare(cache, viewed, few=True):
         if len(part.differing):
             raise PixelsError(
-                f"row {int(part.differing[0])} in view 0 has other {cache.input_name} than the teacher saw: "
+                f"row {int(part.differing[0])} in view 0 has other {cache.input_names} than the teacher saw: "
                 f"{_cause(cache, part)}"
             )
 
 
-def close_rows(cache: Cache, viewed: ViewedDataset, view: int | None) -> CloseRows:
+def close_rows(cache: Cache, viewed: Viewed, view: int | None) -> CloseRows:
     """The rows that ``--pixels close`` accepts: those whose kept pixels are close to what they are now.
 
     All kept samples are compared. So are the digests of some rows of ``view`` that have no kept sample, so that a
@@ -62,11 +75,11 @@ def close_rows(cache: Cache, viewed: ViewedDataset, view: int | None) -> CloseRo
     Errors: ``PixelsError`` where a kept sample is not close, or where rows differ of which no pixels are kept.
     """
     if not viewed.samples.pictures:
-        raise UsageError(f"--pixels close: the {viewed.samples.input_name} of {viewed.samples.spec} are no pictures")
+        raise UsageError(f"--pixels close: the {viewed.samples.input_names} of {viewed.samples.spec} are no pictures")
     differing = 0
     rows = np.zeros(cache.rows, dtype=bool)
     for part in _compare(cache, viewed, few=False):
-        far = part.rows[~close_samples(part.ours, part.theirs)]
+        far = part.rows[~close_samples(*part.pixels)]
         if len(far):
             raise PixelsError(
                 f"row {int(far[0])} in view 0 has other pixels than the teacher saw, and they are not close: "
@@ -76,7 +89,7 @@ def close_rows(cache: Cache, viewed: ViewedDataset, view: int | None) -> CloseRo
         rows[part.rows] = True
     others = _drawn(np.flatnonzero(~rows))
     if view is not None and len(others):
-        wrong = int((viewed.digest(viewed.batch(others, view).numpy()) != recorded_digests(cache, view, others)).sum())
+        wrong = int((viewed.digest(viewed.batch(others, view)).numpy() != recorded_digests(cache, view, others)).sum())
         if wrong:
             raise PixelsError(
                 f"{wrong} of {len(others)} rows that were drawn from those without a kept sample have other pixels in "
@@ -103,7 +116,7 @@ def has_digests(cache: Cache, view: int) -> bool:
     return any(view in cache.complete_views(column) for column in cache.manifest.columns)
 
 
-def refuse_pixels(error: PixelsError, caches: list[Cache], viewed: ViewedDataset, *, close: bool) -> NoReturn:
+def refuse_pixels(error: PixelsError, caches: list[Cache], viewed: Viewed, *, close: bool) -> NoReturn:
     """Raises ``error`` again with the likely cause, found from the kept samples. ``close``: whether close pixels are
     accepted where they can be shown."""
     if close:
@@ -125,16 +138,20 @@ def refuse_pixels(error: PixelsError, caches: list[Cache], viewed: ViewedDataset
     ) from None
 
 
-def _compare(cache: Cache, viewed: ViewedDataset, *, few: bool) -> Iterator[_Compared]:
+def _compare(cache: Cache, viewed: Viewed, *, few: bool) -> Iterator[_Compared]:
     """The kept samples piece by piece, so that memory doesn't grow with their number; ``few``: at most 64 of them."""
     rows, theirs = cache.samples
     places = np.arange(len(rows))
     if few and len(rows) > KEPT_SAMPLES:
         places = np.linspace(0, len(rows) - 1, KEPT_SAMPLES).astype(np.int64)
-    count = max(1, CHUNK_BYTES // max(1, theirs[:1].nbytes))
+    count = max(1, CHUNK_BYTES // viewed.row_bytes)
     for first in range(0, len(places), count):
         some = places[first : first + count]
-        yield _Compared(rows[some], viewed.batch(rows[some], 0).numpy(), theirs[some])
+        kept = {
+            name: [held[place] for place in some] if isinstance(held, list) else held[some]
+            for name, held in theirs.items()
+        }
+        yield _Compared(rows[some], arrays_of(viewed.batch(rows[some], 0)), kept)
 
 
 def _drawn(rows: np.ndarray) -> np.ndarray:
@@ -143,16 +160,16 @@ def _drawn(rows: np.ndarray) -> np.ndarray:
     return np.sort(rows[order[:PROBED]])
 
 
-def _shows_every_view(viewed: ViewedDataset) -> bool:
+def _shows_every_view(viewed: Viewed) -> bool:
     """Whether a row's other views are made from its decoded image alone, by integer arithmetic that has a revision."""
     own_code = any(isinstance(augmentation, Python) for augmentation in viewed.recipe.augmentations)
     return viewed.recipe.mix is None and not own_code
 
 
 def _cause(cache: Cache, part: _Compared) -> str:
-    if part.ours.dtype != np.uint8 or part.ours.ndim != 4:
+    if PIXELS not in part.ours:
         return "is this the dataset that the cache was made from, in the same order?"
-    if explain_mismatch(part.ours, part.theirs) == "close":
+    if explain_mismatch(*part.pixels) == "close":
         return (
             f"they are close, as from another version of an image decoder{versions_note(cache)}; use the recorded "
             "versions (softcache info), or accept close pixels with --pixels close"

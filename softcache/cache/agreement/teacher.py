@@ -15,7 +15,8 @@ from softcache.cache.agreement.tolerance import compare_values
 from softcache.cache.reader import Cache
 from softcache.device import reproducible
 from softcache.errors import CacheError, UsageError
-from softcache.views._viewed import ViewedDataset
+from softcache.fields import Inputs
+from softcache.views._open import Viewed
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Rerun:
 
 def compare(
     cache: Cache,
-    viewed: ViewedDataset,
-    forward: Callable[[torch.Tensor], torch.Tensor],
+    viewed: Viewed,
+    forward: Callable[[Inputs], torch.Tensor],
     device: torch.device,
     *,
     sample: int = 256,
@@ -58,7 +59,7 @@ def compare(
 ) -> Rerun:
     """Runs a teacher on ``sample`` random keys and compares what it says with the cache's first column.
 
-    ``viewed``: the cache's data in its views. ``forward``: pixels (B, H, W, C) uint8 on ``device`` → the column's
+    ``viewed``: the cache's data in its views. ``forward``: inputs of B keys on ``device`` → the column's
     values (B, …), in the arithmetic of the dump. ``same_weights``: whether its parameters are those of the dump, and
     ``labels``: how the dataset's labels differ, both for the report. How far a key may be off is said in ``tolerance``.
 
@@ -79,10 +80,10 @@ def compare(
         for first in range(0, len(rows), batch):
             some = rows[first : first + batch]
             stored = reader.gather(view, some)
-            pixels = viewed.batch(some, view)
-            other = viewed.digest(pixels).numpy() != stored["digest"]
+            inputs = viewed.batch(some, view)
+            other = viewed.digest(inputs).numpy() != stored["digest"]
             with reproducible(tf32=numerics.tf32):
-                now = forward(pixels.to(device)).cpu()
+                now = forward(inputs.to(device)).cpu()
             theirs = reader.decode(stored)
             differs, allowed = compare_values(cache, column, theirs, now)
             same = _largest(theirs) == _largest(now)
