@@ -65,7 +65,7 @@ def flat(batches: list) -> list[np.ndarray]:
         for b in batches
         for part in (
             b.rows,
-            b.pixels,
+            b.inputs,
             b.labels,
             b.visible,
             b.targets.logits[0],
@@ -102,9 +102,9 @@ def test_a_batch_holds_what_its_keys_say(digits: ViewedDataset, caches: dict, ke
             part = slice(at * images, (at + 1) * images)
             rows = batch.rows[part].numpy()
             assert np.array_equal(batch.targets.logits[0][part].numpy(), logits[view][rows])
-            assert torch.equal(batch.pixels[part], digits.batch(rows, view))
+            assert torch.equal(batch.inputs[part], digits.batch(rows, view))
             assert np.array_equal(batch.labels[part].numpy(), digits.samples.labels[rows])
-            assert torch.equal(batch.targets.digests[0][part], digest(batch.pixels[part]))
+            assert torch.equal(batch.targets.digests[0][part], digest(batch.inputs[part]))
 
 
 def test_a_batch_stays_what_it_was_while_later_ones_come(digits: ViewedDataset, caches: dict) -> None:
@@ -112,8 +112,8 @@ def test_a_batch_stays_what_it_was_while_later_ones_come(digits: ViewedDataset, 
     cache = caches["apart"][0]
     teacher = CachedTargets([cache], {}, CPU, hold=False)
     stream = Stream(digits, ResidentInputs(digits, CPU), plan, CPU, visible=digits.samples.labels, teacher=teacher)
-    seen = [(b, b.targets.logits[0].clone(), b.pixels.clone()) for b in stream.epoch(0)]
-    assert all(torch.equal(b.targets.logits[0], kept) and torch.equal(b.pixels, was) for b, kept, was in seen)
+    seen = [(b, b.targets.logits[0].clone(), b.inputs.clone()) for b in stream.epoch(0)]
+    assert all(torch.equal(b.targets.logits[0], kept) and torch.equal(b.inputs, was) for b, kept, was in seen)
 
 
 def test_all_rows_come_in_as_many_views_after_as_many_epochs() -> None:

@@ -119,10 +119,10 @@ def test_a_part_has_the_pixels_and_targets_of_its_own_kind(
                 mean = np.mean([logits[v][rows[:part]].astype(np.float64) for v in views], axis=0)
                 np.testing.assert_allclose(found[:part].numpy(), mean, rtol=1e-6, atol=1e-6)
                 assert np.array_equal(found[part:].numpy(), logits[view][rows[part:]])
-            assert torch.equal(batch.pixels[part:], digits.batch(rows[part:], view))
-            assert torch.equal(batch.pixels[:part], digits.batch(rows[:part], 10_000 + epoch))
+            assert torch.equal(batch.inputs[part:], digits.batch(rows[part:], view))
+            assert torch.equal(batch.inputs[:part], digits.batch(rows[:part], 10_000 + epoch))
             if part > 4:
-                assert not any(torch.equal(batch.pixels[:part], digits.batch(rows[:part], v)) for v in range(VIEWS))
+                assert not any(torch.equal(batch.inputs[:part], digits.batch(rows[:part], v)) for v in range(VIEWS))
         assert np.array_equal(np.sort(np.concatenate(visited)), np.arange(len(digits)))
 
 
@@ -143,7 +143,7 @@ def test_every_way_to_make_pixels_gives_the_same_batches(digits: ViewedDataset, 
     assert len(found) == 2 * plan.steps
     for ours, theirs in zip(expected, found, strict=True):
         assert torch.equal(ours.rows, theirs.rows)
-        assert torch.equal(ours.pixels, theirs.pixels)
+        assert torch.equal(ours.inputs, theirs.inputs)
         assert all(map(torch.equal, ours.targets.logits, theirs.targets.logits))
 
 
@@ -195,4 +195,4 @@ def test_all_of_a_batch_fresh_has_the_targets_of_means(digits: ViewedDataset, re
     for ours, theirs in zip(both.epoch(2), mean.epoch(2), strict=True):
         assert torch.equal(ours.rows, theirs.rows)
         assert all(map(torch.equal, ours.targets.logits, theirs.targets.logits))
-        assert not torch.equal(ours.pixels, theirs.pixels)
+        assert not torch.equal(ours.inputs, theirs.inputs)

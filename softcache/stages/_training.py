@@ -51,7 +51,7 @@ class Prepared:
     network: Network
     hint_losses: HintLosses | None
     start: dict[str, Any]
-    pixels: InputSource
+    inputs: InputSource
     fitting: Fitting
     live: Arithmetic | None
 
@@ -120,10 +120,10 @@ def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[
     options = options.settled(network, rows.length, pretrained=pretrained, distilled=not parsed.labels_alone)
     options = options.with_arithmetic(network, sample, device)
     parsed = dataclasses.replace(parsed, options=options)
-    pixels = pick_inputs(
+    inputs = pick_inputs(
         data.viewed, device, resident=options.resident, workers=options.workers, start=options.start_method
     )
-    return Prepared(parsed, data, test, rows, device, network, hint_losses, start, pixels, options.fitting(), live)
+    return Prepared(parsed, data, test, rows, device, network, hint_losses, start, inputs, options.fitting(), live)
 
 
 def _teacher(parsed: Parsed, data: TrainingData, begun: bool) -> Network | None:
@@ -160,7 +160,7 @@ def _live_arithmetic(
 
 def training_stages(prepared: Prepared) -> list[Stage]:
     """One stage, or with ``--hint-epochs`` one on the hints alone before it."""
-    parsed, data, rows, pixels = prepared.parsed, prepared.data, prepared.rows, prepared.pixels
+    parsed, data, rows, inputs = prepared.parsed, prepared.data, prepared.rows, prepared.inputs
     options, fitting = parsed.options, prepared.fitting
     windows, order = pick_windows(
         data.columns(), options.shuffle, available_memory(), per_image=options.views_per_image
@@ -184,12 +184,12 @@ def training_stages(prepared: Prepared) -> list[Stage]:
             layers=parsed.teacher_layers if hints else (),
             arithmetic=prepared.live,
             views_per_image=options.views_per_image,
-            resident=isinstance(pixels, ResidentInputs) and pixels.on_device,
+            resident=isinstance(inputs, ResidentInputs) and inputs.on_device,
             hold_all=options.resident == "device",
             windows=windows,
         )
         return Stream(
-            data.viewed, pixels, plan, prepared.device, visible=rows.visible, teacher=targets, close=data.close
+            data.viewed, inputs, plan, prepared.device, visible=rows.visible, teacher=targets, close=data.close
         )
 
     joint = bool(parsed.hints) and not options.hint_epochs

@@ -182,7 +182,7 @@ def _validator(prepared: Prepared) -> Callable[[Network], Accuracy]:
     options = prepared.parsed.options
     return held_out_evaluator(
         prepared.data.viewed,
-        prepared.pixels,
+        prepared.inputs,
         prepared.rows.held,
         prepared.device,
         resident=options.resident,
