@@ -9,14 +9,13 @@ the cache.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 import softcache
-from softcache.console import show_messages
+from softcache.console import run_script
 
 NETWORKS = Path(__file__).with_name("small_pictures.py")
 
@@ -29,7 +28,6 @@ NETWORKS = Path(__file__).with_name("small_pictures.py")
 @click.option("--student", "students", multiple=True, default=("resnet18", "mobilenet_v2"), show_default=True)
 @click.option("--amp", default="auto", show_default=True, help="auto, off, bf16, fp16.")
 def main(data_dir: str | None, download: bool, epochs: int, views: int, students: tuple[str, ...], amp: str) -> None:
-    show_messages()
     data: dict[str, Any] = {"dataset": "cifar10", "data_dir": data_dir, "download": download}
     fit: dict[str, Any] = {"epochs": epochs, "batch_size": 128, "amp": amp}
     fit |= {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "warmup": 1}
@@ -50,7 +48,4 @@ def main(data_dir: str | None, download: bool, epochs: int, views: int, students
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except softcache.SoftcacheError as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

@@ -16,13 +16,12 @@ Writes into teachers/, caches/ and runs/; a second call keeps the teacher and th
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
 import softcache
-from softcache.console import show_messages
+from softcache.console import run_script
 
 
 @click.command(help=(__doc__ or "").partition("\n")[0])
@@ -48,7 +47,6 @@ def main(
     views: int,
     size: int | None,
 ) -> None:
-    show_messages()
     data: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "download": download, "size": size}
 
     teacher = softcache.teach(teacher_name, weights=weights, freeze=True, epochs=teacher_epochs, **data)
@@ -67,7 +65,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except softcache.SoftcacheError as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

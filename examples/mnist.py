@@ -11,14 +11,13 @@ teacher and the cache.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 from torch import Tensor, nn
 
 import softcache
-from softcache.console import show_messages
+from softcache.console import run_script
 
 
 class FirstChannel(nn.Module):
@@ -54,7 +53,6 @@ def small(num_classes: int = 10) -> nn.Module:
 def main(
     dataset: str, data_dir: str | None, download: bool, teacher_epochs: int, epochs: int, shift: int, T: float
 ) -> None:
-    show_messages()
     data: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "download": download, "size": 28}
     moved = f"crop:pad={shift}" if shift else "none"
     slow: dict[str, Any] = {"epochs": teacher_epochs, "batch_size": 128, "lr": 1e-3}
@@ -76,7 +74,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except softcache.SoftcacheError as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

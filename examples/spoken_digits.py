@@ -2,12 +2,10 @@
 
     python examples/spoken_digits.py fsdd.npz     # samples (n,) int16 at 8 kHz, offsets (N + 1,), label (N,), test (N,)
 
-The data are the Free Spoken Digit Dataset's recordings, laid end to end. docs/sound.md has what comes out. Writes into
-digits-spoken/, teachers/, caches/ and runs/.
+docs/sound.md has what comes out. Writes into digits-spoken/, teachers/, caches/ and runs/.
 """
 
 import itertools
-import sys
 from pathlib import Path
 
 import click
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import softcache
-from softcache.console import show_messages
+from softcache.console import run_script
 
 FOLDER, BANDS, FRAMES = Path("digits-spoken"), 40, 64
 
@@ -49,7 +47,7 @@ def convert(file: str) -> str:
 class Recurrent(nn.Module):
     """Bands over time: (B, BANDS, FRAMES) → logits."""
 
-    def __init__(self, width: int, layers: int, num_classes: int):
+    def __init__(self, num_classes: int = 10, width: int = 128, layers: int = 2):
         super().__init__()
         self.read = nn.Conv1d(BANDS, width, 3, stride=2, padding=1)
         self.remember = nn.GRU(width, width, layers, batch_first=True, bidirectional=True)
@@ -60,12 +58,8 @@ class Recurrent(nn.Module):
         return self.answer(found.mean(1))
 
 
-def large(num_classes: int = 10) -> nn.Module:
-    return Recurrent(128, 2, num_classes)
-
-
 def small(num_classes: int = 10) -> nn.Module:
-    return Recurrent(12, 1, num_classes)
+    return Recurrent(num_classes, width=12, layers=1)
 
 
 @click.command(help=(__doc__ or "").partition("\n")[0])
@@ -73,11 +67,9 @@ def small(num_classes: int = 10) -> nn.Module:
 @click.option("--epochs", default=20, show_default=True)
 @click.option("--seeds", default=3, show_default=True, help="Students of each kind.")
 def main(file: str, epochs: int, seeds: int) -> None:
-    show_messages()
-    fit = {"dataset": convert(file), "epochs": epochs, "batch_size": 32, "optimizer": "adamw", "lr": 3e-3}
-    fit["weight_decay"] = 0.01
-    teacher = softcache.teach(f"{__file__}:large", **fit)
-    cache = softcache.dump(teacher.folder, dataset=fit["dataset"])
+    fit = {"epochs": epochs, "batch_size": 32, "optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.01}
+    teacher = softcache.teach(f"{__file__}:Recurrent", dataset=convert(file), **fit)
+    cache = softcache.dump(teacher.folder)
     print(f"teacher            {100 * teacher.test.top1:.2f} %")
     for name, how in (("alone", {"alpha": 0}), ("distilled", {})):
         runs = [softcache.train(f"{__file__}:small", cache=cache.folder, seed=s, **fit, **how) for s in range(seeds)]
@@ -85,7 +77,4 @@ def main(file: str, epochs: int, seeds: int) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except softcache.SoftcacheError as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from softcache.errors import SoftcacheError
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -34,6 +36,15 @@ def show_messages(*, quiet: bool = False) -> None:
         logger.propagate = False
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
     _shown["progress"] = not quiet
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Runs the main function of a script, with ``show_messages``; an error of softcache is one line, and status 1."""
+    show_messages()
+    try:
+        main()
+    except SoftcacheError as error:
+        sys.exit(f"error: {error}")
 
 
 def counted(number: int, what: str) -> str:
