@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from softcache.datasets._labels import label_bytes
 from softcache.errors import IntegrityError, UsageError
 
 FORMAT = "softcache"
@@ -193,8 +194,8 @@ def shard_name(view: int, column: str, number: int) -> str:
 
 
 def labels_sha256(labels: np.ndarray) -> str:
-    """Of labels (N,) int32."""
-    return hashlib.sha256(labels.astype("<i4").tobytes()).hexdigest()
+    """Of labels of any kind, by their bytes in ``rows.h5``."""
+    return hashlib.sha256(label_bytes(labels)).hexdigest()
 
 
 def most_samples(rows: int, row_bytes: int) -> int:

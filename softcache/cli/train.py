@@ -8,7 +8,7 @@ import click
 
 from softcache.cli import _options
 from softcache.cli._options import flag, option, section
-from softcache.cli._print import as_json, percent, rows
+from softcache.cli._print import as_json, rows
 
 
 @_options.command("train")
@@ -138,17 +138,22 @@ from softcache.cli._print import as_json, percent, rows
 def command(json_: bool = False, **options: Any) -> None:
     """Train a student from a cache, at any temperature, as often as you like."""
     from softcache.stages.train import train
+    from softcache.training.scores import TITLES, recorded_numbers, told
 
     trained = train(**options)
     if json_:
         as_json(trained.to_json())
         return
     teacher = f", {trained.teacher_s:.1f} s of them in the teacher" if trained.teacher_s else ""
-    chosen = [("chosen", f"epoch {trained.best_epoch}, {percent(trained.val_top1)} of the held-out rows")]
+    reached = told(trained.leading, trained.val)
+    if trained.leading != "top1":
+        reached = f"{TITLES[trained.leading]} {reached}"
+    chosen = [("chosen", f"epoch {trained.best_epoch}, {reached} of the held-out rows")]
+    tested = recorded_numbers(trained.test, trained.leading)
     rows(
         [
             ("run", f"{trained.folder} ({trained.seconds:.1f} s{teacher})"),
             *(chosen if trained.best_epoch is not None else []),
-            ("test top-1", percent(trained.test.top1 if trained.test else None)),
+            *((f"test {TITLES[name]}", told(name, value)) for name, value in tested.items()),
         ]
     )

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from softcache.datasets._labels import checked_labels, label_width, numbered
 from softcache.datasets._pixels import ItemDecoder, checked_images, geometry, measure
-from softcache.datasets._samples import Samples, checked_labels, numbered
+from softcache.datasets._samples import Samples
 from softcache.errors import DatasetError, SoftcacheError, UsageError
 from softcache.userfile import named_object
 
@@ -21,8 +22,9 @@ MEASURED_ROWS = 256  # rows of a map-style dataset that are decoded to measure i
 class Python:
     """``python:package.module:factory`` or ``path/to/file.py:factory``: ``factory(split)`` gives the samples.
 
-    It returns ``Samples``; or a tuple (images (N, H, W) or (N, H, W, C) uint8, labels (N,) or None, class names or
-    None); or a map-style dataset whose items are (Pillow image or uint8 array, label or None).
+    It returns ``Samples``; or a tuple (images (N, H, W) or (N, H, W, C) uint8, labels as ``arrays:`` has them or None,
+    names of the classes or outputs or None); or a map-style dataset whose items are (Pillow image or uint8 array, label
+    or None).
     """
 
     target: str = field(metadata={"rest": True})
@@ -114,7 +116,7 @@ def _labels(labels: Any, rows: int, classes: Any, spec: str) -> tuple[np.ndarray
         labels = np.full(rows, -1, dtype=np.int32)
     count = None if classes is None else len(classes)
     numbers = checked_labels(labels, rows, count, spec)
-    names = numbered(int(numbers.max(initial=-1)) + 1) if classes is None else tuple(str(name) for name in classes)
+    names = numbered(label_width(numbers)) if classes is None else tuple(str(name) for name in classes)
     return numbers, names
 
 

@@ -20,6 +20,7 @@ from softcache.config.data import open_data
 from softcache.config.parsed import parse
 from softcache.config.train import TrainConfig
 from softcache.errors import CacheError, UsageError
+from softcache.stream.batches import trained_labels
 from softcache.stream.plan import Plan
 from softcache.stream.transfer import host_tensor, unsigned
 
@@ -33,8 +34,9 @@ class KeyBatch:
     ``rows``, ``views`` (B,) int64. ``inputs``: ``pixels`` (B, H, W, C) uint8, or what the
     dataset has instead, by its name (B, ...). ``targets``: outputs of the teacher by
     their names, ``logits`` (B, C) raw, and hints by their layers' names, all (B, ...) float32. ``labels`` (B,) int64,
-    -1 for none. ``mixed``: of samples that their recipe mixed with a partner, the partners' labels (B,) int64 and the
-    weight of the own label (B,) float32; None for recipes that don't mix.
+    -1 for none; or of another kind (B, K) uint8 or (B,) or (B, K) float32, as the dataset has them. ``mixed``: of
+    samples that their recipe mixed with a partner, the partners' labels (B,) int64 and the weight of the own label (B,)
+    float32; None for recipes that don't mix.
     """
 
     rows: torch.Tensor
@@ -125,7 +127,7 @@ class Keys(Dataset[KeyBatch]):
         self.viewed = data.viewed
         self.views = complete if view is None else (view,)
         self.fixed = view is not None
-        self.labels = data.viewed.samples.labels.astype(np.int64)
+        self.labels = trained_labels(data.viewed.samples.labels)
         self._close = [] if data.close is None else [data.close[opened.folder]]
         self._columns = columns
         self._folder, self._id, self._codec = opened.folder.absolute(), opened.manifest.cache_id, codec
@@ -202,7 +204,7 @@ class Keys(Dataset[KeyBatch]):
         check = PixelCheck(self.viewed.digest, at_once=True, accepted=self._close * len(arrays))
         check.add(rows, (view,), pixels, [unsigned(host_tensor(found["digest"])) for found in arrays.values()])
         targets = {name: readers[name].decode(found) for name, found in arrays.items()}
-        labels, mixing = torch.from_numpy(self.labels), self.viewed.mixing(rows, view)
+        labels, mixing = self.labels, self.viewed.mixing(rows, view)
         mixed = None if mixing is None else (labels[torch.from_numpy(mixing[0])], torch.from_numpy(mixing[1]))
         place = torch.from_numpy(rows)
         return KeyBatch(
