@@ -23,7 +23,7 @@ from softcache.cli._print import as_json, rows
 )
 @section("Device and speed", _options.device, _options.amp, _options.tf32, _options.workers)
 def command(model: str, json_: bool = False, **options: Any) -> None:
-    """Accuracy on clean pixels of a run, a teacher, or a model with --weights."""
+    """Scores of a run, a teacher, or a model with --weights, on clean inputs and by the kind of their labels."""
     from softcache.stages.eval import evaluate
     from softcache.training.scores import TITLES, told
 

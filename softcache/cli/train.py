@@ -27,13 +27,14 @@ from softcache.cli._print import as_json, rows
     ),
     option(
         "--beta",
-        help="Weight of the hard-label loss, or a schedule.  [default: 1 - alpha; the paper's where that isn't given]",
+        help="Weight of the loss of the labels, or a schedule.  [default: 1 - alpha; the paper's where that isn't given]",
     ),
     option(
         "--loss",
         multiple=True,
-        help="kl, ce, hard, mse, dkd, …, my.py:Loss, with options: kl:weight=0.9,T=2.  [default: "
-        "dist, of those that were tried the best on CIFAR-100 and Fashion-MNIST, docs/defaults.md; kl for 2 classes]",
+        help="kl, ce, hard, mse, dkd, …, my.py:Loss, with options: kl:weight=0.9,T=2, cosine:of=embedding.  [default: "
+        "dist, of those that were tried the best on CIFAR-100 and Fashion-MNIST, docs/defaults.md; kl for 2 classes, "
+        "binary_kl for a sigmoid each, mse for values]",
     ),
     option("--out", type=click.Path(), help="The run's folder.  [default: runs/STUDENT-<n>]"),
     option(
