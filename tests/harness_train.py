@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -21,7 +22,7 @@ from softcache.stages.dump import dump
 from softcache.stages.train import train
 from softcache.views._open import open_viewed
 
-STUDENT, TEACHER = f"{Path(__file__)}:student", f"{Path(__file__)}:teacher"
+STUDENT, TEACHER, FEATURES = (f"{Path(__file__)}:{name}" for name in ("student", "teacher", "features"))
 HINTS = ("layer1", "layer2", "fc:in")
 SIZE = 8
 
@@ -37,6 +38,14 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc(self.layer2(self.layer1(x)).mean((2, 3)))
+
+
+class Features(Net):
+    """Gives its embedding (2·width) beside the logits."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        embedding = self.layer2(self.layer1(x)).mean((2, 3))
+        return {"logits": self.fc(embedding), "embedding": embedding}
 
 
 class Pair(nn.Module):
@@ -67,6 +76,10 @@ def teacher(num_classes: int) -> nn.Module:
     return Net(num_classes, 6)
 
 
+def features(num_classes: int) -> nn.Module:
+    return Features(num_classes, 4)
+
+
 def pair(num_classes: int) -> nn.Module:
     return Pair(num_classes)
 
@@ -93,6 +106,19 @@ def write_teacher(network: Any, folder: Path) -> Any:
     Record("teach", options, {**describe(network), "weights": TEACHER_FILE}).save(folder)
     remember_folder(folder, options, network.spec)
     return network
+
+
+def binary_digits(folder: Path) -> str:
+    """Digits with several yes or no questions in place of classes: is it 0, is it 1, …; some answers are unknown."""
+    folder.mkdir()
+    for split in ("train", "test"):
+        samples = open_viewed("digits", split).samples
+        assert samples.images is not None
+        labels = np.eye(10, dtype=np.uint8)[samples.labels]
+        labels[::7, 3] = 255
+        np.save(folder / f"{split}_images.npy", samples.images)
+        np.save(folder / f"{split}_labels.npy", labels)
+    return f"arrays:{folder}"
 
 
 def make_cache(folder: Path, teacher_folder: Path, **options: Any) -> Path:

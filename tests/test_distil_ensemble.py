@@ -16,7 +16,7 @@ from softcache.errors import CacheError, UsageError
 from softcache.losses._schedule import Schedule
 from softcache.losses._terms import parse_terms
 from softcache.models._open import open_network
-from softcache.stream.mean import MeanTargets, mean_logits
+from softcache.stream.mean import MeanTargets, mean_values
 from softcache.stream.parts import Part
 from softcache.training.objective import Objective
 from softcache.views._open import open_viewed
@@ -78,7 +78,7 @@ def test_shares_are_scaled_and_equal_by_default() -> None:
 
     def soft(shares: tuple[float, ...]) -> float:
         objective = Objective(terms, Schedule.constant(1), None, None, 1, shares=shares)
-        return float(objective.soft(objective.soft_values(student, teachers, labels, 0), 0))
+        return float(objective.soft(objective.soft_values({"logits": student}, {"logits": teachers}, labels, 0), 0))
 
     mean = (teachers[0] + teachers[1]) / 2
     assert soft(()) == pytest.approx(float((student - mean).square().mean()))
@@ -96,9 +96,8 @@ def test_averaged_probabilities_without_a_temperature_are_those_at_1() -> None:
     )
     probs = 0.3 * first.softmax(1) + 0.7 * second.softmax(1)
     expected = -student.log_softmax(1)[0, int(probs.argmax())]
-    assert float(objective.soft(objective.soft_values(student, [first, second], labels, 0), 0)) == pytest.approx(
-        float(expected)
-    )
+    values = objective.soft_values({"logits": student}, {"logits": [first, second]}, labels, 0)
+    assert float(objective.soft(values, 0)) == pytest.approx(float(expected))
 
 
 def test_caches_of_other_pixels_are_refused_and_of_the_same_pixels_by_another_name_are_not(
@@ -130,21 +129,23 @@ CPU = torch.device("cpu")
 
 def held_floats(targets: MeanTargets) -> int:
     """Numbers in all tensors that the targets keep."""
-    found = [value for value in vars(targets).values() if isinstance(value, list)]
+    found = [part for value in vars(targets).values() if isinstance(value, dict) for part in value.values()]
     return sum(part.numel() for parts in found for part in parts if isinstance(part, torch.Tensor))
 
 
 def test_means_that_do_not_fit_the_budget_are_computed_batch_by_batch_to_the_same_bits(made: Path) -> None:
     caches = [Cache(made / "a"), Cache(made / "b")]
     needed = sum(4 * cache.rows * cache.layout("logits").width for cache in caches)
-    held = MeanTargets(caches, (1, 0), CPU, budget=needed)
-    asked = MeanTargets(caches, (1, 0), CPU, budget=needed - 1)
+    held = MeanTargets({"logits": caches}, (1, 0), CPU, budget=needed)
+    asked = MeanTargets({"logits": caches}, (1, 0), CPU, budget=needed - 1)
     assert (4 * held_floats(held), held_floats(asked)) == (needed, 0)
     assert (held.name, asked.name) == ("averaged over views, held on cpu", "averaged batch by batch")
     rng = np.random.default_rng(0)
     for count in (1, 32, caches[0].rows):
         rows = rng.choice(caches[0].rows, count, replace=False)
-        found = [t.targets(Part(rows, (0,)), torch.from_numpy(rows), torch.empty(0)).logits for t in (held, asked)]
+        found = [
+            t.targets(Part(rows, (0,)), torch.from_numpy(rows), torch.empty(0)).outputs["logits"] for t in (held, asked)
+        ]
         for one, other, cache in zip(*found, caches, strict=True):
             assert torch.equal(one, other)
             column = cache.column("logits")
@@ -161,7 +162,7 @@ def test_a_training_on_means_without_memory_reaches_the_same_student(
     assert same(weights(tmp_path / "held"), weights(tmp_path / "asked"))
 
 
-def test_mean_targets_are_the_mean_logits_of_a_rows_views(made: Path) -> None:
+def test_mean_targets_are_the_mean_values_of_a_rows_views(made: Path) -> None:
     cache = Cache(made / "a")
     reader, rows = cache.column("logits"), np.arange(cache.rows)
     views = []
@@ -169,7 +170,7 @@ def test_mean_targets_are_the_mean_logits_of_a_rows_views(made: Path) -> None:
         arrays = reader.gather(view, rows)
         (values,) = [array for name, array in arrays.items() if name != "digest"]
         views.append(values.astype(np.float64))
-    found = mean_logits(reader, (0, 1, 2), CPU)
+    found = mean_values(reader, (0, 1, 2), CPU)
     np.testing.assert_allclose(found.numpy(), np.mean(views, axis=0), rtol=1e-6, atol=1e-6)
 
 

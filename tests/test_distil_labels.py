@@ -16,7 +16,8 @@ from softcache.errors import UsageError
 from softcache.losses._schedule import Schedule
 from softcache.losses._terms import parse_terms
 from softcache.stages import _training as stage
-from softcache.training.objective import Objective, hard_loss
+from softcache.training.objective import Objective
+from softcache.training.task_loss import hard_loss
 from softcache.views._open import open_viewed
 
 SIZE = 8
@@ -164,7 +165,7 @@ def test_knobs_change_over_the_epochs() -> None:
         dist = terms[2](student, teacher, 1, labels) * 2
         hard = torch.nn.functional.cross_entropy(student, labels)
         expected = alpha * (kl + mse * (student - teacher).square().mean() + dist) + (1 - alpha) * hard
-        parts = objective(student, [teacher], labels, labels, None, epoch)
+        parts = objective({"logits": student}, {"logits": [teacher]}, labels, labels, None, epoch)
         assert float(parts.total) == pytest.approx(float(expected))
 
 

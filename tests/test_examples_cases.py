@@ -213,3 +213,19 @@ def test_spoken_digits(here: Path) -> None:
     assert list(rows) == ["teacher", "student alone", "student distilled"]
     assert float(rows["teacher"]) > 30
     assert Cache(next(Path("caches").iterdir())).manifest.identity.dataset.inputs["spectrogram"].shape == [40, 64]
+
+
+def test_features(here: Path) -> None:
+    """On few pictures: a student that learns the teacher's embedding alone comes near to its nearest neighbours."""
+    write_mnist(here)
+    asked = ["--dataset", "mnist", "--data-dir", str(here), "--epochs", "2", "--seeds", "2"]
+    done = CliRunner().invoke(example("features").main, asked, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    rows = dict(re.findall(r"^(\S.*?\S) {2,}(\d[\d., ]*) %$", done.stdout, re.M))
+    assert list(rows) == ["teacher", "student, labels alone", "student, cosine of the embedding alone"]
+    assert [text.count(",") for text in rows.values()] == [0, 1, 1]
+    cache = Cache(next(Path("caches").iterdir()))
+    assert cache.manifest.columns == ["embedding"]
+    record = json.loads(Path("runs/features.py-small-3/config.json").read_text())
+    assert record["losses"][0]["loss"] == "cosine:of=embedding"
+    assert record["model"]["classes"] == 64

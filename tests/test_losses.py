@@ -67,7 +67,37 @@ def closed_mse(s, t, T):
     return ((s - t) ** 2).mean(), 2 * (s - t) / s.size
 
 
-CLOSED = {"kl": closed_kl, "ce": closed_ce, "hard": closed_hard, "mse": closed_mse}
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
+def closed_binary_kl(s, t, T):
+    p_s, p_t = sigmoid(s / T), sigmoid(t / T)
+    kl = p_t * np.log(p_t / p_s) + (1 - p_t) * np.log((1 - p_t) / (1 - p_s))
+    return T**2 * kl.mean(), T * (p_s - p_t) / s.size
+
+
+def closed_cosine(s, t, T):
+    norm_s, norm_t = (np.linalg.norm(z, axis=1, keepdims=True) for z in (s, t))
+    cos = (s * t).sum(1, keepdims=True) / norm_s / norm_t
+    return (1 - cos).mean(), -(t / norm_t - cos * s / norm_s) / norm_s / len(s)
+
+
+def closed_smooth_l1(s, t, T):
+    d = s - t
+    return np.where(np.abs(d) < 1, d**2 / 2, np.abs(d) - 0.5).mean(), np.clip(d, -1, 1) / d.size
+
+
+CLOSED = {
+    "kl": closed_kl,
+    "ce": closed_ce,
+    "hard": closed_hard,
+    "mse": closed_mse,
+    "binary_kl": closed_binary_kl,
+    "cosine": closed_cosine,
+    "smooth_l1": closed_smooth_l1,
+}
+RELATIONAL = {"CC", "PKT", "RKD", "SP"}
 
 
 @pytest.mark.parametrize("name", CLOSED)
@@ -345,7 +375,9 @@ def test_declares_itself(loss):
     assert type(loss).__dataclass_params__.frozen
     assert loss.formula
     assert loss.source
-    assert loss.needs <= {"labels"}
+    assert loss.needs <= {"labels", "vectors"}
+    assert loss.kinds
+    assert loss.kinds <= {"classes", "binary", "values"}
     assert isinstance(loss.through_softmax, bool)
     assert loss.default_T is None or loss.default_T > 0
     assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(loss))
@@ -373,6 +405,8 @@ def test_perfect_student_is_at_0_where_the_definition_says_so(loss):
 def test_is_a_mean_over_the_batch(loss):
     s, t, y = inputs(unlabelled=0)
     T = temperature(loss)
+    if type(loss).__name__ in RELATIONAL:
+        pytest.skip("it relates the samples of a batch")
     if type(loss).__name__ == "DIST":  # its columns are relations within the batch
         loss = dataclasses.replace(loss, gamma=0.0)
     rows = [loss(s[i : i + 1], t[i : i + 1], T, y[i : i + 1]) for i in range(len(s))]
@@ -444,7 +478,7 @@ def test_takes_what_inference_mode_made(loss):
 
 def test_averaged_probabilities_stand_in_exactly_where_declared(loss):
     """Logits that differ by a constant a row have the same softmax: what a softmax can't see, the loss mustn't."""
-    if not loss.through_softmax:
+    if not loss.through_softmax or "classes" not in loss.kinds:
         return
     s, t, y = inputs()
     T = temperature(loss)

@@ -90,7 +90,7 @@ def test_averaged_probabilities_are_those_at_T_1(name):
     wanted = (power.sum(1) * kl).mean() if name == "wttm" else kl.mean()
     constant, terms = Schedule.constant, [parse_term(f"{name}:gamma=0.3")]
     objective = Objective(terms, constant(1), constant(0), constant(4), 1, combine="probs")
-    (value,) = objective.soft_values(s, [a, b], torch.zeros(len(s), dtype=torch.int64), 0)
+    (value,) = objective.soft_values({"logits": s}, {"logits": [a, b]}, torch.zeros(len(s), dtype=torch.int64), 0)
     torch.testing.assert_close(value, wanted)
 
 
@@ -107,7 +107,7 @@ def test_averaged_probabilities_of_rld_are_those_at_T():
         [parse_term("rld:alpha=0,beta=1")], Schedule.constant(1), Schedule.constant(0), Schedule.constant(T), 1,
         combine="probs",
     )  # fmt: skip
-    (value,) = objective.soft_values(s, [a, b], label, 0)
+    (value,) = objective.soft_values({"logits": s}, {"logits": [a, b]}, label, 0)
     torch.testing.assert_close(value, T**2 * (m_t * (m_t / m_s).log()).sum())
 
 

@@ -179,7 +179,7 @@ def formula_rkd_twins(s, t):
 
 
 def test_rkd_in_pieces_is_the_same(monkeypatch):
-    from softcache.losses.hints import rkd
+    from softcache.losses import rkd
 
     s, t = features((6,), 1).requires_grad_(), features((9,), 2)
     whole = loss_of("rkd", s, t)

@@ -15,7 +15,7 @@ from softcache.errors import UsageError
 from softcache.losses._describe import describe_losses
 from softcache.losses._ensemble import average_probabilities
 from softcache.losses._schedule import Schedule
-from softcache.losses._terms import parse_term, parse_terms
+from softcache.losses._terms import parse_term, parse_terms, refuse_kind, refuse_shapes
 from softcache.losses.hints._spec import parse_hint, parse_hints
 
 torch.set_num_threads(1)
@@ -107,11 +107,83 @@ def test_bad_schedules_name_the_forms(text):
         "rld:alpha_T=1,weight=0:1:warmup=1/12,T=4",
         "ttm:gamma=0.3,weight=0:45:warmup=3",
         "mse:standardize=true",
+        "cosine:of=embedding,weight=2",
+        "rkd:angle=0,of=embedding",
     ],
 )
 def test_terms_round_trip(spec):
     term = parse_term(spec)
     assert parse_term(str(term)) == term
+
+
+def test_losses_are_of_the_logits_unless_another_output_is_named():
+    assert parse_term("kl").of == "logits"
+    assert parse_term("cosine:of=embedding").of == "embedding"
+    assert str(parse_term("mse:of=logits")) == "mse"
+    with pytest.raises(UsageError, match="of names an output of the teacher"):
+        parse_term("mse:of=")
+    with pytest.raises(UsageError, match="is given twice"):
+        parse_terms(["mse:of=embedding", "mse:of=embedding"])
+    assert len(parse_terms(["mse", "mse:of=embedding"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "advice"),
+    [
+        ("kl", "binary", "binary_kl, mse$"),
+        ("kl:of=embedding", "values", "cc, cosine, mse, pkt, rkd, smooth_l1, sp$"),
+        ("cosine", "classes", "ce, dist, dkd, hard, kl, mse, nkd, rld, ttm, wsld, wttm$"),
+        ("mse:standardize=true", "values", "cosine, mse"),
+    ],
+)
+def test_an_output_of_another_kind_is_refused_with_the_losses_that_would_do(spec, kind, advice):
+    with pytest.raises(UsageError, match=f"of caches/a is of kind {kind}: losses that take it are .*{advice}"):
+        refuse_kind(parse_term(spec), kind, "caches/a")
+    refuse_kind(parse_term("mse"), kind, "caches/a")
+
+
+def test_shapes_that_cannot_be_compared_are_refused_with_both():
+    with pytest.raises(UsageError, match=r"shape \(3,\) for a sample, the teacher's \(4,\)"):
+        refuse_shapes(parse_term("mse:of=embedding"), (3,), (4,))
+    refuse_shapes(parse_term("mse:of=embedding"), (1,), ())  # one number a sample, with an axis or without
+    refuse_shapes(parse_term("rkd:of=embedding"), (3,), (4,))
+
+
+def test_positions_are_samples_and_for_relations_their_mean():
+    s, t = torch.randn(2, 6, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    flat_s, flat_t = s.reshape(18, 5), t.reshape(18, 5)
+    torch.testing.assert_close(parse_term("kl")(s, t, 2.0), parse_term("kl")(flat_s, flat_t, 2.0))
+    torch.testing.assert_close(parse_term("cosine")(s, t, 1.0), parse_term("cosine")(flat_s, flat_t, 1.0))
+    torch.testing.assert_close(parse_term("rkd")(s, t, 1.0), parse_term("rkd")(s.mean(1), t.mean(1), 1.0))
+    one = parse_term("mse")(s[:, 0, 0], t[:, 0, 0], 1.0)  # (B,): one number a sample
+    torch.testing.assert_close(one, (s[:, 0, 0] - t[:, 0, 0]).square().mean())
+
+
+@pytest.mark.parametrize("name", ["rkd", "sp", "pkt", "cc"])
+def test_relations_of_an_output_are_those_of_activations(name):
+    s, t = (torch.randn(6, width, dtype=torch.float64) for width in (4, 7))
+    hint = parse_hint(f"{name}:teacher=a,student=a")
+    module = hint.build([(4,)], [(7,)], row_count=6, classes=2, seed=0)
+    assert torch.equal(parse_term(name)(s, t, 1.0), module([s], [t]))
+    assert parse_term(name).weight_schedule() == hint.weight_schedule()
+
+
+@pytest.mark.parametrize("T", [0.5, 1.0, 4.0])
+def test_the_binary_kl_of_one_output_is_the_kl_of_two_classes(T):
+    s, t = torch.randn(2, 8, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3
+    zero = torch.zeros_like(s)
+    pair = parse_term("kl")(torch.cat([s, zero], 1), torch.cat([t, zero], 1), T)
+    torch.testing.assert_close(parse_term("binary_kl")(s, t, T), pair)
+
+
+def test_cosine_of_vectors_without_a_direction_has_no_gradient():
+    s = torch.zeros(2, 3)
+    s[1, 0] = 1e-30
+    s.requires_grad_()
+    value = parse_term("cosine")(s, torch.ones(2, 3), 1.0)
+    value.backward()
+    assert value.item() == pytest.approx(1 - 0.5 / math.sqrt(3), rel=1e-5)
+    assert not s.grad[0].any()
 
 
 def test_every_loss_has_a_default_term():
@@ -209,6 +281,15 @@ def test_averaged_probabilities_as_logits():
     assert torch.equal(pseudo.argmax(1), mean.argmax(1))
 
 
+def test_averaged_sigmoids_are_those_of_the_pseudo_logits():
+    generator = torch.Generator().manual_seed(3)
+    a, b = torch.randn(2, 5, 4, dtype=torch.float64, generator=generator) * 4
+    made = average_probabilities([a, b], [3, 1], 2.0, kind="binary")
+    torch.testing.assert_close(torch.sigmoid(made / 2), 0.75 * torch.sigmoid(a / 2) + 0.25 * torch.sigmoid(b / 2))
+    far = torch.tensor([[1e4, -1e4, 0.0]])
+    assert torch.isfinite(average_probabilities([far, -far], [0.5, 0.5], 0.5, kind="binary")).all()
+
+
 def test_averaged_probabilities_stay_finite():
     far = torch.tensor([[1e4, -1e4, 0.0]])
     assert torch.isfinite(average_probabilities([far, -far], [0.5, 0.5], 0.5)).all()
@@ -301,7 +382,7 @@ def test_table_of_losses():
     assert len(rows) == len(registry.names("losses")) + len(registry.names("losses.hints"))
     dkd = rows["loss", "dkd"]
     assert (dkd.options, dkd.needs, dkd.weight, dkd.T) == (
-        ("alpha=1", "beta=8"), "logits, labels", "0:1:warmup=1/12", "4",
+        ("alpha=1", "beta=8"), "classes, labels", "0:1:warmup=1/12", "4",
     )  # fmt: skip
     assert rows["loss", "mse"].T == ""
     assert rows["hint", "crd"].options[0] == "negatives=16384"
@@ -319,7 +400,13 @@ def test_parsing_a_name_imports_no_other_loss():
 
 def test_every_loss_is_documented_with_its_defaults():
     text = (Path(__file__).parents[1] / "docs" / "losses.md").read_text(encoding="utf-8")
-    lines = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `") and "arXiv" in line}
+    parts = dict(zip(("loss", "hint"), text.split("\n## On activations\n"), strict=True))
+    lines = {
+        (kind, line.split("`")[1]): line
+        for kind, part in parts.items()
+        for line in part.splitlines()
+        if line.startswith("| `") and "arXiv" in line
+    }
     for row in describe_losses():
-        for part in (*row.options, row.weight, row.T):
-            assert part in lines[row.name], f"{row.name}: {part}"
+        for part in (*row.options, row.weight, row.T, row.needs if row.kind == "loss" else ""):
+            assert part in lines[row.kind, row.name], f"{row.name}: {part}"

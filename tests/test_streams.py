@@ -54,7 +54,7 @@ def pixel_source(viewed: ViewedDataset, way: str):
 def batches_of(viewed: ViewedDataset, caches: dict, way: str, keep: str, plan: Plan, epochs: int = 2) -> list:
     cache = caches["joined" if keep in ("held", "joined") else "apart"][0]
     blocks = Windows(64, 4) if keep == "blocks" else None
-    teacher = CachedTargets([cache], {"layer1": cache}, CPU, hold=keep == "held", blocks=blocks)
+    teacher = CachedTargets({"logits": [cache]}, {"layer1": cache}, CPU, hold=keep == "held", blocks=blocks)
     stream = Stream(viewed, pixel_source(viewed, way), plan, CPU, visible=viewed.samples.labels, teacher=teacher)
     return [batch for epoch in range(epochs) for batch in stream.epoch(epoch)]
 
@@ -68,7 +68,7 @@ def flat(batches: list) -> list[np.ndarray]:
             b.inputs,
             b.labels,
             b.visible,
-            b.targets.logits[0],
+            b.targets.outputs["logits"][0],
             b.targets.hints["layer1"],
             b.targets.digests[0],
         )
@@ -101,7 +101,7 @@ def test_a_batch_holds_what_its_keys_say(digits: ViewedDataset, caches: dict, ke
         for at, view in enumerate(views):
             part = slice(at * images, (at + 1) * images)
             rows = batch.rows[part].numpy()
-            assert np.array_equal(batch.targets.logits[0][part].numpy(), logits[view][rows])
+            assert np.array_equal(batch.targets.outputs["logits"][0][part].numpy(), logits[view][rows])
             assert torch.equal(batch.inputs[part], digits.batch(rows, view))
             assert np.array_equal(batch.labels[part].numpy(), digits.samples.labels[rows])
             assert torch.equal(batch.targets.digests[0][part], digest(batch.inputs[part]))
@@ -110,10 +110,12 @@ def test_a_batch_holds_what_its_keys_say(digits: ViewedDataset, caches: dict, ke
 def test_a_batch_stays_what_it_was_while_later_ones_come(digits: ViewedDataset, caches: dict) -> None:
     plan = Plan(np.arange(len(digits)), 32, 1, 3)
     cache = caches["apart"][0]
-    teacher = CachedTargets([cache], {}, CPU, hold=False)
+    teacher = CachedTargets({"logits": [cache]}, {}, CPU, hold=False)
     stream = Stream(digits, ResidentInputs(digits, CPU), plan, CPU, visible=digits.samples.labels, teacher=teacher)
-    seen = [(b, b.targets.logits[0].clone(), b.inputs.clone()) for b in stream.epoch(0)]
-    assert all(torch.equal(b.targets.logits[0], kept) and torch.equal(b.inputs, was) for b, kept, was in seen)
+    seen = [(b, b.targets.outputs["logits"][0].clone(), b.inputs.clone()) for b in stream.epoch(0)]
+    assert all(
+        torch.equal(b.targets.outputs["logits"][0], kept) and torch.equal(b.inputs, was) for b, kept, was in seen
+    )
 
 
 def test_all_rows_come_in_as_many_views_after_as_many_epochs() -> None:
@@ -233,7 +235,7 @@ def test_a_gpu_gets_the_same_batches(digits: ViewedDataset, caches: dict, way: s
     expected = flat(batches_of(digits, caches, "resident", "joined", plan))
     cache = caches["joined" if keep in ("held", "joined") else "apart"][0]
     blocks = plan.windows if keep == "blocks" else None
-    teacher = CachedTargets([cache], {"layer1": cache}, cuda, hold=keep == "held", blocks=blocks)
+    teacher = CachedTargets({"logits": [cache]}, {"layer1": cache}, cuda, hold=keep == "held", blocks=blocks)
     workers = {"workers 0": 0, "fork": 2}
     source = (
         WorkerInputs(digits, cuda, workers[way]) if way in workers else ResidentInputs(digits, cuda, host=way == "host")
@@ -246,7 +248,7 @@ def test_a_gpu_gets_the_same_batches(digits: ViewedDataset, caches: dict, way: s
         for b in found
         for part in (
             *(getattr(b, n) for n in names),
-            b.targets.logits[0],
+            b.targets.outputs["logits"][0],
             b.targets.hints["layer1"],
             b.targets.digests[0],
         )

@@ -52,8 +52,8 @@ def plan_of(rows: int, share: str, views: Sequence[int] = range(VIEWS), windows:
 
 def targets_of(caches: Sequence[Cache], views: Sequence[int], keep: str) -> BothTargets:
     blocks = WINDOWS if keep == "blocks" else None
-    means = MeanTargets(caches, views, CPU, budget=0 if keep == "blocks" else None)
-    return BothTargets(CachedTargets(caches, {}, CPU, hold=keep == "held", blocks=blocks), means)
+    means = MeanTargets({"logits": caches}, views, CPU, budget=0 if keep == "blocks" else None)
+    return BothTargets(CachedTargets({"logits": caches}, {}, CPU, hold=keep == "held", blocks=blocks), means)
 
 
 def stream_of(viewed: ViewedDataset, pixels: InputSource, plan: Plan, teacher: BothTargets | MeanTargets) -> Stream:
@@ -115,7 +115,7 @@ def test_a_part_has_the_pixels_and_targets_of_its_own_kind(
             rows, part = batch.rows.numpy(), round(count * len(batch.rows) / BATCH)
             visited.append(rows)
             assert np.array_equal(batch.labels.numpy(), labels[rows])
-            for found, (_, logits) in zip(batch.targets.logits, recorded, strict=True):
+            for found, (_, logits) in zip(batch.targets.outputs["logits"], recorded, strict=True):
                 mean = np.mean([logits[v][rows[:part]].astype(np.float64) for v in views], axis=0)
                 np.testing.assert_allclose(found[:part].numpy(), mean, rtol=1e-6, atol=1e-6)
                 assert np.array_equal(found[part:].numpy(), logits[view][rows[part:]])
@@ -144,7 +144,7 @@ def test_every_way_to_make_pixels_gives_the_same_batches(digits: ViewedDataset, 
     for ours, theirs in zip(expected, found, strict=True):
         assert torch.equal(ours.rows, theirs.rows)
         assert torch.equal(ours.inputs, theirs.inputs)
-        assert all(map(torch.equal, ours.targets.logits, theirs.targets.logits))
+        assert all(map(torch.equal, ours.targets.outputs["logits"], theirs.targets.outputs["logits"]))
 
 
 class Damaged:
@@ -190,9 +190,12 @@ def test_all_of_a_batch_fresh_has_the_targets_of_means(digits: ViewedDataset, re
         digits, ResidentInputs(digits, CPU), plan_of(len(rows), "1"), targets_of(caches, range(VIEWS), "held")
     )
     mean = stream_of(
-        digits, ResidentInputs(digits, CPU), Plan(rows, BATCH, 7, None), MeanTargets(caches, range(VIEWS), CPU)
+        digits,
+        ResidentInputs(digits, CPU),
+        Plan(rows, BATCH, 7, None),
+        MeanTargets({"logits": caches}, range(VIEWS), CPU),
     )
     for ours, theirs in zip(both.epoch(2), mean.epoch(2), strict=True):
         assert torch.equal(ours.rows, theirs.rows)
-        assert all(map(torch.equal, ours.targets.logits, theirs.targets.logits))
+        assert all(map(torch.equal, ours.targets.outputs["logits"], theirs.targets.outputs["logits"]))
         assert not torch.equal(ours.inputs, theirs.inputs)

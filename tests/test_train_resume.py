@@ -124,7 +124,7 @@ def test_a_finished_run_stays_as_it_is(made: Path, tmp_path: Path) -> None:
     before = weights(tmp_path / "run")
     again = train(resume=tmp_path / "run")
     assert same(before, weights(tmp_path / "run"))
-    assert (again.test, again.val_top1, again.best_epoch) == (first.test, first.val_top1, first.best_epoch)
+    assert (again.test, again.val, again.best_epoch) == (first.test, first.val, first.best_epoch)
 
 
 def test_a_run_resumes_with_the_cache_that_it_began_with(made: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from softcache import registry
 from softcache.cache.checksum import checksum
 from softcache.cache.column import Column
+from softcache.cache.hdf5 import read_structure
 from softcache.cache.manifest import Manifest
 from softcache.cache.mapping import Rows, map_shards
 from softcache.cache.schema import (
@@ -121,7 +122,7 @@ class Cache:
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
-        """(N,) int32, -1 where a row has no label."""
+        """One of the kinds of ``datasets._labels``: of classes (N,) int32, -1 where a row has none."""
         with open_shard(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
             return read_array(file, "label")
 
@@ -175,11 +176,24 @@ class Cache:
 
     def rows_arrays(self) -> Arrays:
         """What ``rows.h5`` holds."""
-        held: Arrays = {"label": ("<i4", (self.rows,))}
+        held: Arrays = {"label": self._label_form()}
         width = self.manifest.state.name_bytes
         ragged = [name for name, given in self.manifest.identity.dataset.inputs.items() if given.ragged]
         lengths: Arrays = {length_array(name): ("<i8", (self.rows,)) for name in ragged}
         return held | ({"name": (f"S{width}", (self.rows,))} if width else {}) | lengths
+
+    def _label_form(self) -> tuple[str, tuple[int, ...]]:
+        """Dtype and shape of the labels, of which kind the file itself says; those of classes where it says nothing
+        that labels may be."""
+        rows, outputs = self.rows, len(self.manifest.state.class_names)
+        forms = [("<i4", (rows,)), ("|u1", (rows, outputs)), ("<f4", (rows,)), ("<f4", (rows, outputs))]
+        try:
+            with opened(self.folder / ROWS) as (fd, size):
+                node = read_structure(fd, size).nodes.get("label")
+        except (IntegrityError, OSError):  # whoever opens it says what is wrong with it
+            return forms[0]
+        found = (node.dtype.str, node.shape) if node is not None and node.dtype is not None else None
+        return next((form for form in forms if form == found), forms[0])
 
     def samples_arrays(self) -> Arrays:
         """What ``samples.h5`` holds."""

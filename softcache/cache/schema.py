@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from softcache.datasets._labels import label_bytes
 from softcache.errors import IntegrityError, UsageError
 from softcache.inputs import InputField
 
@@ -195,8 +196,8 @@ def shard_name(view: int, column: str, number: int) -> str:
 
 
 def labels_sha256(labels: np.ndarray) -> str:
-    """Of labels (N,) int32."""
-    return hashlib.sha256(labels.astype("<i4").tobytes()).hexdigest()
+    """Of labels of any kind, by their bytes in ``rows.h5``."""
+    return hashlib.sha256(label_bytes(labels)).hexdigest()
 
 
 def sample_arrays(

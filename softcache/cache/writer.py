@@ -98,7 +98,7 @@ def create_or_extend(
     Errors: ``CacheError`` that names the differing fields where the folder holds a cache of another identity, other
     labels, or a column of that name that is something else.
     """
-    rows: dict[str, np.ndarray] = {"label": labels.astype("<i4")}
+    rows: dict[str, np.ndarray] = {"label": labels.astype(labels.dtype.newbyteorder("<"))}
     if names is not None:
         rows["name"] = np.array([os.fsencode(name) for name in names])
     rows |= {length_array(name): lengths.astype("<i8") for name, lengths in samples.lengths.items()}

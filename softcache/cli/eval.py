@@ -8,7 +8,7 @@ import click
 
 from softcache.cli import _options
 from softcache.cli._options import option, section
-from softcache.cli._print import as_json, percent, rows
+from softcache.cli._print import as_json, rows
 
 
 @_options.command("eval")
@@ -23,19 +23,14 @@ from softcache.cli._print import as_json, percent, rows
 )
 @section("Device and speed", _options.device, _options.amp, _options.tf32, _options.workers)
 def command(model: str, json_: bool = False, **options: Any) -> None:
-    """Accuracy on clean pixels of a run, a teacher, or a model with --weights."""
+    """Scores of a run, a teacher, or a model with --weights, on clean inputs and by the kind of their labels."""
     from softcache.stages.eval import evaluate
+    from softcache.training.scores import TITLES, told
 
     found = evaluate(model, **options)
     if json_:
         as_json(found)
         return
-    rows(
-        [
-            ("model", found["model"]),
-            ("data", f"{found['dataset']}/{found['split']}, {found['samples']:,} samples"),
-            ("top-1", percent(found["top1"])),
-            ("top-5", percent(found["top5"])),
-            ("cross-entropy", f"{found['loss']:.4f}"),
-        ]
-    )
+    heading = {"model": found.pop("model"), "data": f"{found.pop('dataset')}/{found.pop('split')}"}
+    heading["data"] += f", {found.pop('samples'):,} samples"
+    rows([*heading.items(), *((TITLES[name], told(name, value)) for name, value in found.items() if value is not None)])

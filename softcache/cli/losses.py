@@ -34,21 +34,25 @@ def command(name: str | None, json_: bool) -> None:
         ]
         table(header, lines)
         return
-    row = describe_loss(name)
+    pages = describe_loss(name)
     if json_:
-        as_json(dataclasses.asdict(row))
+        as_json([dataclasses.asdict(row) for row in pages])
         return
-    rows(
-        [
-            *([("formula", row.formula)] if row.formula else []),
-            ("options", ", ".join(row.options) or "none beside those of every loss"),
-            ("needs", row.needs),
-            ("default weight", row.weight),
-            *([("alpha, beta", row.beside)] if row.beside else []),
-            *([("default T", row.T)] if row.T else []),
-            *([("source", row.source)] if row.source else []),
-            ("command", row.command),
-        ]
-    )
-    if row.description:
-        click.echo(f"\n{row.description}")
+    for number, row in enumerate(pages):
+        if number:
+            click.echo()
+        rows(
+            [
+                ("option", f"--{row.kind} {row.name}"),
+                *([("formula", row.formula)] if row.formula else []),
+                ("options", ", ".join(row.options) or "none beside those of every loss"),
+                ("needs", row.needs),
+                ("default weight", row.weight),
+                *([("alpha, beta", row.beside)] if row.beside else []),
+                *([("default T", row.T)] if row.T else []),
+                *([("source", row.source)] if row.source else []),
+                ("command", row.command),
+            ]
+        )
+        if row.description:
+            click.echo(f"\n{row.description}")

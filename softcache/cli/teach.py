@@ -8,7 +8,7 @@ import click
 
 from softcache.cli import _options
 from softcache.cli._options import flag, option, section
-from softcache.cli._print import as_json, percent, rows
+from softcache.cli._print import as_json, rows
 
 
 @_options.command("teach")
@@ -29,11 +29,18 @@ def command(json_: bool = False, **options: Any) -> None:
     Run again with the same options it keeps the teacher that is there, or goes on with an interrupted training.
     """
     from softcache.stages.teach import teach
+    from softcache.training.scores import TITLES, recorded_numbers, told
 
     taught = teach(**options)
-    top1 = taught.test.top1 if taught.test else None
+    tested = recorded_numbers(taught.test, taught.leading)
     if json_:
-        as_json({"teacher": str(taught.folder), "test_top1": top1, "seconds": taught.seconds, "kept": taught.kept})
+        scores = {f"test_{name}": value for name, value in tested.items()}
+        as_json({"teacher": str(taught.folder), **scores, "seconds": taught.seconds, "kept": taught.kept})
         return
     done = "there already, kept" if taught.kept else f"trained in {taught.seconds:.0f} s"
-    rows([("teacher", f"{taught.folder} ({done})"), ("test top-1", percent(top1))])
+    rows(
+        [
+            ("teacher", f"{taught.folder} ({done})"),
+            *((f"test {TITLES[n]}", told(n, value)) for n, value in tested.items()),
+        ]
+    )

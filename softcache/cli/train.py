@@ -8,7 +8,7 @@ import click
 
 from softcache.cli import _options
 from softcache.cli._options import flag, option, section
-from softcache.cli._print import as_json, percent, rows
+from softcache.cli._print import as_json, rows
 
 
 @_options.command("train")
@@ -27,13 +27,14 @@ from softcache.cli._print import as_json, percent, rows
     ),
     option(
         "--beta",
-        help="Weight of the hard-label loss, or a schedule.  [default: 1 - alpha; the paper's where that isn't given]",
+        help="Weight of the labels' loss, or a schedule.  [default: 1 - alpha; the paper's where no alpha is given]",
     ),
     option(
         "--loss",
         multiple=True,
-        help="kl, ce, hard, mse, dkd, …, my.py:Loss, with options: kl:weight=0.9,T=2.  [default: "
-        "dist, of those that were tried the best on CIFAR-100 and Fashion-MNIST, docs/defaults.md; kl for 2 classes]",
+        help="kl, ce, hard, mse, dkd, …, my.py:Loss, with options: kl:weight=0.9,T=2, cosine:of=embedding.  [default: "
+        "dist, of those that were tried the best on CIFAR-100 and Fashion-MNIST, docs/defaults.md; kl for 2 classes, "
+        "binary_kl for a sigmoid each, mse for values]",
     ),
     option("--out", type=click.Path(), help="The run's folder.  [default: runs/STUDENT-<n>]"),
     option(
@@ -138,17 +139,22 @@ from softcache.cli._print import as_json, percent, rows
 def command(json_: bool = False, **options: Any) -> None:
     """Train a student from a cache, at any temperature, as often as you like."""
     from softcache.stages.train import train
+    from softcache.training.scores import TITLES, recorded_numbers, told
 
     trained = train(**options)
     if json_:
         as_json(trained.to_json())
         return
     teacher = f", {trained.teacher_s:.1f} s of them in the teacher" if trained.teacher_s else ""
-    chosen = [("chosen", f"epoch {trained.best_epoch}, {percent(trained.val_top1)} of the held-out rows")]
+    reached = told(trained.leading, trained.val)
+    if trained.leading != "top1":
+        reached = f"{TITLES[trained.leading]} {reached}"
+    chosen = [("chosen", f"epoch {trained.best_epoch}, {reached} of the held-out rows")]
+    tested = recorded_numbers(trained.test, trained.leading)
     rows(
         [
             ("run", f"{trained.folder} ({trained.seconds:.1f} s{teacher})"),
             *(chosen if trained.best_epoch is not None else []),
-            ("test top-1", percent(trained.test.top1 if trained.test else None)),
+            *((f"test {TITLES[name]}", told(name, value)) for name, value in tested.items()),
         ]
     )

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,7 +47,8 @@ log = logging.getLogger(__name__)
 class TrainingData:
     """What is trained on: inputs, and where their targets come from.
 
-    ``caches``: of logits, in the order given; ``hints``: teacher's layer → the cache that has it; ``live``: the
+    ``outputs``: name of an output that is learnt → the caches that it is read from, in the order given, the network of
+    ``--online`` instead where there are none; ``hints``: teacher's layer → the cache that has it; ``live``: the
     network of ``--online``; ``named``, ``lent``: the caches of ``--cache`` and ``--hint-cache``; ``views``: the
     recorded views that are visited, None for a fresh one every epoch; ``averaged``: those whose mean is the target of a
     fresh view; with ``views`` beside it, for a share of each batch. ``close``: by a cache's folder, the rows whose
@@ -57,7 +58,7 @@ class TrainingData:
     viewed: Viewed
     dataset: str
     views: tuple[int, ...] | None
-    caches: list[Cache] = field(default_factory=list)
+    outputs: dict[str, list[Cache]] = field(default_factory=dict)
     hints: dict[str, Cache] = field(default_factory=dict)
     live: Network | None = None
     named: list[Cache] = field(default_factory=list)
@@ -78,7 +79,8 @@ class TrainingData:
     @property
     def all_caches(self) -> list[Cache]:
         """Those that targets are read from, each once."""
-        return list({cache.folder: cache for cache in [*self.caches, *self.hints.values()]}.values())
+        caches = [cache for caches in self.outputs.values() for cache in caches]
+        return list({cache.folder: cache for cache in [*caches, *self.hints.values()]}.values())
 
     def quick_fingerprint(self) -> str | None:
         """That of the samples, where a cache of them has recorded it."""
@@ -88,9 +90,24 @@ class TrainingData:
         return None
 
     def classes(self) -> int:
-        """Width of the logits: that of the teachers', else of the dataset."""
+        """How many logits a sample has: those of the teachers, else as many as the dataset has classes or outputs."""
         widths = [cache.layout(LOGITS).width for cache in self.every_cache if LOGITS in cache.manifest.columns]
         return widths[0] if widths else len(self.viewed.samples.classes)
+
+    def kind_of(self, output: str) -> str | None:
+        """The kind of an output of the teacher. Of a live teacher logits are of the kind of the dataset's labels, and
+        nobody knows that of others: None."""
+        for cache in self.outputs.get(output, ()):
+            return cache.layout(output).kind
+        return self.viewed.samples.label_kind if output == LOGITS else None
+
+    def output_shape(self, output: str) -> Shape:
+        """That of one key's output of the teacher."""
+        for cache in self.outputs.get(output, ()):
+            return cache.layout(output).shape
+        assert self.live is not None
+        with torch.inference_mode():
+            return tuple(self.live.eval().outputs(self.viewed.clean(np.arange(1)), [output])[output].shape[1:])
 
     def hint_shapes(self, layers: Sequence[str]) -> list[Shape]:
         """Shapes of the teacher's activations, without the batch."""
@@ -110,13 +127,13 @@ class TrainingData:
     def recorded(self) -> list[tuple[Cache, str]]:
         """The columns that targets are made of."""
         hinted = [(cache, hint_column(layer)) for layer, cache in self.hints.items()]
-        return [*((cache, LOGITS) for cache in self.caches), *hinted]
+        return [*((cache, name) for name, caches in self.outputs.items() for cache in caches), *hinted]
 
     def targets(
         self,
         device: torch.device,
         *,
-        logits: bool,
+        outputs: Sequence[str],
         layers: Sequence[str],
         arithmetic: Arithmetic | None,
         views_per_image: int,
@@ -124,19 +141,19 @@ class TrainingData:
         hold_all: bool,
         windows: Windows | None,
     ) -> TargetSource | None:
-        """Where the targets of a stage come from, which needs logits, or these layers of the teacher; None where it
-        needs neither.
+        """Where the targets of a stage come from, which needs these outputs or layers of the teacher; None where it
+        needs none.
 
         ``arithmetic``: that of a live teacher. ``resident``: whether inputs lie on the device; targets then
         lie there too where they fit, or in any case with ``hold_all``. ``windows``: the order in which they are read.
         """
-        if not (logits or layers):
+        if not (outputs or layers):
             return None
         if self.live is not None:
             assert arithmetic is not None
-            return LiveTargets(arithmetic.apply(self.live), layers, device, arithmetic.amp)
+            return LiveTargets(arithmetic.apply(self.live), outputs, layers, device, arithmetic.amp)
         columns = {layer: self.hints[layer] for layer in layers}
-        caches = self.caches if logits else []
+        caches = {name: self.outputs[name] for name in outputs}
         means = MeanTargets(caches, self.averaged, device) if self.averaged else None
         if self.views is None:
             return means
@@ -175,8 +192,8 @@ def open_data(
         check_dataset(cache, viewed, recipe=False)
     viewed.samples = agreed_labels([*caches, *others], viewed.samples, options.labels)
     # Where alpha is 0 the logits aren't read, so that only what the hints need has to be there.
-    read = caches if parsed.losses and columns is None else []
-    _check_logits(read)
+    read = {name: caches for name in parsed.outputs if columns is None}
+    _check_outputs(read)
     data = TrainingData(
         viewed, dataset, None, read, find_hints(parsed.teacher_layers, [*others, *caches]), named=caches, lent=others
     )
@@ -309,22 +326,18 @@ def complete_views(
     return tuple(complete[:count])
 
 
-def _check_logits(caches: Sequence[Cache]) -> None:
-    """Errors: ``CacheError`` for a cache without one vector of class logits a key, and where they have not all as many
-    classes."""
-    for cache in caches:
-        logits = cache.layout(LOGITS)
-        if logits.kind != "classes" or len(logits.shape) != 1:
-            raise CacheError(
-                f"{cache.folder} has logits of kind {logits.kind} and shape {logits.shape}; losses on logits take kind "
-                "classes and one vector a sample"
-            )
-        first = caches[0].layout(LOGITS)
-        if logits.width != first.width:
-            raise CacheError(
-                f"{caches[0].folder} has logits of {first.width} classes, {cache.folder} of {logits.width}: they can't "
-                "be combined"
-            )
+def _check_outputs(outputs: Mapping[str, Sequence[Cache]]) -> None:
+    """Errors: ``CacheError`` for a cache without an output that is asked for, and where caches have it in different
+    shapes or of different kinds, so that it can't be averaged."""
+    for name, caches in outputs.items():
+        first = caches[0].layout(name)
+        for cache in caches:
+            found = cache.layout(name)
+            if (found.kind, found.shape) != (first.kind, first.shape):
+                raise CacheError(
+                    f"{caches[0].folder} has {name} of kind {first.kind} and shape {first.shape}, {cache.folder} of "
+                    f"kind {found.kind} and shape {found.shape}: they can't be combined"
+                )
 
 
 def _refuse_twice(caches: Sequence[Cache]) -> None:

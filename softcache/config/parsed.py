@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,13 @@ from softcache.training.objective import Objective
 # student of another from learning. Correlations have no scale (docs/defaults.md, docs/real.md).
 DEFAULT_LOSS = "dist"
 LOSS_OF_TWO = "kl"  # two probabilities that sum to 1 correlate by 1 or by -1, whatever they are
+# Values that stand where logits do are a regression's, whose scale matters; an embedding has to be named with of=.
+LOSS_OF = {"binary": "binary_kl", "values": "mse"}
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """``losses``: those on logits, none where alpha is 0. ``hints``: the hint losses. ``labels_alone``: whether labels
+    """``losses``: those on outputs, none where alpha is 0. ``hints``: the hint losses. ``labels_alone``: whether labels
     are all that it trains on. ``needs_teacher``: the option that needs the teacher itself, beside what a cache holds of
     it. ``fresh_share``: that of each batch with ``--targets both``, else None. ``copied``: pairs of layers of student
     and teacher whose parameters are copied, empty for the whole network; None where nothing is copied."""
@@ -43,22 +45,32 @@ class Parsed:
         """Layers of the teacher that hint losses look at."""
         return sorted({layer for term in self.hints for layer in term.teacher})
 
-    def for_classes(self, classes: int) -> Parsed:
-        """With the loss that data of so many classes get where none was asked for; with every choice in ``options``.
+    @property
+    def outputs(self) -> list[str]:
+        """Outputs of the teacher that are learnt."""
+        return list(dict.fromkeys(term.of for term in self.losses))
+
+    def for_data(self, kind: str, classes: int) -> Parsed:
+        """With the loss that logits of this kind, and so many of them, get where none was asked for; with every choice
+        in ``options``.
 
         Between two classes ``dist`` sees which one is larger and no more.
         """
         parsed = self
-        if not self.options.loss and self.losses and classes < 3:
-            parsed = parse(dataclasses.replace(self.options, loss=(LOSS_OF_TWO,)))
+        loss = LOSS_OF.get(kind, LOSS_OF_TWO if classes < 3 else DEFAULT_LOSS)
+        if not self.options.loss and self.losses and loss != DEFAULT_LOSS:
+            parsed = parse(dataclasses.replace(self.options, loss=(loss,)))
         # A schedule of beta that is 1 - alpha has no text of its own.
         settled: dict[str, Any] = {"alpha": str(parsed.alpha), "beta": parsed.beta and str(parsed.beta)}
         if parsed.losses:
             settled["loss"] = tuple(str(term) for term in parsed.losses)
         return dataclasses.replace(parsed, options=dataclasses.replace(parsed.options, **settled))
 
-    def objective(self, epochs: int, *, hints: bool, label_smoothing: float) -> Objective:
-        """What is minimized in a stage of ``epochs``, with the hint losses or without."""
+    def objective(
+        self, epochs: int, *, hints: bool, label_smoothing: float, binary: Iterable[str] = (), labels: bool = True
+    ) -> Objective:
+        """What is minimized in a stage of ``epochs``, with the hint losses or without. ``binary``: the outputs of that
+        kind; ``labels``: whether the labels are looked at."""
         options = self.options
         return Objective(
             self.losses,
@@ -70,6 +82,8 @@ class Parsed:
             self.hints if hints else (),
             options.teacher_weight,
             options.combine,
+            frozenset(binary),
+            labels,
         )
 
 
@@ -162,7 +176,8 @@ def _check_shares(options: TrainConfig, losses: Sequence[Term]) -> None:
     refused = [str(term) for term in losses if not term.through_softmax]
     if options.combine == "probs" and refused:
         raise UsageError(
-            f"--combine probs averages soft targets, but loss {refused[0]!r} needs logits: use --combine logits"
+            f"--combine probs averages soft targets, but loss {refused[0]!r} needs logits or values: "
+            "use --combine logits"
         )
     shares = ",".join(f"{share:g}" for share in options.teacher_weight)
     if any(not share > 0 for share in options.teacher_weight):

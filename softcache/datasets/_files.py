@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from softcache.datasets._labels import Labels
 from softcache.datasets._pixels import IMAGENET_STATISTICS
-from softcache.datasets._samples import Labels, Samples
+from softcache.datasets._samples import Samples
 from softcache.errors import DatasetError
 
 log = logging.getLogger(__name__)

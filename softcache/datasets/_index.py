@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from softcache import localfiles
+from softcache.datasets._labels import label_bytes
 from softcache.datasets._samples import Samples
 
 SAMPLED = 256
@@ -54,7 +55,7 @@ def describe_data(samples: Samples, fingerprint: str | None = None) -> dict[str,
         fingerprint = samples.fingerprint()
         keep_fingerprint(samples, fingerprint)
     labels = hashlib.sha256(json.dumps(list(samples.classes)).encode())
-    labels.update(samples.labels.astype("<i4").tobytes())
+    labels.update(label_bytes(samples.labels))
     return {
         "spec": samples.spec,
         "split": samples.split,

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from softcache.datasets._labels import Labels, label_kind
 from softcache.datasets._pixels import (
     CHUNK_BYTES,
     Pixels,
@@ -28,8 +29,6 @@ from softcache.datasets._values import Values
 from softcache.errors import DatasetError
 from softcache.inputs import PIXELS
 
-Labels = npt.NDArray[np.int32]
-
 SPLITS = ("train", "test")
 PROBED = 64  # rows whose pixels stand for a dataset that has neither an array nor files
 
@@ -39,7 +38,8 @@ class Samples:
     """One split of one dataset.
 
     spec: canonical spec (``"digits"``, ``"folder:/data/pets"``). split: ``"train"`` or ``"test"``.
-    classes: names in label order, empty where there are no labels. labels: (N,) int32, -1 unlabelled.
+    classes: names in label order, empty where there are no labels. labels: (N,) int32, -1 unlabelled; or of another
+    kind, see ``datasets._labels``: then ``classes`` are the names of the outputs.
     channels: 1 or 3. size: default side of a recorded view in pixels. resize: the shorter side before a centre
     crop of ``size``. recipe: default view recipe. statistics: per-channel mean and deviation of the train split,
     of pixels in 0..1. Pixels are in ``images`` (N, H, W, C) uint8, or in the files ``root / names[i]``, or come
@@ -71,7 +71,7 @@ class Samples:
     def __post_init__(self) -> None:
         assert self.split in SPLITS, self.split
         assert self.channels in ((1, 3) if self.pictures else (0,)), self.channels
-        assert (self.labels.dtype, self.labels.ndim) == (np.int32, 1), (self.labels.dtype, self.labels.shape)
+        assert label_kind(self.labels), (self.labels.dtype, self.labels.shape)
         assert len(self.statistics[0]) == len(self.statistics[1]), self.statistics
         if not self.pictures:
             assert all(len(held) == len(self.labels) for held in self.values.values())
@@ -89,6 +89,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def label_kind(self) -> str:
+        """``classes``, ``binary`` or ``values``."""
+        return label_kind(self.labels)
 
     @property
     def pictures(self) -> bool:
@@ -203,30 +208,3 @@ class _Rows:
 
     def __call__(self, index: int) -> Pixels:
         return self.samples.image(int(self.rows[index]))
-
-
-def checked_labels(labels: Any, rows: int, classes: int | None, where: str) -> Labels:
-    """Labels as (rows,) int32 in -1..classes-1 (-1 unlabelled; ``classes`` None: no upper limit).
-
-    Errors: ``DatasetError`` that says what was found.
-    """
-    array = np.asarray(labels)
-    if array.shape != (rows,):
-        raise DatasetError(f"{where}: expected labels of shape ({rows},) for {rows} images, found {array.shape}")
-    if not np.issubdtype(array.dtype, np.integer):
-        raise DatasetError(f"{where}: labels must be whole numbers, found {array.dtype}")
-    limit = np.iinfo(np.int32).max if classes is None else classes
-    # uint64 stays unsigned: as int64, 2**64-1 would be -1, the mark of a row without a label
-    wide = array.astype(np.uint64 if array.dtype.kind == "u" else np.int64)
-    below = wide < -1 if wide.dtype.kind == "i" else np.zeros(rows, dtype=bool)
-    wrong = np.flatnonzero(below | (wide >= wide.dtype.type(limit)))
-    if len(wrong):
-        row = int(wrong[0])
-        allowed = "-1 (unlabelled) or more" if classes is None else f"-1 (unlabelled) to {classes - 1}"
-        raise DatasetError(f"{where}: label {array[row]} of row {row} is not in {allowed}")
-    return array.astype(np.int32)
-
-
-def numbered(count: int) -> tuple[str, ...]:
-    """Class names for a set that has none: ``("0", "1", …)``."""
-    return tuple(str(number) for number in range(count))

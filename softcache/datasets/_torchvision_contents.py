@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from softcache.datasets._labels import Labels, numbered
 from softcache.datasets._pixels import Pixels
-from softcache.datasets._samples import Labels, numbered
 from softcache.datasets._torchvision_sets import TorchvisionSet
 from softcache.errors import DatasetError
 

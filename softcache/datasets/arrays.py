@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from softcache.datasets._labels import Labels, checked_labels, label_kind, label_width, labelled, numbered
 from softcache.datasets._pixels import Pixels, checked_images, geometry, measure, open_regular
-from softcache.datasets._samples import Labels, Samples, checked_labels, numbered
+from softcache.datasets._samples import Samples
 from softcache.datasets._values import Values, checked_offsets, checked_values, measure_inputs
 from softcache.errors import DatasetError
 from softcache.inputs import PIXELS, is_input_name
@@ -30,8 +31,9 @@ class Arrays:
     are standardized by the train split; whole numbers, and several floating inputs, go to the network as they are.
 
     Images are uint8, (N, H, W) or (N, H, W, C) with C 1 or 3; the .npy files are memory-mapped. Labels are whole
-    numbers (N,), -1 where unlabelled; a train split without a labels file is unlabelled. Class names are the lines
-    of ``classes.txt`` beside the arrays, or else numbers up to the largest label. The default size of a view is the
+    numbers (N,), -1 where unlabelled; or uint8 (N, K), 0 or 1 for each of K outputs, 255 where unlabelled; or float32
+    (N,) or (N, K), NaN where unlabelled. A train split without a labels file is unlabelled. Names of classes or outputs
+    are the lines of ``classes.txt`` beside the arrays, or else numbers. The default size of a view is the
     longer side where that is 32 to 96, 32 for smaller images, 224 (from 256) for larger ones. The default recipe is
     ``none``: what may be cropped or mirrored depends on what the arrays show, and nothing here says that.
     """
@@ -154,14 +156,17 @@ def _labels(source: Path, split: str, rows: int) -> tuple[Labels, tuple[str, ...
         if labels is not None:
             count = rows if name == split else len(np.atleast_1d(labels))
             given[name] = checked_labels(labels, count, len(classes) or None, f"{source}: {name}_labels")
+    kinds = {name: f"{label_kind(labels)} {labels.shape[1:]}" for name, labels in given.items()}
+    if len(set(kinds.values())) > 1:
+        raise DatasetError(f"{source}: train_labels are {kinds['train']}, test_labels {kinds['test']}")
     if not classes:
         # the train split decides how many classes there are: a test label beyond it is an error
-        deciding = next((labels for labels in given.values() if (labels >= 0).any()), None)
-        classes = numbered(0 if deciding is None else int(deciding.max()) + 1)
+        deciding = next((labels for labels in given.values() if labelled(labels).any()), None)
+        classes = numbered(0 if deciding is None else label_width(deciding))
     found = np.full(rows, -1, dtype=np.int32)
     if split in given:
         found = checked_labels(given[split], rows, len(classes), f"{source}: {split}_labels")
-    if split == "test" and not (found >= 0).any():
+    if split == "test" and not labelled(found).any():
         raise DatasetError(f"{source}: the test split has no labels, nothing can be evaluated on it")
     return found, classes
 

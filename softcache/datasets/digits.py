@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from softcache.datasets._labels import numbered
 from softcache.datasets._pixels import measure
-from softcache.datasets._samples import Samples, numbered
+from softcache.datasets._samples import Samples
 from softcache.errors import DatasetError
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from softcache.datasets._files import (
     warn_of_skipped,
 )
 from softcache.datasets._fraction import check_fraction, fraction_option
-from softcache.datasets._samples import Labels, Samples
+from softcache.datasets._labels import Labels
+from softcache.datasets._samples import Samples
 from softcache.datasets._subset import held_out_files
 from softcache.errors import DatasetError
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from softcache.datasets._labels import checked_labels, label_width, numbered
 from softcache.datasets._pixels import ItemDecoder, checked_images, geometry, measure
-from softcache.datasets._samples import Samples, checked_labels, numbered
+from softcache.datasets._samples import Samples
 from softcache.datasets._values import Values, measure_inputs, values_of
 from softcache.errors import DatasetError, SoftcacheError, UsageError
 from softcache.inputs import PIXELS, is_input_name
@@ -24,11 +25,12 @@ MEASURED_ROWS = 256  # rows of a map-style dataset that are decoded to measure i
 class Python:
     """``python:package.module:factory`` or ``path/to/file.py:factory``: ``factory(split)`` gives the samples.
 
-    It returns ``Samples``; or a tuple (images (N, H, W) or (N, H, W, C) uint8, labels (N,) or None, class names or
-    None); or a map-style dataset whose items are (Pillow image or uint8 array, label or None).
+    It returns ``Samples``; or a tuple (images (N, H, W) or (N, H, W, C) uint8, labels as ``arrays:`` has them or None,
+    names of the classes or outputs or None); or a map-style dataset whose items are (Pillow image or uint8 array, label
+    or None).
 
     For inputs that are no pictures it returns a dictionary of arrays (N, …) and of lists of N rows that have lengths of
-    their own, with ``labels`` (N,) and ``classes`` among them if there are any; or a map-style dataset whose items are
+    their own, with ``labels`` and ``classes`` among them if there are any; or a map-style dataset whose items are
     dictionaries of one row each, which are read once and kept in memory: lists in them have lengths of their own, and
     ``label`` or ``labels`` is the row's label.
     """
@@ -194,7 +196,7 @@ def _labels(labels: Any, rows: int, classes: Any, spec: str) -> tuple[np.ndarray
         labels = np.full(rows, -1, dtype=np.int32)
     count = None if classes is None else len(classes)
     numbers = checked_labels(labels, rows, count, spec)
-    names = numbered(int(numbers.max(initial=-1)) + 1) if classes is None else tuple(str(name) for name in classes)
+    names = numbered(label_width(numbers)) if classes is None else tuple(str(name) for name in classes)
     return numbers, names
 
 

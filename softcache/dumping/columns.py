@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,19 +20,26 @@ from softcache.views._open import Viewed
 DEFAULT_CODEC = "fp16"
 
 
-def wanted_signals(asked: Sequence[Signal], existing: Cache | None, *, outputs_named: bool) -> list[Signal]:
-    """What is asked for of the teacher. Where nobody names an output, the cache's own or, in a new one, logits.
+def wanted_signals(
+    asked: Sequence[Signal], existing: Cache | None, *, outputs_named: bool, label_kind: str
+) -> list[Signal]:
+    """What is asked for of the teacher. Where nobody names an output, the cache's own or, in a new one, logits. Where
+    nobody says of which kind logits are, they are as the cache has them or, in a new column, of ``label_kind``.
 
     Errors: ``UsageError`` where a new cache would have nothing.
     """
-    signals = list(asked)
+    signals, held = list(asked), existing.manifest.state.columns if existing else {}
     if not outputs_named:
-        held = existing.manifest.state.columns if existing else {}
         outputs = [Signal(name, held[name].kind) for name in held if not is_hint(name)]
         signals = [*(outputs if existing else [parse_output(LOGITS)]), *signals]
     if not (signals or existing):
         raise UsageError("--output none keeps no output, and no --hint is asked for: there would be nothing to keep")
-    return signals
+    return [
+        dataclasses.replace(signal, kind=held[signal.column].kind if signal.column in held else label_kind)
+        if signal.kind is None
+        else signal
+        for signal in signals
+    ]
 
 
 def columns_to_keep(
@@ -75,6 +83,7 @@ def columns_to_keep(
 
 def _record(signal: Signal, shape: list[int], codec: str, identity: Identity) -> ColumnRecord:
     """With as many rows a shard as a block has, unless that were too many bytes."""
+    assert signal.kind is not None
     column = Column(signal.column, signal.kind, tuple(shape), open_codec(codec), 1)
     rows = identity.grid.block_rows
     while rows > 1 and rows * column.row_bytes > MAX_SHARD_BYTES:

@@ -12,6 +12,7 @@ from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS
 from softcache.cache.virtual import is_current, write_virtual
 from softcache.cache.writer import update_state
+from softcache.datasets._labels import label_kind, labelled
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +40,12 @@ def finish(folder: Path, codec: str | None = None) -> None:
 
 
 def teacher_accuracy(cache: Cache) -> float | None:
-    """The share of labelled rows whose largest logit in view 0 is that of the label; ``None`` without labels, and
-    without one vector of logits."""
-    record, rows = cache.manifest.state.columns.get(LOGITS), np.flatnonzero(cache.labels >= 0)
-    if not len(rows) or record is None or record.kind != "classes" or len(record.shape) != 1:
+    """The share of labelled rows whose largest logit in view 0 is that of the label; ``None`` without labels of kind
+    classes, and without one vector of their logits."""
+    record, rows = cache.manifest.state.columns.get(LOGITS), np.flatnonzero(labelled(cache.labels))
+    if not len(rows) or label_kind(cache.labels) != "classes":
+        return None
+    if record is None or record.kind != "classes" or len(record.shape) != 1:
         return None
     reader, hits = cache.column(LOGITS), 0
     for first in range(0, len(rows), 4096):

@@ -14,10 +14,10 @@ NO_OUTPUT = "none"
 
 @dataclass(frozen=True)
 class Signal:
-    """``column``: its name in the cache. ``kind``: of its last axis. ``codec``: its spec; None where nobody says."""
+    """``column``: its name in the cache. ``kind``: of its last axis, ``codec``: its spec; None where nobody says."""
 
     column: str
-    kind: str
+    kind: str | None
     codec: str | None = None
 
     @property
@@ -25,23 +25,24 @@ class Signal:
         """What asks for it on the command line, without its codec."""
         if is_hint(self.column):
             return f"--hint {self.column.removeprefix('hint.')}"
-        return f"--output {self.column}" if self.kind == "classes" else f"--output {self.column}:kind={self.kind}"
+        return f"--output {self.column}" + (f":kind={self.kind}" if self.kind not in (None, "classes") else "")
 
 
 def parse_output(spec: str) -> Signal:
     """``NAME``, ``NAME:kind=values``, ``NAME:kind=binary:codec=fp32``; a codec comes last, as it may have options.
 
-    Errors: ``UsageError`` for what can't be a name, and for an unknown kind or option.
+    ``logits`` are of the kind of the dataset's labels where nobody says, others ``values``. Errors: ``UsageError`` for
+    what can't be a name, and for an unknown kind or option.
 
     >>> parse_output("embedding:kind=values:codec=bf16")
     Signal(column='embedding', kind='values', codec='bf16')
     """
     name, kind, codec = _split(spec, "--output")
-    kind = kind or ("classes" if name == LOGITS else "values")
+    kind = kind or (None if name == LOGITS else "values")
     if is_hint(name) or not is_column(name) or name == NO_OUTPUT:
         raise UsageError(f"--output {spec}: {name!r} can't be the name of an output: letters, digits and _")
-    if kind not in KINDS:
-        raise UsageError(f"--output {spec}: kind {kind!r} is unknown{nearest(kind, KINDS)}")
+    if kind not in (None, *KINDS):
+        raise UsageError(f"--output {spec}: kind {kind!r} is unknown{nearest(str(kind), KINDS)}")
     return Signal(name, kind, codec)
 
 

@@ -18,8 +18,14 @@ Need = Literal["labels", "positions", "row labels", "teacher classifier", "maps"
 - ``teacher classifier``: the ``nn.Linear`` that makes the teacher's logits, given when the loss is built.
 - ``maps``: activations are compared as maps (C, H, W). Tokens (L, D) are a map of one column, a vector is a map of
   one pixel.
-- ``vectors``: activations are compared as vectors (D). Maps and tokens are averaged over their positions.
+- ``vectors``: activations or outputs are compared as vectors (D), one a sample. Those with positions are averaged over
+  them.
 """
+
+
+Kind = Literal["classes", "binary", "values"]
+"""What the last axis of an output is: ``classes`` (logits of one softmax), ``binary`` (logits of a sigmoid each) or
+``values`` (neither: embeddings, regressions)."""
 
 
 def check_contract(cls: type, contract: type, method: str, owner: str) -> None:
@@ -39,10 +45,19 @@ def check_contract(cls: type, contract: type, method: str, owner: str) -> None:
             f"{owner} lacks {', '.join(missing)}: add what is missing, or inherit the defaults of "
             f"{home}.{contract.__name__}"
         )
-    known = typing.get_args(Need)
-    needs = vars(declared["needs"])["needs"]
-    if not isinstance(needs, frozenset):
-        raise UsageError(f"{owner}: needs must be a frozenset of {', '.join(known)}, found {needs!r:.60}")
-    for need in needs:
-        if need not in known:
-            raise UsageError(f"{owner} needs {need!r}, which no training has{nearest(need, known)}")
+    needs = _words(declared, "needs", typing.get_args(Need), owner)
+    for need in needs - set(typing.get_args(Need)):
+        raise UsageError(f"{owner} needs {need!r}, which no training has{nearest(need, typing.get_args(Need))}")
+    if "kinds" in public:
+        kinds, known = _words(declared, "kinds", typing.get_args(Kind), owner), typing.get_args(Kind)
+        for kind in kinds - set(known):
+            raise UsageError(f"{owner} takes outputs of kind {kind!r}, which there is not{nearest(kind, known)}")
+        if not kinds:
+            raise UsageError(f"{owner} takes outputs of no kind: kinds must have some of {', '.join(known)}")
+
+
+def _words(declared: dict[str, type], name: str, known: tuple[str, ...], owner: str) -> frozenset[str]:
+    found = vars(declared[name])[name]
+    if not isinstance(found, frozenset):
+        raise UsageError(f"{owner}: {name} must be a frozenset of {', '.join(known)}, found {found!r:.60}")
+    return found

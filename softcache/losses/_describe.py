@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from softcache import registry
 from softcache.errors import UsageError, nearest
+from softcache.losses._contract import Kind
 from softcache.losses._loss import Loss, loss_type
 from softcache.losses.hints._hint_loss import HintLoss, hint_loss_type
 
@@ -35,28 +38,35 @@ class LossRow:
 
 
 def describe_losses() -> list[LossRow]:
-    """A row for each loss on logits, then for each loss on activations, by name.
+    """A row for each loss on outputs, then for each loss on activations, by name.
 
     >>> [row.T for row in describe_losses() if row.name == "kl"]
     ['4']
     """
-    return [describe_loss(name) for name in (*registry.names("losses"), *registry.names("losses.hints"))]
+    return [
+        *(_of_loss(name, loss_type(name)) for name in registry.names("losses")),
+        *(_of_hint_loss(name, hint_loss_type(name)) for name in registry.names("losses.hints")),
+    ]
 
 
-def describe_loss(name: str) -> LossRow:
-    """The row of one loss of either kind; ``name`` may be code of a user's own, such as ``my.py:Focal``.
+def describe_loss(name: str) -> list[LossRow]:
+    """The rows of one name: a loss on outputs, one on activations, or both (``rkd``). ``name`` may be code of a user's
+    own, such as ``my.py:Focal``.
 
     Errors: ``UsageError`` with the nearest names where there is none, and for a class that doesn't keep its contract.
 
-    >>> describe_loss("dkd").command
-    'softcache train --loss dkd'
+    >>> [row.command for row in describe_loss("dkd")]
+    ['softcache train --loss dkd']
     """
     if registry.is_code(name) or name.endswith(".py"):
-        return _describe_own(name)
+        return [_describe_own(name)]
+    rows = []
     if name in registry.names("losses"):
-        return _of_loss(name, loss_type(name))
+        rows.append(_of_loss(name, loss_type(name)))
     if name in registry.names("losses.hints"):
-        return _row("hint", name, hint_loss_type(name))
+        rows.append(_of_hint_loss(name, hint_loss_type(name)))
+    if rows:
+        return rows
     known = (*registry.names("losses"), *registry.names("losses.hints"))
     raise UsageError(f"no loss or hint loss is called {name!r}{nearest(name, known)}")
 
@@ -66,22 +76,38 @@ def _describe_own(spec: str) -> LossRow:
     if options:
         raise UsageError(f"{spec!r} has options: leave them out, a loss is described with its defaults")
     if hasattr(registry.component("losses", name), "build"):  # what the contract of hint losses asks for
-        return _row("hint", spec, hint_loss_type(name))
+        return _of_hint_loss(spec, hint_loss_type(name))
     return _of_loss(spec, loss_type(name))
 
 
 def _of_loss(name: str, cls: type[Loss]) -> LossRow:
     T = "" if cls.default_T is None else f"{cls.default_T:g}"
-    return _row("loss", name, cls, beside=f"{cls.default_alpha:g}, {cls.default_beta:g}", T=T)
+    takes = " or ".join(kind for kind in typing.get_args(Kind) if kind in cls.kinds)
+    beside = f"{cls.default_alpha:g}, {cls.default_beta:g}"
+    return _row("loss", name, cls, takes=takes, needs=cls.needs - {"vectors"}, beside=beside, T=T)
 
 
-def _row(kind: str, name: str, cls: type[Loss] | type[HintLoss], *, beside: str = "", T: str = "") -> LossRow:
+def _of_hint_loss(name: str, cls: type[HintLoss]) -> LossRow:
+    takes = next((shape for shape in ("maps", "vectors") if shape in cls.needs), "any shape")
+    return _row("hint", name, cls, takes=takes, needs=cls.needs - {"maps", "vectors"})
+
+
+def _row(
+    kind: str,
+    name: str,
+    cls: type[Loss] | type[HintLoss],
+    *,
+    takes: str,
+    needs: Iterable[str],
+    beside: str = "",
+    T: str = "",
+) -> LossRow:
     return LossRow(
         kind=kind,
         name=name,
         formula=cls.formula,
         options=tuple(f"{f.name}={_default(f)}" for f in dataclasses.fields(cls)),
-        needs=_needs(kind, cls.needs),
+        needs=", ".join([takes, *sorted(needs)]),
         weight=cls.default_weight,
         beside=beside,
         T=T,
@@ -98,12 +124,6 @@ def _plain(kind: str, name: str) -> str:
 def _documented(cls: type) -> str:
     text = inspect.cleandoc(cls.__doc__ or "").partition("\n>>> ")[0].strip()
     return "" if text.startswith(f"{cls.__name__}(") else text  # the signature that a dataclass without a text gets
-
-
-def _needs(kind: str, needs: frozenset[str]) -> str:
-    shapes = {"maps", "vectors"}
-    first = ["logits"] if kind == "loss" else sorted(needs & shapes) or ["any shape"]
-    return ", ".join([*first, *sorted(needs - shapes)])
 
 
 def _default(field: dataclasses.Field[object]) -> str:

@@ -1,4 +1,4 @@
-"""The contract of losses on logits."""
+"""The contract of losses on outputs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import typing
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from softcache import registry
-from softcache.losses._contract import Need, check_contract
+from softcache.losses._contract import Kind, Need, check_contract
 
 if TYPE_CHECKING:
     import torch
 
 
 class Loss(Protocol):
-    """A loss on logits: a frozen dataclass whose fields are the options of its spec.
+    """A loss on an output: a frozen dataclass whose fields are the options of its spec.
 
     A class that inherits from this one declares only what differs from the defaults. A class that doesn't inherit
     declares all of the class variables.
@@ -22,13 +22,15 @@ class Loss(Protocol):
     example: options of ``softcache train`` with the weights of the paper.
     needs: see ``Need``. A loss that needs ``labels`` is a mean over the labelled samples of a batch, and 0 with a graph
         where there is none.
-    default_alpha, default_beta: weights of the losses on logits and of the hard-label loss where nobody says.
+    kinds: of the outputs that it takes, see ``Kind``.
+    default_alpha, default_beta: weights of the losses on outputs and of the hard-label loss where nobody says.
     default_weight, standardized_weight: text of a schedule; the second holds with ``standardize=true``, where it
         isn't None.
     default_T: None for a loss without a temperature.
     standardizes: whether ``standardize=true`` makes a difference.
-    through_softmax: whether the teacher's logits are used only as ``softmax(z / T)``, so that logits of averaged
-        probabilities can take their place. A property in a loss where its options decide (``rld``).
+    through_softmax: whether the teacher's logits are used only as ``softmax(z / T)``, of a binary output as
+        ``sigmoid(z / T)``, so that logits of averaged probabilities can take their place. A property in a loss where
+        its options decide (``rld``).
     least_classes: the smallest number of classes for which the loss says anything. The softmax over one class is 1,
         whatever the logit is.
     zero_for_perfect: whether the loss is 0 where student and teacher are equal.
@@ -49,6 +51,7 @@ class Loss(Protocol):
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""
     example: ClassVar[str] = ""
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"classes"})
     needs: ClassVar[frozenset[Need]] = frozenset()
     default_alpha: ClassVar[float] = 1.0
     default_beta: ClassVar[float] = 1.0
@@ -64,12 +67,15 @@ class Loss(Protocol):
     def __call__(
         self, student: torch.Tensor, teacher: torch.Tensor, T: float, labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logits (B, C) of student and teacher, the temperature, labels (B,) int64 with -1 for none → a scalar."""
+        """Outputs (B, C) of student and teacher, the temperature, labels (B,) int64 with -1 for none → a scalar.
+
+        B counts samples or, of an output with positions, positions; with ``vectors`` in ``needs``, samples.
+        """
         ...
 
 
 def loss_type(name: str) -> type[Loss]:
-    """The class of a loss on logits.
+    """The class of a loss on outputs.
 
     Errors: ``UsageError`` where no loss has this name, and for a class that doesn't keep the contract.
 

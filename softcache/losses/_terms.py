@@ -1,35 +1,35 @@
 """From ``--loss kl:weight=0.9,T=2`` to a term of the training loss.
 
-``weight``, ``T`` and ``standardize`` are options of every loss. The others are the fields of its dataclass, whose
-contract is ``Loss``. ``weight`` and ``T`` may be schedules over the epochs.
+``of``, ``weight``, ``T`` and ``standardize`` are options of every loss. The others are the fields of its dataclass,
+whose contract is ``Loss``. ``weight`` and ``T`` may be schedules over the epochs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from softcache import registry
 from softcache.errors import UsageError, nearest
-from softcache.losses._contract import Need
+from softcache.losses._contract import Kind, Need
 from softcache.losses._loss import Loss, loss_type
 from softcache.losses._schedule import Schedule
 from softcache.losses._standardize import standardize
 
-SHARED = ("weight", "T", "standardize")
+SHARED = ("of", "weight", "T", "standardize")
 STANDARDIZED_T = 2.0  # arXiv 2403.01427: after standardizing, the logits' scale is 1
 STANDARDIZED_BETA = 0.1  # as in the same paper's code
 
 
 @dataclass(frozen=True)
 class Term:
-    """One loss on logits with its weight and temperature.
+    """One loss with the output that it is of, its weight and its temperature.
 
-    ``weight`` and ``T`` are None where the spec gives none. Then the default weight of the loss holds, and ``--T`` or,
-    without it, the default temperature of the loss.
+    ``of``: the name of an output of teacher and student. ``weight`` and ``T`` are None where the spec gives none. Then
+    the default weight of the loss holds, and ``--T`` or, without it, the default temperature of the loss.
     """
 
     name: str
@@ -37,17 +37,20 @@ class Term:
     weight: Schedule | None = None
     T: Schedule | None = None
     standardize: bool = False
+    of: str = "logits"
 
     def __call__(
         self, student: torch.Tensor, teacher: torch.Tensor, T: float, labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logits (B, C) of student and teacher, labels (B,) int64 with -1 for none → a scalar, not weighted.
+        """Outputs (B, …, C) of student and teacher, labels (B,) int64 with -1 for none → a scalar, not weighted.
 
-        ``teacher`` gets no gradient. Errors: ``UsageError`` where labels are needed and none are given.
+        Positions, the axes between, count as samples; a loss that needs vectors gets the mean over them. ``teacher``
+        gets no gradient. Errors: ``UsageError`` where labels are needed and none are given.
         """
         if "labels" in self.needs and labels is None:
             raise UsageError(f"loss {self.name!r} needs labels: choose one that needs none, such as kl")
-        teacher = teacher.detach()
+        flat = _mean_over_positions if "vectors" in self.needs else _positions_as_samples
+        student, teacher = flat(student), flat(teacher.detach())
         if self.standardize:
             student, teacher = standardize(student), standardize(teacher)
         with registry.guarded(self.name, f"loss {self.name!r}"):
@@ -60,6 +63,11 @@ class Term:
     @property
     def needs(self) -> frozenset[Need]:
         return self.loss.needs
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        """Of the outputs that it takes; what is standardized are the logits of a softmax."""
+        return self.loss.kinds & {"classes"} if self.standardize else self.loss.kinds
 
     @property
     def least_classes(self) -> int:
@@ -104,6 +112,8 @@ class Term:
         """The spec of this term, which ``parse_term`` reads."""
         spec = registry.canonical(self.name, self.loss)
         parts = []
+        if self.of != Term.of:
+            parts.append(f"of={self.of}")
         if self.weight is not None:
             parts.append(f"weight={self.weight}")
         if self.T is not None:
@@ -130,6 +140,33 @@ def refuse_few_classes(terms: Iterable[Term], classes: int, *, labels_alone: boo
             )
 
 
+def refuse_kind(term: Term, kind: str, owner: str) -> None:
+    """Errors: ``UsageError`` where the output that a loss is of isn't of a kind that it takes, with those that would
+    do. ``owner``: what has the output, for the message.
+
+    >>> refuse_kind(parse_term("mse:of=embedding"), "values", "cache")
+    """
+    if kind in term.kinds:
+        return
+    fitting = [name for name in registry.names("losses") if kind in loss_type(name).kinds]
+    raise UsageError(
+        f"loss {str(term)!r} takes outputs of kind {', '.join(sorted(term.kinds))}, and {term.of!r} of {owner} is of "
+        f"kind {kind}: losses that take it are {', '.join(fitting)}"
+    )
+
+
+def refuse_shapes(term: Term, student: Sequence[int], teacher: Sequence[int]) -> None:
+    """Errors: ``UsageError`` for shapes of one sample's output, of student and teacher, that a loss can't compare."""
+    student, teacher = tuple(student), tuple(teacher)
+    if "vectors" in term.needs:
+        return
+    if (student or (1,)) != (teacher or (1,)):
+        raise UsageError(
+            f"loss {str(term)!r}: the student's {term.of!r} has shape {student} for a sample, the teacher's {teacher}: "
+            "give the student an output of that shape, or take a loss that relates samples, such as rkd"
+        )
+
+
 def parse_term(spec: str) -> Term:
     """The term of a spec.
 
@@ -146,6 +183,9 @@ def parse_term(spec: str) -> Term:
     for key in options:
         if key not in (*fields, *SHARED):
             raise UsageError(f"loss {name!r} has no option {key!r}{nearest(key, (*fields, *SHARED))}")
+    of = options.pop("of", Term.of)
+    if not of:
+        raise UsageError(f"{spec!r}: of names an output of the teacher, such as of=embedding")
     weight = _schedule(spec, "weight", options.pop("weight", None))
     if weight is not None and weight.bounds()[0] < 0:
         raise UsageError(f"{spec!r}: a weight can't be negative")
@@ -159,7 +199,7 @@ def parse_term(spec: str) -> Term:
     if flag and not cls.standardizes:
         raise UsageError(f"{spec!r}: standardized logits give the same loss {name!r}: leave out standardize")
     loss = cls(**registry.typed_options(cls, options, f"loss {name!r}"))
-    return Term(name, loss, weight, T, flag)
+    return Term(name, loss, weight, T, flag, of)
 
 
 def parse_terms(specs: Iterable[str]) -> list[Term]:
@@ -174,6 +214,16 @@ def parse_terms(specs: Iterable[str]) -> list[Term]:
             raise UsageError(f"loss {str(term)!r} is given twice: raise its weight instead")
         seen.add(str(term))
     return terms
+
+
+def _positions_as_samples(x: torch.Tensor) -> torch.Tensor:
+    """(B, …, C) → (B · positions, C); (B,) → (B, 1)."""
+    return x.unsqueeze(1) if x.ndim == 1 else x.flatten(0, -2)
+
+
+def _mean_over_positions(x: torch.Tensor) -> torch.Tensor:
+    """(B, …, D) → (B, D); (B,) → (B, 1)."""
+    return x.unsqueeze(1) if x.ndim == 1 else x.flatten(1, -2).mean(1) if x.ndim > 2 else x
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``mse``: the mean squared difference of the logits."""
+"""``mse``: the mean squared difference of the outputs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from softcache.losses._contract import Kind
 from softcache.losses._loss import Loss
 from softcache.losses._precision import full_precision
 
 
 @dataclass(frozen=True)
 class MSE(Loss):
-    """``mean_bc (z_s - z_t)²``; it has no temperature.
+    """``mean_bc (z_s - z_t)²`` of logits or of values; it has no temperature.
 
     For logits with mean 0, the gradient of ``kl`` at a high temperature tends to half the gradient of this loss.
     Source: arXiv 1312.6184; arXiv 1503.02531, section 2.1.
@@ -26,6 +27,7 @@ class MSE(Loss):
     formula: ClassVar[str] = "mean (z_s - z_t)²"
     source: ClassVar[str] = "Ba & Caruana 2014, arXiv 1312.6184"
     example: ClassVar[str] = "--loss mse"
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"classes", "binary", "values"})
     default_beta: ClassVar[float] = 0.0
     least_classes: ClassVar[int] = 1
     zero_for_perfect: ClassVar[bool] = True
@@ -34,5 +36,5 @@ class MSE(Loss):
     def __call__(
         self, student: torch.Tensor, teacher: torch.Tensor, T: float, labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logits (B, C) of student and teacher → a scalar. ``T`` and ``labels`` are ignored."""
+        """Logits or values (B, C) of student and teacher → a scalar. ``T`` and ``labels`` are ignored."""
         return F.mse_loss(student, teacher.to(student.dtype))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from softcache.datasets._samples import numbered
+from softcache.datasets._labels import numbered
 from softcache.errors import ModelError, UsageError
 from softcache.models._folder import is_folder_spec, read_folder
 from softcache.models._network import Network, input_channels

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from softcache.cache.schema import LOGITS
 from softcache.config.data import TrainingData, open_data
 from softcache.config.fit import Fitting
 from softcache.config.parsed import Parsed
 from softcache.config.record import Record
 from softcache.config.teachers import open_teacher
 from softcache.config.train import TrainConfig
+from softcache.datasets._labels import label_width, labelled
+from softcache.datasets._samples import Samples
 from softcache.device import pick_device
 from softcache.dumping.identity import default_batch
 from softcache.errors import UsageError
-from softcache.losses._terms import refuse_few_classes
+from softcache.fields import Inputs
+from softcache.losses._terms import refuse_few_classes, refuse_kind, refuse_shapes
 from softcache.models._arithmetic import Arithmetic, pick_arithmetic
 from softcache.models._network import Network
 from softcache.models._open import open_network
@@ -34,6 +40,7 @@ from softcache.training.initialize import initialize_student, keep_frozen_still
 from softcache.training.loop import Stage
 from softcache.training.objective import Objective
 from softcache.training.rows import TrainingRows, choose_rows, without_held
+from softcache.training.scores import LEADING
 from softcache.views._open import Viewed
 
 log = logging.getLogger(__name__)
@@ -41,7 +48,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that is opened and checked before anything is written."""
+    """All that is opened and checked before anything is written. ``logits``: whether the student's logits are read, so
+    that they can be compared with labels; else it learns other outputs alone."""
 
     parsed: Parsed
     data: TrainingData
@@ -54,6 +62,15 @@ class Prepared:
     inputs: InputSource
     fitting: Fitting
     live: Arithmetic | None
+    logits: bool
+
+    @property
+    def leading(self) -> str:
+        """The number that the best epoch is chosen by: of the labels' kind or, without them, nearness to the teacher's
+        output."""
+        if self.logits:
+            return LEADING[self.data.viewed.samples.label_kind]
+        return "cosine" if math.prod(self.data.output_shape(self.parsed.outputs[0])) > 1 else "r2"
 
 
 def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[TrainConfig] | None = None) -> Prepared:
@@ -61,13 +78,16 @@ def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[
     options = parsed.options
     device = pick_device(options.device)
     data = open_data(parsed, record.view_numbers if record is not None else None)
-    parsed = parsed.for_classes(data.classes())
-    options = parsed.options
-    refuse_few_classes(parsed.losses, data.classes(), labels_alone=parsed.labels_alone)
+    parsed = parsed.for_data(data.kind_of(LOGITS) or "classes", data.classes())
+    options, samples = parsed.options, data.viewed.samples
+    _refuse_kinds(parsed, data)
+    logits = _reads_logits(parsed, samples)
+    classes = data.classes() if logits else (data.output_shape(parsed.outputs[0]) or (1,))[-1]
     if data.views is not None and options.views_per_image > len(data.views):
         raise UsageError(f"--views-per-image {options.views_per_image}: there are {len(data.views)} recorded views")
-    test = open_test(data.dataset, data.viewed.size, data_dir=options.data_dir, download=options.download)
-    samples = data.viewed.samples
+    test = None
+    if logits:
+        test = open_test(data.dataset, data.viewed.size, data_dir=options.data_dir, download=options.download)
     rows = choose_rows(
         samples.labels,
         val_fraction=options.val_fraction,
@@ -75,11 +95,12 @@ def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[
         seed=options.seed,
         labels_alone=parsed.labels_alone,
         needing_labels=[term.name for term in parsed.losses if "labels" in term.needs],
+        choosing_by_labels=logits,
     )
     network = open_network(
         options.student,
-        classes=data.classes(),
-        class_names=samples.classes,
+        classes=classes,
+        class_names=samples.classes if logits else None,
         statistics=samples.statistics,
         weights=options.weights,
         normalize=options.normalize,
@@ -110,10 +131,11 @@ def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[
             data.hint_shapes,
             rows.train,
             rows.visible,
-            classes=data.classes(),
+            classes=classes,
             seed=options.seed,
             teacher=teacher,
         )
+    _refuse_other_shapes(parsed, data, network, sample)
     keep_frozen_still(network)
     live = _live_arithmetic(data, options, device, record)
     pretrained = options.weights is not None or parsed.copied is not None
@@ -123,7 +145,59 @@ def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[
     inputs = pick_inputs(
         data.viewed, device, resident=options.resident, workers=options.workers, start=options.start_method
     )
-    return Prepared(parsed, data, test, rows, device, network, hint_losses, start, inputs, options.fitting(), live)
+    return Prepared(
+        parsed, data, test, rows, device, network, hint_losses, start, inputs, options.fitting(), live, logits
+    )
+
+
+def _refuse_kinds(parsed: Parsed, data: TrainingData) -> None:
+    """Errors: ``UsageError`` for losses that don't take their outputs or the labels, and for too few classes."""
+    samples = data.viewed.samples
+    for term in parsed.losses:
+        kind = data.kind_of(term.of)
+        if kind is not None:
+            owner = str(data.outputs[term.of][0].folder) if term.of in data.outputs else "the live teacher"
+            refuse_kind(term, kind, owner)
+    has_labels = bool(labelled(samples.labels).any())
+    needing = [(term.name, term.needs) for term in parsed.losses] + [(term.name, term.needs) for term in parsed.hints]
+    for name, needs in needing:
+        if needs & {"labels", "row labels"} and samples.label_kind != "classes" and has_labels:
+            raise UsageError(f"loss {name!r} needs one class a row, and the labels are of kind {samples.label_kind}")
+    kind = data.kind_of(LOGITS) if LOGITS in parsed.outputs else None
+    if has_labels and kind not in (None, samples.label_kind):
+        raise UsageError(
+            f"the teacher's logits are of kind {kind}, the labels of {samples.spec} of kind {samples.label_kind}: "
+            "learn that output under another name (softcache dump --output NAME, softcache train --loss …:of=NAME)"
+        )
+    if samples.label_kind == "classes":
+        refuse_few_classes(
+            [term for term in parsed.losses if term.of == LOGITS], data.classes(), labels_alone=parsed.labels_alone
+        )
+    elif has_labels and label_width(samples.labels) != data.classes():
+        raise UsageError(
+            f"the labels of {samples.spec} are of {label_width(samples.labels)} outputs, the logits of the cache of "
+            f"{data.classes()}: name the right --dataset or --cache"
+        )
+
+
+def _reads_logits(parsed: Parsed, samples: Samples) -> bool:
+    """Whether the student's logits are learnt, from labels or from a teacher, and not other outputs alone."""
+    if not parsed.outputs or LOGITS in parsed.outputs:
+        return True
+    beta = parsed.beta.bounds()[1] if parsed.beta is not None else 1 - parsed.alpha.bounds()[0]
+    return beta > 0 and bool(labelled(samples.labels).any())
+
+
+@torch.no_grad()
+def _refuse_other_shapes(parsed: Parsed, data: TrainingData, network: Network, inputs: Inputs) -> None:
+    """Errors: ``UsageError`` with both shapes where an output of the student can't be compared with the teacher's."""
+    if not set(parsed.outputs) - {LOGITS}:
+        return  # logits are compared with the number of classes when they are made
+    was_training = network.training
+    found = network.eval().outputs(inputs, parsed.outputs)
+    network.train(was_training)
+    for term in parsed.losses:
+        refuse_shapes(term, found[term.of].shape[1:], data.output_shape(term.of))
 
 
 def _teacher(parsed: Parsed, data: TrainingData, begun: bool) -> Network | None:
@@ -177,10 +251,10 @@ def training_stages(prepared: Prepared) -> list[Stage]:
         fresh=FreshShare(parsed.fresh_share, fitting.epochs) if parsed.fresh_share is not None else None,
     )
 
-    def stream(*, logits: bool, hints: bool) -> Stream:
+    def stream(*, outputs: Sequence[str], hints: bool) -> Stream:
         targets = data.targets(
             prepared.device,
-            logits=logits,
+            outputs=outputs,
             layers=parsed.teacher_layers if hints else (),
             arithmetic=prepared.live,
             views_per_image=options.views_per_image,
@@ -193,18 +267,24 @@ def training_stages(prepared: Prepared) -> list[Stage]:
         )
 
     joint = bool(parsed.hints) and not options.hint_epochs
-    main = stream(logits=bool(parsed.losses), hints=joint)
+    main = stream(outputs=parsed.outputs, hints=joint)
     if data.columns():
         log.info(f"targets {main.targets}; {order}")
 
     def objective(epochs: int, *, hints: bool) -> Objective:
-        return parsed.objective(epochs, hints=hints, label_smoothing=fitting.label_smoothing)
+        return parsed.objective(
+            epochs,
+            hints=hints,
+            label_smoothing=fitting.label_smoothing,
+            binary=[name for name in parsed.outputs if data.kind_of(name) == "binary"],
+            labels=prepared.logits,
+        )
 
     last = Stage(main, objective(fitting.epochs, hints=joint), fitting.epochs, prepared.hint_losses if joint else None)
     if not options.hint_epochs:
         return [last]
     first = Stage(
-        stream(logits=False, hints=True),
+        stream(outputs=(), hints=True),
         objective(options.hint_epochs, hints=True),
         options.hint_epochs,
         prepared.hint_losses,

@@ -103,10 +103,8 @@ def dump(asked: DumpConfig) -> Dumped:
     samples_kept = samples_to_keep(viewed, config.keep_samples, existing.manifest if existing else None)
     device = _device(config.device)
     same_kind(existing.manifest if existing else None, device)
-    full, signals = (
-        config.fingerprint == "full",
-        wanted_signals(config.signals, existing, outputs_named=bool(config.output)),
-    )
+    full = config.fingerprint == "full"
+    signals = wanted_signals(config.signals, existing, outputs_named=bool(config.output), label_kind=samples.label_kind)
     if existing:
         existing.check_codecs()
         if (folder / ROWS).exists():  # verify --repair takes it away where it is damaged

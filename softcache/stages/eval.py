@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
 
+from softcache.cache.schema import LOGITS
 from softcache.config.fit import FitConfig
 from softcache.config.given import recorded_data_dir, remember_data
+from softcache.config.parsed import parse
 from softcache.config.record import recorded_options
 from softcache.config.teachers import default_data, known_folder, teacher_source
+from softcache.config.train import TrainConfig
+from softcache.datasets._labels import labelled
 from softcache.device import pick_device, reproducible
-from softcache.errors import DatasetError
+from softcache.errors import DatasetError, UsageError
 from softcache.models._arithmetic import Arithmetic
 from softcache.models._open import open_network
 from softcache.stream.inputs import pick_inputs
@@ -36,7 +41,8 @@ def evaluate(
     amp: str | None = None,
     tf32: bool = False,
 ) -> dict[str, Any]:
-    """Top-1, top-5 (shares in 0..1), mean cross-entropy and samples, on the clean pixels of a split.
+    """Scores on the clean inputs of a split, by the kind of its labels (``training.scores``): of classes top-1, top-5
+    and the calibration error (shares in 0..1) and the mean cross-entropy; and how many samples they are of.
 
     ``model``: a run's or a teacher's folder, which knows its dataset; or a spec, on ``dataset``, with the parameters
     of the teacher that ``teach`` made of it, with ``weights``, or with torchvision's where the classes are ImageNet's.
@@ -47,13 +53,15 @@ def evaluate(
     """
     folder = known_folder(model)
     recorded = recorded_options(folder) if folder is not None else None
+    if isinstance(recorded, TrainConfig):
+        _refuse_other_outputs(model, recorded)
     if folder is not None:
         data_dir = data_dir or recorded_data_dir(folder)
     dataset, size = default_data(model, dataset, size)
     viewed = open_viewed(dataset, split, data_dir=data_dir, download=download, augment="none", size=size)
     if folder is not None and recorded is not None:
         remember_data(folder, recorded, dataset)
-    if not (viewed.samples.labels >= 0).any():
+    if not labelled(viewed.samples.labels).any():
         raise DatasetError(f"{dataset}/{split} has no labels to compare with")
     chosen = pick_device(device)
     spec, found = teacher_source(model, viewed.samples, weights, option="--weights")
@@ -74,13 +82,16 @@ def evaluate(
     arithmetic = Arithmetic(amp or trained, isinstance(recorded, FitConfig) and bool(recorded.channels_last))
     with reproducible(tf32=tf32):
         network = arithmetic.apply(network.to(chosen))
-        accuracy = evaluate_network(network, pixels, viewed.samples.labels, chosen, amp=arithmetic.amp)
-    return {
-        "model": model,
-        "dataset": dataset,
-        "split": split,
-        "top1": accuracy.top1,
-        "top5": accuracy.top5,
-        "loss": accuracy.loss,
-        "samples": accuracy.samples,
-    }
+        labels = viewed.samples.labels
+        scores = evaluate_network(network, pixels, labels, chosen, amp=arithmetic.amp, calibration=True)
+    return {"model": model, "dataset": dataset, "split": split, **dataclasses.asdict(scores)}
+
+
+def _refuse_other_outputs(run: str, options: TrainConfig) -> None:
+    """Errors: ``UsageError`` for a run whose student has learnt other outputs than logits, and no labels."""
+    parsed = parse(options)
+    if parsed.outputs and LOGITS not in parsed.outputs and parsed.beta is not None and parsed.beta.bounds()[1] == 0:
+        raise UsageError(
+            f"{run} has learnt {', '.join(parsed.outputs)} and no logits that could be compared with labels: its "
+            "metrics.jsonl has what --val-fraction found, docs/features.md shows how to use it"
+        )

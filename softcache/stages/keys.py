@@ -22,6 +22,7 @@ from softcache.config.train import TrainConfig
 from softcache.errors import CacheError, UsageError
 from softcache.fields import Fields, stacked
 from softcache.inputs import PIXELS
+from softcache.stream.batches import trained_labels
 from softcache.stream.plan import Plan
 from softcache.stream.transfer import host_tensor, unsigned
 
@@ -36,9 +37,10 @@ class KeyBatch:
     (B, ...); of rows that have lengths of their own (B, L, ...), filled up to the longest, with ``attention_mask``
     (B, L) int64, 1 for a row's own places. ``targets``: outputs of the teacher by
     their names, ``logits`` (B, C) raw, and hints by their layers' names, all (B, ...) float32. ``labels`` (B,) int64,
-    -1 for none. ``mixed``: of samples that their recipe mixed with a partner, the partners' labels (B,) int64 and the
-    weight of the own label (B,) float32; None for recipes that don't mix. ``pads``: of inputs whose rows have lengths
-    of their own, what they are filled up with.
+    -1 for none; or of another kind (B, K) uint8 or (B,) or (B, K) float32, as the dataset has them. ``mixed``: of
+    samples that their recipe mixed with a partner, the partners' labels (B,) int64 and the weight of the own label (B,)
+    float32; None for recipes that don't mix. ``pads``: of inputs whose rows have lengths of their own, what they are
+    filled up with.
     """
 
     rows: torch.Tensor
@@ -131,7 +133,7 @@ class Keys(Dataset[KeyBatch]):
         self.viewed = data.viewed
         self.views = complete if view is None else (view,)
         self.fixed = view is not None
-        self.labels = data.viewed.samples.labels.astype(np.int64)
+        self.labels = trained_labels(data.viewed.samples.labels)
         self._close = [] if data.close is None else [data.close[opened.folder]]
         self._columns = columns
         self._folder, self._id, self._codec = opened.folder.absolute(), opened.manifest.cache_id, codec
@@ -208,7 +210,7 @@ class Keys(Dataset[KeyBatch]):
         check = PixelCheck(self.viewed.digest, at_once=True, accepted=self._close * len(arrays))
         check.add(rows, (view,), inputs, [unsigned(host_tensor(found["digest"])) for found in arrays.values()])
         targets = {name: readers[name].decode(found) for name, found in arrays.items()}
-        labels, mixing = torch.from_numpy(self.labels), self.viewed.mixing(rows, view)
+        labels, mixing = self.labels, self.viewed.mixing(rows, view)
         mixed = None if mixing is None else (labels[torch.from_numpy(mixing[0])], torch.from_numpy(mixing[1]))
         place = torch.from_numpy(rows)
         return KeyBatch(

@@ -18,6 +18,7 @@ from softcache.config.record import CONFIG, TEACHER_FILE, Record, absolute_paths
 from softcache.config.teach import TeachConfig
 from softcache.console import advising, counted
 from softcache.datasets._index import describe_data
+from softcache.datasets._labels import labelled
 from softcache.device import pick_device, reproducible
 from softcache.distributed import refuse_several
 from softcache.errors import SoftcacheError, UsageError
@@ -30,10 +31,11 @@ from softcache.models._open import open_network
 from softcache.stream.batches import Stream
 from softcache.stream.inputs import pick_inputs
 from softcache.stream.plan import Plan
-from softcache.training.evaluation import Accuracy, evaluator, open_test
+from softcache.training.evaluation import evaluator, open_test
 from softcache.training.folder import training_into
 from softcache.training.loop import Stage, fit
 from softcache.training.objective import Objective
+from softcache.training.scores import LEADING, Scores, scores_from
 from softcache.views._open import Viewed, open_viewed
 
 log = logging.getLogger(__name__)
@@ -48,9 +50,10 @@ class Taught:
     """The teacher's folder, its accuracy on the test split (if there is one), and whether it was there already."""
 
     folder: Path
-    test: Accuracy | None
+    test: Scores | None
     seconds: float
     kept: bool
+    leading: str = "top1"
 
 
 @command(TeachConfig)
@@ -69,8 +72,8 @@ def teach(config: TeachConfig) -> Taught:
             config = config.as_recorded(recorded.options)
         _refuse_other(folder, recorded, config)
         if recorded.result is not None and (folder / TEACHER_FILE).exists():
-            test = recorded.result["test"]
-            return Taught(folder, Accuracy(**test) if test else None, 0.0, True)
+            kept = scores_from(recorded.result["test"]) if recorded.result["test"] else None
+            return Taught(folder, kept, 0.0, True, kept.recorded[0] if kept else "top1")
     device = pick_device(config.device)
     train = open_viewed(
         config.dataset,
@@ -83,7 +86,8 @@ def teach(config: TeachConfig) -> Taught:
     )
     if not train.samples.classes:
         raise UsageError(f"{config.dataset} has no labels: a teacher can't be trained on it")
-    refuse_few_classes((), len(train.samples.classes), labels_alone=True)
+    if train.samples.label_kind == "classes":
+        refuse_few_classes((), len(train.samples.classes), labels_alone=True)
     test = open_test(config.dataset, train.size, data_dir=config.data_dir, download=config.download)
     network = open_network(
         config.model,
@@ -101,7 +105,7 @@ def teach(config: TeachConfig) -> Taught:
         if config.weights is None:
             raise UsageError("--freeze trains the classifier alone: give the rest of the network with --weights")
         network.freeze_all_but_classifier()
-    config = config.settled(network, int((train.samples.labels >= 0).sum()), pretrained=config.weights is not None)
+    config = config.settled(network, int(labelled(train.samples.labels).sum()), pretrained=config.weights is not None)
     make_folder(folder)
     with training_into(folder, "the same command"), reproducible(tf32=config.tf32):
         config = config.with_arithmetic(network, train.clean(np.arange(2) % len(train)), device)
@@ -124,7 +128,7 @@ def _teach(
     record.save(folder)
     remember_folder(folder, config, network.spec)
     labels, fitting = train.samples.labels, config.fitting()
-    plan = Plan(np.flatnonzero(labels >= 0), fitting.batch_size, config.seed, None)
+    plan = Plan(np.flatnonzero(labelled(labels)), fitting.batch_size, config.seed, None)
     pixels = pick_inputs(train, device, resident=config.resident, workers=config.workers, start=config.start_method)
     stream = Stream(train, pixels, plan, device, visible=labels, teacher=None)
     alone = Objective((), Schedule.constant(0), Schedule.constant(1), None, fitting.epochs, fitting.label_smoothing)
@@ -153,12 +157,13 @@ def _teach(
             compiled=config.compile,
             profile=config.profile,
             resume=resume,
+            leading=LEADING[train.samples.label_kind],
         )
     reached = evaluate(network)
     save_network(network, folder, TEACHER_FILE)
     result = {"test": dataclasses.asdict(reached) if reached else None, "seconds": round(fitted.seconds, 3)}
     dataclasses.replace(record, result=result).save(folder)
-    return Taught(folder, reached, fitted.seconds, False)
+    return Taught(folder, reached, fitted.seconds, False, fitted.leading)
 
 
 def _refuse_other(folder: Path, found: Record[Any], wanted: TeachConfig) -> None:

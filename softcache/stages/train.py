@@ -24,7 +24,7 @@ from softcache.console import advising, counted, size
 from softcache.datasets._index import describe_data
 from softcache.device import reproducible
 from softcache.distributed import refuse_several
-from softcache.errors import PixelsError, SoftcacheError
+from softcache.errors import PixelsError, SoftcacheError, UsageError
 from softcache.localfiles import local_path
 from softcache.models._folder import describe, save_network, save_tensors
 from softcache.models._network import Network
@@ -33,33 +33,36 @@ from softcache.models._weights import load_state
 from softcache.stages._training import Prepared, prepare, training_stages
 from softcache.stream.batches import Stream
 from softcache.training.checkpoint import CHECKPOINT
-from softcache.training.evaluation import Accuracy, evaluator, held_out_evaluator
+from softcache.training.evaluation import evaluator, held_out_evaluator, output_evaluator
 from softcache.training.folder import training_into
 from softcache.training.hint_losses import REGRESSORS_FILE
 from softcache.training.loop import BEST_FILE, Fitted, fit
+from softcache.training.scores import Scores, recorded_numbers
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Trained:
-    """The run's folder, the saved student's accuracy on the test split and on the held-out rows (with the epoch that
-    they chose), seconds of training, and of the teacher within them. ``lines``: those of ``metrics.jsonl``."""
+    """The run's folder, the saved student's scores on the test split and on the held-out rows (with the epoch that they
+    chose), seconds of training, and of the teacher within them. ``lines``: those of ``metrics.jsonl``. ``leading``: the
+    number of the scores that chooses, whose value on the held-out rows is ``val``."""
 
     folder: Path
-    test: Accuracy | None
+    test: Scores | None
     seconds: float
     teacher_s: float
     lines: list[dict[str, Any]] = field(default_factory=list)
-    val_top1: float | None = None
+    leading: str = "top1"
+    val: float | None = None
     best_epoch: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """One object for scripts."""
         return {
             "run": str(self.folder),
-            "test_top1": self.test.top1 if self.test else None,
-            "val_top1": self.val_top1,
+            **{f"test_{name}": value for name, value in recorded_numbers(self.test, self.leading).items()},
+            f"val_{self.leading}": self.val,
             "best_epoch": self.best_epoch,
             "seconds": self.seconds,
             "teacher_s": self.teacher_s,
@@ -117,6 +120,7 @@ def _train(prepared: Prepared, folder: Path, *, resume: bool) -> Trained:
         start_method=options.start_method,
         amp=options.amp,
     )
+    validate = _validator(prepared)
     record = _record(prepared)
     record.save(folder)
     remember_folder(folder, record.options, network.spec)
@@ -130,13 +134,14 @@ def _train(prepared: Prepared, folder: Path, *, resume: bool) -> Trained:
                 device,
                 folder,
                 evaluate,
-                validate=_validator(prepared) if len(prepared.rows.held) else None,
+                validate=validate,
                 seed=options.seed,
                 arithmetic=fitting.arithmetic,
                 compiled=options.compile,
                 profile=options.profile,
                 log_every=options.log_every,
                 resume=resume,
+                leading=prepared.leading,
             )
     except PixelsError as error:
         refuse_pixels(error, data.all_caches, data.viewed, close=options.pixels == "close")
@@ -148,7 +153,7 @@ def _finish(
     folder: Path,
     fitted: Fitted,
     record: Record[TrainConfig],
-    evaluate: Callable[[Network], Accuracy | None],
+    evaluate: Callable[[Network], Scores | None],
 ) -> Trained:
     """Saves the student, of the best epoch where held-out rows chose one, and looks at the test split."""
     network, best = prepared.network, fitted.best()
@@ -167,7 +172,8 @@ def _finish(
         fitted.seconds,
         sum(line["teacher_s"] for line in fitted.lines),
         fitted.lines,
-        best["val_top1"] if best else None,
+        prepared.leading,
+        best[f"val_{prepared.leading}"] if best else None,
         best["epoch"] if best else None,
     )
     result = {key: value for key, value in trained.to_json().items() if key != "run"}
@@ -177,9 +183,38 @@ def _finish(
     return trained
 
 
-def _validator(prepared: Prepared) -> Callable[[Network], Accuracy]:
-    """Accuracy on the clean pixels of the held-out rows."""
-    options = prepared.parsed.options
+def _validator(prepared: Prepared) -> Callable[[Network], Scores] | None:
+    """Scores on the held-out rows: by their labels on clean pixels or, of a student that learns other outputs than
+    logits alone, by the first of these in a recorded view. None where there is nothing to compare with."""
+    options, data = prepared.parsed.options, prepared.data
+    if not len(prepared.rows.held):
+        if not prepared.logits:
+            log.warning(
+                "the student learns no logits, so there is nothing to compare with labels: --val-fraction 0.1 holds "
+                "out rows and compares its outputs with the teacher's there"
+            )
+        return None
+    if not prepared.logits:
+        name = prepared.parsed.outputs[0]
+        caches, views = data.outputs.get(name), data.recorded_views
+        if not caches or not views:
+            raise UsageError(
+                f"--val-fraction would compare the student's {name!r} with the teacher's, which only a cache holds: "
+                "leave it out, or train from a cache"
+            )
+        return output_evaluator(
+            data.viewed,
+            prepared.inputs,
+            prepared.rows.held,
+            [cache.column(name) for cache in caches],
+            options.teacher_weight,
+            views[0],
+            prepared.device,
+            resident=options.resident,
+            workers=options.workers,
+            start_method=options.start_method,
+            amp=options.amp,
+        )
     return held_out_evaluator(
         prepared.data.viewed,
         prepared.inputs,

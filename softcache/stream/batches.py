@@ -12,6 +12,7 @@ import torch
 
 from softcache.cache.agreement.digests import CloseRows, PixelCheck
 from softcache.cache.reader import Cache
+from softcache.datasets._labels import label_kind
 from softcache.fields import Inputs
 from softcache.stream.inputs import InputSource
 from softcache.stream.parts import Part, Parts
@@ -48,10 +49,10 @@ class TargetSource(Protocol):
 class Batch:
     """A batch holds only labels that may be used in training; -1 stands for the others and for no label.
 
-    ``inputs``: pixels (B, H, W, C) uint8, or other named tensors. ``visible`` (B,) int64: the rows' labels. ``mixed``:
-    of samples that are mixed with a partner, the partners' labels (B,) int64 and the weight of the own label (B,)
-    float32. ``labels`` (B,) int64: for losses that take one label a sample; of a mixed sample the label with the larger
-    weight.
+    ``inputs``: pixels (B, H, W, C) uint8, or other named tensors. ``visible``: the rows' labels, (B,) int64 of classes;
+    else (B, K) uint8 or (B,) or (B, K) float32, with 255 or NaN for none. ``mixed``: of samples that are mixed with a
+    partner, the partners' labels and the weight of the own label (B,) float32. ``labels``: for losses that take one
+    label a sample; of a mixed sample the label with the larger weight.
     """
 
     rows: torch.Tensor
@@ -85,7 +86,7 @@ class Stream:
         self.device = device
         self._teacher = teacher
         self._close = close
-        self._visible = torch.from_numpy(visible.astype(np.int64)).to(device)
+        self._visible = trained_labels(visible).to(device)
         self._at_once = device.type == "cpu"
 
     @property
@@ -113,7 +114,7 @@ class Stream:
         for parts, on_device, inputs in self._inputs.epoch(batches):
             targets = self._targets(parts, on_device, inputs, check)
             visible, mixed = self._visible.index_select(0, on_device), self._mixed(parts)
-            labels = visible if mixed is None else torch.where(mixed[1] >= 0.5, visible, mixed[0])
+            labels = visible if mixed is None else _larger_share(visible, *mixed)
             yield Batch(on_device, inputs, labels, visible, mixed, targets)
         check.finish()
 
@@ -139,3 +140,12 @@ class Stream:
         partners, weight = (np.concatenate(found) for found in zip(*mixing, strict=True))
         at = torch.from_numpy(partners).to(self.device)
         return self._visible.index_select(0, at), torch.from_numpy(weight).to(self.device)
+
+
+def trained_labels(labels: np.ndarray) -> torch.Tensor:
+    """A dataset's labels as a tensor; those of classes as int64."""
+    return torch.from_numpy(labels.astype(np.int64) if label_kind(labels) == "classes" else labels)
+
+
+def _larger_share(own: torch.Tensor, partner: torch.Tensor, weight_b: torch.Tensor) -> torch.Tensor:
+    return torch.where(weight_b.view(-1, *[1] * (own.ndim - 1)) >= 0.5, own, partner)

@@ -1,14 +1,14 @@
-"""Targets that don't depend on the view: the mean of a row's logits over its recorded views (``--targets mean``)."""
+"""Targets that don't depend on the view: the mean of a row's outputs over its recorded views (``--targets mean``)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from softcache.cache.reader import Cache, ColumnReader
-from softcache.cache.schema import LOGITS
 from softcache.fields import Inputs
 from softcache.stream.memory import memory_budget
 from softcache.stream.parts import Part, Parts
@@ -20,20 +20,27 @@ CHUNK_BYTES = 64 * 2**20
 class MeanTargets:
     """Gives a row the same target whatever its inputs are. It has no digests: the inputs are meant to be others.
 
-    Where the means of all rows, (N, C) float32 for each cache, fit ``budget`` bytes, they are computed once and held on
-    the device. Otherwise nothing is held, and a batch's means are computed from the caches whenever it comes. Both give
-    the same numbers. ``budget``: by default a quarter of the memory that is available on the device.
+    Where the means of all rows, (N, …) float32 for each output and cache, fit ``budget`` bytes, they are computed once
+    and held on the device. Otherwise nothing is held, and a batch's means are computed from the caches whenever it
+    comes. Both give the same numbers. ``budget``: by default a quarter of the memory that is available on the device.
     """
 
     def __init__(
-        self, caches: Sequence[Cache], views: Sequence[int], device: torch.device, *, budget: int | None = None
+        self,
+        outputs: Mapping[str, Sequence[Cache]],
+        views: Sequence[int],
+        device: torch.device,
+        *,
+        budget: int | None = None,
     ):
         self.compared: Sequence[Cache] = ()  # their inputs are not those that the teacher saw
         self.seconds = 0.0
-        self._readers, self._views, self._device = [cache.column(LOGITS) for cache in caches], tuple(views), device
-        self._held: list[torch.Tensor] | None = None
-        if sum(mean_bytes(cache) for cache in caches) <= (memory_budget(device) if budget is None else budget):
-            self._held = [mean_logits(reader, views, device) for reader in self._readers]
+        self._views, self._device = tuple(views), device
+        self._readers = {name: [cache.column(name) for cache in caches] for name, caches in outputs.items()}
+        self._held: dict[str, list[torch.Tensor]] | None = None
+        needed = sum(mean_bytes(reader) for readers in self._readers.values() for reader in readers)
+        if needed <= (memory_budget(device) if budget is None else budget):
+            self._held = self._each(lambda reader: mean_values(reader, views, device))
         self.name = f"averaged over views, held on {device}" if self._held is not None else "averaged batch by batch"
 
     def begin(self, batches: Sequence[Parts]) -> None:
@@ -42,21 +49,25 @@ class MeanTargets:
     def targets(self, part: Part, on_device: torch.Tensor, inputs: Inputs) -> Targets:
         """``on_device`` (B,) int64: the rows of the part's keys; ``inputs`` are not used."""
         if self._held is not None:
-            return Targets([mean.index_select(0, on_device) for mean in self._held])
+            held = self._held.items()
+            return Targets({name: [mean.index_select(0, on_device) for mean in means] for name, means in held})
         rows = part.key_rows
-        return Targets([mean_of_rows(reader, self._views, rows).to(self._device) for reader in self._readers])
+        return Targets(self._each(lambda reader: mean_of_rows(reader, self._views, rows).to(self._device)))
+
+    def _each(self, make: Callable[[ColumnReader], torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+        return {name: [make(reader) for reader in readers] for name, readers in self._readers.items()}
 
 
-def mean_bytes(cache: Cache) -> int:
-    """Bytes of the means of all rows of a cache."""
-    return cache.rows * cache.layout(LOGITS).width * 4
+def mean_bytes(reader: ColumnReader) -> int:
+    """Bytes of the means of all rows of a column."""
+    return reader.cache.rows * math.prod(reader.layout.shape) * 4
 
 
-def mean_logits(reader: ColumnReader, views: Sequence[int], device: torch.device) -> torch.Tensor:
-    """(N, C) float32 on ``device``: each row's logits averaged over ``views``, at most ``CHUNK_BYTES`` at a time."""
-    count, classes = reader.cache.rows, reader.layout.width
-    means = torch.empty(count, classes, device=device)
-    step = max(1, CHUNK_BYTES // (8 * classes))
+def mean_values(reader: ColumnReader, views: Sequence[int], device: torch.device) -> torch.Tensor:
+    """(N, …) float32 on ``device``: each row's values averaged over ``views``, at most ``CHUNK_BYTES`` at a time."""
+    count, shape = reader.cache.rows, reader.layout.shape
+    means = torch.empty(count, *shape, device=device)
+    step = max(1, CHUNK_BYTES // (8 * math.prod(shape)))
     for first in range(0, count, step):
         rows = np.arange(first, min(first + step, count))
         means[first : first + len(rows)] = mean_of_rows(reader, views, rows).to(device)
@@ -66,8 +77,8 @@ def mean_logits(reader: ColumnReader, views: Sequence[int], device: torch.device
 
 
 def mean_of_rows(reader: ColumnReader, views: Sequence[int], rows: np.ndarray) -> torch.Tensor:
-    """(B, C) float32 in the host's memory: the rows' logits averaged over ``views``, summed in float64."""
-    total = torch.zeros(len(rows), reader.layout.width, dtype=torch.float64)
+    """(B, …) float32 in the host's memory: the rows' values averaged over ``views``, summed in float64."""
+    total = torch.zeros(len(rows), *reader.layout.shape, dtype=torch.float64)
     for view in views:
         total += reader.decode(reader.gather(view, rows))
     return (total / len(views)).float()

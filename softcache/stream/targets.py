@@ -6,8 +6,9 @@ called for each part of a batch (``batches.TargetSource``).
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -28,23 +29,25 @@ from softcache.stream.windows import Windows
 
 @dataclass
 class Targets:
-    """``logits``: one (B, C) float32 a teacher. ``hints``: layer → (B, ...). ``digests``: one (B,) int64 a cache."""
+    """``outputs``: by name, one (B, …) float32 a teacher. ``hints``: layer → (B, ...). ``digests``: one (B,) int64 a
+    column."""
 
-    logits: list[torch.Tensor] = field(default_factory=list)
+    outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     hints: dict[str, torch.Tensor] = field(default_factory=dict)
     digests: list[torch.Tensor] = field(default_factory=list)
 
 
 def joined(parts: Sequence[Targets]) -> Targets:
-    """The targets of a batch whose parts have these; of several parts the logits alone, because only some of them have
+    """The targets of a batch whose parts have these; of several parts the outputs alone, because only some of them have
     digests and hints."""
     if len(parts) == 1:
         return parts[0]
-    return Targets([torch.cat(logits) for logits in zip(*(part.logits for part in parts), strict=True)])
+    of_teachers = {name: zip(*(part.outputs[name] for part in parts), strict=True) for name in parts[0].outputs}
+    return Targets({name: [torch.cat(some) for some in each] for name, each in of_teachers.items()})
 
 
 class CachedTargets:
-    """Reads targets from one or several caches.
+    """Reads targets from one or several caches: ``outputs``, by name, from those that are given for it.
 
     With ``hold`` the coded arrays of up to ``keep_views`` views lie on the device. Otherwise each batch is gathered in
     this process, from memory maps or, with ``blocks``, from blocks of rows that are read ahead.
@@ -52,8 +55,8 @@ class CachedTargets:
 
     def __init__(
         self,
-        caches: Sequence[Cache],
-        hints: dict[str, Cache],
+        outputs: Mapping[str, Sequence[Cache]],
+        hints: Mapping[str, Cache],
         device: torch.device,
         *,
         hold: bool,
@@ -66,7 +69,7 @@ class CachedTargets:
         self._hold = hold
         self._keep = keep_views
         self._windows = blocks
-        self._logits = [cache.column(LOGITS) for cache in caches]
+        self._outputs = {name: [cache.column(name) for cache in caches] for name, caches in outputs.items()}
         self._hints = {layer: cache.column(hint_column(layer)) for layer, cache in hints.items()}
         self._held: dict[int, list[dict[str, torch.Tensor]]] = {}
         self._reading: dict[int, list[BlockReader]] = {}
@@ -79,9 +82,10 @@ class CachedTargets:
         return [reader.cache for reader in self._readers()]
 
     @staticmethod
-    def bytes_per_view(caches: Sequence[Cache], hints: dict[str, Cache]) -> int:
+    def bytes_per_view(outputs: Mapping[str, Sequence[Cache]], hints: Mapping[str, Cache]) -> int:
         """Bytes that ``hold`` takes for each view that is kept."""
-        columns = [(cache, LOGITS) for cache in caches] + [(c, hint_column(layer)) for layer, c in hints.items()]
+        columns = [(cache, name) for name, caches in outputs.items() for cache in caches]
+        columns += [(cache, hint_column(layer)) for layer, cache in hints.items()]
         return sum(cache.layout(column).row_bytes * cache.rows for cache, column in columns)
 
     def begin(self, batches: Sequence[Parts]) -> None:
@@ -129,13 +133,13 @@ class CachedTargets:
             found = [self._gather(number, part) for number in range(len(self._readers()))]
         targets = Targets()
         targets.digests = [unsigned(arrays["digest"]) for arrays in found]
-        values = [reader.decode(arrays) for reader, arrays in zip(self._readers(), found, strict=True)]
-        targets.logits = values[: len(self._logits)]
-        targets.hints = dict(zip(self._hints, values[len(self._logits) :], strict=True))
+        values = iter([reader.decode(arrays) for reader, arrays in zip(self._readers(), found, strict=True)])
+        targets.outputs = {name: [next(values) for _ in readers] for name, readers in self._outputs.items()}
+        targets.hints = dict(zip(self._hints, values, strict=True))
         return targets
 
     def _readers(self) -> list[ColumnReader]:
-        return [*self._logits, *self._hints.values()]
+        return [*itertools.chain(*self._outputs.values()), *self._hints.values()]
 
     def _select(self, views: Sequence[int], on_device: torch.Tensor) -> list[dict[str, torch.Tensor]]:
         """A part of each column, from what lies on the device."""
@@ -170,12 +174,19 @@ class LiveTargets:
     """Runs the teacher in the training loop (``--online``), as a dump would: in evaluation mode, under
     ``inference_mode`` and the same autocast. What a cache saves is measured against it."""
 
-    def __init__(self, network: Network, hints: Sequence[str], device: torch.device, amp: str = "off"):
+    def __init__(
+        self,
+        network: Network,
+        outputs: Sequence[str],
+        hints: Sequence[str],
+        device: torch.device,
+        amp: str = "off",
+    ):
         self.name = "from the live teacher"
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._network = network.eval().to(device)
-        self._hints = list(hints)
+        self._outputs, self._hints = list(outputs), list(hints)
         self._device = device
         self._amp = amp
         self.compared: Sequence[Cache] = ()  # it sees the very inputs
@@ -198,10 +209,11 @@ class LiveTargets:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(autocast(self._device, self._amp))
             taps = stack.enter_context(Taps(self._network.model, self._hints)) if self._hints else {}
-            logits = self._network(inputs)
+            outputs = self._network.outputs(inputs, self._outputs or [LOGITS])
             hints = {layer: taps[layer].float() for layer in self._hints}
         # Tensors made in inference mode can't be saved for a backward pass; a copy can.
-        return Targets([logits.float().clone()], {layer: value.clone() for layer, value in hints.items()})
+        kept = {name: [outputs[name].float().clone()] for name in self._outputs}
+        return Targets(kept, {layer: value.clone() for layer, value in hints.items()})
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from softcache.cache.reader import ColumnReader
+from softcache.cache.schema import LOGITS
+from softcache.datasets._labels import Labels, label_kind, labelled
 from softcache.device import autocast
 from softcache.errors import SoftcacheError
 from softcache.models._network import Network
 from softcache.stream.inputs import InputSource, ResidentInputs, pick_inputs
 from softcache.stream.parts import in_view
+from softcache.training.scores import (
+    Accuracy,
+    Regression,
+    Scores,
+    class_counts,
+    multilabel_scores,
+    regression_scores,
+)
 from softcache.views._open import Viewed, open_viewed, view_samples
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Shares of labelled rows in 0..1; ``loss`` is the mean cross-entropy; ``samples`` how many rows counted."""
-
-    top1: float
-    top5: float
-    loss: float
-    samples: int
 
 
 @torch.inference_mode()
@@ -39,15 +38,17 @@ def predict(
     *,
     batch: int = 256,
     amp: str = "off",
+    output: str = LOGITS,
+    view: int = 0,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Rows (B,) and their logits (B, C) float32 on the device, in evaluation mode and in order."""
+    """Rows (B,) and an output of them in a view, (B, …) float32 on the device, in evaluation mode and in order."""
     was_training = network.training
     network.eval()
     batches = [rows[k : k + batch] for k in range(0, len(rows), batch)]
     try:
-        for (part,), _, images in pixels.epoch(in_view(batches, 0)):
+        for (part,), _, images in pixels.epoch(in_view(batches, view)):
             with autocast(device, amp):
-                yield part.rows, network(images).float()
+                yield part.rows, network.outputs(images, [output])[output].float()
     finally:
         network.train(was_training)
 
@@ -55,21 +56,81 @@ def predict(
 def evaluate_network(
     network: Network,
     pixels: InputSource,
-    labels: np.ndarray,
+    labels: Labels,
     device: torch.device,
     *,
     rows: np.ndarray | None = None,
     amp: str = "off",
-) -> Accuracy:
-    """Accuracy on the labelled rows (of ``rows``, by default all). ``labels``: (N,) int32, -1 unlabelled."""
+    calibration: bool = False,
+) -> Scores:
+    """Scores of the logits on the labelled rows (of ``rows``, by default all), by the kind of the labels.
+
+    ``calibration``: whether the calibration error of classes is wanted too.
+    """
     chosen = np.arange(len(labels)) if rows is None else rows
-    chosen = chosen[labels[chosen] >= 0]
+    chosen = chosen[labelled(labels)[chosen]]
+    kind = label_kind(labels)
+    if kind == "classes":
+        return _accuracy(network, pixels, labels, chosen, device, amp, calibration)
+    found = torch.cat([logits.cpu() for _, logits in predict(network, pixels, chosen, device, amp=amp)])
+    wanted = torch.from_numpy(labels[chosen]).view(len(chosen), -1)
+    return multilabel_scores(found, wanted) if kind == "binary" else regression_scores(found, wanted)
+
+
+def _accuracy(
+    network: Network,
+    pixels: InputSource,
+    labels: Labels,
+    rows: np.ndarray,
+    device: torch.device,
+    amp: str,
+    calibration: bool,
+) -> Accuracy:
     totals = torch.zeros(3, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
-    for done, logits in predict(network, pixels, chosen, device, amp=amp):
+    metric = None
+    for done, logits in predict(network, pixels, rows, device, amp=amp):
         y = torch.from_numpy(labels[done].astype(np.int64)).to(device)
-        totals += torch.stack(counts(logits, y)).to(totals.device).to(totals.dtype)
-    top1, top5, loss = (totals / max(len(chosen), 1)).tolist()
-    return Accuracy(top1, top5, loss, len(chosen))
+        totals += torch.stack(class_counts(logits, y)).to(totals.device).to(totals.dtype)
+        if calibration and logits.shape[1] > 1:
+            if metric is None:
+                from torchmetrics.classification import MulticlassCalibrationError
+
+                metric = MulticlassCalibrationError(num_classes=logits.shape[1], n_bins=15, norm="l1").to(device)
+            metric.update(logits.softmax(1), y)
+    top1, top5, loss = (totals / max(len(rows), 1)).tolist()
+    return Accuracy(top1, top5, loss, len(rows), None if metric is None else metric.compute().item())
+
+
+def output_evaluator(
+    viewed: Viewed,
+    training: InputSource,
+    rows: np.ndarray,
+    readers: Sequence[ColumnReader],
+    shares: Sequence[float],
+    view: int,
+    device: torch.device,
+    *,
+    resident: str,
+    workers: int,
+    start_method: str,
+    amp: str,
+) -> Callable[[Network], Regression]:
+    """``network → Regression``: how near an output is to the teachers', on ``rows`` (M,) int64 in a recorded view.
+
+    ``readers``: the column of each teacher, of one name; ``shares``: their weights in the mean, none for equal ones.
+    """
+    weights = np.asarray(shares or [1.0] * len(readers)) / (sum(shares) or len(readers))
+    kept = [reader.decode(reader.gather(view, rows)) * weight for reader, weight in zip(readers, weights, strict=True)]
+    wanted, name = torch.stack(kept).sum(0).view(len(rows), -1), readers[0].name
+    pixels = training
+    if not isinstance(training, ResidentInputs):
+        pixels = pick_inputs(viewed, device, resident=resident, workers=workers, start=start_method)
+
+    def evaluate(network: Network) -> Regression:
+        said = predict(network, pixels, rows, device, amp=amp, output=name, view=view)
+        return regression_scores(torch.cat([values.cpu() for _, values in said]).view(len(rows), -1), wanted)
+
+    return evaluate
 
 
 def held_out_evaluator(
@@ -82,8 +143,8 @@ def held_out_evaluator(
     workers: int,
     start_method: str,
     amp: str,
-) -> Callable[[Network], Accuracy]:
-    """``network → Accuracy`` on the clean pixels of ``rows`` (M,) int64 of the training's own data, and of no others.
+) -> Callable[[Network], Scores]:
+    """``network → Scores`` on the clean pixels of ``rows`` (M,) int64 of the training's own data, and of no others.
 
     ``training``: where the training's pixels come from. If they are resident, clean pixels are made from the same
     memory; otherwise a source for these rows alone is opened.
@@ -96,14 +157,6 @@ def held_out_evaluator(
     return lambda network: evaluate_network(network, own, alone.samples.labels, device, amp=amp)
 
 
-def counts(logits_bc: torch.Tensor, labels_b: torch.Tensor) -> list[torch.Tensor]:
-    """Hits at 1, hits at 5, and summed cross-entropy of a batch, as float32 scalars: not every device has float64."""
-    best = logits_bc.topk(min(5, logits_bc.shape[1]), dim=1).indices  # (B, 5)
-    hit = best == labels_b[:, None]
-    loss = F.cross_entropy(logits_bc, labels_b, reduction="sum")
-    return [hit[:, 0].sum().float(), hit.any(1).sum().float(), loss.float()]
-
-
 def open_test(dataset: str, size: int, *, data_dir: str | None, download: bool) -> Viewed | None:
     """The clean test split, or None where the dataset has none that can be evaluated on; says so then.
 
@@ -114,7 +167,7 @@ def open_test(dataset: str, size: int, *, data_dir: str | None, download: bool) 
     except SoftcacheError as error:
         log.warning(f"no test split to evaluate on, so no accuracy will be given: {error}")
         return None
-    if not (test.samples.labels >= 0).any():
+    if not labelled(test.samples.labels).any():
         log.warning(f"the test split of {dataset} has no labels, so no accuracy will be given")
         return None
     return test
@@ -122,8 +175,8 @@ def open_test(dataset: str, size: int, *, data_dir: str | None, download: bool) 
 
 def evaluator(
     test: Viewed | None, device: torch.device, *, resident: str, workers: int, start_method: str, amp: str
-) -> Callable[[Network], Accuracy | None]:
-    """``network → Accuracy`` on what ``open_test`` gave, or ``None`` where that is None."""
+) -> Callable[[Network], Scores | None]:
+    """``network → Scores`` on what ``open_test`` gave, or ``None`` where that is None."""
     if test is None:
         return lambda network: None
     pixels = pick_inputs(test, device, resident=resident, workers=workers, start=start_method)

@@ -14,41 +14,47 @@ from typing import Any
 import torch
 from torch import nn
 
+from softcache.cache.schema import LOGITS
 from softcache.console import Bar, bar
 from softcache.device import autocast
 from softcache.errors import NumericsError
+from softcache.fields import Inputs
 from softcache.models._arithmetic import Arithmetic
 from softcache.models._folder import save_network
 from softcache.models._network import Network
 from softcache.stream.batches import Stream
 from softcache.stream.transfer import SideStream
 from softcache.training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
-from softcache.training.evaluation import Accuracy
 from softcache.training.hint_losses import HintLosses, run_up_to
 from softcache.training.metrics import METRICS, Lines, Meter, StepLines, describe_epoch
 from softcache.training.objective import Objective
 from softcache.training.optimization import Optimization, set_learning_rate
 from softcache.training.profiling import Profile, Watch, bottleneck
+from softcache.training.scores import Scores, recorded_numbers
 
 log = logging.getLogger(__name__)
 
 BEST_FILE = "best.safetensors"
-Evaluate = Callable[[Network], Accuracy | None]
+Evaluate = Callable[[Network], Scores | None]
+Answer = Callable[[Inputs], dict[str, torch.Tensor]]
 
 
 @dataclass
 class Fitted:
     """What a training came to. ``lines`` are those of ``metrics.jsonl``, one an epoch; ``seconds`` all of it in this
-    process; ``test`` the last epoch's accuracy, if this process trained it and it was looked at."""
+    process; ``test`` the last epoch's scores, if this process trained it and it was looked at. ``leading``: the number
+    that chooses the best epoch, by its name; the higher the better."""
 
     lines: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
-    test: Accuracy | None = None
+    test: Scores | None = None
+    leading: str = "top1"
 
     def best(self) -> dict[str, Any] | None:
-        """The line of the epoch with the highest accuracy on the validation rows, the first of equals."""
-        validated = [line for line in self.lines if line.get("val_top1") is not None]
-        return max(validated, key=lambda line: line["val_top1"]) if validated else None
+        """The line of the epoch with the highest number on the validation rows, the first of equals."""
+        name = f"val_{self.leading}"
+        validated = [line for line in self.lines if line.get(name) is not None]
+        return max(validated, key=lambda line: line[name]) if validated else None
 
 
 @dataclass(frozen=True)
@@ -80,13 +86,14 @@ def fit(
     profile: bool = False,
     log_every: int = 0,
     resume: bool = False,
+    leading: str = "top1",
 ) -> Fitted:
     """Trains ``student`` in place and writes ``metrics.jsonl``, ``steps.jsonl`` and a checkpoint into ``folder``.
 
-    ``stages`` follow each other, each with an optimizer of its own. ``validate``: accuracy on held-out rows, which is
+    ``stages`` follow each other, each with an optimizer of its own. ``validate``: scores on held-out rows, which is
     then looked at after each epoch in place of ``evaluate``; the best epoch's parameters are kept in ``BEST_FILE``.
     ``seed``: of dropout and the like. ``profile``: trace an epoch. ``log_every``: steps between lines of
-    ``steps.jsonl``, 0 for none.
+    ``steps.jsonl``, 0 for none. ``leading``: of the scores, the number that chooses the best epoch.
 
     The same arguments give the same bits on the same machine; a resumed training the same as an undisturbed one.
     Errors: ``NumericsError`` where the loss is no number at the end of an epoch.
@@ -95,8 +102,7 @@ def fit(
     arithmetic.apply(student.to(device))
     hint_losses = [stage.hint_losses.to(device) for stage in stages if stage.hint_losses is not None]
     scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
-    model: nn.Module = torch.compile(student) if compiled else student  # type: ignore[assignment]
-    began, fitted, start, kept = time.perf_counter(), Fitted(), 0, None
+    began, fitted, start, kept = time.perf_counter(), Fitted(leading=leading), 0, None
     if resume and (folder / CHECKPOINT).exists():
         kept = load_checkpoint(folder, device)
         student.load_state_dict(kept["student"])
@@ -112,12 +118,13 @@ def fit(
     generators = torch.random.fork_rng([device] if device.type == "cuda" else [])
     with generators, Lines(folder / METRICS, fitted.lines) as write_line, bar("train", total * steps, "steps") as shown:
         shown.advance(start * steps)
-        work = _Work(student, model, device, SideStream(device), amp, scaler, step_lines, shown)
+        work = _Work(student, device, SideStream(device), amp, scaler, step_lines, shown)
         for number, stage in enumerate(stages, 3 - len(stages)):
             # Milestones are those of the last stage; the other has them at the usual shares of its own length.
             own = optimization if stage is stages[-1] else dataclasses.replace(optimization, milestones=())
             modules = [student] if stage.hint_losses is None else [student, stage.hint_losses]
             optimizer = own.build(modules, device)
+            answer = _answering(student, stage.objective.outputs, compiled)
             if kept is not None and first < start < first + stage.epochs:
                 optimizer.load_state_dict(kept["optimizer"])
             for epoch in range(max(start, first), first + stage.epochs):
@@ -130,7 +137,7 @@ def fit(
                 # The first epoch warms up, so that it says little of the others.
                 watched = profile and epoch == max(start, min(1, total - 1))
                 watch = Profile(folder, device) if watched else Watch()
-                line |= _epoch(work, stage, own, optimizer, epoch, epoch - first, watch)
+                line |= _epoch(work, stage, answer, own, optimizer, epoch, epoch - first, watch)
                 watch.report(line)
                 if not line["loss"] == line["loss"] or line["loss"] in (float("inf"), float("-inf")):
                     raise NumericsError(
@@ -138,7 +145,7 @@ def fit(
                         "--clip-grad 1"
                     )
                 looked_at = time.perf_counter()
-                line |= _accuracy(student, stage, fitted, evaluate, validate, folder)
+                line |= _scored(student, stage, fitted, evaluate, validate, folder)
                 line["eval_s"] = time.perf_counter() - looked_at
                 fitted.lines.append(line)
                 write_line(line)
@@ -166,10 +173,9 @@ def fit(
 
 @dataclass(frozen=True)
 class _Work:
-    """What all epochs of a training share. ``model`` is the student, compiled if that was asked for."""
+    """What all epochs of a training share."""
 
     student: Network
-    model: nn.Module
     device: torch.device
     side: SideStream
     amp: str
@@ -181,6 +187,7 @@ class _Work:
 def _epoch(
     work: _Work,
     stage: Stage,
+    answer: Answer,
     optimization: Optimization,
     optimizer: torch.optim.Optimizer,
     epoch: int,
@@ -189,8 +196,8 @@ def _epoch(
 ) -> dict[str, Any]:
     """One pass over an epoch's batches: means of the losses, and where the time went.
 
-    ``epoch`` counts from the start of the training, and says which keys; ``local`` from that of the stage, and says
-    where its knobs are.
+    ``answer``: the student as a function to the outputs that the objective reads. ``epoch`` counts from the start of
+    the training, and says which keys; ``local`` from that of the stage, and says where its knobs are.
     """
     student, device, scaler = work.student, work.device, work.scaler
     stream, objective, hint_losses = stage.stream, stage.objective, stage.hint_losses
@@ -207,7 +214,7 @@ def _epoch(
                 if stage.hints_alone:
                     run_up_to(student, batch.inputs)
                 else:
-                    logits = work.model(batch.inputs)  # (B, C)
+                    outputs = answer(batch.inputs)  # by name, logits (B, C)
                 hints = (
                     hint_losses(taps, batch.targets.hints, batch.rows, batch.labels) if hint_losses is not None else ()
                 )
@@ -216,7 +223,7 @@ def _epoch(
                     parts = objective.hint_only(hints, local)
                 else:
                     parts = objective(
-                        logits, batch.targets.logits, batch.labels, batch.visible, batch.mixed, local, hints
+                        outputs, batch.targets.outputs, batch.labels, batch.visible, batch.mixed, local, hints
                     )
             with watch.phase("backward"):
                 # The last optimizer step of an epoch may have fewer batches.
@@ -254,21 +261,31 @@ def _watching(hint_losses: HintLosses | None, student: Network, *, stop: bool) -
         yield taps
 
 
-def _accuracy(
+def _answering(student: Network, names: Sequence[str], compiled: bool) -> Answer:
+    """The student as a function to its outputs of these names."""
+    if list(names) == [LOGITS]:
+        run: Any = torch.compile(student) if compiled else student
+        return lambda pixels: {LOGITS: run(pixels)}
+    several: Any = torch.compile(student.outputs) if compiled else student.outputs
+    return lambda pixels: several(pixels, names)
+
+
+def _scored(
     student: Network, stage: Stage, fitted: Fitted, evaluate: Evaluate, validate: Evaluate | None, folder: Path
 ) -> dict[str, float | None]:
     """On the validation rows where there are some, else on the test split; in a stage on hints alone on neither."""
+    unknown: dict[str, float | None] = {f"test_{fitted.leading}": None}
     if stage.hints_alone:
-        return {"test_top1": None} if validate is None else {"test_top1": None, "val_top1": None}
+        return unknown if validate is None else {**unknown, f"val_{fitted.leading}": None}
     if validate is None:
         fitted.test = evaluate(student)
-        return {"test_top1": fitted.test.top1 if fitted.test is not None else None}
-    found = validate(student)
-    assert found is not None
-    best = fitted.best()
-    if best is None or found.top1 > best["val_top1"]:
+        return {f"test_{name}": value for name, value in recorded_numbers(fitted.test, fitted.leading).items()}
+    found = recorded_numbers(validate(student), fitted.leading)
+    best, now = fitted.best(), found[fitted.leading]
+    assert now is not None
+    if best is None or now > best[f"val_{fitted.leading}"]:
         save_network(student, folder, BEST_FILE)
-    return {"test_top1": None, "val_top1": found.top1}
+    return {**unknown, **{f"val_{name}": value for name, value in found.items()}}
 
 
 def _mix(seed: int, epoch: int) -> int:

@@ -14,6 +14,7 @@ import torch
 from softcache.atomic import check_in_place, open_in_place, replace_file
 from softcache.stream.batches import Batch
 from softcache.training.objective import LossValues
+from softcache.training.scores import told
 
 METRICS, STEPS = "metrics.jsonl", "steps.jsonl"
 NAMES = ("loss", "soft_loss", "hard_loss", "hint_loss")
@@ -128,9 +129,10 @@ def describe_epoch(line: dict[str, Any], epochs: int) -> str:
     if line.get("hint_losses"):
         parts.append(f"hint {line['hint_loss']:.4f}")
     shown = [f"epoch {line['epoch']:>3}/{epochs}", f"loss {line['loss']:.4f}", *(parts if len(parts) > 1 else ())]
-    for name in ("val", "test"):
-        if line.get(f"{name}_top1") is not None:
-            shown.append(f"{name} {100 * line[f'{name}_top1']:.2f} %")
+    for key, value in line.items():
+        split, _, name = key.partition("_")
+        if split in ("val", "test") and value is not None:
+            shown.append(f"{split} {told(name, value)}" if name == "top1" else f"{split} {name} {told(name, value)}")
     return "  ".join([*shown, f"{line['epoch_s']:.1f} s (data {line['data_s']:.1f} s)"])
 
 

@@ -1,19 +1,20 @@
-"""What a student is trained towards: ``alpha·Σ wₖ·lossₖ + beta·CE(labels) + Σ hint weights · hint losses``."""
+"""What a student is trained towards: ``alpha·Σ wₖ·lossₖ + beta·task loss + Σ hint weights · hint losses``."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
+from softcache.cache.schema import LOGITS
 from softcache.losses._ensemble import average_probabilities
 from softcache.losses._schedule import Schedule
 from softcache.losses._terms import Term
 from softcache.losses.hints._spec import HintTerm
+from softcache.training.task_loss import hard_loss
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +25,9 @@ DOMINANT = 0.99  # the share of the loss above which a term leaves the others wi
 class LossValues:
     """Scalars on the device. ``total`` is minimized; ``soft`` and ``hard`` are not multiplied by alpha and beta.
 
-    ``soft`` is the weighted sum of the losses on logits, ``hint`` that of the hint losses. ``softs`` and ``hints`` are
-    their single values, not weighted. In a stage on hints alone ``soft`` and ``hard`` are None.
+    ``soft`` is the weighted sum of the losses on outputs, ``hint`` that of the hint losses. ``softs`` and ``hints`` are
+    their single values, not weighted. In a stage on hints alone ``soft`` and ``hard`` are None; ``hard`` is also where
+    no labels are learnt and the student's logits aren't read.
     """
 
     total: torch.Tensor
@@ -36,44 +38,15 @@ class LossValues:
     softs: tuple[torch.Tensor, ...] = ()
 
 
-def hard_loss(
-    logits_bc: torch.Tensor,
-    labels_b: torch.Tensor,
-    smoothing: float = 0.0,
-    mixed: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """Cross-entropy with the labels, averaged over labelled samples; 0, with a graph, where a batch has none.
-
-    ``labels_b`` (B,) int64, -1 for a sample without a label. ``smoothing``: label smoothing. ``mixed``: for views that
-    mix two images, the partners' labels (B,) and the weight of the sample's own label (B,) float32; such a sample
-    counts where both are labelled.
-
-    >>> hard_loss(torch.zeros(2, 4), torch.tensor([1, -1]))  # log 4
-    tensor(1.3863)
-    """
-    scores = logits_bc.float() if logits_bc.dtype in (torch.float16, torch.bfloat16) else logits_bc
-    labelled = labels_b >= 0
-
-    def rows(labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(scores, labels.clamp_min(0), reduction="none", label_smoothing=smoothing)
-
-    if mixed is None:
-        losses = rows(labels_b)
-    else:
-        partner_b, weight_b = mixed
-        labelled = labelled & (partner_b >= 0)
-        losses = weight_b * rows(labels_b) + (1 - weight_b) * rows(partner_b)
-    # Samples are masked and counted on the device: indexing by a mask would make the host wait for it.
-    return torch.where(labelled, losses, 0.0).sum() / labelled.sum().clamp_min(1)
-
-
 @dataclass(frozen=True)
 class Objective:
     """All terms of the training loss, with weights and temperatures that may change over the epochs.
 
-    ``terms``: losses on logits, empty for labels alone. ``beta`` None: 1 - alpha. A ``T`` in the spec of a term
+    ``terms``: losses on outputs, empty for labels alone. ``beta`` None: 1 - alpha. A ``T`` in the spec of a term
     overrides ``T``; without either the default of the loss holds. ``shares``: a weight for each teacher, by default 1.
-    ``combine``: "logits" averages the teachers' logits, "probs" their probabilities at each term's T.
+    ``combine``: "logits" averages the teachers' outputs, "probs" their probabilities at each term's T. ``binary``:
+    the outputs whose probabilities are a sigmoid each. ``labels``: whether the labels are learnt, or at least looked
+    at.
     """
 
     terms: Sequence[Term]
@@ -85,6 +58,14 @@ class Objective:
     hints: Sequence[HintTerm] = ()
     shares: Sequence[float] = ()
     combine: str = "logits"
+    binary: frozenset[str] = frozenset()
+    labels: bool = True
+
+    @property
+    def outputs(self) -> list[str]:
+        """The student's outputs that are read."""
+        names = [LOGITS] if self.labels else []
+        return list(dict.fromkeys([*names, *(term.of for term in self.terms)]))
 
     def weights(self, epoch: int) -> tuple[float, float]:
         """(alpha, beta) of an epoch."""
@@ -96,23 +77,32 @@ class Objective:
         return [term.T_schedule(self.T).at(epoch, self.epochs) for term in self.terms]
 
     def soft_values(
-        self, student_bc: torch.Tensor, teachers: Sequence[torch.Tensor], labels_b: torch.Tensor, epoch: int
+        self,
+        student: Mapping[str, torch.Tensor],
+        teachers: Mapping[str, Sequence[torch.Tensor]],
+        labels_b: torch.Tensor,
+        epoch: int,
     ) -> list[torch.Tensor]:
-        """The value of each term, not weighted, at the teachers' logits, (B, C) each. ``labels_b``: (B,) int64, -1 for
-        a sample without a label that may be used."""
-        if not self.terms:
-            return []
+        """The value of each term, not weighted. ``student``: outputs (B, …) by name; ``teachers``: one a teacher of
+        each. ``labels_b``: (B,) int64, -1 for a sample without a label that may be used."""
         values = []
-        combined = self._combined(teachers) if self.combine == "logits" or len(teachers) == 1 else None
+        combined: dict[str, torch.Tensor] = {}
         for term, T in zip(self.terms, self.temperatures(epoch), strict=True):
-            # For a loss without a temperature the probabilities themselves are averaged.
-            at = T if term.loss.default_T is not None else 1.0
-            teacher = combined if combined is not None else average_probabilities(teachers, self._shares(teachers), at)
-            values.append(term(student_bc, teacher, T, labels_b))
+            said = teachers[term.of]
+            if self.combine == "probs" and len(said) > 1:
+                # For a loss without a temperature the probabilities themselves are averaged.
+                at = T if term.loss.default_T is not None else 1.0
+                kind = "binary" if term.of in self.binary else "classes"
+                teacher = average_probabilities(said, self._shares(said), at, kind=kind)
+            else:
+                if term.of not in combined:
+                    combined[term.of] = self._combined(said)
+                teacher = combined[term.of]
+            values.append(term(student[term.of], teacher, T, labels_b))
         return values
 
     def soft(self, values: Sequence[torch.Tensor], epoch: int) -> torch.Tensor:
-        """The weighted sum of the losses on logits."""
+        """The weighted sum of the losses on outputs."""
         total = torch.zeros_like(values[0], dtype=torch.float32)
         for term, value in zip(self.terms, values, strict=True):
             total = total + term.weight_schedule().at(epoch, self.epochs) * value
@@ -139,26 +129,29 @@ class Objective:
 
     def __call__(
         self,
-        student_bc: torch.Tensor,
-        teachers: Sequence[torch.Tensor],
+        student: Mapping[str, torch.Tensor],
+        teachers: Mapping[str, Sequence[torch.Tensor]],
         labels_b: torch.Tensor,
-        visible_b: torch.Tensor,
+        visible: torch.Tensor,
         mixed: tuple[torch.Tensor, torch.Tensor] | None,
         epoch: int,
         hints: Sequence[torch.Tensor] = (),
     ) -> LossValues:
         """The values of all terms for a batch.
 
-        ``labels_b``, ``visible_b`` (B,) int64: labels that the losses on logits and the hard-label loss may use, else
-        -1. ``hints``: the values of the hint losses.
+        ``student``, ``teachers``: as in ``soft_values``. ``labels_b`` (B,) int64: labels that the losses on outputs may
+        use, else -1. ``visible``, ``mixed``: labels as ``hard_loss`` takes them. ``hints``: the values of the hint
+        losses.
         """
         alpha, beta = self.weights(epoch)
-        zero = student_bc.new_zeros((), dtype=torch.float32)
-        softs = self.soft_values(student_bc, teachers, labels_b, epoch)
+        zero = next(iter(student.values())).new_zeros((), dtype=torch.float32)
+        softs = self.soft_values(student, teachers, labels_b, epoch)
         soft = self.soft(softs, epoch) if softs else zero
-        # Also computed where beta is 0, for the metrics; its gradient is then multiplied by 0.
-        hard = hard_loss(student_bc, visible_b, self.label_smoothing, mixed)
         hint = self.hint(hints, epoch) if self.hints else zero
+        if not self.labels:
+            return LossValues(alpha * soft + hint, soft, None, hint, tuple(hints), tuple(softs))
+        # Also computed where beta is 0, for the metrics; its gradient is then multiplied by 0.
+        hard = hard_loss(student[LOGITS], visible, self.label_smoothing, mixed)
         return LossValues(alpha * soft + beta * hard + hint, soft, hard, hint, tuple(hints), tuple(softs))
 
     def warn_of_dominance(self, values: LossValues, epoch: int) -> None:

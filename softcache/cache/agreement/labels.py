@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from softcache.cache.reader import Cache
+from softcache.datasets._labels import differing_rows, told_label
 from softcache.datasets._samples import Samples
 from softcache.errors import CacheError
 
@@ -37,11 +38,11 @@ def label_difference(cache: Cache, samples: Samples) -> LabelDifference | None:
     Both have the same number of rows and the same classes.
     """
     recorded, labels = cache.labels, samples.labels
-    differing = np.flatnonzero(recorded != labels)
+    differing = np.flatnonzero(differing_rows(recorded, labels))
     if not len(differing):
         return None
     row = int(differing[0])
-    there, now = (_class_name(samples.classes, int(label)) for label in (recorded[row], labels[row]))
+    there, now = (told_label(some, row, samples.classes) for some in (recorded, labels))
     names = cache.names
     if names is not None and samples.names is not None:
         there, now = f"{there} as {names[row]}", f"{now} as {samples.names[row]}"
@@ -60,7 +61,7 @@ def agreed_labels(caches: Sequence[Cache], samples: Samples, choice: str | None)
     if choice == "cache":
         first = caches[0]
         for other in caches[1:]:
-            differing = int((first.labels != other.labels).sum())
+            differing = int(differing_rows(first.labels, other.labels).sum())
             if differing:
                 raise CacheError(
                     f"{first.folder} and {other.folder} have recorded different labels for {differing:,} of "
@@ -78,7 +79,7 @@ def agreed_labels(caches: Sequence[Cache], samples: Samples, choice: str | None)
             )
         log.warning(f"{cache.folder}: {found}; training on the labels of the {choice}")
     if choice == "cache":
-        return dataclasses.replace(samples, labels=caches[0].labels.astype(np.int32))
+        return dataclasses.replace(samples, labels=caches[0].labels.copy())
     return samples
 
 
@@ -111,9 +112,3 @@ def _unlike(there: Sequence[str], now: Sequence[str]) -> str:
         return f"{len(there)} of them there, {len(now)} now"
     at = next(k for k in range(len(there)) if there[k] != now[k])
     return f"[{at}] {there[at]!r} there, {now[at]!r} now"
-
-
-def _class_name(classes: Sequence[str], label: int) -> str:
-    if label < 0:
-        return "no label"
-    return repr(classes[label]) if label < len(classes) else f"class {label}"

@@ -5,28 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
+from softcache.losses import rkd
 from softcache.losses._contract import Need
-from softcache.losses._precision import full_precision
 from softcache.losses.hints._hint_loss import HintLoss
-from softcache.losses.hints._shapes import Shape, as_vector, check_shape
-
-COSINES_AT_ONCE = 1 << 22  # 16 MiB of float32
+from softcache.losses.hints._of_vectors import OfVectors
+from softcache.losses.hints._shapes import Shape, check_shape
 
 
 @dataclass(frozen=True)
 class RKD(HintLoss):
-    """``distance · smoothL1(d_s, d_t) + angle · smoothL1(cos_s, cos_t)``, means over B² pairs and B³ triples.
+    """``rkd`` of the teacher's outputs (``softcache.losses.rkd``), of activations.
 
-    d: Euclidean distances, divided by their mean. cos: the cosine of the angle at i between j and k. The loss doesn't
-    change when the vectors of one side are shifted, rotated or scaled. Samples that coincide up to rounding have
-    distance 0 and cosine 0. Maps and tokens are averaged over their positions, and nothing is trained.
-    Source: arXiv 1904.05068.
+    ``distance · smoothL1(d_s, d_t) + angle · smoothL1(cos_s, cos_t)``, means over B² pairs and B³ triples; d: distances
+    over their mean, cos: the angles' cosines. Maps and tokens are averaged over their positions, and nothing is
+    trained. Source: arXiv 1904.05068.
 
+    >>> import torch
     >>> module = RKD().build((3,), (3,), row_count=2, classes=2, seed=0)
     >>> student = torch.eye(3, dtype=torch.float64)
     >>> round(module(student, 3 * student + 1).item(), 9)
@@ -47,71 +43,4 @@ class RKD(HintLoss):
     ) -> nn.Module:
         for shape in (student_shape, teacher_shape):
             check_shape(shape, "hint loss 'rkd'")
-        return _RKD(self.distance, self.angle)
-
-
-class _RKD(nn.Module):
-    def __init__(self, distance: float, angle: float) -> None:
-        super().__init__()
-        self.distance, self.angle = distance, angle
-
-    @full_precision
-    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        gram_s, distances_s, mean_s = _relations(as_vector(student))
-        gram_t, distances_t, mean_t = _relations(as_vector(teacher))
-        total = self.distance * F.smooth_l1_loss(distances_s / mean_s, distances_t / mean_t)
-        if self.angle:
-            inverse_s, inverse_t = _inverse(distances_s), _inverse(distances_t)
-            total = total + self.angle * _angles(gram_s, inverse_s, gram_t, inverse_t)
-        return total
-
-
-def _relations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Products (B, B) of the centred vectors, their distances (B, B), and the mean of the distances above 0.
-
-    Distances are computed from products, because the differences of all pairs would take B times the memory.
-    """
-    x = x - x.mean(0)
-    gram = x @ x.T
-    squares = gram.diagonal()
-    both = squares[:, None] + squares[None, :]
-    squared = both - 2 * gram
-    apart = squared > 16 * torch.finfo(x.dtype).eps * both
-    distances = squared.masked_fill(~apart, 1.0).sqrt().masked_fill(~apart, 0.0)
-    mean = distances.sum() / apart.sum().clamp_min(1)
-    return gram, distances, torch.where(mean > 0, mean, torch.ones_like(mean))
-
-
-def _inverse(distances: torch.Tensor) -> torch.Tensor:
-    """1/d, and 0 for d 0: a direction that doesn't exist then has cosine 0 with every other."""
-    zero = distances == 0
-    return distances.masked_fill(zero, 1.0).reciprocal().masked_fill(zero, 0.0)
-
-
-def _angles(
-    gram_s: torch.Tensor, inverse_s: torch.Tensor, gram_t: torch.Tensor, inverse_t: torch.Tensor
-) -> torch.Tensor:
-    """Mean smooth L1 loss of all B³ cosines. Large batches hold the cosines of a few corners at a time."""
-    batch = len(gram_s)
-    step = max(1, COSINES_AT_ONCE // batch**2)
-
-    def part(gs: torch.Tensor, vs: torch.Tensor, gt: torch.Tensor, vt: torch.Tensor, first: int) -> torch.Tensor:
-        corners = slice(first, first + step)
-        return F.smooth_l1_loss(_cosines(gs, vs, corners), _cosines(gt, vt, corners), reduction="sum")
-
-    arguments = (gram_s, inverse_s, gram_t, inverse_t)
-    if step >= batch:
-        return part(*arguments, 0) / batch**3
-    parts = [
-        checkpoint(part, *arguments, first, use_reentrant=False, preserve_rng_state=False)
-        for first in range(0, batch, step)
-    ]
-    return torch.stack(parts).sum() / batch**3
-
-
-def _cosines(gram: torch.Tensor, inverse: torch.Tensor, corners: slice) -> torch.Tensor:
-    """(I, B, B): ``<x_j - x_i, x_k - x_i> / (d_ij d_ik)`` for the corners i."""
-    to_corner = gram[corners]  # (I, B)
-    own = gram.diagonal()[corners][:, None]
-    products = gram + (own - to_corner)[:, :, None] - to_corner[:, None, :]
-    return products * inverse[corners][:, :, None] * inverse[corners][:, None, :]
+        return OfVectors(rkd.RKD(self.distance, self.angle))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from softcache.losses import sp
 from softcache.losses._precision import full_precision
 from softcache.losses.hints._hint_loss import HintLoss
 from softcache.losses.hints._shapes import Shape, check_shape
@@ -16,9 +16,10 @@ from softcache.losses.hints._shapes import Shape, check_shape
 
 @dataclass(frozen=True)
 class SP(HintLoss):
-    """``‖G_s - G_t‖²_F / B²``, ``G = F Fᵀ`` of the flattened activations, with L2-normalized rows.
+    """``sp`` of the teacher's outputs (``softcache.losses.sp``), of flattened activations.
 
-    The shapes of student and teacher may differ, and nothing is trained. Source: arXiv 1907.09682.
+    ``‖G_s - G_t‖²_F / B²``, ``G = F Fᵀ`` with L2-normalized rows. The shapes of student and teacher may differ, and
+    nothing is trained. Source: arXiv 1907.09682.
 
     >>> module = SP().build((2,), (3,), row_count=2, classes=2, seed=0)
     >>> module(torch.eye(2), torch.ones(2, 3))  # 1 - 1/√2
@@ -42,9 +43,4 @@ class SP(HintLoss):
 class _SP(nn.Module):
     @full_precision
     def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        return F.mse_loss(_similarity(student), _similarity(teacher))
-
-
-def _similarity(x: torch.Tensor) -> torch.Tensor:
-    flat = x.flatten(1)
-    return F.normalize(flat @ flat.T, dim=1)  # (B, B)
+        return sp.SP()(student.flatten(1), teacher.flatten(1), 1.0)

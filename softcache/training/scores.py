@@ -1,0 +1,132 @@
+"""How good outputs are, by the kind of what they are compared with. torchmetrics is imported where it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from softcache.datasets._labels import UNKNOWN
+
+SHARES = frozenset({"top1", "top5", "map", "f1", "ece"})  # told in percent
+TITLES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "ece": "calibration error",
+    "loss": "cross-entropy",
+    "map": "mean average precision",
+    "f1": "F1",
+    "r2": "R²",
+    "cosine": "cosine",
+    "mse": "mean squared error",
+}
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Of classes. Shares of labelled rows in 0..1; ``loss``: the mean cross-entropy, which is the negative
+    log-likelihood; ``ece``: the expected calibration error over 15 bins, where it was asked for; ``samples``: how many
+    rows counted."""
+
+    recorded: ClassVar[tuple[str, ...]] = ("top1",)
+
+    top1: float
+    top5: float
+    loss: float
+    samples: int
+    ece: float | None = None
+
+
+@dataclass(frozen=True)
+class Multilabel:
+    """Of outputs that are yes or no. ``map``: the mean over outputs of the average precision, ``f1``: that of F1 where
+    a probability above ½ is a yes; both over the outputs that some row has a yes for. ``loss``: the mean binary
+    cross-entropy; ``samples``: rows with any label."""
+
+    recorded: ClassVar[tuple[str, ...]] = ("map", "f1")
+
+    map: float
+    f1: float
+    loss: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Of values. ``r2``: the coefficient of determination, averaged over outputs; ``cosine``: between the vectors of a
+    row, averaged over rows, None for a single output; ``mse``: the mean squared difference."""
+
+    recorded: ClassVar[tuple[str, ...]] = ("r2", "cosine", "mse")
+
+    r2: float
+    cosine: float | None
+    mse: float
+    samples: int
+
+
+Scores = Accuracy | Multilabel | Regression
+LEADING = {"classes": "top1", "binary": "map", "values": "r2"}  # what chooses the best epoch; the higher the better
+
+
+def scores_from(recorded: Mapping[str, Any]) -> Scores:
+    """Scores as ``dataclasses.asdict`` gave them."""
+    for cls in (Accuracy, Multilabel, Regression):
+        if set(recorded) <= {field.name for field in dataclasses.fields(cls)}:
+            return cls(**recorded)
+    raise ValueError(f"no scores have the numbers {', '.join(recorded)}")
+
+
+def recorded_numbers(scores: Scores | None, leading: str) -> dict[str, float | None]:
+    """What is recorded of each epoch, by name; without scores ``leading`` alone, None."""
+    return {leading: None} if scores is None else {name: getattr(scores, name) for name in scores.recorded}
+
+
+def told(name: str, value: float | None) -> str:
+    """``98.61 %``, ``0.9231``, or a dash where there is nothing to say."""
+    return "–" if value is None else f"{100 * value:.2f} %" if name in SHARES else f"{value:.4f}"
+
+
+def class_counts(logits_bc: torch.Tensor, labels_b: torch.Tensor) -> list[torch.Tensor]:
+    """Hits at 1, hits at 5, and summed cross-entropy of a batch, as float32 scalars: not every device has float64."""
+    best = logits_bc.topk(min(5, logits_bc.shape[1]), dim=1).indices  # (B, 5)
+    hit = best == labels_b[:, None]
+    loss = F.cross_entropy(logits_bc, labels_b, reduction="sum")
+    return [hit[:, 0].sum().float(), hit.any(1).sum().float(), loss.float()]
+
+
+def multilabel_scores(logits_nk: torch.Tensor, labels_nk: torch.Tensor) -> Multilabel:
+    """Logits (N, K) float32 and labels (N, K) uint8, 255 for none, on the CPU. With no yes at all both means are 0."""
+    from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
+
+    known = labels_nk != UNKNOWN
+    losses = F.binary_cross_entropy_with_logits(logits_nk, labels_nk.clamp_max(1).float(), reduction="none")
+    loss = losses[known].mean().item()
+    some = (labels_nk == 1).any(0)
+    count, samples = int(some.sum()), int(known.any(1).sum())
+    if not count:
+        return Multilabel(0.0, 0.0, loss, samples)
+    chances, wanted = logits_nk[:, some].sigmoid(), labels_nk[:, some].long()
+    found = [
+        metric(chances, wanted, num_labels=count, average="macro", ignore_index=UNKNOWN).item()
+        for metric in (multilabel_average_precision, multilabel_f1_score)
+    ]
+    return Multilabel(found[0], found[1], loss, samples)
+
+
+def regression_scores(found_nk: torch.Tensor, wanted_nk: torch.Tensor) -> Regression:
+    """Values (N, K) float32 on the CPU, NaN in ``wanted_nk`` for none. R² is over the outputs with at least two
+    rows."""
+    from torchmetrics.functional import cosine_similarity, r2_score
+
+    found, wanted, known = found_nk.double(), wanted_nk.double(), ~wanted_nk.isnan()
+    shares = [r2_score(found[rows, k], wanted[rows, k]) for k, rows in enumerate(known.T) if rows.sum() > 1]
+    whole = known.all(1)
+    cosine = None
+    if wanted.shape[1] > 1 and whole.any():
+        cosine = cosine_similarity(found[whole], wanted[whole], reduction="mean").item()
+    r2 = torch.stack(shares).mean().item() if shares else 0.0
+    return Regression(r2, cosine, (found - wanted)[known].square().mean().item(), int(known.any(1).sum()))
