@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +43,7 @@ def snapshot(name: str, kind: Kind, revision: str | None, files: tuple[str, ...]
     Errors: ``ModelError`` or ``DatasetError`` of one line where there is no such repository or revision, or where the
     hub can't be reached and the local cache lacks it.
     """
-    with told_in_a_line(f"hf:{name}", kind):
+    with told_in_a_line(f"hf:{name}", kind), _quiet_client():
         from huggingface_hub import snapshot_download
 
         # The name of the folder is the commit, whatever the revision was.
@@ -104,6 +105,23 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(before)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _quiet_client() -> Iterator[None]:
+    """Without the warnings of the hub's client, and without progress bars where nobody sees them."""
+    from huggingface_hub import utils
+
+    before, bars = utils.logging.get_verbosity(), not utils.are_progress_bars_disabled()
+    utils.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.logging.set_verbosity(before)
+        if bars:
+            utils.enable_progress_bars()
 
 
 def split_options(spec: str) -> tuple[str, dict[str, str]]:

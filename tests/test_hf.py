@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from harness_hf import (
     sentences,
     transformers,
 )
+from harness_hub import served
 from harness_train import command, weights
 
 from softcache import remembered
@@ -36,6 +38,7 @@ from softcache.fields import Fields
 from softcache.models._open import open_network
 from softcache.models._source import source_of
 from softcache.stages.dump import dump
+from softcache.stages.teach import teach
 from softcache.stages.train import train
 from softcache.views._open import open_viewed
 
@@ -298,6 +301,36 @@ def test_a_pretrained_body_is_fine_tuned_and_is_no_teacher(reviews: str, here: P
     assert all(torch.equal(tensor, model.roberta.state_dict()[name]) for name, tensor in body.items())
 
 
+def test_a_fine_tuned_model_is_found_again_by_its_name(
+    reviews: str, here: Path, state: Path, capfd: pytest.CaptureFixture
+) -> None:
+    save_pretrained(save_model("whole").bert, "body")
+    fit = {**STUDENT, "epochs": 16}
+    made = teach("hf:body", weights="DEFAULT", dataset=reviews, **fit)
+    assert made.folder == Path("teachers/body-reviews")
+    assert made.test is not None
+    assert made.test.top1 > 0.8
+    dump("hf:body", dataset=reviews, **DUMP)
+    assert (kept().argmax(1) == np.arange(ROWS) % 3).mean() > 0.8
+    assert command("eval", str(made.folder)) == 0
+    assert f"{made.test.top1 * 100:.2f}" in capfd.readouterr().out
+    remembered_files = list((state / "given").iterdir())
+    assert remembered_files
+    for file in remembered_files:
+        file.unlink()
+    assert command("eval", str(made.folder), "--dataset", reviews) == 1
+    assert f"begin the command with `softcache --allow hf:{here}/body`" in capfd.readouterr().err
+
+
+def test_workers_decode_images_of_a_dataset(here: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 40, 40, 3), dtype=np.uint8)
+    kinds = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"]))
+    made = datasets.Dataset.from_dict({"image": list(pixels), "label": [0, 1] * 4}, features=kinds)
+    datasets.DatasetDict(train=made).save_to_disk("photos")
+    samples = pickle.loads(pickle.dumps(open_samples("hf:photos", "train")))
+    assert all(np.array_equal(samples.image(k), pixels[k]) for k in range(8))
+
+
 def test_classes_are_compared_by_their_names(here: Path) -> None:
     save_model("teacher")
     known = {"classes": 3, "statistics": NONE, "weights": "DEFAULT", "pictures": False}
@@ -512,3 +545,64 @@ def test_names_on_the_hub_become_commits(here: Path) -> None:
     assert (
         f"UsageError hf:org/teacher may change: name the commit whose code you trust, revision={COMMIT}" in ran.stdout
     )
+
+
+ONLINE = """
+from softcache.cache.reader import Cache
+from softcache.cli._main import run
+from softcache.errors import SoftcacheError
+from softcache.datasets._open import open_samples
+from softcache.models._source import source_of
+
+data = "hf:org/reviews,tokenizer=org/teacher"
+print(run(["dump", "--teacher", "hf:org/teacher", "--dataset", data, "--device", "cpu", "--out", "cache"]))
+identity = Cache("cache").manifest.identity
+print(identity.teacher.spec)
+print(identity.dataset.spec)
+for what, arguments in (
+    (source_of, ["hf:org/gone"]),
+    (source_of, ["hf:org/teacher,revision=v7"]),
+    (open_samples, ["hf:org/gone", "train"]),
+):
+    try:
+        what(*arguments)
+    except SoftcacheError as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_the_hub_is_asked_for_what_is_needed_and_a_branch_that_moved_is_noticed(here: Path) -> None:
+    """A server here stands for the hub."""
+    save_model("teacher")
+    save_tokenizer("teacher")
+    for name in ("pytorch_model.bin", "own.py"):
+        (here / "teacher" / name).write_bytes(b"never fetched")
+    (here / "plain").mkdir()
+    for name, split in make_dataset().items():
+        split.to_parquet(here / "plain" / f"{name}.parquet")
+    other, later = COMMIT[::-1], COMMIT.replace("0", "f")
+    ran = []
+    for commit in (COMMIT, later):
+        repositories = {
+            "models/org/teacher": (here / "teacher", commit),
+            "datasets/org/reviews": (here / "plain", other),
+        }
+        with served(repositories) as (address, asked):
+            places = {"HF_ENDPOINT": address, "HF_HOME": str(here / "home")}
+            environment = {**os.environ, **places}
+            ran.append(subprocess.run([sys.executable, "-c", ONLINE], env=environment, capture_output=True, text=True))
+        assert any(line.endswith("/config.json") for line in asked)
+        assert not any(line.endswith(("/own.py", "/pytorch_model.bin")) for line in asked)
+    first, second = ran
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    lines = first.stdout.splitlines()
+    assert lines[-6:-3] == [
+        "0", f"hf:org/teacher,revision={COMMIT}", f"hf:org/reviews,revision={other},tokenizer=org/teacher@{COMMIT}",
+    ]  # fmt: skip
+    assert "ModelError hf:org/gone: there is no such model on the hub" in lines[-3]
+    assert lines[-2] == "ModelError hf:org/teacher: the hub has no such revision of it"
+    assert "DatasetError hf:org/gone: there is no such dataset on the hub" in lines[-1]
+    assert "Fetching" not in first.stderr
+    assert second.stdout.splitlines()[-6] == "1"
+    assert "teacher.spec" in second.stderr
+    assert later[:8] in second.stderr
