@@ -26,6 +26,7 @@ from typing import Any
 from softcache import strictjson
 from softcache.atomic import replace_file
 from softcache.errors import NotNamedError
+from softcache.hub import change_places, split_options, trusts_code
 from softcache.localfiles import state_folder
 
 log = logging.getLogger(__name__)
@@ -189,6 +190,8 @@ def absolute(spec: str, role: str = "") -> str:
     source, colon, rest = spec.partition(":")
     if colon and source in _FILES:
         return f"{source}:{_absolute_path(rest)}"
+    if colon and source == "hf":
+        return change_places(spec, lambda name: _absolute_path(name) if _is_folder(name) else name)
     return _absolute_path(spec) if os.sep in spec and ":" not in spec else spec
 
 
@@ -200,6 +203,8 @@ def portable(spec: str) -> str:
     source, colon, rest = spec.partition(":")
     if source in _FILES and colon:
         return f"{source}:{Path(rest).name}"
+    if source == "hf" and colon:
+        return change_places(spec, lambda name: Path(name).name if os.path.isabs(name) or _is_folder(name) else name)
     return spec
 
 
@@ -210,8 +215,11 @@ def portable_recipe(spec: str) -> str:
 
 
 def code_files(spec: str) -> list[str]:
-    """The files of code that a spec names: a ``.py`` file's own, and that of a module, found without importing it."""
+    """The files of code that a spec names: a ``.py`` file's own, that of a module, found without importing it, and
+    those beside a model on disk whose code is trusted. (On the hub such code is named by its commit.)"""
     found = []
+    if spec.startswith("hf:") and trusts_code(spec) and _is_folder(name := split_options(spec)[0]):
+        found += [str(path) for path in sorted(Path(_absolute_path(name)).glob("*.py"))]
     for part in _parts(spec):
         file = re.match(r"(?:python:)?(.*?\.py):", part)
         module = re.match(r"python:([\w.]+):", part)
@@ -267,6 +275,10 @@ def _allowed(role: str, text: str) -> str | None:
 def _last_name(spec: str) -> str:
     name = portable(spec)
     return name if ":" in name else Path(name).name
+
+
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(os.path.expanduser(path))
 
 
 def _absolute_path(path: str) -> str:

@@ -380,6 +380,7 @@ def test_a_path_may_have_a_plus_or_a_comma(here: Path) -> None:
         ("crop:pad=4+python:mine.py:f", "crop:pad=4+python:{here}/mine.py:f"),
         ("teachers/mine", "{here}/teachers/mine"),
         ("timm:hf_hub:timm/a", "timm:hf_hub:timm/a"),
+        ("hf:org/name,revision=main", "hf:org/name,revision=main"),
         ("csv:a.csv,test_fraction=0.2", "csv:{here}/a.csv,test_fraction=0.2"),
     ],
 )

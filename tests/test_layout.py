@@ -36,8 +36,8 @@ ROWS = [
     "lowest",
 ]
 LOWEST = {
-    "atomic", "distributed", "console", "device", "errors", "fields", "inputs", "localfiles", "locks", "remembered",
-    "strictjson", "threads", "userfile", "_version",
+    "atomic", "distributed", "console", "device", "errors", "fields", "hub", "inputs", "localfiles", "locks",
+    "remembered", "strictjson", "threads", "userfile", "_version",
 }  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 

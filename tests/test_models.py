@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 
@@ -13,8 +14,10 @@ import torchvision.transforms
 from torch import nn
 
 from softcache import registry
+from softcache.datasets._open import open_samples
 from softcache.errors import MissingExtraError, ModelError, SoftcacheError, UsageError
 from softcache.models._layers import list_layers
+from softcache.models._network import logits_of
 from softcache.models._open import open_network, weights_file
 from softcache.models._preprocess import IMAGENET
 from softcache.models._source import source_of
@@ -367,20 +370,33 @@ def test_without_timm_the_extra_is_named(monkeypatch):
         open_network("timm:test_resnet", classes=10, statistics=GREY)
 
 
-EXAMPLES = {"cifar": "cifar:resnet8", "torchvision": "squeezenet1_1", "timm": "timm:test_resnet"}
+def test_without_transformers_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtraError, match=r"needs transformers: pip install 'softcache\[hf\]'"):
+        open_network("hf:org/name", classes=10, statistics=GREY)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"needs datasets: pip install 'softcache\[hf\]'"):
+        open_samples("hf:org/name", "train")
+
+
+EXAMPLES = {"cifar": "cifar:resnet8", "torchvision": "squeezenet1_1", "timm": "timm:test_resnet", "hf": "hf:vit"}
 EXAMPLES["python"] = "python:torchvision.models:squeezenet1_1"
 
 
 @pytest.mark.parametrize("name", registry.names("models"))
-def test_every_source_keeps_the_contract(name):
-    if name == "timm":
-        pytest.importorskip("timm")
+def test_every_source_keeps_the_contract(name, here):
+    if name in ("timm", "hf"):
+        pytest.importorskip(name.replace("hf", "transformers"))
+    if name == "hf":
+        config = {"model_type": "vit", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        (here / "vit").mkdir()
+        (here / "vit" / "config.json").write_text(json.dumps({**config, "intermediate_size": 8, "image_size": 64}))
     source, spec = source_of(EXAMPLES[name])
     assert source_of(spec) == (source, spec)
     size, minimum = source.input_size()
     assert size is None or size >= 1
     assert minimum >= 1
     assert source.input_size(48)[0] == 48
-    assert math.prod(source.build(3)(torch.zeros(2, 3, 64, 64)).shape) == 6
+    assert math.prod(logits_of(source.build(3)(torch.zeros(2, 3, 64, 64))).shape) == 6
     with pytest.raises(SoftcacheError):
         source.weights("of nobody")

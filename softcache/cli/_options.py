@@ -184,7 +184,8 @@ def data(owner: str = "") -> Decorator:
     return together(
         option(
             "--dataset",
-            help="digits, cifar10, …, folder:PATH, csv:FILE, parquet:FILE, arrays:PATH, python:module:factory.  "
+            help="digits, cifar10, …, folder:PATH, csv:FILE, parquet:FILE, arrays:PATH, hf:NAME_OR_PATH, "
+            "python:module:factory.  "
             f"[default: {known}digits]",
         ),
         option(

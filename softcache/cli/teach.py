@@ -14,7 +14,7 @@ from softcache.cli._print import as_json, rows
 @_options.command("teach")
 @section(
     "Most used",
-    option("--model", help="resnet50, cifar:resnet56, timm:NAME, file.py:factory.  [default: resnet50]"),
+    option("--model", help="resnet50, cifar:resnet56, timm:NAME, hf:NAME, file.py:factory.  [default: resnet50]"),
     option("--weights", help="Start from these: DEFAULT (torchvision's), or a .safetensors, .pt, .pth file."),
     flag("--freeze", help="Train the classifier alone (with --weights)."),
     option("--out", type=click.Path(), help="The teacher's folder.  [default: teachers/MODEL-DATASET]"),

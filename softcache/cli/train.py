@@ -14,7 +14,7 @@ from softcache.cli._print import as_json, rows
 @_options.command("train")
 @section(
     "Most used",
-    option("--student", help="resnet18, cifar:resnet20, timm:NAME, file.py:factory.  [default: resnet18]"),
+    option("--student", help="resnet18, cifar:resnet20, timm:NAME, hf:NAME, file.py:factory.  [default: resnet18]"),
     option("--cache", multiple=True, help="The cache; several are combined.  [default: the only one in caches/]"),
     option(
         "--T",

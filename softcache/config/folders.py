@@ -9,19 +9,24 @@ from softcache.atomic import temporary_path
 from softcache.cache.reader import find_caches
 from softcache.datasets._fraction import split_fraction
 from softcache.errors import CacheError, SoftcacheError
+from softcache.hub import split_options
 from softcache.localfiles import local_path
 
 
 def slug(spec: str) -> str:
     """A spec as part of a folder name: ``cifar:resnet56`` → ``cifar-resnet56``, ``folder:/data/pets`` → ``pets``.
 
-    A test fraction is part of it, ``pets-test0.2``, for another share is another set of images to train on.
+    A test fraction is part of it, ``pets-test0.2``, for another share is another set of images to train on; so is the
+    configuration of a dataset on the hub (``hf:nyu-mll/glue,config=sst2`` → ``glue-sst2``), but not its commit.
     """
     spec, fraction = split_fraction(spec)
     if fraction is not None:
         return f"{slug(spec)}-test{fraction:g}"
     if spec.startswith(("folder:", "csv:", "parquet:", "arrays:")):
         spec = Path(spec.partition(":")[2]).stem
+    elif spec.startswith("hf:"):
+        name, options = split_options(spec)
+        spec = "-".join([name.rstrip("/").rpartition("/")[2], *filter(None, [options.get("config")])])
     elif "/" in spec:
         spec = spec.rstrip("/").rpartition("/")[2]
     return re.sub(r"[^\w.\-]+", "-", spec).strip("-.") or "unnamed"

@@ -94,8 +94,8 @@ def teacher_source(
     teacher: str, samples: Samples, weights: str | None = None, *, option: str = "--teacher-weights"
 ) -> tuple[str, str | None]:
     """What ``open_network`` is asked for: the teacher by its folder, by its name in ``teachers/``, with the weights
-    that are given, or pretrained by torchvision; the spec, and the name or file of weights. ``option``: what weights
-    are given with.
+    that are given, or pretrained by torchvision or as the hub has it; the spec, and the name or file of weights.
+    ``option``: what weights are given with.
 
     Errors: ``ModelError`` that says how to get one where none of these has parameters for it.
     """
@@ -108,8 +108,8 @@ def teacher_source(
     own = own_teacher(teacher, samples)
     if own is not None:
         return str(own), None
-    if classes in (1000, None) and ":" not in teacher:
-        return teacher, "DEFAULT"
+    if teacher.startswith("hf:") or (classes in (1000, None) and ":" not in teacher):
+        return teacher, "DEFAULT"  # a name on the hub is that of parameters, not of an architecture alone
     # an unknown name is the first thing to say
     opened = open_network(teacher, classes=classes, statistics=samples.statistics, pictures=samples.pictures)
     if isinstance(opened.model, ArrayModel):  # it has all that it needs

@@ -70,7 +70,7 @@ def _images_in(folder: str, start: str, skipped: list[str], reached: tuple[str, 
                     skipped.append(start + entry.name)
 
 
-def say_test_split(owner: Path, found: Sequence[str]) -> None:
+def say_test_split(owner: Path | str, found: Sequence[str]) -> None:
     """Says which of the names was taken as the test split, the first, unless it is ``test`` and the only one."""
     if list(found) != ["test"]:
         others = f"; {several(found[1:])} {'is' if len(found) == 2 else 'are'} not used" if found[1:] else ""

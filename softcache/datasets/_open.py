@@ -27,10 +27,10 @@ def open_samples(
     """One split of a dataset.
 
     spec: ``digits``, a torchvision dataset's name (``cifar100``), ``folder:PATH``, ``csv:FILE``, ``parquet:FILE``,
-    ``arrays:PATH``, ``python:package.module:factory`` or ``path/to/file.py:factory``; those of files may end in
-    ``,test_fraction=0.2``. split: ``train`` or ``test``. data_dir: where torchvision's files are, by default
-    ``$SOFTCACHE_DATA`` or else ``datasets`` in the current folder. download: fetch what is missing there. size: side
-    of a recorded view in pixels; the side before the centre crop changes in proportion.
+    ``arrays:PATH``, ``hf:NAME_OR_PATH``, ``python:package.module:factory`` or ``path/to/file.py:factory``; those of
+    files may end in ``,test_fraction=0.2``. split: ``train`` or ``test``. data_dir: where torchvision's files are, by
+    default ``$SOFTCACHE_DATA`` or else ``datasets`` in the current folder. download: fetch what is missing there. size:
+    side of a recorded view in pixels; the side before the centre crop changes in proportion.
     Errors: ``UsageError`` for a spec, split or size that can't be, ``DatasetError`` for data that is missing or can't
     be read.
     """

@@ -53,9 +53,9 @@ class Python:
             train = fields
             if split != "train" and any(held.values.dtype.kind == "f" for held in _values(fields, spec).values()):
                 train = _fields(_asked(factory, "train", spec), spec) or fields  # what floats are standardized by
-            return _from_fields(fields, train, split=split, spec=spec)
+            return samples_of_fields(fields, train, split=split, spec=spec)
         if hasattr(result, "__len__") and hasattr(result, "__getitem__") and not isinstance(result, (tuple, str)):
-            return _from_items(result, split=split, spec=spec)
+            return samples_of_items(result, split=split, spec=spec)
         raise DatasetError(
             f"{spec} returned {type(result).__name__}: it must be Samples, (images, labels, classes), a dictionary of "
             "arrays, or a dataset with len() and [index]"
@@ -106,10 +106,19 @@ def _values(fields: Mapping[str, Any], spec: str) -> dict[str, Values]:
             raise DatasetError(f"{spec}: {name!r} can't be the name of an input: letters, digits and _, not {PIXELS}")
     if not names:
         raise DatasetError(f"{spec} gives no inputs: found {', '.join(map(str, fields)) or 'nothing'}")
-    return {name: values_of(fields[name], f"{spec}: {name}") for name in sorted(names)}
+    return {name: _held(fields[name], f"{spec}: {name}") for name in sorted(names)}
 
 
-def _from_fields(fields: Mapping[str, Any], train: Mapping[str, Any], *, split: str, spec: str) -> Samples:
+def _held(rows: Any, where: str) -> Values:
+    return rows if isinstance(rows, Values) else values_of(rows, where)
+
+
+def samples_of_fields(fields: Mapping[str, Any], train: Mapping[str, Any], *, split: str, spec: str) -> Samples:
+    """Samples that are no pictures, from inputs by name, each ``Values`` or what ``values_of`` makes such of, beside
+    ``labels`` (N,) and ``classes``, their names. ``train``: those of the train split, by which floats are standardized.
+
+    Errors: ``DatasetError`` for inputs and labels that can't be.
+    """
     values = _values(fields, spec)
     rows = {len(held) for held in values.values()}
     if len(rows) > 1:
@@ -145,7 +154,12 @@ def _from_arrays(images: Any, labels: Any, classes: Any, *, split: str, spec: st
     )
 
 
-def _from_items(dataset: Any, *, split: str, spec: str) -> Samples:
+def samples_of_items(dataset: Any, *, split: str, spec: str) -> Samples:
+    """Pictures, from a map-style dataset of (Pillow image or uint8 array, label or None). Where it has them, its
+    ``targets`` are the labels and its ``classes`` their names. An image is decoded each time that it is needed.
+
+    Errors: ``DatasetError`` for items that are no such pairs.
+    """
     if not len(dataset):
         raise DatasetError(f"{spec} has no samples in its {split} split")
     first = _item(dataset, 0, spec)[0]

@@ -116,6 +116,8 @@ def read_folder(folder: str | Path) -> Described:
     path = folder / CONFIG
     try:
         document = strictjson.loads(path.read_bytes())
+        if "model" not in document and "model_type" in document:
+            raise ModelError(f"{folder} is a model of transformers, no teacher and no run: write hf:{folder}")
         description = document["model"]
         spec, filename = str(description["spec"]), str(description["weights"])
     except FileNotFoundError:
@@ -133,6 +135,8 @@ def read_folder(folder: str | Path) -> Described:
 
 def is_folder_spec(spec: str) -> bool:
     """Whether a model spec means a folder: it has a path separator, or is a folder with a ``config.json``."""
+    if spec.startswith("hf:"):
+        return False
     return (os.sep in spec and not _is_file_spec(spec)) or (Path(spec) / CONFIG).is_file()
 
 

@@ -37,8 +37,9 @@ def open_network(
 ) -> Network:
     """The network that a spec names, in training mode, on the CPU, in float32.
 
-    spec: ``resnet50`` (torchvision), ``cifar:resnet56``, ``timm:NAME``, ``python:package.module:factory``,
-        ``path/to/file.py:factory``, or the folder of a teacher or run, which brings its parameters.
+    spec: ``resnet50`` (torchvision), ``cifar:resnet56``, ``timm:NAME``, ``hf:NAME_OR_PATH``,
+        ``python:package.module:factory``, ``path/to/file.py:factory``, or the folder of a teacher or run, which brings
+        its parameters.
     classes: width of the logits; None for folders and published weights: theirs.
     class_names: of the data, in the order of its labels; parameters that are known to be of other classes, or of these
         in another order, are refused. None or empty: the names that the parameters come with.
@@ -84,7 +85,8 @@ def open_network(
         state = found.load()
         if not new_classifier:
             _refuse_other_classes(found, classes_in(model, state, classes), classes)
-        fresh = fit(model, state, owner=found.title, new_classifier=classes if new_classifier else None)
+        new = classes if new_classifier else None
+        fresh = fit(model, state, owner=found.title, new_classifier=new, base=found.base)
     fixed, minimum = source.input_size(size)
     channels = input_channels(model) if pictures else 0
     known = recorded.weights.statistics if recorded else found.statistics if found else None
@@ -113,7 +115,7 @@ def weights_file(spec: str, weights: str | Path | None = None) -> Path | None:
 
 
 def _refuse_other_classes(weights: Weights, found: int | None, classes: int) -> None:
-    if found is not None and found != classes:
+    if found and found != classes:
         raise ModelError(
             f"{weights.title} has {found} classes and the data has {classes}: "
             "fine-tune it first (softcache teach --weights …), or give weights for these classes"
@@ -126,8 +128,11 @@ def _refuse_other_names(weights: Weights, ours: tuple[str, ...], classes: int) -
         return
     if theirs == ours or numbered(classes) in (ours, theirs):
         return  # data without names for its classes has numbers for them
+    folded, own = ([name.casefold() for name in names] for names in (theirs, ours))
+    if folded == own and len(set(own)) == classes:
+        return  # published models and datasets of the same classes differ in capitals, POSITIVE and positive
     place = next(n for n, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
-    kind = "the classes of the data in another order" if set(theirs) == set(ours) else "other classes than the data"
+    kind = "the classes of the data in another order" if set(folded) == set(own) else "other classes than the data"
     raise ModelError(
         f"{weights.title} has {kind}: its output {place} is {theirs[place]!r}, label {place} of the data is "
         f"{ours[place]!r}; name the dataset that it was trained on, or fine-tune it (softcache teach --weights …)"

@@ -22,9 +22,12 @@ class Weights:
     title: what messages call them.
     path: the file that ``load`` reads, where that is known; a download's place in the cache before it is
         there.
-    classes, statistics, trained_size: what is known of them without loading; ``None`` where nothing is.
+    classes, statistics, trained_size: what is known of them without loading; ``None`` where nothing is, 0 classes
+        for networks whose outputs are no logits of classes.
     size: the only input size that they work for, where there is one.
-    class_names: what their outputs stand for, where a file of softcache's says it.
+    class_names: what their outputs stand for, where a file of softcache's, or a model of transformers, says it.
+    base: begins the names of all parameters that are not the classifier's, where that is known (``bert``): the others
+        may be missing where a new classifier is trained.
     """
 
     title: str
@@ -35,6 +38,7 @@ class Weights:
     trained_size: int | None = None
     size: int | None = None
     class_names: tuple[str, ...] | None = None
+    base: str | None = None
 
 
 class NetworkSource(Protocol):

@@ -24,12 +24,14 @@ def fit(
     *,
     owner: str = "the checkpoint",
     new_classifier: int | None = None,
+    base: str | None = None,
 ) -> tuple[str, ...]:
     """Loads parameters into a module; all of them or, after an error, none.
 
     owner: what the message calls the parameters.
     new_classifier: a number of classes: layers with so many outputs whose tensors have another number of rows
         in ``state``, or are missing there, keep what they have. None: everything must fit.
+    base: with ``new_classifier``, the module that isn't the classifier: what lies outside of it may be missing.
 
     Returns the names of tensors that were left as they are. Counters of batches (``num_batches_tracked``),
     which old checkpoints lack, may be missing.
@@ -44,7 +46,8 @@ def fit(
         for key, value in own.items():
             there = state.get(key)
             other_rows = there is None or (there.shape[1:] == value.shape[1:] and there.shape != value.shape)
-            if key.rpartition(".")[0] in heads and other_rows:
+            outside = base is not None and there is None and not key.startswith(f"{base}.")
+            if outside or (key.rpartition(".")[0] in heads and other_rows):
                 fresh.append(key)
     missing = [k for k in own if k not in state and k not in fresh and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]
