@@ -58,11 +58,11 @@ def small(num_classes: int = 2) -> nn.Module:
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.argument("train", type=click.Path(exists=True, dir_okay=False))
 @click.argument("test", type=click.Path(exists=True, dir_okay=False))
-@click.option("--epochs", default=30, show_default=True)
+@click.option("--epochs", default=20, show_default=True)
 @click.option("--seeds", default=3, show_default=True, help="Students of each kind.")
 def main(train: str, test: str, epochs: int, seeds: int) -> None:
     how = {"batch_size": 32, "optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.01}
-    teacher = softcache.teach(f"{__file__}:Recurrent", dataset=convert(train, test), epochs=epochs // 3, **how)
+    teacher = softcache.teach(f"{__file__}:Recurrent", dataset=convert(train, test), epochs=epochs // 2, **how)
     cache = softcache.dump(teacher.folder, augment=f"{__file__}:drop_words", views=8)
     print(f"{'teacher':40}  {100 * teacher.test.top1:.2f} %")
     for share in (1.0, 0.1):
