@@ -27,7 +27,7 @@ from softcache.cli._print import as_json, rows
     ),
     option(
         "--beta",
-        help="Weight of the loss of the labels, or a schedule.  [default: 1 - alpha; the paper's where that isn't given]",
+        help="Weight of the labels' loss, or a schedule.  [default: 1 - alpha; the paper's where that isn't given]",
     ),
     option(
         "--loss",
