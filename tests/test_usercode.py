@@ -178,7 +178,7 @@ class L(Loss):
         (
             "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass L: x: int = 1",
             "own.py:L",
-            "lacks formula, source, example, kinds, needs, .*, zero_for_perfect, __call__: add what is missing, or inherit",
+            "lacks formula, source, example, kinds, needs, .*, __call__: add what is missing, or inherit",
         ),
         (
             LOSS.partition("    def")[0] + "    default_T = 1.0",
@@ -378,7 +378,7 @@ def test_losses_of_ones_own_are_described(inside, capsys):
     assert "command         softcache train --loss own.py:Mine\n" in page
     assert page.endswith("\nkl, written anew, with a factor.\n")
     assert command("losses", "own.py:Attention", "--json") == 0
-    row = json.loads(capsys.readouterr().out)
+    (row,) = json.loads(capsys.readouterr().out)
     assert (row["kind"], row["needs"], row["weight"]) == ("hint", "maps", "1000")
     assert row["command"] == "softcache train --hint own.py:Attention:teacher=LAYER,student=LAYER"
 
