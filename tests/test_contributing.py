@@ -67,7 +67,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softcache.datasets._samples import Samples, numbered
+from softcache.datasets._labels import numbered
+from softcache.datasets._samples import Samples
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class Mine:  # inherits nothing, so it declares everything
     formula = "factor T² KL"
     source = "none"
     example = "--loss own.py:Mine"
+    kinds = frozenset({"classes"})
     needs = frozenset()
     through_softmax = True
     zero_for_perfect = True
@@ -177,7 +178,7 @@ class L(Loss):
         (
             "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass L: x: int = 1",
             "own.py:L",
-            "lacks formula, source, example, needs, .*, zero_for_perfect, __call__: add what is missing, or inherit",
+            "lacks formula, source, example, kinds, needs, .*, __call__: add what is missing, or inherit",
         ),
         (
             LOSS.partition("    def")[0] + "    default_T = 1.0",
@@ -188,6 +189,11 @@ class L(Loss):
             LOSS.format(body="return student.sum()") + "    needs = frozenset({'label'})",
             "own.py:L",
             "needs 'label', which no training has: did you mean labels",
+        ),
+        (
+            LOSS.format(body="return student.sum()") + "    kinds = frozenset({'logits'})",
+            "own.py:L",
+            "takes outputs of kind 'logits', which there is not",
         ),
         (
             LOSS.format(body="return student.sum()") + "    needs = 'maps'",
@@ -372,7 +378,7 @@ def test_losses_of_ones_own_are_described(inside, capsys):
     assert "command         softcache train --loss own.py:Mine\n" in page
     assert page.endswith("\nkl, written anew, with a factor.\n")
     assert command("losses", "own.py:Attention", "--json") == 0
-    row = json.loads(capsys.readouterr().out)
+    (row,) = json.loads(capsys.readouterr().out)
     assert (row["kind"], row["needs"], row["weight"]) == ("hint", "maps", "1000")
     assert row["command"] == "softcache train --hint own.py:Attention:teacher=LAYER,student=LAYER"
 
@@ -381,7 +387,7 @@ def test_a_loss_of_ones_own_without_a_text_is_described(here, capsys):
     (here / "bare.py").write_text(LOSS.format(body="return student.sum()"))
     assert command("losses", "bare.py:L") == 0
     assert capsys.readouterr().out == (
-        "options         none beside those of every loss\nneeds           logits\n"
+        "option          --loss bare.py:L\noptions         none beside those of every loss\nneeds           classes\n"
         "default weight  1\nalpha, beta     1, 1\n"
         "command         softcache train --loss bare.py:L\n"
     )

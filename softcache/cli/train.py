@@ -14,7 +14,7 @@ from softcache.cli._print import as_json, rows
 @_options.command("train")
 @section(
     "Most used",
-    option("--student", help="resnet18, cifar:resnet20, timm:NAME, hf:NAME, file.py:factory.  [default: resnet18]"),
+    option("--student", help="resnet18, cifar:resnet20, timm:NAME, file.py:factory.  [default: resnet18]"),
     option("--cache", multiple=True, help="The cache; several are combined.  [default: the only one in caches/]"),
     option(
         "--T",
@@ -27,7 +27,7 @@ from softcache.cli._print import as_json, rows
     ),
     option(
         "--beta",
-        help="Weight of the labels' loss, or a schedule.  [default: 1 - alpha; the paper's where no alpha is given]",
+        help="Weight of the labels' loss, or a schedule.  [default: 1 - alpha; the paper's where that isn't given]",
     ),
     option(
         "--loss",
