@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from softcache.stages.keys import KeyBatch, Keys, KeySampler
     from softcache.stages.teach import teach
     from softcache.stages.train import train
+    from softcache.views._fields import ViewedFields
     from softcache.views._viewed import ViewedDataset
 
 _HOMES = {
@@ -36,6 +37,7 @@ _HOMES = {
     "TeachConfig": "softcache.config.teach",
     "TrainConfig": "softcache.config.train",
     "ViewedDataset": "softcache.views._viewed",
+    "ViewedFields": "softcache.views._fields",
     "dump": "softcache.stages.dump",
     "evaluate": "softcache.stages.eval",
     "open_network": "softcache.models._open",
@@ -55,6 +57,7 @@ __all__ = [
     "TeachConfig",
     "TrainConfig",
     "ViewedDataset",
+    "ViewedFields",
     "__version__",
     "dump",
     "evaluate",
