@@ -18,7 +18,8 @@ from softcache.errors import CacheError
 def command(cache: str | None, json_: bool) -> None:
     """What a cache is; without a name, all caches in caches/."""
     from softcache.cache.agreement.versions import recorded_versions
-    from softcache.cache.reader import Cache, find_caches
+    from softcache.cache.manifest import find_caches
+    from softcache.cache.reader import Cache
     from softcache.config.folders import pick_cache
 
     if cache is None:

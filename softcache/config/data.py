@@ -17,8 +17,8 @@ from softcache.cache.agreement.data import check_dataset, check_together
 from softcache.cache.agreement.digests import CloseRows
 from softcache.cache.agreement.labels import agreed_labels
 from softcache.cache.agreement.samples import check_pixels, close_rows
-from softcache.cache.manifest import Manifest
-from softcache.cache.reader import Cache, find_caches
+from softcache.cache.manifest import Manifest, find_caches
+from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, hint_column
 from softcache.config.dump import default_views
 from softcache.config.folders import pick_cache

@@ -171,7 +171,8 @@ def dump(asked: DumpConfig) -> Dumped:
         records = columns_to_keep(
             forward, viewed, signals, config.codec, identity, existing.manifest if existing else None
         )
-        guess = estimate(identity, layouts(records, signals, config.codec, existing), views, folder, existing)
+        kept = layouts(records, signals, config.codec, existing)
+        guess = estimate(identity, kept, views, folder, existing, viewed.lengths())
         if dry_run:
             guess = timed(guess, forward, viewed, identity.grid.batch, config.workers)
             return Dumped(folder, 0, time.perf_counter() - began, estimate=guess)

@@ -1,0 +1,53 @@
+"""Rows of a ragged column by number, out of maps of its shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+
+from softcache.cache.column import DIGEST, OFFSET
+from softcache.cache.mapping import Rows, map_shards
+from softcache.cache.ragged import Int64, offsets_of
+from softcache.cache.shard import Opened
+from softcache.errors import IntegrityError
+
+
+class RaggedRows:
+    """Where the places of rows lie in the shards of a column, which is the same in every view.
+
+    ``places``: of each shard's rows, (rows,) int64 each. ``tails``: what the codec keeps, name → dtype and shape of one
+    place.
+    """
+
+    def __init__(self, places: Sequence[Int64], tails: Mapping[str, tuple[np.dtype, tuple[int, ...]]]):
+        self._tails = tails
+        offsets = [offsets_of(some) for some in places]
+        self._ends = [int(offset[-1]) for offset in offsets]
+        self._offset = np.concatenate(offsets)  # one more for each shard than it has rows
+
+    def map(self, shards: Sequence[AbstractContextManager[Opened]]) -> dict[str, Rows]:
+        """The arrays of a view's shards.
+
+        Errors: ``IntegrityError`` where a shard has other numbers of places; those of opening them.
+        """
+        maps = map_shards(shards, most=dict.fromkeys(self._tails, max(self._ends)))
+        for name in self._tails:
+            for part, end in zip(maps[name].parts, self._ends, strict=True):
+                if len(part) != end:  # shards are checked against lengths in a file, which somebody may write to
+                    raise IntegrityError(f"lengths of rows have changed while they were read: {len(part)} was {end}")
+        return maps
+
+    def gather(self, maps: Mapping[str, Rows], rows: np.ndarray, part: np.ndarray) -> dict[str, np.ndarray]:
+        """``digest`` (B,), ``offset`` (B + 1,) and the places (P, …) of rows (B,) int64, which must be in range, end to
+        end. ``part``: the shard of each row."""
+        at = rows + part
+        first = self._offset[at]  # (B,) within the shard
+        offset = offsets_of(self._offset[at + 1] - first)
+        out: dict[str, np.ndarray] = {DIGEST: np.empty(len(rows), np.uint32), OFFSET: offset}
+        maps[DIGEST].take(rows, out[DIGEST], part)
+        for name, (dtype, tail) in self._tails.items():
+            out[name] = np.empty((int(offset[-1]), *tail), dtype)
+            maps[name].take_runs(part, first, offset, out[name])
+        return out
