@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
+from harness_cache import write_shard
 from harness_train import command
 from torch import nn
+from torch.utils.data import DataLoader
 
+from softcache.cache import mapping
 from softcache.cache.reader import Cache
 from softcache.cache.schema import MAX_SHARD_BYTES, ColumnRecord
+from softcache.cache.shard import open_shard, read_array
 from softcache.dumping import columns
-from softcache.errors import NumericsError, SoftcacheError, UsageError
+from softcache.errors import IntegrityError, NumericsError, SoftcacheError, UsageError
 from softcache.stages.dump import dump
+from softcache.stages.keys import Keys
 from softcache.stages.verify import verify
 
 ROWS, WORDS, CLASSES, WIDTH = 70, 50, 3, 8
@@ -324,3 +331,142 @@ def test_rows_a_shard_come_from_the_longest_run_of_rows() -> None:
     lengths[5] = 2**18
     with pytest.raises(UsageError, match=r"--output states: row 5 would take 512 MiB, and a row may take 256"):
         columns._shard_rows(column, Identity, {"ids": lengths}, "--output states")  # type: ignore[arg-type]
+
+
+def test_a_loop_of_ones_own_has_targets_with_their_masks(place: Path, whole: Path) -> None:
+    """States have the places of the inputs, pairs half as many."""
+    keys = Keys(whole, f"arrays:{place}", outputs=["states", "pairs", "logits"], hints=["words"])
+    wanted, lengths = said(place), lengths_of_rows()
+    loader = DataLoader(keys, batch_sampler=keys.sampler(16), collate_fn=keys.collate, num_workers=1)
+    for batch in loader:
+        own = batch.inputs["attention_mask"]
+        assert set(batch.masks) == {"states", "pairs", "words"}
+        assert torch.equal(batch.masks["states"], own)
+        assert torch.equal(batch.masks["words"], own)
+        assert batch.masks["pairs"].sum(1).tolist() == (-(-lengths[batch.rows] // 2)).tolist()
+        for name, mask in batch.masks.items():
+            assert batch.targets[name].shape[:2] == mask.shape
+            assert not batch.targets[name][~mask.bool()].any()
+        for place_, row in enumerate(batch.rows.tolist()):
+            mine = batch.targets["states"][place_][own[place_].bool()]
+            assert np.allclose(mine, wanted["states"][row], rtol=1e-3, atol=1e-3)
+    items = [(3, 0), (1, 0), (50, 0), (33, 0)]
+    apart, together = Keys.collate([keys[item] for item in items]), keys.__getitems__(items)
+    for parts in ("targets", "masks", "inputs"):
+        one, other = getattr(apart, parts), getattr(together, parts)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert apart.to("cpu").masks.keys() == together.masks.keys()
+
+
+def test_a_training_says_what_to_do_with_rows_of_their_own_lengths(
+    place: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    dump(**asked(place, tmp_path / "cache", "tokens", output=("logits",)))
+    student = ("train", "--student", f"{place / 'models.py'}:words", "--dataset", f"arrays:{place}", "--epochs", 1)
+    assert command(*student, "--cache", tmp_path / "cache", "--out", tmp_path / "run") == 1
+    said = capfd.readouterr().err
+    assert "has logits of rows that have lengths of their own, which softcache train doesn't learn from" in said
+    hint = ("--alpha", 0, "--hint", "fitnet:student=words,teacher=words")
+    assert command(*student, "--cache", whole, "--out", tmp_path / "run", *hint) == 1
+    assert "has hint.words of rows that have lengths of their own" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_info_and_a_dry_run_say_how_much_is_kept(
+    place: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    assert command("info", whole) == 0
+    said = capfd.readouterr().out
+    assert f"L×{WIDTH} values in fp16, L of ids, relative error" in said
+    assert "⌈L/2⌉×4 values in bf16, L of ids" in said
+    assert "L×5 classes in fp32, L of ids, mean KL" in said
+    guess = dump(**asked(place, tmp_path / "cache", output=("states", "pairs")), dry_run=True).estimate
+    assert guess is not None
+    lengths, count = lengths_of_rows(), -(-ROWS // 16)
+    offsets = 4 * ROWS + 8 * (ROWS + count)  # digests, and one more offset a shard than it has rows
+    exact = 16 * lengths.sum() + 8 * (-(-lengths // 2)).sum() + 2 * offsets
+    assert exact < guess.total <= exact + 2 * count * 10 * 4096
+    dump(**asked(place, tmp_path / "cache", output=("states", "pairs")))
+    files = [path.stat().st_size for path in (tmp_path / "cache").glob("view-*/*.h5")]
+    assert sum(files) <= guess.total
+    with h5py.File(whole / "cache.h5") as file:
+        assert set(file) == {"logits", "grid"}, "columns of one shape alone"
+
+
+def forged(cache: Cache, number: int, change: Any) -> None:
+    """A shard of ``states`` with other arrays, every checksum right."""
+    path = cache.shard_path(0, "states", number)
+    with open_shard(path, cache.shard_attributes(0, "states", number), cache.shard_arrays("states", number)) as file:
+        arrays = {name: read_array(file, name).copy() for name in file.extents}
+    write_shard(path, cache.shard_attributes(0, "states", number), change(arrays))
+
+
+def moved(arrays: dict[str, np.ndarray], by: int) -> dict[str, np.ndarray]:
+    arrays["offset"][1] += by
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda arrays: moved(arrays, 1), "offset is not what the rows' lengths"),
+        (lambda arrays: moved(arrays, -1), "offset is not what the rows' lengths"),
+        (lambda arrays: moved(arrays, 2**62), "offset is not what the rows' lengths"),
+        (lambda arrays: moved(arrays, -(2**63)), "offset is not what the rows' lengths"),
+        (lambda arrays: {**arrays, "offset": arrays["offset"][:-1]}, "offset is int64"),
+        (lambda arrays: {**arrays, "values": arrays["values"][:-1]}, "values is float16"),
+        (lambda arrays: {**arrays, "values": np.zeros((0, WIDTH), "<f2")}, "values is float16"),
+        (lambda arrays: {k: v for k, v in arrays.items() if k != "offset"}, "holds digest, values"),
+    ],
+)
+def test_a_shard_whose_offsets_are_not_the_sums_of_the_lengths(
+    whole: Path, tmp_path: Path, change: Any, message: str
+) -> None:
+    cache = Cache(shutil.copytree(whole, tmp_path / "cache"))
+    forged(cache, 1, change)
+    with pytest.raises(IntegrityError, match=message):
+        cache.column("states").gather(0, np.arange(3))
+    (damage,) = verify(cache.folder).damaged
+    assert damage.file == "view-0000/states-00001.h5"
+    assert message.split()[-1] in str(damage)
+
+
+def test_lengths_that_no_row_can_have(whole: Path, tmp_path: Path) -> None:
+    for lengths in (-1, 2**31, 2**63 - 1):
+        cache = Cache(shutil.copytree(whole, tmp_path / str(lengths)))
+        arrays = {"label": cache.labels, "length/ids": np.array(cache.lengths("ids"))}
+        arrays["length/ids"][2] = lengths
+        write_shard(cache.folder / "rows.h5", cache.file_attributes("rows"), arrays)
+        with pytest.raises(IntegrityError, match=r"rows\.h5 has rows of ids of lengths that no row can have"):
+            Cache(cache.folder).column("states")
+
+
+def test_without_a_sound_list_of_lengths_ragged_shards_stay(place: Path, whole: Path, tmp_path: Path) -> None:
+    """Nothing says then how long they should be: they are checked when the lengths are there again."""
+    folder, hint = shutil.copytree(whole, tmp_path / "cache"), ("words:codec=fp32",)
+    wanted = (folder / "rows.h5").read_bytes()
+    changed = bytearray(wanted)
+    changed[changed.index(lengths_of_rows().tobytes())] ^= 1
+    (folder / "rows.h5").write_bytes(changed)
+    found = verify(folder, repair=True)
+    assert (found.removed, [d.file for d in found.damaged]) == (["cache.h5", "rows.h5"], ["rows.h5"])
+    dump(**asked(place, folder, hint=hint))
+    assert (folder / "rows.h5").read_bytes() == wanted
+    assert shards(folder) == shards(whole)
+    assert verify(folder).ok
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_rows_are_taken_from_many_shards(whole: Path, monkeypatch: pytest.MonkeyPatch, joined: bool) -> None:
+    """One range of addresses for all shards, or a map for each; one of them is empty."""
+    if not joined:
+        monkeypatch.setattr(mapping, "MAX_RESERVED", 0)
+    reader = Cache(whole, verify_reads=True).column("states")
+    every = reader.gather(0, np.arange(ROWS))
+    rows = np.split(every["values"], every["offset"][1:-1])
+    assert list(map(len, rows)) == lengths_of_rows().tolist()
+    for order in (np.arange(ROWS)[::-1], np.array([69, 33, 3]), np.array([33]), np.array([], np.int64)):
+        found = reader.gather(0, order)
+        assert np.array_equal(found["values"], np.concatenate([rows[k] for k in order] or [rows[3]]))
+        assert np.array_equal(found["digest"], every["digest"][order])

@@ -39,12 +39,16 @@ class RaggedRows:
                     raise IntegrityError(f"lengths of rows have changed while they were read: {len(part)} was {end}")
         return maps
 
+    def find(self, rows: np.ndarray, part: np.ndarray) -> tuple[Int64, Int64]:
+        """Where the places of rows (B,) begin in their shards, (B,), and where they begin end to end, (B + 1,)."""
+        at = rows + part
+        first = self._offset[at]
+        return first, offsets_of(self._offset[at + 1] - first)
+
     def gather(self, maps: Mapping[str, Rows], rows: np.ndarray, part: np.ndarray) -> dict[str, np.ndarray]:
         """``digest`` (B,), ``offset`` (B + 1,) and the places (P, …) of rows (B,) int64, which must be in range, end to
         end. ``part``: the shard of each row."""
-        at = rows + part
-        first = self._offset[at]  # (B,) within the shard
-        offset = offsets_of(self._offset[at + 1] - first)
+        first, offset = self.find(rows, part)
         out: dict[str, np.ndarray] = {DIGEST: np.empty(len(rows), np.uint32), OFFSET: offset}
         maps[DIGEST].take(rows, out[DIGEST], part)
         for name, (dtype, tail) in self._tails.items():

@@ -318,7 +318,7 @@ class ColumnReader:
         self.layout = cache.layout(column)
         self._shard_rows = self.layout.shard_rows
         self._tails = {n: (np.dtype(dtype), shape[1:]) for n, (dtype, shape) in self.layout.arrays(1).items()}
-        self._ragged = self._lay_out() if self.layout.ragged else None
+        self.ragged = self._lay_out() if self.layout.ragged else None
         self._maps: dict[int, dict[str, Rows]] = {}
 
     def gather(self, view: int, rows: np.ndarray, out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
@@ -340,9 +340,9 @@ class ColumnReader:
             raise out_of_range(rows, self.cache.rows)
         maps = self.map(view)  # compared with the files before anything is allocated for what the manifest says
         part = rows // self._shard_rows
-        if self._ragged is not None:
+        if self.ragged is not None:
             assert out is None, self.name
-            return self._ragged.gather(maps, rows, part)
+            return self.ragged.gather(maps, rows, part)
         out = self.empty(len(rows)) if out is None else out
         for name, mapped in maps.items():
             mapped.take(rows, out[name], part)
@@ -376,7 +376,7 @@ class ColumnReader:
         if view not in self._maps:
             shards = range(self.cache.manifest.shards(self.name))
             opening = [self.cache.shard(view, self.name, number) for number in shards]
-            self._maps[view] = map_shards(opening) if self._ragged is None else self._ragged.map(opening)
+            self._maps[view] = map_shards(opening) if self.ragged is None else self.ragged.map(opening)
         return self._maps[view]
 
     def ahead(self, view: int) -> None:

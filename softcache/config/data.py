@@ -314,6 +314,7 @@ def _check_logits(caches: Sequence[Cache]) -> None:
     classes."""
     for cache in caches:
         logits = cache.layout(LOGITS)
+        _refuse_ragged(cache, LOGITS)
         if logits.kind != "classes" or len(logits.shape) != 1:
             raise CacheError(
                 f"{cache.folder} has logits of kind {logits.kind} and shape {logits.shape}; losses on logits take kind "
@@ -325,6 +326,15 @@ def _check_logits(caches: Sequence[Cache]) -> None:
                 f"{caches[0].folder} has logits of {first.width} classes, {cache.folder} of {logits.width}: they can't "
                 "be combined"
             )
+
+
+def _refuse_ragged(cache: Cache, column: str) -> None:
+    """Errors: ``CacheError`` for a column in which rows have lengths of their own, which losses don't take."""
+    if cache.layout(column).ragged:
+        raise CacheError(
+            f"{cache.folder} has {column} of rows that have lengths of their own, which softcache train doesn't learn "
+            "from: read it in a loop of your own, with softcache.Keys"
+        )
 
 
 def _refuse_twice(caches: Sequence[Cache]) -> None:
@@ -342,6 +352,7 @@ def find_hints(layers: Sequence[str], caches: Sequence[Cache]) -> dict[str, Cach
         having = [cache for cache in caches if hint_column(layer) in cache.manifest.columns]
         if not having:
             raise CacheError(_lacking(layer, caches))
+        _refuse_ragged(having[0], hint_column(layer))
         found[layer] = having[0]
     return found
 

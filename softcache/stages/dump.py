@@ -157,7 +157,9 @@ def dump(asked: DumpConfig) -> Dumped:
         if not dry_run and _is_whole(existing, config, signals, samples_kept):
             return _done(folder, config, began)
         if (folder / SAMPLES).exists():  # verify --repair takes it away where it is damaged
-            check_pixels(Cache(folder), viewed)  # as it is now: another part may have kept more samples meanwhile
+            now = Cache(folder)  # as it is now: another part may have kept more samples meanwhile
+            now.known_lengths.update(viewed.lengths())  # verify --repair takes away those of rows.h5 too
+            check_pixels(now, viewed)
     views = config.views or (existing.views if existing else default_views(viewed.recipe))
     network = arithmetic.apply(network.to(device, DTYPES[identity.teacher.numerics.dtype])).eval()
     forward = Forward(
@@ -197,6 +199,8 @@ def _compute(
     """Computes this part's missing shards; returns how many keys that were."""
     _remove_leftovers(folder)
     held = Cache(folder, codec=config.named_codec) if (folder / MANIFEST).exists() else None
+    if held is not None:
+        held.known_lengths.update(viewed.lengths())
     cache = create_or_extend(
         folder,
         identity,

@@ -6,7 +6,8 @@ teacher's own output, in ``expected.json``: arrays as their bytes in hexadecimal
 - ``fp16``: 20 grey images given as arrays, 2 views, a hint, one shard a column.
 - ``fp32``: 20 colour images in a folder (so rows have names), 1 view, two shards.
 - ``table``: 20 rows of 5 numbers, asked of a function; outputs of every kind, in every codec, two shards.
-- ``words``: 20 rows of 0 to 5 whole numbers, and 2 floating ones each; the function answers with their sums.
+- ``words``: 20 rows of 0 to 5 whole numbers, and 2 floating ones each; the function answers with their sums, with two
+  numbers for each of the whole ones in two codecs, and with one for every two; in two shards, one row of which is empty.
 """
 
 from __future__ import annotations
