@@ -135,7 +135,7 @@ def _ragged(folder: Path, name: str, mean: int, size: int, repetitions: int) -> 
     def values() -> None:
         for batch in batches:
             part = batch // shard_rows
-            first, offset = found.find(batch, part)
+            first, offset = found.find(batch)
             mapped.take_runs(part, first, offset, out[: offset[-1]])
 
     def gathered() -> None:

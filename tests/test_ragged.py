@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 from harness_cache import write_shard
+from harness_damage import small_ragged
 from harness_train import command
 from torch import nn
 from torch.utils.data import DataLoader
 
 from softcache.cache import mapping
 from softcache.cache.reader import Cache
-from softcache.cache.schema import MAX_SHARD_BYTES, ColumnRecord
+from softcache.cache.schema import MAX_SHARD_BYTES, ColumnRecord, canonical_json
 from softcache.cache.shard import open_shard, read_array
 from softcache.dumping import columns
 from softcache.errors import IntegrityError, NumericsError, SoftcacheError, UsageError
@@ -470,3 +473,36 @@ def test_rows_are_taken_from_many_shards(whole: Path, monkeypatch: pytest.Monkey
         found = reader.gather(0, order)
         assert np.array_equal(found["values"], np.concatenate([rows[k] for k in order] or [rows[3]]))
         assert np.array_equal(found["digest"], every["digest"][order])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lengths": None}, {"lengths": "words"}, {"lengths": 3}, {"lengths": ["ids"]}, {"stride": 0}, {"stride": -1},
+        {"stride": 2**31}, {"stride": 2**70}, {"stride": 1.5}, {"stride": True}, {"shape": [3]}, {"shape": []},
+        {"shape": [3, None]}, {"shape": [None, None]}, {"shape": [None, 0]}, {"shape": [None, 2**30]},
+        {"shape": [None, *[1] * 8]}, {"kind": "classes", "shape": [None]}, {"shard_rows": 16}, {"shard_rows": 2**21},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_ragged_columns_that_no_cache_has_though_the_checksums_agree(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    path = small_ragged(tmp_path / "cache").folder / "cache.json"
+    document = json.loads(path.read_bytes())
+    document["state"]["columns"]["states"] |= wrong
+    document["state_sha256"] = hashlib.sha256(canonical_json(document["state"])).hexdigest()
+    path.write_text(json.dumps(document))
+    with pytest.raises(IntegrityError) as caught:
+        Cache(path.parent)
+    assert len(str(caught.value)) < 400 + len(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_another_stride_makes_another_column(tmp_path: Path) -> None:
+    """The manifest of a forger fits, and no shard does."""
+    path = small_ragged(tmp_path / "cache").folder / "cache.json"
+    document = json.loads(path.read_bytes())
+    document["state"]["columns"]["states"]["stride"] = 2**31 - 1
+    document["state_sha256"] = hashlib.sha256(canonical_json(document["state"])).hexdigest()
+    path.write_text(json.dumps(document))
+    with pytest.raises(IntegrityError, match="has column_sha256"):
+        Cache(path.parent).column("states").gather(0, np.arange(3))

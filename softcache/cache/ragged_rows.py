@@ -23,9 +23,17 @@ class RaggedRows:
 
     def __init__(self, places: Sequence[Int64], tails: Mapping[str, tuple[np.dtype, tuple[int, ...]]]):
         self._tails = tails
-        offsets = [offsets_of(some) for some in places]
-        self._ends = [int(offset[-1]) for offset in offsets]
-        self._offset = np.concatenate(offsets)  # one more for each shard than it has rows
+        # Of each row where its places begin in its shard, and how many they are: side by side, so that a batch of rows
+        # in any order is looked up at once.
+        self._where = np.empty((sum(map(len, places)), 2), np.int64)
+        self._ends: list[int] = []
+        at = 0
+        for some in places:
+            offset = offsets_of(some)
+            self._where[at : at + len(some), 0] = offset[:-1]
+            self._where[at : at + len(some), 1] = some
+            self._ends.append(int(offset[-1]))
+            at += len(some)
 
     def map(self, shards: Sequence[AbstractContextManager[Opened]]) -> dict[str, Rows]:
         """The arrays of a view's shards.
@@ -39,16 +47,15 @@ class RaggedRows:
                     raise IntegrityError(f"lengths of rows have changed while they were read: {len(part)} was {end}")
         return maps
 
-    def find(self, rows: np.ndarray, part: np.ndarray) -> tuple[Int64, Int64]:
+    def find(self, rows: np.ndarray) -> tuple[Int64, Int64]:
         """Where the places of rows (B,) begin in their shards, (B,), and where they begin end to end, (B + 1,)."""
-        at = rows + part
-        first = self._offset[at]
-        return first, offsets_of(self._offset[at + 1] - first)
+        where = self._where.take(rows, axis=0)
+        return where[:, 0], offsets_of(where[:, 1])
 
     def gather(self, maps: Mapping[str, Rows], rows: np.ndarray, part: np.ndarray) -> dict[str, np.ndarray]:
         """``digest`` (B,), ``offset`` (B + 1,) and the places (P, …) of rows (B,) int64, which must be in range, end to
         end. ``part``: the shard of each row."""
-        first, offset = self.find(rows, part)
+        first, offset = self.find(rows)
         out: dict[str, np.ndarray] = {DIGEST: np.empty(len(rows), np.uint32), OFFSET: offset}
         maps[DIGEST].take(rows, out[DIGEST], part)
         for name, (dtype, tail) in self._tails.items():
