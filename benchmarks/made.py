@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from softcache.cache.ragged import offsets_of
 from softcache.cache.reader import Cache
 from softcache.cache.schema import (
     LOGITS,
@@ -25,6 +27,8 @@ from softcache.inputs import InputField
 from softcache.models._preprocess import Preprocess
 from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
+
+STATES = "states"  # the column of caches whose rows have lengths of their own
 
 
 def made_identity(
@@ -93,6 +97,42 @@ def make_cache(
                     seen = digest(viewed.batch(np.arange(first + at, first + at + len(part)), view).numpy())
                 writer.write(at, {"digest": seen, "values": part})
             writer.commit()
+    return cache
+
+
+def make_ragged(folder: Path, *, places: np.ndarray, numbers: int, shard_rows: int) -> Cache:
+    """A complete cache of one view of a ragged column ``states`` (fp16): each row has so many ``places`` (N,) of
+    ``numbers`` random numbers. The rows' inputs, ``ids``, are as long; their digests are 0."""
+    lengths, fields = {"ids": places}, {"ids": InputField("int64", [None])}
+    plain = made_identity(None, len(places), shard_rows)
+    identity = dataclasses.replace(
+        plain,
+        dataset=dataclasses.replace(plain.dataset, inputs=fields),
+        recipe={"spec": "none", "revisions": {"none": 1}, "seed": 0},
+    )
+    cache = create_or_extend(
+        folder,
+        identity,
+        views=1,
+        columns={STATES: ColumnRecord("values", [None, numbers], "fp16", shard_rows, "ids")},
+        made={},
+        class_names=[],
+        labels=np.full(len(places), -1, np.int32),
+        names=None,
+        samples=KeptSamples(
+            np.zeros(1, np.int64), fields, lambda some: {"ids": [np.zeros(places[0], np.int64)]}, lengths
+        ),
+    )
+    rng = np.random.default_rng(0)
+    for number in range(cache.manifest.shards(STATES)):
+        first, count = cache.shard_range(STATES, number)
+        path = cache.shard_path(0, STATES, number)
+        path.parent.mkdir(exist_ok=True)
+        offset = offsets_of(cache.places(STATES, first, count))
+        values = rng.standard_normal((int(offset[-1]), numbers), dtype=np.float32).astype(np.float16)
+        writer = ShardWriter(path, cache.shard_attributes(0, STATES, number), cache.shard_arrays(STATES, number))
+        writer.write(0, {"digest": np.zeros(count, np.uint32), "offset": offset, "values": values})
+        writer.commit()
     return cache
 
 

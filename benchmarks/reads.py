@@ -5,6 +5,9 @@ documentation: *file a sample* is torchdistill's former cache (one ``.pt`` a sam
 TinyViT's (one binary file of fixed-size records, read by seeking to each); *LMDB* has one value a key; *webdataset*
 is a tar of ``.npy`` members that can only be read in its order, with the shuffle buffer that it offers; *h5py* is fancy
 indexing of one contiguous dataset, rows sorted as h5py demands.
+
+Rows that have lengths of their own have 0 to twice the mean number of places, of 128 numbers each; they are compared
+with rows of one length and as many bytes.
 """
 
 from __future__ import annotations
@@ -21,12 +24,14 @@ import h5py
 import numpy as np
 import torch
 
-from benchmarks.made import make_cache
-from benchmarks.measure import Result, arguments, paired, ratio, timed
+from benchmarks.made import STATES, make_cache, make_ragged
+from benchmarks.measure import Result, Row, arguments, paired, ratio, timed
 from softcache.cache.reader import ColumnReader
 from softcache.cache.schema import LOGITS
 
 BATCH, CLASSES = 256, 1000
+NUMBERS = 128  # of a place: 256 bytes
+MEANS = {"0.25 kB": 1, "1 kB": 4, "4 kB": 16, "16 kB": 64}  # places of a row
 
 
 def main() -> Result:
@@ -101,6 +106,8 @@ def _measured(folder: Path, rows: int, few: int, repetitions: int) -> Result:
                     f"16 shards, as training reads / {name}", rate["16 shards, as trained"], rate[name], targets[name]
                 )
             )
+    for name, places in MEANS.items():
+        lines += _ragged(folder, name, places, 2**20 if rows < 2**14 else 2**29, repetitions)
     million = np.median(rate["16 shards, as trained"]) / 1e6
     slow_ones = ", ".join(name for name, (_, slow) in PEERS.items() if slow)
     notes = [
@@ -108,6 +115,48 @@ def _measured(folder: Path, rows: int, few: int, repetitions: int) -> Result:
         f"{million:.2f} million rows a second. Of {slow_ones} {few:,} rows are read."
     ]
     return Result("reads", "Shuffled reads, warm", lines, notes=notes)
+
+
+def _ragged(folder: Path, name: str, mean: int, size: int, repetitions: int) -> list[Row]:
+    """Rows that have lengths of their own, in 8 shards, against ``numpy.take`` of as many bytes from one array: the
+    values alone, and as ``gather`` gives them."""
+    rng, rows = np.random.default_rng(1), size // (mean * NUMBERS * 2)
+    places = rng.integers(0, 2 * mean, rows, endpoint=True)
+    shard_rows = 1 << (rows - 1).bit_length() - 3
+    reader = make_ragged(folder / "ragged", places=places, numbers=NUMBERS, shard_rows=shard_rows).column(STATES)
+    array = np.concatenate([np.array(part) for part in reader.map(0)["values"].parts])
+    array = array[: len(array) // mean * mean].reshape(-1, mean * NUMBERS)
+    some, alike = (rng.permutation(n)[: 256 * BATCH] for n in (rows, len(array)))
+
+    out, mapped, found = np.empty((2 * mean * BATCH * 2, NUMBERS), np.float16), reader.map(0)["values"], reader.ragged
+    assert found is not None
+    batches, others = (np.array_split(n, max(1, len(n) // BATCH)) for n in (some, alike))
+
+    def values() -> None:
+        for batch in batches:
+            part = batch // shard_rows
+            first, offset = found.find(batch)
+            mapped.take_runs(part, first, offset, out[: offset[-1]])
+
+    def gathered() -> None:
+        for batch in batches:
+            reader.gather(0, batch)
+
+    def memory() -> None:
+        as_rows = out.reshape(-1, mean * NUMBERS)
+        for batch in others:
+            np.take(array, batch, axis=0, out=as_rows[: len(batch)], mode="clip")
+
+    taken = paired({"values": timed(values), "gathered": timed(gathered), "memory": timed(memory)}, repetitions)
+    own = int(places[some].sum())
+    read = {"values": own, "gathered": own, "memory": len(alike) * mean}
+    rate = {side: [read[side] / seconds for seconds in times] for side, times in taken.items()}
+    shutil.rmtree(folder / "ragged")
+    what = f"rows of their own lengths, {name} on average, 8 shards"
+    return [
+        ratio(f"{what} / numpy.take(out=) of as many bytes", rate["values"], rate["memory"], "≥ 0.7" * (mean > 1)),
+        ratio(f"{what}, with digests, into memory of their own / the same", rate["gathered"], rate["memory"]),
+    ]
 
 
 def _file_a_sample(folder: Path, array: np.ndarray, few: int, batches: list[np.ndarray]) -> Callable[[], None]:

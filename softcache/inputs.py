@@ -13,6 +13,7 @@ DTYPES = {
     **{"uint8": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8},
     **{"float16": 2, "float32": 4, "float64": 8},
 }
+MAX_LENGTH = 2**31 - 1  # of a row that has a length of its own
 MASK = "attention_mask"  # the name by which most networks of tokens take it
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +111,50 @@ def make_cache(
                 part = {name: array[first : first + count] for name, array in {"digest": digests, **arrays}.items()}
                 write_shard(path, cache.shard_attributes(view, column, number), part)
     return cache, expected
+
+
+def make_ragged(folder: Path, lengths: list[int], *, shard_rows: int, views: int = 2) -> Cache:
+    """Rows of ``ids`` of these lengths; logits, ``states`` (L, 3) in fp16 and ``pairs`` (⌈L/2⌉) in fp32, at random.
+    The inputs of all rows are kept, and digests are 0."""
+    inputs, rows = {"ids": InputField("int16", [None])}, np.arange(len(lengths))
+    plain = identity(len(lengths), shard_rows, RECIPE)
+    columns = {
+        LOGITS: ColumnRecord("classes", [5], "fp16", shard_rows),
+        "pairs": ColumnRecord("values", [None], "fp32", shard_rows, "ids", 2),
+        "states": ColumnRecord("values", [None, 3], "fp16", shard_rows, "ids"),
+    }
+    cache = create_or_extend(
+        folder,
+        dataclasses.replace(
+            plain,
+            dataset=dataclasses.replace(plain.dataset, inputs=inputs),
+            recipe={"spec": "none", "revisions": {"none": 1}, "seed": 0},
+        ),
+        views=views,
+        columns=columns,
+        made={},
+        class_names=[str(k) for k in range(5)],
+        labels=np.zeros(len(lengths), np.int32),
+        names=None,
+        samples=KeptSamples(
+            rows,
+            inputs,
+            lambda some: {"ids": [np.arange(lengths[row], dtype=np.int16) for row in some]},
+            {"ids": np.array(lengths, np.int64)},
+        ),
+    )
+    rng = np.random.default_rng(3)
+    for view in range(views):
+        for column in columns:
+            for number in range(cache.manifest.shards(column)):
+                path = cache.shard_path(view, column, number)
+                path.parent.mkdir(exist_ok=True)
+                first, count = cache.shard_range(column, number)
+                held = cache.shard_arrays(column, number)
+                arrays = {name: np.zeros(shape, dtype) for name, (dtype, shape) in held.items()}
+                arrays["values"][:] = rng.standard_normal(arrays["values"].shape)
+                if "offset" in arrays:
+                    stride = columns[column].stride
+                    arrays["offset"][1:] = np.cumsum([-(-n // stride) for n in lengths[first : first + count]])
+                write_shard(path, cache.shard_attributes(view, column, number), arrays)
+    return cache

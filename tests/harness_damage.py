@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness_cache import make_cache
+from harness_cache import make_cache, make_ragged
 
 from softcache.cache.hdf5 import lookup3, read_structure
 from softcache.cache.reader import Cache
@@ -38,6 +38,11 @@ def small_cache(folder: Path, codec: str = "fp16") -> Cache:
     return make_cache(folder, rows=20, classes=40, shard_rows=16, views=2, codec=codec, hints=hints)[0]
 
 
+def small_ragged(folder: Path) -> Cache:
+    """Two views of 20 rows that have lengths of their own, in shards of 8: one shard has no place."""
+    return make_ragged(folder, [3, 0, 7, 1, 1, 12, 0, 2, *[0] * 8, 5, 0, 9, 4], shard_rows=8)
+
+
 def files_of(folder: Path) -> list[Path]:
     """The manifest and everything that softcache reads."""
     return [folder / MANIFEST, *sorted(p for p in folder.rglob("*.h5") if p.name != "cache.h5")]
@@ -50,7 +55,9 @@ def read_all(folder: Path, *, verify_reads: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": cache.rows, "views": cache.views, "classes": said["classes"]}
     found["labels"] = cache.labels.copy()
     index, kept = cache.samples
-    found |= {"index": index.copy(), "pixels": np.array(kept["pixels"])}
+    found["index"] = index.copy()
+    for name, values in kept.items():
+        found[name] = np.concatenate(values) if isinstance(values, list) else np.array(values)
     every = np.arange(min(cache.rows, 1000))
     for view in range(min(cache.views, 3)):
         for column in cache.manifest.columns:

@@ -90,6 +90,66 @@ def make_setting(root: Path, rows: int = ROWS) -> Setting:
     return Setting(root)
 
 
+WORDS_TEACHER = """
+import torch
+from torch import nn
+
+
+class Words(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.words, self.answer = nn.Embedding(50, 8), nn.Linear(8, num_classes)
+
+    def forward(self, ids, attention_mask):
+        x = self.words(ids).cumsum(1) / 4
+        return {"logits": self.answer((x * attention_mask[..., None]).sum(1)), "states": x, "pairs": x[:, ::2, :2]}
+
+
+def make(num_classes=7):
+    return Words(num_classes)
+"""
+
+
+class WordsSetting(Setting):
+    """Rows that have lengths of their own, some of them empty, and a teacher that says something of each word."""
+
+    @property
+    def arguments(self) -> list[str]:
+        outputs = [part for name in ("logits", "states", "pairs:codec=fp32") for part in ("--output", name)]
+        return [*self.base, *outputs, "--hint", "words:codec=bf16"]
+
+    @property
+    def base(self) -> list[str]:
+        return [
+            *("--teacher", f"{self.root / 'teacher.py'}:make", "--teacher-weights", str(self.root / "weights.pt")),
+            *("--dataset", f"arrays:{self.root / 'text'}", "--device", "cpu", "--batch-size", str(BATCH)),
+            *("--shard-rows", str(SHARD_ROWS)),
+        ]
+
+
+def make_words_setting(root: Path) -> WordsSetting:
+    import torch
+
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(0, 20, ROWS)
+    lengths[SHARD_ROWS : 2 * SHARD_ROWS] = 0  # a shard of no places
+    (root / "text").mkdir(parents=True)
+    arrays = {
+        "ids": rng.integers(0, 50, lengths.sum()),
+        "ids_offsets": np.cumsum([0, *lengths]),
+        "labels": np.arange(ROWS) % CLASSES,
+    }
+    for name, array in arrays.items():
+        np.save(root / "text" / f"train_{name}.npy", array)
+    (root / "teacher.py").write_text(WORDS_TEACHER)
+    space: dict[str, Any] = {}
+    exec(WORDS_TEACHER, space)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(5)
+        torch.save(space["make"](CLASSES).state_dict(), root / "weights.pt")
+    return WordsSetting(root)
+
+
 @dataclass
 class Ended:
     """How a child ended: ``status`` its exit status, or minus the signal that killed it; all that it printed."""

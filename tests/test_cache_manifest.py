@@ -127,7 +127,9 @@ def _at(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-COLUMN = {"kind": "values", "shape": [1], "codec": "fp16", "shard_rows": 16, "error": {}}
+COLUMN = {
+    "kind": "values", "shape": [1], "codec": "fp16", "shard_rows": 16, "lengths": None, "stride": 1, "error": {},
+}  # fmt: skip
 VALUES: list[tuple[str, Any]] = [
     ("identity.format", 1),
     ("identity.grid.block_rows", 17),

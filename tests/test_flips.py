@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness_damage import files_of, flip_cases, run, small_cache
+from harness_damage import files_of, flip_cases, run, small_cache, small_ragged
+
+CACHES = pytest.mark.parametrize("make", [small_cache, small_ragged])
 
 
-def _flip(folder: Path, cases: int, seed: int) -> None:
-    small_cache(folder)
+def _flip(make: Callable[[Path], object], folder: Path, cases: int, seed: int) -> None:
+    make(folder)
     before = {path: path.read_bytes() for path in files_of(folder)}
     verdicts = run("flips", folder, seed=seed, cases=cases)
     wrong = [v for v in verdicts if v.split()[:2] not in (["found", "same"], ["found", "refused"])]
@@ -22,18 +25,21 @@ def _flip(folder: Path, cases: int, seed: int) -> None:
     assert {path: path.read_bytes() for path in files_of(folder)} == before
 
 
-def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
-    _flip(tmp_path / "cache", 150, seed=11)
+@CACHES
+def test_every_flipped_bit_is_found(make: Callable[[Path], object], tmp_path: Path) -> None:
+    _flip(make, tmp_path / "cache", 150, seed=11)
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(7200)
-def test_every_one_of_2000_flipped_bits_is_found(tmp_path: Path) -> None:
-    _flip(tmp_path / "cache", 2000, seed=12)
+@CACHES
+def test_every_one_of_2000_flipped_bits_is_found(make: Callable[[Path], object], tmp_path: Path) -> None:
+    _flip(make, tmp_path / "cache", 2000, seed=12)
 
 
-def test_flips_reach_every_file(tmp_path: Path) -> None:
-    small_cache(tmp_path / "cache")
+@CACHES
+def test_flips_reach_every_file(make: Callable[[Path], object], tmp_path: Path) -> None:
+    make(tmp_path / "cache")
     cases = flip_cases(tmp_path / "cache", 0)
     hit = {next(cases)[0] for _ in range(500)}
     assert hit == set(files_of(tmp_path / "cache"))

@@ -9,19 +9,22 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness_damage import files_of, forged_values, run, small_cache
+from harness_damage import files_of, forged_values, run, small_cache, small_ragged
 
 from softcache.config.record import read_record
 from softcache.errors import SoftcacheError
 from softcache.models._folder import read_folder
 from softcache.stages.teach import teach
 
+CACHES = pytest.mark.parametrize("make", [small_cache, small_ragged])
 
-def _fuzz(folder: Path, cases: int, seed: int) -> None:
-    small_cache(folder)
+
+def _fuzz(make: Callable[[Path], object], folder: Path, cases: int, seed: int) -> None:
+    make(folder)
     before = {path: path.read_bytes() for path in files_of(folder)}
     verdicts = run("fuzz", folder, seed=seed, cases=cases, batch=2000)
     assert not [v for v in verdicts if v.split()[0] not in ("refused", "read")]
@@ -31,14 +34,16 @@ def _fuzz(folder: Path, cases: int, seed: int) -> None:
     assert {path: path.read_bytes() for path in files_of(folder)} == before
 
 
-def test_400_mutated_files_are_refused_or_read(tmp_path: Path) -> None:
-    _fuzz(tmp_path / "cache", 400, seed=3)
+@CACHES
+def test_400_mutated_files_are_refused_or_read(make: Callable[[Path], object], tmp_path: Path) -> None:
+    _fuzz(make, tmp_path / "cache", 400, seed=3)
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(7200)
-def test_20000_mutated_files_are_refused_or_read(tmp_path: Path) -> None:
-    _fuzz(tmp_path / "cache", 20_000, seed=4)
+@CACHES
+def test_20000_mutated_files_are_refused_or_read(make: Callable[[Path], object], tmp_path: Path) -> None:
+    _fuzz(make, tmp_path / "cache", 20_000, seed=4)
 
 
 def test_400_mutated_configurations_are_refused_or_read(here: Path) -> None:

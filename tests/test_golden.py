@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import zlib
@@ -94,7 +95,8 @@ class Plain:
             texts = {"format": b"softcache", "cache_id": self.id.encode(), "column": column.encode()}
             if column in self.state["columns"]:
                 record = self.state["columns"][column]
-                meaning = {name: record[name] for name in ("kind", "shape", "codec", "shard_rows")}
+                meaning = {name: value for name, value in record.items() if name != "error"}
+                assert set(meaning) == {"kind", "shape", "codec", "shard_rows", "lengths", "stride"}
                 texts["column_sha256"] = hashlib.sha256(canonical(meaning)).hexdigest().encode()
             if column == "rows":
                 texts["labels_sha256"] = self.state["labels"].encode()
@@ -103,15 +105,30 @@ class Plain:
         return found
 
     def column(self, view: int, column: str) -> dict[str, np.ndarray]:
-        """All rows of a column of a view."""
-        rows, size = self.identity["dataset"]["rows"], self.state["columns"][column]["shard_rows"]
+        """All rows of a column of a view; of a ragged one the places of all rows, and ``offset`` of all."""
+        record = self.state["columns"][column]
+        rows, size, input_, begin = self.identity["dataset"]["rows"], record["shard_rows"], record["lengths"], 0
         assert self.identity["grid"]["block_rows"] % size == 0
+        assert (record["shape"][:1] == [None]) == (input_ is not None)
+        lengths = None if input_ is None else self.file("rows.h5", "rows")[f"length/{input_}"].tolist()
         shards = []
         for number in range(-(-rows // size)):
             count = min(size, rows - number * size)
             name = f"view-{view:04d}/{column.replace(':', '@')}-{number:05d}.h5"
             shards.append(self.file(name, column, view=view, first_row=number * size, rows=count))
-            assert {len(array) for array in shards[-1].values()} == {count}
+            if lengths is None:
+                assert {len(array) for array in shards[-1].values()} == {count}
+                continue
+            wanted = [0]
+            for n in lengths[number * size : number * size + count]:
+                wanted.append(wanted[-1] + math.ceil(n / record["stride"]))
+            found = shards[-1]
+            assert found["offset"].dtype == "<i8"
+            assert found["offset"].tolist() == wanted
+            assert len(found["digest"]) == count
+            assert {len(array) for name, array in found.items() if name not in ("digest", "offset")} == {wanted[-1]}
+            found["offset"] = found["offset"][number > 0 :] + begin
+            begin += wanted[-1]
         return {key: np.concatenate([shard[key] for shard in shards]) for key in shards[0]}
 
 
@@ -207,6 +224,24 @@ def test_a_reader_made_from_the_specification_reads_rows_that_have_lengths_of_th
         plain.file("samples.h5", "samples"),
         plain.column(0, "logits"),
     )
+    cache = Cache(GOLDEN / "words", verify_reads=True)
+    shapes = {"each": [None, 2], "rounded": [None, 2], "pairs": [None], "logits": [3]}
+    assert {name: record["shape"] for name, record in plain.state["columns"].items()} == shapes
+    for name in ("each", "rounded", "pairs"):
+        found, reader = plain.column(0, name), cache.column(name)
+        assert found["values"].tobytes() == bytes.fromhex(expected["views"][0][name])
+        assert found["values"].shape[1:] == tuple(shapes[name][1:])
+        assert np.array_equal(found["digest"], logits["digest"])
+        read = reader.gather(0, np.arange(ROWS))
+        assert all(np.array_equal(read[part], found[part]) for part in ("digest", "offset", "values"))
+    exact = cache.column("each").gather(0, np.arange(ROWS))["values"]
+    assert exact[:, 0].tolist() == expected["ids"]
+    widened = np.frombuffer(bytes.fromhex(expected["views"][0]["rounded"]), "<u2").astype("<u4") << 16
+    reader = cache.column("rounded")
+    decoded = reader.decode(reader.gather(0, np.arange(ROWS))).numpy()
+    assert decoded.tobytes() == widened.tobytes()
+    with h5py.File(GOLDEN / "words" / "cache.h5") as file:
+        assert list(file) == ["logits"]
     lengths = rows["length/ids"]
     assert lengths.tolist() == expected["lengths"]
     assert logits["values"].tobytes() == bytes.fromhex(expected["views"][0]["logits"])

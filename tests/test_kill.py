@@ -17,6 +17,7 @@ from harness_dump import (
     Ended,
     Setting,
     Warm,
+    make_words_setting,
     shards,
     temporaries,
     times,
@@ -118,6 +119,35 @@ def test_killed_before_any_step_that_others_can_see(setting, warm, undisturbed, 
     resume(warm, setting.command(folder))
     assert time.perf_counter() - began < 20, "waited for a lock that a dead process left"
     check(folder, undisturbed[0])
+
+
+@pytest.fixture(scope="module")
+def words(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Setting, dict]:
+    """A dump of rows that have lengths of their own, and its shards where nobody disturbed it."""
+    root = tmp_path_factory.mktemp("words")
+    setting = make_words_setting(root / "setting")
+    resume(warm, setting.command(root / "cache"))
+    found = shards(root / "cache")
+    assert len(found) == 4 * 5 + 2  # columns × shards, rows and samples
+    return setting, found
+
+
+WORDS_STEPS = (6, 8, 13, 20, 27, 35, 48, 60)  # of some 90
+
+
+@pytest.mark.parametrize(
+    "step", [k if k in WORDS_STEPS else pytest.param(k, marks=pytest.mark.torture) for k in range(1, 100)]
+)
+def test_a_dump_of_ragged_columns_is_killed_before_any_step(words, warm, tmp_path, step):
+    """Killed twice: the second start reads shards that the first one wrote, and compares them."""
+    setting, expected = words
+    folder = tmp_path / "cache"
+    for die in (step, 9):
+        ended = warm.run(setting.command(folder), prepare=DIE_AT_STEP.format(step=die))
+        assert ended.status in (-9, 0), ended.output
+        assert all(expected[name] == sha for name, sha in shards(folder).items() if name.startswith("view"))
+    resume(warm, setting.command(folder))
+    check(folder, expected)
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.torture)])

@@ -36,7 +36,7 @@ def check_file(
         with opened(path) as (fd, size):
             extents, described = check_structure(path, fd, size, attributes, arrays)
             report(sum(length for _, length in described))
-            named = {extent.offset: (name, extent) for name, extent in extents.items()}
+            named = {extent.offset: (name, extent) for name, extent in extents.items() if extent.nbytes}
             for offset, length in _between(described, size):
                 at = offset
                 for start in sorted(place for place in named if offset <= place < offset + length):

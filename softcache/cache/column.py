@@ -16,51 +16,75 @@ from softcache.cache.shard import Arrays
 from softcache.errors import UsageError
 
 DIGEST = "digest"  # of a key's inputs: an array of every column, beside those of its codec
+OFFSET = "offset"  # of a ragged column: where the places of each row begin, and at last where those of all end
 
 
 @dataclass(frozen=True)
 class Column:
     """``name``: of an output of the teacher, such as ``logits``, or ``hint.LAYER``. ``kind``: what its last axis is:
-    ``classes``, ``binary`` or ``values``. ``shape``: of one key's values. ``codec``: how they are kept.
-    ``shard_rows``: rows a shard."""
+    ``classes``, ``binary`` or ``values``. ``shape``: of one key's values; of a ragged column, in which rows have
+    lengths of their own, of one place's. ``codec``: how they are kept. ``shard_rows``: rows a shard. ``lengths``: of a
+    ragged column, the input whose lengths it goes by: a row that is n long there has ceil(n / ``stride``) places."""
 
     name: str
     kind: str
     shape: tuple[int, ...]
     codec: Any
     shard_rows: int
+    lengths: str | None = None
+    stride: int = 1
 
     @classmethod
     def of(cls, name: str, record: ColumnRecord, codec: Any) -> Column:
         """``codec``: as ``open_codec`` gives the one that the record names."""
-        return cls(name, record.kind, tuple(record.shape), codec, record.shard_rows)
+        return cls(name, record.kind, record.tail, codec, record.shard_rows, record.lengths, record.stride)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether rows have lengths of their own."""
+        return self.lengths is not None
 
     @property
     def width(self) -> int:
         """How many classes, labels or numbers its last axis has."""
         return self.shape[-1] if self.shape else 1
 
-    def arrays(self, rows: int) -> Arrays:
-        """What a shard of so many rows holds: dataset name → dtype and shape. ``digest`` is that of the pixels."""
-        coded = {name: (dtype, (rows, *tail)) for name, (dtype, tail) in self._coded.items()}
-        return {DIGEST: ("<u4", (rows,)), **coded}
+    def arrays(self, rows: int, places: int = 0) -> Arrays:
+        """What a shard of so many rows holds: dataset name → dtype and shape. ``digest`` is that of the pixels.
+        ``places``: of a ragged column, those of all rows together."""
+        held: Arrays = {DIGEST: ("<u4", (rows,))}
+        if self.ragged:
+            held[OFFSET] = ("<i8", (rows + 1,))
+        count = places if self.ragged else rows
+        return held | {name: (dtype, (count, *tail)) for name, (dtype, tail) in self._coded.items()}
+
+    def nbytes(self, rows: int, places: int = 0) -> int:
+        """Bytes of all arrays of a shard."""
+        return sum(math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in self.arrays(rows, places).values())
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row, its digest included."""
-        return sum(math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in self.arrays(1).values())
+        """Bytes of one row, its digest included; of a ragged column without its places."""
+        return self.nbytes(1)
+
+    @property
+    def place_bytes(self) -> int:
+        """Bytes of one place of a ragged column."""
+        return self.nbytes(1, 1) - self.nbytes(1)
 
     def encode(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Values (B, …) on any device → arrays with one row a key, by the names that they have in a shard."""
+        """Values (B, …) on any device → arrays with one row a key, by the names that they have in a shard. Of a ragged
+        column both have one row a place."""
         coded: dict[str, torch.Tensor] = self.codec.encode(values)
         return coded
 
     def decode(self, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> torch.Tensor:
-        """The other way: values (B, …) float32, on the same device. Digests are not looked at.
+        """The other way: values (B, …) float32, of a ragged column (P, …) of all places, on the same device. Digests
+        and offsets are not looked at.
 
         Errors: ``UsageError`` where the arrays are not those of this column.
         """
-        coded = {name: _tensor(array) for name, array in arrays.items() if name != DIGEST}
+        coded = {name: _tensor(array) for name, array in arrays.items() if name not in (DIGEST, OFFSET)}
         if {name: tuple(array.shape[1:]) for name, array in coded.items()} != self._tails:
             raise UsageError(
                 f"the column {self.name!r} has {_told(self._tails)} of each key, not "

@@ -204,9 +204,9 @@ def _take(node: Node, kind: int, body: bytes) -> None:
     elif kind == _LAYOUT and node.place is None:
         if body[0] not in (3, 4) or body[1] != 1:
             raise IntegrityError(f"has an array that is {_LAYOUTS.get(body[1], 'oddly')} stored, not contiguous")
-        if len(body) != 18 or body[2:10] == _UNDEFINED:
+        if len(body) != 18 or (body[2:10] == _UNDEFINED) != (body[10:18] == bytes(8)):
             raise IntegrityError("has an array without bytes")
-        node.place = struct.unpack_from("<2Q", body, 2)
+        node.place = (0, 0) if body[2:10] == _UNDEFINED else struct.unpack_from("<2Q", body, 2)  # 0: no numbers
     elif kind in (_LINK_INFO, _ATTRIBUTE_INFO):
         if body != b"\0\0" + _UNDEFINED * 2:
             raise IntegrityError("has links or attributes in a heap")

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from softcache.cache.schema import (
     MAX_COLUMNS,
     MAX_INPUTS,
     MAX_MANIFEST_BYTES,
+    MAX_RAGGED_ROWS,
     MAX_ROW_BYTES,
     MAX_SAMPLES_BYTES,
     MAX_SHARDS,
@@ -40,7 +42,7 @@ from softcache.cache.schema import (
     short,
 )
 from softcache.errors import CacheError, IntegrityError
-from softcache.inputs import DTYPES, PIXELS, InputField, is_input_name
+from softcache.inputs import DTYPES, MAX_LENGTH, PIXELS, InputField, is_input_name
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _TAKEN = {"rows", "samples", "cache"}  # names of other files
@@ -73,6 +75,18 @@ class Manifest:
 
     def all_shards(self) -> int:
         return self.state.views * sum(map(self.shards, self.columns))
+
+    def lacking(self, folder: Path, column: str) -> str:
+        """That the cache in ``folder`` has no such column, and how to add it."""
+        hints, outputs = self.hints, [name for name in self.columns if not is_hint(name)]
+        if is_hint(column):
+            what, known, option = f"hint {layer_of(column)!r}", hints, f"--hint {shlex.quote(layer_of(column))}"
+        else:
+            what, known, option = f"output {column!r}", outputs, f"--output {shlex.quote(column)}"
+        return (
+            f"{folder} has no {what} (it has {', '.join(known) or 'none'}): "
+            f"add it with: softcache dump … --out {folder} {option}"
+        )
 
     def save(self, folder: Path) -> None:
         """Replaces ``cache.json`` at once or not at all.
@@ -131,6 +145,11 @@ class Manifest:
         wrong = _of_identity(self.identity, recipe) or _of_state(self)
         if wrong:
             raise IntegrityError(f"{path} has values that no cache can have: {wrong}")
+
+
+def find_caches(root: str | Path = "caches") -> list[Path]:
+    """Folders below ``root`` that have a manifest."""
+    return sorted(path.parent for path in Path(root).glob("*/cache.json"))
 
 
 def read_manifest(folder: Path) -> bytes:
@@ -251,6 +270,10 @@ def _of_state(manifest: Manifest) -> str:
                 all(_is_power_of_two(c.shard_rows) and c.shard_rows <= identity.grid.block_rows
                     for c in columns.values()),
             ),
+            "columns.lengths": (
+                [(c.shape, c.lengths, c.stride, c.shard_rows) for c in columns.values()],
+                all(_goes_by(c, identity.dataset.inputs) for c in columns.values()),
+            ),
         }
     )  # fmt: skip
     inputs, together = identity.dataset.inputs, state.samples_lengths
@@ -295,9 +318,24 @@ def _is_shape(column: ColumnRecord) -> bool:
     """Bytes a row are those of float32 at most: a codec that needs more is refused when it is opened."""
     return (
         len(column.shape) <= 8
-        and (bool(column.shape) or column.kind == "values")
-        and all(0 < n < 2**31 for n in column.shape)
-        and math.prod(column.shape) * 4 <= MAX_ROW_BYTES
+        and (bool(column.tail) or column.kind == "values")
+        and len(column.tail) == len(column.shape) - (column.shape[:1] == [None])
+        and all(0 < n < 2**31 for n in column.tail)
+        and math.prod(column.tail) * 4 <= MAX_ROW_BYTES
+    )
+
+
+def _goes_by(column: ColumnRecord, inputs: dict[str, InputField]) -> bool:
+    """Whether a column names lengths where its shape needs some, and only there."""
+    if column.lengths is None:
+        return column.shape[:1] != [None] and column.stride == 1
+    given = inputs.get(column.lengths)
+    return (
+        column.shape[:1] == [None]
+        and given is not None
+        and given.ragged
+        and 0 < column.stride <= MAX_LENGTH
+        and column.shard_rows <= MAX_RAGGED_ROWS
     )
 
 

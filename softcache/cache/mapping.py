@@ -16,7 +16,7 @@ import mmap
 import os
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -40,6 +40,7 @@ class Rows:
 
     def __init__(self, parts: list[np.ndarray], joined: np.ndarray | None = None, stride: int = 0):
         self.parts, self._part_rows = parts, len(parts[0])
+        self._stride = stride
         self._joined = parts[0] if len(parts) == 1 else joined
         self._gap = stride - self._part_rows if len(parts) > 1 else 0
 
@@ -57,9 +58,27 @@ class Rows:
         for number, at in zip(numbers.tolist(), np.split(order, starts[1:]), strict=len(rows) > 0):
             out[at] = np.take(self.parts[number], rows[at] - number * self._part_rows, axis=0, mode="clip")
 
+    def take_runs(self, part: np.ndarray, first: np.ndarray, offset: np.ndarray, out: np.ndarray) -> None:
+        """Runs of rows end to end: ``out`` gets, from ``offset[k]`` to before ``offset[k + 1]``, those from
+        ``first[k]`` of part ``part[k]`` on. Here parts may have any number of rows. No loop over runs."""
+        count = offset[1:] - offset[:-1]
+        begin = first - offset[:-1]
+        if self._joined is not None:
+            at = np.repeat(begin + part * self._stride, count)
+            at += np.arange(len(at))
+            np.take(self._joined, at, axis=0, out=out, mode="clip")
+            return
+        at, numbers = np.repeat(begin, count) + np.arange(offset[-1]), np.repeat(part, count)
+        for number in np.unique(numbers).tolist():
+            places = np.flatnonzero(numbers == number)
+            out[places] = np.take(self.parts[number], at[places], axis=0, mode="clip")
 
-def map_shards(shards: Sequence[AbstractContextManager[Opened]], *, join: bool = True) -> dict[str, Rows]:
+
+def map_shards(
+    shards: Sequence[AbstractContextManager[Opened]], *, join: bool = True, most: Mapping[str, int] | None = None
+) -> dict[str, Rows]:
     """Maps every array of consecutive shards, at equal distances where that can be. One shard is open at a time.
+    ``most``: how many rows an array has at most, where the first shard's may not be the longest.
 
     Errors: ``IntegrityError`` where a file ends early, and those of opening it.
     """
@@ -68,7 +87,8 @@ def map_shards(shards: Sequence[AbstractContextManager[Opened]], *, join: bool =
         with shard as file:
             for name, extent in file.extents.items():
                 if number == 0:
-                    maps[name] = _Map(extent, len(shards) if join else 1)
+                    rows = (most or {}).get(name, extent.shape[0])
+                    maps[name] = _Map(extent, rows, len(shards) if join else 1)
                 maps[name].add(file, extent)
     return {name: made.rows() for name, made in maps.items()}
 
@@ -76,10 +96,10 @@ def map_shards(shards: Sequence[AbstractContextManager[Opened]], *, join: bool =
 class _Map:
     """One array of consecutive shards, which are added one after the other."""
 
-    def __init__(self, first: Extent, count: int):
-        """``count``: shards that are to lie at equal distances."""
+    def __init__(self, first: Extent, most: int, count: int):
+        """``most``: rows that a shard has at most. ``count``: shards that are to lie at equal distances."""
         self._parts: list[np.ndarray] = []
-        self._distance = _distance(first, count) if count > 1 else 0
+        self._distance = _distance(first, most, count) if count > 1 else 0
         self._base = _reserve(self._distance * count) if self._distance else None
         self._joined: np.ndarray | None = None
         self._stride = 0
@@ -106,13 +126,13 @@ class _Map:
         return Rows(self._parts, self._joined, self._stride)
 
 
-def _distance(extent: Extent, count: int) -> int:
+def _distance(extent: Extent, rows: int, count: int) -> int:
     """Bytes from one shard's first row to the next one's: whole rows and whole huge pages; 0 where it can't be."""
     row_bytes = math.prod(extent.shape[1:]) * extent.dtype.itemsize
     if sys.platform != "linux" or mmap.PAGESIZE != PAGE or not row_bytes or extent.offset % PAGE:
         return 0
     unit = math.lcm(HUGE_PAGE, row_bytes)
-    distance = -(-(extent.nbytes + extent.offset % HUGE_PAGE) // unit) * unit
+    distance = -(-(rows * row_bytes + extent.offset % HUGE_PAGE) // unit) * unit
     return distance if distance * count <= MAX_RESERVED else 0
 
 

@@ -16,17 +16,18 @@ import torch
 
 from softcache import registry
 from softcache.cache.checksum import checksum
-from softcache.cache.column import Column
+from softcache.cache.column import DIGEST, OFFSET, Column
 from softcache.cache.hdf5 import read_structure
 from softcache.cache.manifest import Manifest
 from softcache.cache.mapping import Rows, map_shards
+from softcache.cache.ragged import Int64, mask_of, offsets_of, padded, places_of
+from softcache.cache.ragged_rows import RaggedRows
+from softcache.cache.row_numbers import out_of_range, row_numbers
 from softcache.cache.schema import (
     FORMAT,
     ROWS,
     SAMPLES,
     VERSION,
-    is_hint,
-    layer_of,
     length_array,
     sample_arrays,
     shard_name,
@@ -34,6 +35,7 @@ from softcache.cache.schema import (
 from softcache.cache.shard import Arrays, Attributes, Opened, open_shard, opened, read_array
 from softcache.codecs._open import is_own, named_again, open_codec, option_of
 from softcache.errors import CacheError, IntegrityError, UsageError
+from softcache.inputs import MAX_LENGTH
 from softcache.remembered import given_before
 
 
@@ -41,7 +43,7 @@ class Cache:
     """A cache's folder, opened for reading. Nothing is mapped or checked before it is needed.
 
     With ``column = cache.column("logits")``, ``column.decode(column.gather(view, rows))`` are the logits of rows in a
-    view.
+    view, and ``column.padded(column.gather(view, rows))`` where rows have lengths of their own.
 
     ``verify_reads``: compare a shard's checksums before it is used. ``codec``: for a cache whose codec is code of a
     user's own, that code, which is never run because a cache names it: ``Cache(folder, codec="my.py:Int7")``; by
@@ -56,6 +58,7 @@ class Cache:
         self.manifest = Manifest.load(self.folder)
         self._given = codec
         self._columns: dict[str, Column] = {}
+        self.known_lengths: dict[str, np.ndarray] = {}  # what ``lengths`` has read, or a writer knows
         for name in self.manifest.columns:
             if not is_own(self.manifest.state.columns[name].codec) or self._named() is not None:
                 self.layout(name)
@@ -69,7 +72,7 @@ class Cache:
         if column not in self._columns:
             record = self.manifest.state.columns.get(column)
             if record is None:
-                raise CacheError(self._lacking(column))
+                raise CacheError(self.manifest.lacking(self.folder, column))
             found = Column.of(column, record, self._codec(record.codec))
             try:
                 with registry.guarded(option_of(record.codec), f"codec {option_of(record.codec)!r}"):
@@ -100,17 +103,6 @@ class Cache:
             return open_codec(recorded) if named is None else named_again(recorded, named)
         except UsageError as error:  # what the manifest says is no usage
             raise CacheError(f"{self.folder}: codec not available: {error}") from None
-
-    def _lacking(self, column: str) -> str:
-        hints, outputs = self.manifest.hints, [name for name in self.manifest.columns if not is_hint(name)]
-        if is_hint(column):
-            what, known, option = f"hint {layer_of(column)!r}", hints, f"--hint {shlex.quote(layer_of(column))}"
-        else:
-            what, known, option = f"output {column!r}", outputs, f"--output {shlex.quote(column)}"
-        return (
-            f"{self.folder} has no {what} (it has {', '.join(known) or 'none'}): "
-            f"add it with: softcache dump … --out {self.folder} {option}"
-        )
 
     @property
     def rows(self) -> int:
@@ -163,11 +155,22 @@ class Cache:
 
     def lengths(self, name: str) -> np.ndarray:
         """(N,) int64: how long each row of an input is whose rows have lengths of their own."""
-        with open_shard(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
-            found = read_array(file, length_array(name))
-        if found.min() < 0:
-            raise IntegrityError(f"{self.folder / ROWS} has rows of {name} that are shorter than nothing")
-        return found
+        if name not in self.known_lengths:
+            array = length_array(name)
+            with open_shard(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
+                if checksum(file, array) != file.extents[array].crc32:
+                    raise IntegrityError(f"{self.folder / ROWS} is damaged: {array} doesn't match its checksum")
+                found = map_shards([contextlib.nullcontext(file)], join=False)[array].parts[0]
+            if found.min() < 0 or found.max() > MAX_LENGTH:
+                raise IntegrityError(f"{self.folder / ROWS} has rows of {name} of lengths that no row can have")
+            self.known_lengths[name] = found
+        return self.known_lengths[name]
+
+    def places(self, column: str, first: int, rows: int) -> Int64:
+        """(rows,) int64: how many places rows ``first ...`` have in a ragged column."""
+        record = self.manifest.state.columns[column]
+        assert record.lengths is not None, column
+        return places_of(self.lengths(record.lengths)[first : first + rows], record.stride)
 
     @property
     def input_names(self) -> str:
@@ -220,8 +223,15 @@ class Cache:
         return self.folder / shard_name(view, column, number)
 
     def arrays(self, column: str, rows: int) -> Arrays:
-        """What a shard of a column holds: dataset name → dtype and shape."""
+        """What so many rows of a column are: dataset name → dtype and shape. Of a ragged column without its places."""
         return self.layout(column).arrays(rows)
+
+    def shard_arrays(self, column: str, number: int) -> Arrays:
+        """What a shard of a column holds. Errors: ``IntegrityError`` where that follows from lengths of rows and
+        ``rows.h5`` is missing or damaged."""
+        first, rows = self.shard_range(column, number)
+        layout = self.layout(column)
+        return layout.arrays(rows, int(self.places(column, first, rows).sum()) if layout.ragged else 0)
 
     def missing(self, columns: list[str], views: int) -> list[tuple[int, str, int]]:
         """(view, column, shard number) of every shard that isn't there, by the folders' listings alone."""
@@ -249,8 +259,12 @@ class Cache:
 
         Errors: ``IntegrityError`` where it is missing or isn't what the manifest says.
         """
-        path, (_, rows) = self.shard_path(view, column, number), self.shard_range(column, number)
-        with open_shard(path, self.shard_attributes(view, column, number), self.arrays(column, rows)) as file:
+        path, arrays = self.shard_path(view, column, number), self.shard_arrays(column, number)
+        with open_shard(path, self.shard_attributes(view, column, number), arrays) as file:
+            if OFFSET in arrays:
+                wanted = offsets_of(self.places(column, *self.shard_range(column, number)))
+                if not np.array_equal(read_array(file, OFFSET), wanted):
+                    raise IntegrityError(f"{path}: {OFFSET} is not what the rows' lengths in {ROWS} add up to")
             for name in file.extents if self.verify_reads else ():
                 if checksum(file, name) != file.extents[name].crc32:
                     raise IntegrityError(
@@ -305,6 +319,7 @@ class ColumnReader:
         self.layout = cache.layout(column)
         self._shard_rows = self.layout.shard_rows
         self._tails = {n: (np.dtype(dtype), shape[1:]) for n, (dtype, shape) in self.layout.arrays(1).items()}
+        self.ragged = self._lay_out() if self.layout.ragged else None
         self._maps: dict[int, dict[str, Rows]] = {}
 
     def gather(self, view: int, rows: np.ndarray, out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
@@ -312,40 +327,57 @@ class ColumnReader:
 
         ``rows``: (B,) integers from 0 to the cache's rows - 1, in any order, also more than once; int64 is fastest.
         Result, by name: ``digest`` (B,) uint32, of the pixels; and what the column's codec keeps, which ``decode``
-        makes values of.
-        ``out``: where they are to go, as ``empty`` makes it; by default arrays of their own.
+        makes values of. Of a ragged column that is one row a place, (P, …), the places of all rows end to end, and
+        ``offset`` (B + 1,) int64 says where each row's begin.
+        ``out``: where they are to go, as ``empty`` makes it; by default, and of ragged columns, arrays of their own.
 
         Errors: ``UsageError`` for rows that the cache doesn't have and for what is no row numbers; ``IntegrityError``
         where a shard of the view is missing or isn't what the manifest says.
         """
         if not isinstance(rows, np.ndarray) or rows.dtype != np.int64 or rows.ndim != 1:
-            rows = _row_numbers(rows, self.cache)
+            rows = row_numbers(rows, self.cache.rows)
         # As unsigned numbers negative ones are larger than any row. What lies beyond the last row may not be mapped.
         if len(rows) and int(rows.view(np.uint64).max()) >= self.cache.rows:
-            raise _out_of_range(rows, self.cache)
+            raise out_of_range(rows, self.cache.rows)
         maps = self.map(view)  # compared with the files before anything is allocated for what the manifest says
-        out = self.empty(len(rows)) if out is None else out
         part = rows // self._shard_rows
+        if self.ragged is not None:
+            assert out is None, self.name
+            return self.ragged.gather(maps, rows, part)
+        out = self.empty(len(rows)) if out is None else out
         for name, mapped in maps.items():
             mapped.take(rows, out[name], part)
         return out
 
     def decode(self, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> torch.Tensor:
-        """What ``gather`` gives, as arrays or as tensors → the column's values (B, …) float32, on the same device.
+        """What ``gather`` gives, as arrays or as tensors → the column's values (B, …) float32, on the same device; of a
+        ragged column (P, …), the places of all rows.
 
         Errors: ``UsageError`` where the arrays are of another column.
         """
         return self.layout.decode(arrays)
 
+    def padded(self, arrays: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ``gather`` gives of a ragged column → values (B, L, …) float32, filled up to the longest row with 0, and
+        (B, L) int64, 1 for a row's own places. L is at least 1.
+
+        Errors: ``UsageError`` where the arrays are of another column, or rows have no lengths of their own.
+        """
+        if OFFSET not in arrays:
+            raise UsageError(f"rows of {self.name!r} have no lengths of their own: use decode")
+        return padded(self.decode(arrays), arrays[OFFSET]), mask_of(arrays[OFFSET])
+
     def empty(self, rows: int) -> dict[str, np.ndarray]:
-        """Arrays for so many rows, not filled."""
+        """Arrays for so many rows of a column that is not ragged, not filled."""
+        assert not self.layout.ragged, self.name
         return {name: np.empty((rows, *tail), dtype) for name, (dtype, tail) in self._tails.items()}
 
     def map(self, view: int) -> dict[str, Rows]:
         """The view's arrays."""
         if view not in self._maps:
             shards = range(self.cache.manifest.shards(self.name))
-            self._maps[view] = map_shards([self.cache.shard(view, self.name, number) for number in shards])
+            opening = [self.cache.shard(view, self.name, number) for number in shards]
+            self._maps[view] = map_shards(opening) if self.ragged is None else self.ragged.map(opening)
         return self._maps[view]
 
     def ahead(self, view: int) -> None:
@@ -362,24 +394,7 @@ class ColumnReader:
         """Forgets a view's maps, so that memory and address space don't grow with the number of views."""
         self._maps.pop(view, None)
 
-
-def _row_numbers(rows: Any, cache: Cache) -> np.ndarray:
-    """(B,) int64 of integers of any other dtype."""
-    rows = np.asarray(rows)
-    if rows.dtype.kind not in "iu":
-        raise UsageError(f"rows are {rows.dtype}, not integers")
-    if rows.ndim != 1:
-        raise UsageError(f"rows have shape {rows.shape}, not (B,)")
-    if len(rows) and int(rows.max()) >= cache.rows:  # before unsigned ones become negative
-        raise _out_of_range(rows, cache)
-    return rows.astype(np.int64)
-
-
-def _out_of_range(rows: np.ndarray, cache: Cache) -> UsageError:
-    wrong = rows[(rows < 0) | (rows >= cache.rows)][0]
-    return UsageError(f"row {wrong} is out of range: the cache has {cache.rows} rows, from 0 on")
-
-
-def find_caches(root: str | Path = "caches") -> list[Path]:
-    """Folders below ``root`` that have a manifest."""
-    return sorted(path.parent for path in Path(root).glob("*/cache.json"))
+    def _lay_out(self) -> RaggedRows:
+        ranges = (self.cache.shard_range(self.name, n) for n in range(self.cache.manifest.shards(self.name)))
+        places = [self.cache.places(self.name, *some) for some in ranges]
+        return RaggedRows(places, {n: spec for n, spec in self._tails.items() if n not in (DIGEST, OFFSET)})

@@ -37,6 +37,7 @@ MAX_INPUTS = 64
 MAX_SIDE = 2**13  # pixels of a view's side
 MAX_SHARD_BYTES = 512 * 2**20
 MAX_ROW_BYTES = 256 * 2**20  # of one key in one column
+MAX_RAGGED_ROWS = 2**20  # of a shard whose rows have lengths of their own
 MAX_MANIFEST_BYTES = 16 * 2**20  # parsed, that is at most some 400 MiB
 MAX_SHARDS = 2**20  # of all views and columns
 COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|hint\.[A-Za-z0-9_][A-Za-z0-9_.\-]*(?:@in)?")  # as its files have it
@@ -108,19 +109,34 @@ class ColumnRecord:
     """What is kept of one signal of the teacher.
 
     ``kind``: what its last axis is: ``classes`` (logits of a softmax), ``binary`` (logits of a sigmoid each) or
-    ``values``. ``shape``: of one key. ``codec``: as ``recorded_codec`` names it. ``shard_rows``: a power of two.
-    ``error``: of the codec on the first keys, by name, and how many ``keys`` it was measured on; empty before.
+    ``values``. ``shape``: of one key; None for a first axis that each row has a length of its own in. ``codec``: as
+    ``recorded_codec`` names it. ``shard_rows``: a power of two. ``lengths``: where the first axis is None, the input
+    whose lengths it goes by: a row that is n long there has ceil(n / ``stride``) places here. ``error``: of the codec
+    on the first keys, by name, and how many ``keys`` it was measured on; empty before.
     """
 
     kind: str
-    shape: list[int]
+    shape: list[int | None]
     codec: str
     shard_rows: int
+    lengths: str | None = None
+    stride: int = 1
     error: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether rows have lengths of their own."""
+        return self.lengths is not None
+
+    @property
+    def tail(self) -> tuple[int, ...]:
+        """The axes whose sizes are the same in all rows."""
+        return tuple(size for size in self.shape if size is not None)
 
     def sha256(self) -> str:
         """Of all that a shard's bytes mean; every shard of the column carries it."""
-        meaning = {"kind": self.kind, "shape": self.shape, "codec": self.codec, "shard_rows": self.shard_rows}
+        meaning = dataclasses.asdict(self)
+        del meaning["error"]
         return hashlib.sha256(canonical_json(meaning)).hexdigest()
 
 

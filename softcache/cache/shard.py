@@ -65,9 +65,10 @@ class ShardWriter:
             dataset = self._datasets[name]
             assert first == self._next[name], (name, first, self._next[name])
             assert values.shape[1:] == dataset.shape[1:], (name, values.shape, dataset.shape)
-            data = np.ascontiguousarray(values, dtype=dataset.dtype).data.cast("B")
+            data = np.ascontiguousarray(values, dtype=dataset.dtype).reshape(-1).view(np.uint8).data
             row_bytes = math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
-            _pwrite(self._fd, data, dataset.id.get_offset() + first * row_bytes)
+            if len(data):  # an array without numbers lies nowhere
+                _pwrite(self._fd, data, dataset.id.get_offset() + first * row_bytes)
             self._crc[name] = zlib.crc32(data, self._crc[name])
             self._next[name] += len(values)
 
@@ -266,6 +267,8 @@ def _extent(node: Node, name: str, dtype: str, shape: tuple[int, ...], path: Pat
     extent = Extent(node.place[0], wanted, tuple(shape), crc)
     if node.place[1] != extent.nbytes or extent.offset % PAGE:
         raise IntegrityError(f"{path}: {name} has another number of bytes than its shape, or lies off a page's start")
+    if not extent.nbytes and crc:
+        raise IntegrityError(f"{path}: {name} has no numbers and the checksum of some")
     return extent
 
 

@@ -31,7 +31,7 @@ def write_virtual(cache: Cache) -> Path:
     with h5py.File(content, "w", libver="latest", userblock_size=USER_BLOCK) as file:
         for key, value in _attributes(cache).items():
             file.attrs.create(key, value)
-        for column in cache.manifest.columns:
+        for column in _shown(cache):
             for name, (dtype, shape) in cache.arrays(column, cache.rows).items():
                 dcpl = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
                 dcpl.set_layout(h5py.h5d.VIRTUAL)
@@ -53,6 +53,11 @@ def write_virtual(cache: Cache) -> Path:
     return cache.folder / VIRTUAL
 
 
+def _shown(cache: Cache) -> list[str]:
+    """Columns of which every row has the same shape: rows that have lengths of their own are no virtual dataset."""
+    return [name for name in cache.manifest.columns if not cache.manifest.state.columns[name].ragged]
+
+
 def is_current(cache: Cache) -> bool:
     """Whether ``cache.h5`` is there and over the views and columns that the cache now has."""
     try:
@@ -71,7 +76,7 @@ def _made_over(cache: Cache, size: int) -> bytes:
 
 
 def _attributes(cache: Cache) -> dict[str, np.bytes_]:
-    columns = " ".join(cache.manifest.columns)
+    columns = " ".join(_shown(cache))
     return {
         "cache_id": np.bytes_(cache.manifest.cache_id.encode()),
         "views": np.bytes_(str(cache.views).encode()),

@@ -17,9 +17,11 @@ import torch
 from softcache.atomic import check_no_link, commit, make_folder_within
 from softcache.cache.agreement.identity import refuse_other
 from softcache.cache.agreement.recorded import Recorded
+from softcache.cache.column import DIGEST, OFFSET
 from softcache.cache.hdf5 import read_structure
 from softcache.cache.locks import changing
 from softcache.cache.manifest import Manifest
+from softcache.cache.ragged import Int64, offsets_of
 from softcache.cache.reader import Cache
 from softcache.cache.schema import (
     FORMAT,
@@ -123,7 +125,7 @@ def create_or_extend(
                 (folder / SAMPLES).unlink(missing_ok=True)
                 state = dataclasses.replace(state, samples=count, samples_lengths=samples.together)
             added = set(state.columns) - set(manifest.state.columns)
-            _remove_misfits(folder, Manifest(identity, state), added, codec)
+            _remove_misfits(folder, Manifest(identity, state), added, codec, samples.lengths)
             if state != manifest.state:
                 Manifest(identity, state).save(folder)
             for name, part in parts.items():
@@ -186,13 +188,17 @@ def _write_samples(path: Path, attributes: Attributes, samples: KeptSamples) -> 
     return writer.finish()
 
 
-def _remove_misfits(folder: Path, manifest: Manifest, added: set[str], codec: str | None) -> None:
+def _remove_misfits(
+    folder: Path, manifest: Manifest, added: set[str], codec: str | None, lengths: Mapping[str, np.ndarray]
+) -> None:
     """Of columns that are added to a manifest, removes shards that are there and don't fit: a ``softcache trim`` that
-    was killed may have left them, of another shape or codec. Those that fit are done already."""
+    was killed may have left them, of another shape or codec. Those that fit are done already. ``lengths``: of rows, as
+    the data has them, because ``rows.h5`` may be missing."""
     if not added:
         return
     cache, misfits = Cache(folder, codec=codec), []
     cache.manifest = manifest
+    cache.known_lengths.update(lengths)
     for file in find_surplus(folder, 0, ()):
         if file.column in added:
             try:
@@ -294,34 +300,38 @@ class BlockWriter:
         missing = set(block.columns)
         self._there = [column for column in cache.manifest.columns if column not in missing]
         self._recorded = recorded
-        self._open: dict[str, tuple[int, ShardWriter]] = {}
+        # Of each column the shard that is being written, and where in it the places of its rows begin.
+        self._open: dict[str, tuple[int, ShardWriter, Int64 | None]] = {}
         make_folder_within(_view_folder(cache, block.view))
 
     def write(
         self, first: int, columns: dict[str, dict[str, np.ndarray]], said: dict[str, torch.Tensor] | None = None
     ) -> None:
-        """``columns``: column → array name → rows ``first ...`` of it. ``said``: by column, the values of these rows
-        before their codec, on the CPU, of those whose shards are there and that are to agree with them.
+        """``columns``: column → array name → rows ``first ...`` of it; of a ragged column what its codec keeps has one
+        row a place, and ``offset`` says where each row's begin. ``said``: by column, the values of these rows before
+        their codec, on the CPU, of those whose shards are there and that are to agree with them.
 
         Errors: ``PixelsError`` and ``CacheError`` where a column that is there says something else.
         """
         self._recorded.check(self._block.view, first, columns, self._there, said or {})
-        if first + len(next(iter(columns.values()))["digest"]) == self._block.first + self._block.rows:
+        if first + len(next(iter(columns.values()))[DIGEST]) == self._block.first + self._block.rows:
             self._recorded.release(self._block.view)
         for column, arrays in columns.items():
-            count, at = len(next(iter(arrays.values()))), 0
+            count, at, offset = len(arrays[DIGEST]), 0, arrays.get(OFFSET)
             while at < count:
                 number = (first + at) // self._cache.manifest.shard_rows(column)
                 start, rows = self._cache.shard_range(column, number)
                 take = min(count - at, start + rows - (first + at))
                 if (column, number) in self._block.missing:
-                    piece = {name: values[at : at + take] for name, values in arrays.items()}
+                    ends = (at, at + take) if offset is None else tuple(offset[[at, at + take]].tolist())
+                    piece = {name: values[slice(*ends)] for name, values in arrays.items() if name != OFFSET}
+                    piece[DIGEST] = arrays[DIGEST][at : at + take]
                     self._write_shard(column, number, first + at - start, take, rows, piece)
                 at += take
 
     def abort(self) -> None:
         """Drops the shards that are not finished."""
-        for _, writer in self._open.values():
+        for _, writer, _ in self._open.values():
             writer.abort()
         self._open.clear()
 
@@ -331,10 +341,19 @@ class BlockWriter:
         if column not in self._open:
             path = self._cache.shard_path(self._block.view, column, number)
             attributes = self._cache.shard_attributes(self._block.view, column, number)
-            self._open[column] = (number, ShardWriter(path, attributes, self._cache.arrays(column, rows)))
-        held, writer = self._open[column]
+            writer = ShardWriter(path, attributes, self._cache.shard_arrays(column, number))
+            self._open[column] = number, writer, None
+            if self._cache.layout(column).ragged:
+                begins = offsets_of(self._cache.places(column, *self._cache.shard_range(column, number)))
+                self._open[column] = number, writer, begins
+                writer.write(0, {OFFSET: begins})
+        held, writer, offset = self._open[column]
         assert held == number, (column, held, number)
-        writer.write(at, piece)
+        if offset is None:
+            writer.write(at, piece)
+        else:
+            writer.write(at, {DIGEST: piece.pop(DIGEST)})
+            writer.write(int(offset[at]), piece)
         if at + take == rows:
             del self._open[column]
             writer.commit()

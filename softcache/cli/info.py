@@ -18,7 +18,8 @@ from softcache.errors import CacheError
 def command(cache: str | None, json_: bool) -> None:
     """What a cache is; without a name, all caches in caches/."""
     from softcache.cache.agreement.versions import recorded_versions
-    from softcache.cache.reader import Cache, find_caches
+    from softcache.cache.manifest import find_caches
+    from softcache.cache.reader import Cache
     from softcache.config.folders import pick_cache
 
     if cache is None:
@@ -77,8 +78,12 @@ def command(cache: str | None, json_: bool) -> None:
 
 def _column(column: dict[str, Any]) -> str:
     """``10 classes in fp16, mean KL 1.2e-09 at T=1``."""
-    shape, error = "×".join(map(str, column["shape"])) or "1", column["error"]
+    error = column["error"]
+    length = "L" if column["stride"] == 1 else f"⌈L/{column['stride']}⌉"
+    shape = "×".join(length if size is None else str(size) for size in column["shape"]) or "1"
     text = f"{shape} {column['kind']} in {column['codec']}"
+    if column["lengths"] is not None:
+        text += f", L of {column['lengths']}"
     if "kl_mean_T1" in error:
         return f"{text}, mean KL {error['kl_mean_T1']:.1e} at T=1"
     return f"{text}, relative error {error['relative_error_mean']:.1e}" if "relative_error_mean" in error else text

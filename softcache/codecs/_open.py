@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 ATTRIBUTES = ("arrays", "encode", "decode")
-_NAME = re.compile(r"(?!digest$)[A-Za-z_][A-Za-z0-9_]*")  # a shard has the keys' digests beside what a codec keeps
+# A shard has digests and offsets of rows beside what a codec keeps.
+_NAME = re.compile(r"(?!(?:digest|offset)$)[A-Za-z_][A-Za-z0-9_]*")
 _HASH = " sha256="
 
 

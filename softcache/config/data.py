@@ -17,8 +17,8 @@ from softcache.cache.agreement.data import check_dataset, check_together
 from softcache.cache.agreement.digests import CloseRows
 from softcache.cache.agreement.labels import agreed_labels
 from softcache.cache.agreement.samples import check_pixels, close_rows
-from softcache.cache.manifest import Manifest
-from softcache.cache.reader import Cache, find_caches
+from softcache.cache.manifest import Manifest, find_caches
+from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, hint_column
 from softcache.config.dump import default_views
 from softcache.config.folders import pick_cache
@@ -333,11 +333,21 @@ def _check_outputs(outputs: Mapping[str, Sequence[Cache]]) -> None:
         first = caches[0].layout(name)
         for cache in caches:
             found = cache.layout(name)
+            _refuse_ragged(cache, name)
             if (found.kind, found.shape) != (first.kind, first.shape):
                 raise CacheError(
                     f"{caches[0].folder} has {name} of kind {first.kind} and shape {first.shape}, {cache.folder} of "
                     f"kind {found.kind} and shape {found.shape}: they can't be combined"
                 )
+
+
+def _refuse_ragged(cache: Cache, column: str) -> None:
+    """Errors: ``CacheError`` for a column in which rows have lengths of their own, which losses don't take."""
+    if cache.layout(column).ragged:
+        raise CacheError(
+            f"{cache.folder} has {column} of rows that have lengths of their own, which softcache train doesn't learn "
+            "from: read it in a loop of your own, with softcache.Keys"
+        )
 
 
 def _refuse_twice(caches: Sequence[Cache]) -> None:
@@ -355,6 +365,7 @@ def find_hints(layers: Sequence[str], caches: Sequence[Cache]) -> dict[str, Cach
         having = [cache for cache in caches if hint_column(layer) in cache.manifest.columns]
         if not having:
             raise CacheError(_lacking(layer, caches))
+        _refuse_ragged(having[0], hint_column(layer))
         found[layer] = having[0]
     return found
 

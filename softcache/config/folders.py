@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from softcache.atomic import temporary_path
-from softcache.cache.reader import find_caches
+from softcache.cache.manifest import find_caches
 from softcache.datasets._fraction import split_fraction
 from softcache.errors import CacheError, SoftcacheError
 from softcache.hub import split_options

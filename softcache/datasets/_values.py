@@ -15,10 +15,9 @@ import torch
 from softcache.datasets._pixels import MEASURED_BYTES, Statistics, row_chunks
 from softcache.errors import DatasetError
 from softcache.fields import Fields
-from softcache.inputs import DTYPES, InputField, mask_names
+from softcache.inputs import DTYPES, MAX_LENGTH, InputField, mask_names
 
 MAX_MEASURED = 4096  # numbers of the last axis that get a mean of their own
-MAX_LENGTH = 2**31 - 1
 Int64 = npt.NDArray[np.int64]
 
 

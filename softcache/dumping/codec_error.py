@@ -18,10 +18,11 @@ TEMPERATURES = (1, 2, 4, 8)
 class CodecError:
     """The error of a column's codec on the first ``MEASURED_KEYS`` keys or a few more, batch by batch."""
 
-    def __init__(self, column: Column, known: float = 0):
-        """``known``: keys that it was measured on before; where they were enough, nothing is measured."""
+    def __init__(self, column: Column, known: float = 0, places: int = 1):
+        """``known``: keys that it was measured on before; where they were enough, nothing is measured. ``places``: of a
+        ragged column, those that a key has at most."""
         self._column = column
-        self._wanted = max(1, min(MEASURED_KEYS, MEASURED_NUMBERS // math.prod(column.shape)))
+        self._wanted = max(1, min(MEASURED_KEYS, MEASURED_NUMBERS // (math.prod(column.shape) * max(1, places))))
         self._wanted = 0 if known >= self._wanted else self._wanted
         self._parts: dict[str, list[torch.Tensor]] = {}
         self._seen = 0
@@ -32,11 +33,14 @@ class CodecError:
         return 0 < self._seen < self._wanted
 
     @torch.inference_mode()
-    def __call__(self, values: torch.Tensor) -> bool:
-        """Measures (B, …) values, if more are wanted. Returns whether the measurement is complete with them."""
+    def __call__(self, values: torch.Tensor, keys: int | None = None) -> bool:
+        """Measures (B, …) values, of a ragged column (P, …) of so many ``keys``, if more are wanted. Returns whether
+        the measurement is complete with them."""
         if self._seen >= self._wanted:
             return False
-        self._seen += len(values)
+        self._seen += len(values) if keys is None else keys
+        if not len(values):  # rows without places
+            return self._seen >= self._wanted
         decoded = self._column.decode(self._column.encode(values))
         if values.device.type == "mps":  # which has no float64
             values, decoded = values.cpu(), decoded.cpu()
@@ -45,7 +49,7 @@ class CodecError:
         return self._seen >= self._wanted
 
     def result(self) -> tuple[dict[str, float], int]:
-        """The error by name, and the number of keys that were measured.
+        """The error by name, and the number of keys that were measured. Of a ragged column each place counts once.
 
         Of ``classes`` and ``binary``: mean and 99th percentile of KL(teacher‖decoded) in nats at each temperature (of
         ``binary`` for each label), and the share of keys (of labels) whose largest class (whose side of 0) stays the

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from softcache.cache.column import Column
 from softcache.cache.manifest import Manifest
+from softcache.cache.ragged import Int64, offsets_of, places_of
 from softcache.cache.reader import Cache
-from softcache.cache.schema import LOGITS, MAX_SHARD_BYTES, ColumnRecord, Identity, State, is_hint
+from softcache.cache.schema import (
+    LOGITS,
+    MAX_RAGGED_ROWS,
+    MAX_ROW_BYTES,
+    MAX_SHARD_BYTES,
+    ColumnRecord,
+    Identity,
+    State,
+    is_hint,
+)
 from softcache.codecs._open import open_codec, option_of, recorded_codec
 from softcache.dumping.forward import Forward
+from softcache.dumping.shapes import Shapes
 from softcache.dumping.signals import Signal, parse_output
 from softcache.errors import CacheError, UsageError
 from softcache.views._open import Viewed
@@ -50,7 +61,7 @@ def columns_to_keep(
     identity: Identity,
     existing: Manifest | None,
 ) -> dict[str, ColumnRecord]:
-    """The columns that the cache has and those asked for, whose shapes come from one run of the teacher on one row.
+    """The columns that the cache has and those asked for, whose shapes come from running the teacher on single rows.
 
     ``codec``: of signals that don't name one; None is the cache's, or the default.
 
@@ -70,25 +81,53 @@ def columns_to_keep(
                 "leave that out or use another --out"
             )
     if new:
-        said = Forward(forward.network, [signal.column for signal in new], forward.device, amp=forward.amp)(
-            viewed.batch(np.arange(1), 0).to(forward.device)
-        )
+        shapes = Shapes(forward, viewed, new)
         for signal in new:
-            shape = list(said[signal.column].shape[1:])
-            if not shape and signal.kind != "values":
-                raise UsageError(f"{signal.option}: one number a sample has no axis of {signal.kind}: use kind=values")
-            found[signal.column] = _record(signal, shape, signal.codec or codec or DEFAULT_CODEC, identity)
+            shape = shapes.find(signal)
+            if shape.shape in ([], [None]) and signal.kind != "values":
+                what = "place" if shape.shape else "sample"
+                raise UsageError(f"{signal.option}: one number a {what} has no axis of {signal.kind}: use kind=values")
+            assert signal.kind is not None
+            record = ColumnRecord(
+                signal.kind, shape.shape, recorded_codec(codec_of(signal, codec)), 1, shape.lengths, shape.stride
+            )
+            column = Column.of(signal.column, record, open_codec(codec_of(signal, codec)))
+            rows = _shard_rows(column, identity, viewed.lengths(), signal.option)
+            found[signal.column] = dataclasses.replace(record, shard_rows=rows)
     return dict(sorted(found.items()))
 
 
-def _record(signal: Signal, shape: list[int], codec: str, identity: Identity) -> ColumnRecord:
-    """With as many rows a shard as a block has, unless that were too many bytes."""
-    assert signal.kind is not None
-    column = Column(signal.column, signal.kind, tuple(shape), open_codec(codec), 1)
-    rows = identity.grid.block_rows
-    while rows > 1 and rows * column.row_bytes > MAX_SHARD_BYTES:
+def codec_of(signal: Signal, codec: str | None) -> str:
+    """In which codec a new column is kept. ``codec``: of signals that name none."""
+    return signal.codec or codec or DEFAULT_CODEC
+
+
+def _shard_rows(column: Column, identity: Identity, lengths: Mapping[str, Int64], option: str) -> int:
+    """As many rows a shard as a block has, unless that were too many bytes: of a ragged column, in the shard whose rows
+    are longest together.
+
+    Errors: ``UsageError`` where one row is too large.
+    """
+    rows, count = identity.grid.block_rows, identity.dataset.rows
+    if column.lengths is None:
+        while rows > 1 and rows * column.row_bytes > MAX_SHARD_BYTES:
+            rows //= 2
+        return rows
+    offset = offsets_of(places_of(lengths[column.lengths], column.stride))
+    longest = int(np.diff(offset).argmax())
+    largest = int(offset[longest + 1] - offset[longest]) * column.place_bytes
+    if largest > MAX_ROW_BYTES:
+        raise UsageError(
+            f"{option}: row {longest} would take {largest >> 20:,} MiB, and a row may take {MAX_ROW_BYTES >> 20}: "
+            "cut the longest rows, or use a smaller codec"
+        )
+    rows = min(rows, MAX_RAGGED_ROWS)
+    while rows > 1:
+        places = int(np.diff(offset[np.append(np.arange(0, count, rows), count)]).max())
+        if column.nbytes(rows, places) <= MAX_SHARD_BYTES:
+            break
         rows //= 2
-    return ColumnRecord(signal.kind, shape, recorded_codec(codec), rows)
+    return rows
 
 
 def layouts(

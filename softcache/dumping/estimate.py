@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from softcache.cache.column import Column
+from softcache.cache.ragged import Int64, places_of
 from softcache.cache.reader import Cache
 from softcache.cache.schema import Identity
 from softcache.cache.shard import PAGE
@@ -77,26 +78,32 @@ class Estimate:
 
 
 def estimate(
-    identity: Identity, columns: Sequence[Column], views: int, folder: Path, existing: Cache | None
+    identity: Identity,
+    columns: Sequence[Column],
+    views: int,
+    folder: Path,
+    existing: Cache | None,
+    lengths: Mapping[str, Int64],
 ) -> Estimate:
-    """An estimate of space, without speeds. Writes nothing and makes no folder."""
-    per_key = {column.name: column.row_bytes for column in columns}
-    overhead = {column.name: _overhead(len(column.arrays(1))) for column in columns}
-    shard_rows = {column.name: column.shard_rows for column in columns}
+    """An estimate of space, without speeds. Writes nothing and makes no folder. ``lengths``: (N,) of each input whose
+    rows have lengths of their own."""
     rows, block_rows = identity.dataset.rows, identity.grid.block_rows
-    total = sum(views * (rows * per_key[c] + -(-rows // shard_rows[c]) * overhead[c]) for c in per_key)
+    held = {column.name: _shard_bytes(column, rows, lengths) for column in columns}
+    overhead = {column.name: _overhead(len(column.arrays(1))) for column in columns}
+    per_key = {
+        column.name: round(sum(held[column.name]) / rows) if column.ragged else column.row_bytes for column in columns
+    }
+    total = sum(views * (sum(held[c]) + len(held[c]) * overhead[c]) for c in held)
     known = [column for column in per_key if existing and column in existing.manifest.columns]
     absent = set(existing.missing(known, views)) if existing else set()
     needed, missing = 0, set()
-    for column, each in per_key.items():
+    for column in columns:
         for view in range(views):
-            for number in range(-(-rows // shard_rows[column])):
-                if column in known and (view, column, number) not in absent:
+            for number, count in enumerate(held[column.name]):
+                if column.name in known and (view, column.name, number) not in absent:
                     continue
-                first = number * shard_rows[column]
-                held = min(shard_rows[column], rows - first)
-                needed += held * each + overhead[column]
-                missing.add((view, first // block_rows))
+                needed += count + overhead[column.name]
+                missing.add((view, number * column.shard_rows // block_rows))
     keys = sum(min(block_rows, rows - block * block_rows) for _, block in missing)
     place = folder.absolute()
     while not place.exists():
@@ -126,6 +133,15 @@ def timed(guess: Estimate, forward: Forward, viewed: Viewed, batch: int, workers
     return dataclasses.replace(
         guess, pixels_per_second=making, teacher_per_second=running, keys_per_second=both, workers=count
     )
+
+
+def _shard_bytes(column: Column, rows: int, lengths: Mapping[str, Int64]) -> list[int]:
+    """Bytes of the arrays of each shard."""
+    firsts = np.arange(0, rows, column.shard_rows)
+    counts, places = np.diff(np.append(firsts, rows)), np.zeros_like(firsts)
+    if column.lengths is not None:
+        places = np.add.reduceat(places_of(lengths[column.lengths], column.stride), firsts)
+    return [column.nbytes(*some) for some in zip(counts.tolist(), places.tolist(), strict=True)]
 
 
 def _overhead(arrays: int) -> int:

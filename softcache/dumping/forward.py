@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from softcache.cache.schema import LOGITS, hint_column, is_hint, layer_of
+from softcache.cache.schema import hint_column, is_hint, layer_of
 from softcache.device import autocast
 from softcache.fields import Inputs
 from softcache.models._hooks import Taps
@@ -39,7 +39,7 @@ class Forward:
         self.columns = list(columns)
         self._layers = [layer_of(name) for name in columns if is_hint(name)]
         self._outputs = [name for name in columns if not is_hint(name)]
-        run: Any = self.network if self._outputs == [LOGITS] else self._several
+        run: Any = self._several
         self._run = torch.compile(run) if self._compiled and not self._layers else run
 
     @torch.inference_mode()
@@ -50,8 +50,7 @@ class Forward:
             taps = stack.enter_context(Taps(self.network.model, self._layers)) if self._layers else {}
             made = self._run(inputs)
             hints = {hint_column(layer): taps[layer] for layer in self._layers}
-        outputs = {LOGITS: made} if isinstance(made, torch.Tensor) else made
-        return {name: values.float() for name, values in outputs.items()} | hints
+        return {name: values.float() for name, values in made.items()} | hints
 
     def _several(self, inputs: Inputs) -> dict[str, torch.Tensor]:
         return self.network.outputs(inputs, self._outputs)

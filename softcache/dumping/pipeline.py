@@ -15,7 +15,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from softcache.cache.agreement.recorded import Recorded
-from softcache.cache.column import Column
+from softcache.cache.column import DIGEST, OFFSET, Column
+from softcache.cache.ragged import offsets_of, own_places
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, is_hint, layer_of
 from softcache.cache.writer import Block, BlockWriter
@@ -83,7 +84,9 @@ def run_blocks(
     recorded = recorded or Recorded(cache)
     digest = viewed.digest
     known = {name: cache.manifest.state.columns[name].error.get("keys", 0) for name in forward.columns}
-    measuring = {name: CodecError(cache.layout(name), keys) for name, keys in known.items()}
+    ragged = {name for name in forward.columns if cache.layout(name).ragged}
+    longest = {name: int(cache.places(name, 0, cache.rows).max()) for name in ragged}
+    measuring = {name: CodecError(cache.layout(name), keys, longest.get(name, 1)) for name, keys in known.items()}
     opened: list[BlockWriter] = []
     behind = WriteBehind[_Computed](lambda item: _write(item, cache), QUEUE_LIMIT)
     try:
@@ -95,10 +98,15 @@ def run_blocks(
                     for block, inputs in zip(group, next(batches), strict=True):
                         inputs = inputs.to(forward.device, non_blocking=True)
                         said = forward(inputs)
+                        places = {name: cache.places(name, first, len(inputs)) for name in ragged}
+                        for name, own in places.items():
+                            said[name] = own_places(said[name], own, f"the teacher's {name}")
                         for name, values in said.items():
-                            if measuring[name](values):
+                            if measuring[name](values, len(inputs)):
                                 _report(name, measuring[name], measured)
                         computed = _compute(cache, block, digest(inputs), said)
+                        for name in ragged & computed[0].keys():
+                            computed[0][name][OFFSET] = torch.from_numpy(offsets_of(places[name]))
                         behind.put(_Computed(writers[block.view], block.view, first, *computed))
                         shown.advance(len(inputs))
         for name, measure in measuring.items():
@@ -113,9 +121,10 @@ def run_blocks(
 
 
 def _report(column: str, measure: CodecError, measured: Measured) -> None:
-    """Nothing where values weren't finite: the writer, which may be some batches behind, says which those are."""
+    """Nothing where values weren't finite: the writer, which may be some batches behind, says which those are. Nor
+    where rows had no places."""
     error, keys = measure.result()
-    if all(math.isfinite(value) for value in error.values()):
+    if error and all(math.isfinite(value) for value in error.values()):
         measured(column, error, keys)
 
 
@@ -136,14 +145,14 @@ def _compute(
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor], dict[str, torch.Tensor], Any]:
     """A batch's columns, which of their rows are finite, what is on disk already as the teacher says it now (the
     writer compares one column with it), and the event after which all of these are on the host. Nothing here waits for
-    the device. ``seen``: digests of the inputs.
+    the device. ``seen``: digests of the inputs. Of ragged columns all of these are of places.
     """
     there = [name for name in cache.manifest.columns if name in said and name not in block.columns][:1]
     wanted = [cache.layout(name) for name in said if name in there or name in block.columns]
     columns = {column.name: column.encode(said[column.name]) for column in wanted}
     finite = {column.name: _finite(column, said[column.name], columns[column.name]) for column in wanted}
     for arrays in columns.values():
-        arrays["digest"] = seen
+        arrays[DIGEST] = seen
     to_host = _to_host if seen.device.type == "cuda" else torch.Tensor.cpu
     columns = {column: {name: to_host(t) for name, t in arrays.items()} for column, arrays in columns.items()}
     finite = {name: to_host(t) for name, t in finite.items()}
@@ -156,11 +165,12 @@ def _compute(
 
 
 def _finite(column: Column, values: torch.Tensor, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(B,) bool: of which keys all that is stored stands for a finite number."""
+    """(B,) bool: of which keys, or places, all that is stored stands for a finite number."""
     kept = list(arrays.values())
     if not any(array.is_floating_point() for array in kept):  # whole numbers don't say whether they stand for one
         kept = [values, column.decode(arrays)]
-    checks = [torch.isfinite(array.reshape(len(array), -1)).all(1) for array in kept if array.is_floating_point()]
+    flat = [array.reshape(len(array), math.prod(array.shape[1:])) for array in kept if array.is_floating_point()]
+    checks = [torch.isfinite(array).all(1) for array in flat]
     return torch.stack(checks).all(0)
 
 
@@ -175,9 +185,12 @@ def _write(item: _Computed, cache: Cache) -> None:
         item.ready.synchronize()
     for name, finite in item.finite.items():
         if not bool(finite.all()):
-            raise NumericsError(_not_finite(cache, name, item.first + int((~finite).nonzero()[0, 0]), item.view))
+            row, offset = int((~finite).nonzero()[0, 0]), item.columns[name].get(OFFSET)
+            if offset is not None:
+                row = int(torch.searchsorted(offset, row, right=True)) - 1
+            raise NumericsError(_not_finite(cache, name, item.first + row, item.view))
     arrays = {
-        column: {n: t.numpy().astype(np.uint32) if n == "digest" else t.numpy() for n, t in tensors.items()}
+        column: {n: t.numpy().astype(np.uint32) if n == DIGEST else t.numpy() for n, t in tensors.items()}
         for column, tensors in item.columns.items()
     }
     item.writer.write(item.first, arrays, item.said)

@@ -9,7 +9,9 @@ import numpy as np
 from softcache.cache.agreement.recorded import Recorded, first_recorded
 from softcache.cache.agreement.samples import has_digests, recorded_digests
 from softcache.cache.agreement.versions import versions_note
+from softcache.cache.column import DIGEST, OFFSET
 from softcache.cache.manifest import Manifest
+from softcache.cache.ragged import offsets_of, own_places
 from softcache.cache.reader import Cache
 from softcache.cache.schema import (
     KEPT_SAMPLES,
@@ -70,16 +72,30 @@ def kept_samples(viewed: Viewed, count: int, existing: Cache | None) -> KeptSamp
 
 
 def check_teacher(cache: Cache, viewed: Viewed, forward: Forward, recorded: Recorded) -> None:
-    """Computes one batch of a shard that is there again, and compares.
+    """Computes one batch of a shard that is there again, as it was computed then, and compares.
 
     Errors: ``CacheError`` where what the teacher says differs, ``PixelsError`` where the pixels do.
     """
-    found = first_recorded(cache, cache.manifest.identity.grid.batch)
+    grid = cache.manifest.identity.grid
+    found = first_recorded(cache, grid.batch)
     if found is None:
         return
     column, view, first, count = found
-    inputs = viewed.batch(np.arange(first, first + count), view).to(forward.device)
+    # The whole batch of the grid, of which the shard may have a part.
+    block = first - first % grid.block_rows
+    begin = first - (first - block) % grid.batch
+    end = min(begin + grid.batch, block + grid.block_rows, cache.rows)
+    inputs = viewed.batch(np.arange(begin, end), view).to(forward.device)
     values = Forward(forward.network, [column], forward.device, amp=forward.amp)(inputs)[column]
-    arrays = {name: coded.cpu().numpy() for name, coded in cache.layout(column).encode(values).items()}
-    arrays["digest"] = viewed.digest(inputs).cpu().numpy().astype(np.uint32)
+    ours = slice(first - begin, min(first + count, end) - begin)
+    arrays, layout = {}, cache.layout(column)
+    if layout.ragged:
+        places = cache.places(column, begin, end - begin)
+        offset = offsets_of(places)[ours.start : ours.stop + 1]
+        values = own_places(values, places, f"the teacher's {column}")[offset[0] : offset[-1]]
+        arrays[OFFSET] = offset - offset[0]
+    else:
+        values = values[ours]
+    arrays |= {name: coded.cpu().numpy() for name, coded in layout.encode(values).items()}
+    arrays[DIGEST] = viewed.digest(inputs).cpu().numpy().astype(np.uint32)[ours]
     recorded.check(view, first, {column: arrays}, [column], {column: values.cpu()})

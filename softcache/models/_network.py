@@ -69,14 +69,15 @@ class Network(nn.Module):
             raise UsageError(f"{self.spec} has no parameters that could be trained: it can be a teacher, no student")
 
     def outputs(self, inputs: Inputs, names: Sequence[str]) -> dict[str, Tensor]:
-        """Several outputs (B, …) of one run, by name: ``logits`` as ``forward`` gives them, others as the architecture
-        names them, by a key or an attribute. One that returns a tensor alone gives it by any name but ``logits``.
+        """Several outputs (B, …) of one run, by name: ``logits`` as ``forward`` gives them, or (B, …, C) at several
+        positions of a sample; others as the architecture names them, by a key or an attribute. One that returns a
+        tensor alone gives it by any name but ``logits``.
 
         Errors: ``ModelError`` for an output that isn't there, with those that are.
         """
         made = self._run(inputs)
         return {
-            name: self._checked(logits_of(made, self.spec), len(inputs))
+            name: self._checked(logits_of(made, self.spec), len(inputs), positions=True)
             if name == "logits"
             else output_of(made, name, len(inputs), self.spec)
             for name in names
@@ -110,7 +111,10 @@ class Network(nn.Module):
             )
         return [], {name: made for name, made in fields.named().items() if name in fields.tensors or name in masks}
 
-    def _checked(self, logits: Tensor, rows: int) -> Tensor:
+    def _checked(self, logits: Tensor, rows: int, *, positions: bool = False) -> Tensor:
+        """``positions``: whether each sample may have several vectors of logits, whose classes aren't the data's."""
+        if positions and logits.ndim > 2 and len(logits) == rows:
+            return logits
         if logits.ndim != 2 or self.classes not in (0, logits.shape[1]):
             raise ModelError(
                 f"{self.spec} gives outputs of shape {tuple(logits.shape)} for {rows} samples, "

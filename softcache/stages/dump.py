@@ -155,7 +155,9 @@ def dump(asked: DumpConfig) -> Dumped:
         if not dry_run and _is_whole(existing, config, signals, samples_kept):
             return _done(folder, config, began)
         if (folder / SAMPLES).exists():  # verify --repair takes it away where it is damaged
-            check_pixels(Cache(folder), viewed)  # as it is now: another part may have kept more samples meanwhile
+            now = Cache(folder)  # as it is now: another part may have kept more samples meanwhile
+            now.known_lengths.update(viewed.lengths())  # verify --repair takes away those of rows.h5 too
+            check_pixels(now, viewed)
     views = config.views or (existing.views if existing else default_views(viewed.recipe))
     network = arithmetic.apply(network.to(device, DTYPES[identity.teacher.numerics.dtype])).eval()
     forward = Forward(
@@ -169,7 +171,8 @@ def dump(asked: DumpConfig) -> Dumped:
         records = columns_to_keep(
             forward, viewed, signals, config.codec, identity, existing.manifest if existing else None
         )
-        guess = estimate(identity, layouts(records, signals, config.codec, existing), views, folder, existing)
+        kept = layouts(records, signals, config.codec, existing)
+        guess = estimate(identity, kept, views, folder, existing, viewed.lengths())
         if dry_run:
             guess = timed(guess, forward, viewed, identity.grid.batch, config.workers)
             return Dumped(folder, 0, time.perf_counter() - began, estimate=guess)
@@ -194,6 +197,8 @@ def _compute(
     """Computes this part's missing shards; returns how many keys that were."""
     _remove_leftovers(folder)
     held = Cache(folder, codec=config.named_codec) if (folder / MANIFEST).exists() else None
+    if held is not None:
+        held.known_lengths.update(viewed.lengths())
     cache = create_or_extend(
         folder,
         identity,

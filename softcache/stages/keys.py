@@ -36,11 +36,12 @@ class KeyBatch:
     ``rows``, ``views`` (B,) int64. ``inputs``: ``pixels`` (B, H, W, C) uint8, or what the dataset has instead, by name
     (B, ...); of rows that have lengths of their own (B, L, ...), filled up to the longest, with ``attention_mask``
     (B, L) int64, 1 for a row's own places. ``targets``: outputs of the teacher by
-    their names, ``logits`` (B, C) raw, and hints by their layers' names, all (B, ...) float32. ``labels`` (B,) int64,
-    -1 for none; or of another kind (B, K) uint8 or (B,) or (B, K) float32, as the dataset has them. ``mixed``: of
-    samples that their recipe mixed with a partner, the partners' labels (B,) int64 and the weight of the own label (B,)
-    float32; None for recipes that don't mix. ``pads``: of inputs whose rows have lengths of their own, what they are
-    filled up with.
+    their names, ``logits`` (B, C) raw, and hints by their layers' names, all (B, ...) float32; of columns whose rows
+    have lengths of their own (B, L, ...), filled up to the longest with 0. ``masks``: of each of these targets, by its
+    name, (B, L) int64, 1 for a row's own places. ``labels`` (B,) int64, -1 for none; or of another kind (B, K) uint8 or
+    (B,) or (B, K) float32, as the dataset has them. ``mixed``: of samples that their recipe mixed with a partner, the
+    partners' labels (B,) int64 and the weight of the own label (B,) float32; None for recipes that don't mix. ``pads``:
+    of inputs whose rows have lengths of their own, what they are filled up with.
     """
 
     rows: torch.Tensor
@@ -50,6 +51,7 @@ class KeyBatch:
     labels: torch.Tensor
     mixed: tuple[torch.Tensor, torch.Tensor] | None = None
     pads: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    masks: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -209,7 +211,12 @@ class Keys(Dataset[KeyBatch]):
         inputs = self.viewed.batch(rows, view)
         check = PixelCheck(self.viewed.digest, at_once=True, accepted=self._close * len(arrays))
         check.add(rows, (view,), inputs, [unsigned(host_tensor(found["digest"])) for found in arrays.values()])
-        targets = {name: readers[name].decode(found) for name, found in arrays.items()}
+        targets, masks = {}, {}
+        for name, found in arrays.items():
+            if readers[name].layout.ragged:
+                targets[name], masks[name] = readers[name].padded(found)
+            else:
+                targets[name] = readers[name].decode(found)
         labels, mixing = self.labels, self.viewed.mixing(rows, view)
         mixed = None if mixing is None else (labels[torch.from_numpy(mixing[0])], torch.from_numpy(mixing[1]))
         place = torch.from_numpy(rows)
@@ -221,6 +228,7 @@ class Keys(Dataset[KeyBatch]):
             labels[place],
             mixed,
             {name: inputs.pads[name] for name in inputs.lengths} if isinstance(inputs, Fields) else {},
+            masks,
         )
 
     def _readers(self) -> dict[str, ColumnReader]:
@@ -268,8 +276,16 @@ def joined(batches: Sequence[KeyBatch]) -> KeyBatch:
         torch.cat([batch.rows for batch in batches]),
         torch.cat([batch.views for batch in batches]),
         {name: stacked([batch.inputs[name] for batch in batches], first.pads.get(name, 0)) for name in first.inputs},
-        {name: torch.cat([batch.targets[name] for batch in batches]) for name in first.targets},
+        {
+            name: _joined_targets([batch.targets[name] for batch in batches], name in first.masks)
+            for name in first.targets
+        },
         torch.cat([batch.labels for batch in batches]),
         (torch.cat([own for own, _ in mixed]), torch.cat([weight for _, weight in mixed])) if mixed else None,
         first.pads,
+        {name: stacked([batch.masks[name] for batch in batches], 0) for name in first.masks},
     )
+
+
+def _joined_targets(parts: Sequence[torch.Tensor], ragged: bool) -> torch.Tensor:
+    return stacked(parts, 0) if ragged else torch.cat(list(parts))

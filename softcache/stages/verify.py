@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from softcache.atomic import is_temporary, remove_dead_temporaries, sync_folder
 from softcache.cache.checksum import Flaw, check_file
+from softcache.cache.column import OFFSET
 from softcache.cache.locks import is_lock, writing
 from softcache.cache.manifest import parse, read_manifest, render
 from softcache.cache.reader import Cache
@@ -172,8 +173,9 @@ def _ask(
     size = identity.teacher.preprocess.get("size")
     network = find_teacher(teacher, viewed.samples, weights=teacher_weights, normalize=normalize, size=size)
     column = cache.manifest.columns[0]
-    if column == LOGITS and network.classes != cache.layout(LOGITS).width:
-        raise CacheError(f"{teacher} has {network.classes} classes, the cache {cache.layout(LOGITS).width}")
+    layout = cache.layout(column)
+    if column == LOGITS and not layout.ragged and len(layout.shape) == 1 and network.classes != layout.width:
+        raise CacheError(f"{teacher} has {network.classes} classes, the cache {layout.width}")
     same_weights = fingerprint(network.model.state_dict()) == identity.teacher.weights
     where = pick_device(device)
     arithmetic = Arithmetic(numerics.amp, numerics.memory_format == "channels_last")
@@ -214,7 +216,7 @@ def _examine(folder: Path, threads: int | None, codec: str | None) -> Verified:
     size = sum(os.path.getsize(folder / file.name) for file in there if (folder / file.name).is_file())
     workers = threads or min(MAX_THREADS, os.cpu_count() or 1)
     with bar("verify", size, "bytes") as shown:
-        for file, flaws in _check_all(cache, there, workers, shown):
+        for file, flaws in _check_all(cache, _without_lengths(cache, there), workers, shown):
             view, number = file.shard or (None, None)
             first, rows = (None, None) if number is None else cache.shard_range(file.column, number)
             found.damaged += [Damage(file.name, f.array, view, first, rows, f.what) for f in flaws]
@@ -260,7 +262,10 @@ def _check_all(cache: Cache, files: list[_File], workers: int, shown: Bar) -> It
             shown.advance(count)
 
     def check(file: _File) -> list[Flaw]:
-        return check_file(cache.folder / file.name, *_expected(cache, file), advance)
+        flaws = check_file(cache.folder / file.name, *_expected(cache, file), advance)
+        if file.shard is not None and not flaws and cache.layout(file.column).ragged:
+            flaws = _misfits(cache, file, file.shard)
+        return flaws
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="softcache-verify")
     waiting: deque[tuple[_File, Future[list[Flaw]]]] = deque()
@@ -282,9 +287,28 @@ def _expected(cache: Cache, file: _File) -> tuple[Attributes, Arrays]:
     if file.shard is None:
         return cache.file_attributes(file.column), cache.rows_arrays() if file.name == ROWS else cache.samples_arrays()
     view, number = file.shard
-    return cache.shard_attributes(view, file.column, number), cache.arrays(
-        file.column, cache.shard_range(file.column, number)[1]
-    )
+    return cache.shard_attributes(view, file.column, number), cache.shard_arrays(file.column, number)
+
+
+def _misfits(cache: Cache, file: _File, shard: tuple[int, int]) -> list[Flaw]:
+    """Whether the offsets of a ragged shard, whose bytes are sound, are those of its rows."""
+    try:
+        with cache.shard(shard[0], file.column, shard[1]):
+            return []
+    except IntegrityError as error:
+        return [Flaw(OFFSET, str(error).rpartition(f"{OFFSET} ")[2])]
+
+
+def _without_lengths(cache: Cache, files: list[_File]) -> list[_File]:
+    """All that can be checked: shards of ragged columns only where the lengths of their rows can be read."""
+    ragged = {name for name, record in cache.manifest.state.columns.items() if record.lengths is not None}
+    try:
+        for name in ragged:
+            cache.places(name, 0, 0)
+    except IntegrityError:
+        log.info(f"the shards of {', '.join(sorted(ragged))} can't be checked without a sound {ROWS}: repair it first")
+        return [file for file in files if file.column not in ragged]
+    return files
 
 
 def _names(folder: Path) -> list[str]:

@@ -6,7 +6,8 @@ teacher's own output, in ``expected.json``: arrays as their bytes in hexadecimal
 - ``fp16``: 20 grey images given as arrays, 2 views, a hint, one shard a column.
 - ``fp32``: 20 colour images in a folder (so rows have names), 1 view, two shards.
 - ``table``: 20 rows of 5 numbers, asked of a function; outputs of every kind, in every codec, two shards.
-- ``words``: 20 rows of 0 to 5 whole numbers, and 2 floating ones each; the function answers with their sums.
+- ``words``: 20 rows of 0 to 5 whole numbers, and 2 floating ones each; the function answers with their sums, with two
+  numbers for each of the whole ones, in two codecs, and with one for every two; two shards.
 """
 
 from __future__ import annotations
@@ -131,7 +132,17 @@ import numpy as np
 
 
 def make(num_classes=3):
-    return lambda rows: np.array([[ids.sum(), len(ids), more[0]] for ids, more in zip(rows["ids"], rows["more"])])
+    def answer(rows):
+        longest = max(map(len, rows["ids"]))
+        each = np.zeros((len(rows["ids"]), longest + longest % 2, 2), np.float32)
+        for place, ids in zip(each, rows["ids"]):
+            place[: len(ids)] = np.stack([ids, ids * np.float32(0.1)], 1)
+        return {
+            "logits": np.array([[ids.sum(), len(ids), more[0]] for ids, more in zip(rows["ids"], rows["more"])]),
+            "each": each[:, :longest], "rounded": each[:, :longest], "pairs": each[:, ::2, 0] + each[:, 1::2, 0],
+        }
+
+    return answer
 """
 
 
@@ -147,11 +158,16 @@ def _words(out: Path, data: Path) -> dict[str, Any]:
     (data / "sums.py").write_text(SUMS)
     dump(
         f"{data / 'sums.py'}:make", dataset=f"arrays:{data}", out=out, batch_size=BATCH, shard_rows=16, codec="fp32",
-        device="cpu",
+        device="cpu", output=("logits", "each", "rounded:codec=bf16", "pairs:codec=fp16"),
     )  # fmt: skip
     said = [[ids[a : a + n].sum(), n, more[k, 0]] for k, (a, n) in enumerate(zip(offsets[:-1], lengths, strict=True))]
+    each = np.stack([ids, ids * np.float32(0.1)], 1).astype("<f4")
+    rounded = torch.from_numpy(each).bfloat16().view(torch.int16).numpy()
+    rows = np.split(ids, offsets[1:-1])
+    pairs = [sum(row[k : k + 2]) for row in rows for k in range(0, len(row), 2)]
+    stored = {"logits": np.array(said, "<f4"), "each": each, "rounded": rounded, "pairs": np.array(pairs, "<f2")}
     return {"labels": (np.arange(ROWS) % CLASSES).tolist(), "lengths": lengths.tolist(), "ids": ids.tolist(),
-            "views": [{"logits": np.array(said, "<f4").tobytes().hex()}]}  # fmt: skip
+            "views": [{name: array.tobytes().hex() for name, array in stored.items()}]}  # fmt: skip
 
 
 def _teacher(folder: Path, viewed: ViewedDataset) -> tuple[str, Network]:

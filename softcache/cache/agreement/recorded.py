@@ -10,6 +10,7 @@ import torch
 
 from softcache.cache.agreement.tolerance import compare_values
 from softcache.cache.agreement.versions import versions_note
+from softcache.cache.column import DIGEST, OFFSET
 from softcache.cache.mapping import map_shards
 from softcache.cache.reader import Cache
 from softcache.errors import CacheError, PixelsError
@@ -37,9 +38,9 @@ class Recorded:
         there: list[str],
         said: dict[str, torch.Tensor],
     ) -> None:
-        """``columns``: column → array name → rows ``first ...``; ``there``: columns whose shards exist for them;
-        ``said``: by column, the values of these rows before their codec, on the CPU. Columns that are in all three are
-        compared; pixels with any that is there.
+        """``columns``: column → array name → rows ``first ...``, of a ragged column their places; ``there``: columns
+        whose shards exist for them; ``said``: by column, the values of these rows before their codec, on the CPU.
+        Columns that are in all three are compared; pixels with any that is there.
 
         Errors: ``PixelsError`` where the pixels are not those of the recorded column, ``CacheError`` where what the
         teacher says is not.
@@ -65,11 +66,12 @@ class Recorded:
     def _check_values(
         self, view: int, first: int, column: str, coded: dict[str, np.ndarray], now: torch.Tensor
     ) -> None:
-        names = [name for name in coded if name != "digest"]
-        theirs = {name: self._rows(view, column, first, len(coded[name]), name) for name in names}
+        names = [name for name in coded if name not in (DIGEST, OFFSET)]
+        theirs = {name: self._rows(view, column, first, len(coded[DIGEST]), name) for name in names}
         if all(theirs[name].tobytes() == coded[name].astype(theirs[name].dtype).tobytes() for name in names):
             return
-        differs, allowed = compare_values(self._cache, column, self._cache.layout(column).decode(theirs), now)
+        stored = self._cache.layout(column).decode(theirs)
+        differs, allowed = compare_values(self._cache, column, stored, now, coded.get(OFFSET))
         beyond = ~(differs <= allowed)  # also where a difference is not a number
         # Of the keys that don't agree if there are any, the one that is furthest beyond its bound.
         worst = int(torch.nan_to_num(differs / allowed, nan=torch.inf).argmax())
@@ -89,12 +91,15 @@ class Recorded:
         self._warned = True
 
     def _rows(self, view: int, column: str, first: int, count: int, name: str) -> np.ndarray:
-        """Rows of one shard or, for a column with smaller shards, of several."""
+        """An array's rows, or places of these rows, of one shard or, for a column with smaller shards, of several."""
         size, found = self._cache.manifest.shard_rows(column), []
+        of_places = name != DIGEST and self._cache.layout(column).ragged
         while count:
             number, at = first // size, first % size
             take = min(count, size - at)
-            found.append(self._shard(view, column, number)[name][at : at + take])
+            held = self._shard(view, column, number)
+            begin, end = held[OFFSET][[at, at + take]].tolist() if of_places else (at, at + take)
+            found.append(held[name][begin:end])
             first, count = first + take, count - take
         return found[0] if len(found) == 1 else np.concatenate(found)
 

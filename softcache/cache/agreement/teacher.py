@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 
 from softcache.cache.agreement.labels import LabelDifference
 from softcache.cache.agreement.tolerance import compare_values
+from softcache.cache.column import OFFSET
+from softcache.cache.ragged import counts_of, own_places, padded
 from softcache.cache.reader import Cache
 from softcache.device import reproducible
 from softcache.errors import CacheError, UsageError
@@ -84,10 +87,14 @@ def compare(
             other = viewed.digest(inputs).numpy() != stored["digest"]
             with reproducible(tf32=numerics.tf32):
                 now = forward(inputs.to(device)).cpu()
-            theirs = reader.decode(stored)
-            differs, allowed = compare_values(cache, column, theirs, now)
-            same = _largest(theirs) == _largest(now)
-            parts = (differs, allowed, same.double(), torch.from_numpy(other).double())
+            theirs, offset = reader.decode(stored), stored.get(OFFSET)
+            if offset is not None:
+                now = own_places(now, counts_of(offset), column)
+            differs, allowed = compare_values(cache, column, theirs, now, offset)
+            same = (_largest(theirs) == _largest(now)).double()
+            if offset is not None:  # a key's share of places
+                same = padded(same, offset).sum(1) / torch.from_numpy(counts_of(offset)).clamp_min(1)
+            parts = (differs, allowed, same, torch.from_numpy(other).double())
             found.append((some, np.full(len(some), view), *(part.numpy() for part in parts)))
         reader.release(view)
     rows_, views_, differs_, allowed_, same_, other_ = (np.concatenate(part) for part in zip(*found, strict=True))
@@ -109,5 +116,5 @@ def compare(
 
 
 def _largest(values: torch.Tensor) -> torch.Tensor:
-    """(B,): where the largest value of each key is."""
-    return values.reshape(len(values), -1).argmax(1)
+    """(B,): where the largest value of each key, or place, is."""
+    return values.reshape(len(values), math.prod(values.shape[1:])).argmax(1)

@@ -14,8 +14,12 @@ very values. For a codec that rounds to the nearest of fixed values, a differenc
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 
+from softcache.cache.ragged import padded
 from softcache.cache.reader import Cache
 
 # What another batch, device or library version may change, relative to the largest value of the key.
@@ -32,20 +36,27 @@ def relative_error(cache: Cache) -> float:
 
 
 def compare_values(
-    cache: Cache, column: str, stored: torch.Tensor, now: torch.Tensor
+    cache: Cache, column: str, stored: torch.Tensor, now: torch.Tensor, offset: np.ndarray | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How far each key's values are from the stored ones, and how far they may be.
 
-    ``stored``: (B, …) as the column's codec decodes them; ``now``: (B, …) as computed now, both on the CPU. Result:
-    the largest absolute difference and the bound, both (B,) float64. A key agrees where the difference is at most the
-    bound; a value that is not a number never agrees.
+    ``stored``: (B, …) as the column's codec decodes them; ``now``: (B, …) as computed now, both on the CPU; of a ragged
+    column both (P, …), the places of all keys, which begin at ``offset`` (B + 1,). Result: the largest absolute
+    difference and the bound, both (B,) float64. A key agrees where the difference is at most the bound; a value that is
+    not a number never agrees.
     """
     layout = cache.layout(column)
     coded = _flat(layout.decode(layout.encode(now.float())))
     now = _flat(now)
-    rounding = 4 * relative_error(cache) * now.abs().amax(1).clamp_min(_SMALLEST)
-    return (_flat(stored) - now).abs().amax(1), (coded - now).abs().amax(1) + rounding
+    largest, differs, lost = (_largest(part, offset) for part in (now, _flat(stored) - now, coded - now))
+    return differs, lost + 4 * relative_error(cache) * largest.clamp_min(_SMALLEST)
+
+
+def _largest(values: torch.Tensor, offset: np.ndarray | None) -> torch.Tensor:
+    """(B,): the largest absolute value of each key, or a NaN of it."""
+    found = values.abs().amax(1)
+    return found if offset is None else padded(found, offset).amax(1)
 
 
 def _flat(values: torch.Tensor) -> torch.Tensor:
-    return values.double().reshape(len(values), -1)
+    return values.double().reshape(len(values), math.prod(values.shape[1:]))

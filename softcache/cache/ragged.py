@@ -1,0 +1,92 @@
+"""Rows that have lengths of their own: end to end as a column keeps them, or filled up as a network gives them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from softcache.errors import ModelError
+
+Int64 = npt.NDArray[np.int64]
+
+
+def places_of(lengths: npt.ArrayLike, stride: int) -> Int64:
+    """How many places rows of these lengths have: ceil(n / ``stride``) each, int64.
+
+    >>> places_of([0, 1, 4, 5], 4).tolist()
+    [0, 1, 1, 2]
+    """
+    return -(-np.asarray(lengths, np.int64) // stride)
+
+
+def offsets_of(places: Int64) -> Int64:
+    """(B,) places of rows that lie end to end → (B + 1,) where each of them begins, and where the last one ends.
+
+    >>> offsets_of(np.array([2, 0, 3])).tolist()
+    [0, 2, 2, 5]
+    """
+    found = np.zeros(len(places) + 1, np.int64)
+    np.cumsum(places, out=found[1:])
+    return found
+
+
+def counts_of(offset: npt.ArrayLike) -> Int64:
+    """(B + 1,) → (B,): the other way."""
+    bounds = np.asarray(offset, np.int64)
+    return bounds[1:] - bounds[:-1]
+
+
+def own_places(values: torch.Tensor, places: Int64, what: str) -> torch.Tensor:
+    """Values (B, L, …) filled up to the longest row → (P, …), the rows' own places (B,) end to end, on the same device,
+    which is not waited for. ``what``: whose values these are, for a message.
+
+    Errors: ``ModelError`` where there are not as many places as the longest row has. Rows that are all empty may have
+    one, as their inputs do.
+    """
+    longest = int(places.max(initial=0))
+    if longest == 0 and values.shape[1:2] == (1,):
+        longest = 1
+    if values.ndim < 2 or values.shape[:2] != (len(places), longest):
+        raise ModelError(
+            f"{what} is {tuple(values.shape)} for {len(places)} rows of which the longest has {longest} places: "
+            f"expected ({len(places)}, {longest}, …)"
+        )
+    index = torch.from_numpy(_index(places, longest))
+    if values.device.type == "cuda":
+        index = index.pin_memory().to(values.device, non_blocking=True)
+    return values.flatten(0, 1).index_select(0, index.to(values.device))
+
+
+def padded(values: torch.Tensor, offset: npt.ArrayLike) -> torch.Tensor:
+    """(P, …) of rows end to end → (B, L, …) filled up to the longest with 0, at least one place, on the same device.
+    ``offset``: (B + 1,).
+
+    >>> padded(torch.arange(1, 6), [0, 2, 2, 5])
+    tensor([[1, 2, 0],
+            [0, 0, 0],
+            [3, 4, 5]])
+    """
+    places = counts_of(offset)
+    longest = max(1, int(places.max(initial=0)))
+    made = values.new_zeros((len(places) * longest, *values.shape[1:]))
+    made[torch.from_numpy(_index(places, longest)).to(values.device)] = values
+    return made.unflatten(0, (len(places), longest))
+
+
+def mask_of(offset: npt.ArrayLike) -> torch.Tensor:
+    """(B, L) int64, 1 for the places that are a row's own in what ``padded`` makes.
+
+    >>> mask_of([0, 2, 2, 5])
+    tensor([[1, 1, 0],
+            [0, 0, 0],
+            [1, 1, 1]])
+    """
+    places = counts_of(offset)
+    return torch.from_numpy((np.arange(max(1, int(places.max(initial=0)))) < places[:, None]).astype(np.int64))
+
+
+def _index(places: Int64, longest: int) -> Int64:
+    """(P,) where the places of rows that are filled up to ``longest`` lie among all of theirs."""
+    offset = offsets_of(places)
+    return np.repeat(np.arange(len(places)) * longest - offset[:-1], places) + np.arange(offset[-1])

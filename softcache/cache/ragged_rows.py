@@ -1,0 +1,64 @@
+"""Rows of a ragged column by number, out of maps of its shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+
+from softcache.cache.column import DIGEST, OFFSET
+from softcache.cache.mapping import Rows, map_shards
+from softcache.cache.ragged import Int64, offsets_of
+from softcache.cache.shard import Opened
+from softcache.errors import IntegrityError
+
+
+class RaggedRows:
+    """Where the places of rows lie in the shards of a column, which is the same in every view.
+
+    ``places``: of each shard's rows, (rows,) int64 each. ``tails``: what the codec keeps, name → dtype and shape of one
+    place.
+    """
+
+    def __init__(self, places: Sequence[Int64], tails: Mapping[str, tuple[np.dtype, tuple[int, ...]]]):
+        self._tails = tails
+        # Of each row where its places begin in its shard, and how many they are: side by side, so that a batch of rows
+        # in any order is looked up at once.
+        self._where = np.empty((sum(map(len, places)), 2), np.int64)
+        self._ends: list[int] = []
+        at = 0
+        for some in places:
+            offset = offsets_of(some)
+            self._where[at : at + len(some), 0] = offset[:-1]
+            self._where[at : at + len(some), 1] = some
+            self._ends.append(int(offset[-1]))
+            at += len(some)
+
+    def map(self, shards: Sequence[AbstractContextManager[Opened]]) -> dict[str, Rows]:
+        """The arrays of a view's shards.
+
+        Errors: ``IntegrityError`` where a shard has other numbers of places; those of opening them.
+        """
+        maps = map_shards(shards, most=dict.fromkeys(self._tails, max(self._ends)))
+        for name in self._tails:
+            for part, end in zip(maps[name].parts, self._ends, strict=True):
+                if len(part) != end:  # shards are checked against lengths in a file, which somebody may write to
+                    raise IntegrityError(f"lengths of rows have changed while they were read: {len(part)} was {end}")
+        return maps
+
+    def find(self, rows: np.ndarray) -> tuple[Int64, Int64]:
+        """Where the places of rows (B,) begin in their shards, (B,), and where they begin end to end, (B + 1,)."""
+        where = self._where.take(rows, axis=0)
+        return where[:, 0], offsets_of(where[:, 1])
+
+    def gather(self, maps: Mapping[str, Rows], rows: np.ndarray, part: np.ndarray) -> dict[str, np.ndarray]:
+        """``digest`` (B,), ``offset`` (B + 1,) and the places (P, …) of rows (B,) int64, which must be in range, end to
+        end. ``part``: the shard of each row."""
+        first, offset = self.find(rows)
+        out: dict[str, np.ndarray] = {DIGEST: np.empty(len(rows), np.uint32), OFFSET: offset}
+        maps[DIGEST].take(rows, out[DIGEST], part)
+        for name, (dtype, tail) in self._tails.items():
+            out[name] = np.empty((int(offset[-1]), *tail), dtype)
+            maps[name].take_runs(part, first, offset, out[name])
+        return out
