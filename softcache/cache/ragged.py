@@ -26,8 +26,9 @@ def offsets_of(places: Int64) -> Int64:
     >>> offsets_of(np.array([2, 0, 3])).tolist()
     [0, 2, 2, 5]
     """
-    found = np.zeros(len(places) + 1, np.int64)
-    np.cumsum(places, out=found[1:])
+    found = np.empty(len(places) + 1, np.int64)
+    found[0] = 0
+    places.cumsum(out=found[1:])
     return found
 
 
