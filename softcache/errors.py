@@ -38,7 +38,7 @@ class IntegrityError(CacheError):
 
 
 class PixelsError(CacheError):
-    """A student is given pixels that the teacher never saw."""
+    """A student is given inputs that the teacher never saw."""
 
 
 class LockedError(CacheError):

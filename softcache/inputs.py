@@ -4,7 +4,7 @@ them."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 PIXELS = "pixels"  # of pictures: uint8 (H, W, C)
@@ -14,6 +14,7 @@ DTYPES = {
     **{"float16": 2, "float32": 4, "float64": 8},
 }
 MAX_LENGTH = 2**31 - 1  # of a row that has a length of its own
+TOKENS = "input_ids"
 MASK = "attention_mask"  # the name by which most networks of tokens take it
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -45,18 +46,26 @@ class InputField:
         return f"{sizes} {self.dtype}"
 
 
-def mask_names(ragged: Sequence[str], alike: Mapping[str, str]) -> dict[str, str]:
-    """Name of a mask → the input whose rows' lengths it shows.
+def mask_names(ragged: Sequence[str]) -> dict[str, str]:
+    """Name of a mask → the input whose rows' lengths it shows. It follows from names alone, so that all splits agree.
 
-    ``ragged``: names of inputs whose rows have lengths of their own; ``alike``: each of them → the first that has the
-    same lengths in every row, for which one mask is enough. The first mask is called ``attention_mask``, others by
-    their inputs.
+    ``ragged``: names of inputs whose rows have lengths of their own. The mask of ``input_ids``, or else of the first
+    name, is ``attention_mask``, others have the names of their inputs. Names that end in ``_ids`` beside ``input_ids``
+    (``token_type_ids``) have its lengths, and need no mask of their own.
 
-    >>> mask_names(["a", "b", "c"], {"a": "a", "b": "a", "c": "c"})
-    {'attention_mask': 'a', 'c_mask': 'c'}
+    >>> mask_names(["a", "b"]), mask_names(["a", "input_ids", "token_type_ids"])
+    ({'attention_mask': 'a', 'b_mask': 'b'}, {'attention_mask': 'input_ids', 'a_mask': 'a'})
     """
-    first = list(dict.fromkeys(alike[name] for name in ragged))
-    return {MASK if place == 0 else f"{name}_mask": name for place, name in enumerate(first)}
+    if not ragged:
+        return {}
+    first = TOKENS if TOKENS in ragged else min(ragged)
+    others = [name for name in sorted(ragged) if name != first and not go_together(name, ragged)]
+    return {MASK: first, **{f"{name}_mask": name for name in others}}
+
+
+def go_together(name: str, ragged: Sequence[str]) -> bool:
+    """Whether the rows of an input must be as long as those of ``input_ids``, which is among them."""
+    return TOKENS in ragged and name.endswith("_ids")
 
 
 def is_input_name(name: str) -> bool:

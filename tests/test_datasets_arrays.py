@@ -173,9 +173,9 @@ def images_of(shape, dtype=np.uint8):
         (
             {"train_labels": np.zeros(19, int)},
             "train",
-            r"expected labels of shape \(20,\) for 20 images, found \(19,\)",
+            r"expected labels of shape \(20,\) for 20 rows, found int64 \(19,\)",
         ),
-        ({"train_labels": np.zeros((20, 1), int)}, "train", r"found \(20, 1\)"),
+        ({"train_labels": np.zeros((20, 1), int)}, "train", r"found int64 \(20, 1\)"),
         ({"train_labels": np.zeros(20)}, "train", "labels must be whole numbers, found float64"),
         (
             {"train_labels": np.full(20, -2)},

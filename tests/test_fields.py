@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harness_cache import write_shard
 from harness_train import command, weights
 from torch.utils.data import DataLoader
 
+import softcache.training.loop
 from softcache.cache.reader import Cache
 from softcache.datasets._open import open_samples
+from softcache.datasets._values import masks_of, values_of
 from softcache.errors import DatasetError, ModelError, UsageError
 from softcache.fields import Fields
+from softcache.inputs import mask_names
 from softcache.models._open import open_network
 from softcache.stages.dump import dump
 from softcache.stages.keys import Keys
@@ -267,7 +271,7 @@ def test_what_a_network_has_no_parameters_for_is_refused(both: str, here: Path) 
         ("ids_offsets", lambda a: a.astype(float), "offsets are whole numbers"),
         ("ids_offsets", lambda a: a[:-1], r"offsets go from 0 to \d+, the values from 0 to \d+"),
         ("ids_offsets", lambda a: np.concatenate([a[:3], a[4:2:-1], a[5:]]), "row 3 ends before it begins"),
-        ("attention_mask", lambda a: np.ones((ROWS, 19)), "an input is called attention_mask"),
+        ("attention_mask", lambda a: np.ones((ROWS, 19)), "an input is called attention_mask, which is what softcache"),
         ("more_offsets", lambda a: np.arange(3), "has train_more_offsets and no train_more"),
     ],
 )
@@ -276,6 +280,60 @@ def test_rows_that_can_not_be(text: str, here: Path, name: str, change: Any, mes
     np.save(path, change(np.load(path) if path.exists() else None))
     with pytest.raises(DatasetError, match=message):
         open_viewed(text, "train")
+
+
+def test_a_split_must_have_the_inputs_of_the_train_split(both: str, here: Path) -> None:
+    np.save(here / "text" / "test_features.npy", np.ones((ROWS, 3), np.float32))
+    with pytest.raises(DatasetError, match="train_features is 4 float32, test_features 3 float32"):
+        open_samples(both, "test")
+    (here / "text" / "test_features.npy").unlink()
+    with pytest.raises(DatasetError, match="train has features, ids, test has ids"):
+        open_samples(both, "test")
+
+
+def test_names_of_masks_follow_from_names_alone(text: str, here: Path) -> None:
+    """Whatever lengths rows happen to have in a split, a network gets the masks that it learnt with."""
+    for split, lengths in (("train", [1, 2]), ("test", [2, 2])):
+        for name, counts in (("a", lengths), ("b", [2, 2])):
+            np.save(here / "text" / f"{split}_{name}.npy", np.arange(sum(counts)))
+            np.save(here / "text" / f"{split}_{name}_offsets.npy", np.cumsum([0, *counts]))
+        np.save(here / "text" / f"{split}_labels.npy", np.array([0, 1]))
+        for name in ("ids", "ids_offsets"):
+            (here / "text" / f"{split}_{name}.npy").unlink()
+        assert open_viewed(text, split).batch([0, 1], 0).masks == {"attention_mask": "a", "b_mask": "b"}
+    assert mask_names(["token_type_ids", "input_ids"]) == {"attention_mask": "input_ids"}
+    values = {"input_ids": values_of([[1, 2], [3]], "x"), "token_type_ids": values_of([[0, 0], [0, 0]], "x")}
+    with pytest.raises(DatasetError, match="row 1 has 2 places of token_type_ids and 1 of input_ids"):
+        masks_of(values)
+
+
+def test_a_training_that_is_killed_goes_on(both: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dump("models.py:both", teacher_weights=saved(here, "models.py:both"), dataset=both, **DUMP)
+    options = {**STUDENT, "student": "models.py:both", "epochs": 3, "cache": "cache", "dataset": both}
+    train(**options, out="whole")
+    saving = softcache.training.loop.save_checkpoint
+
+    def dying(folder: Path, state: dict[str, Any]) -> None:
+        saving(folder, state)
+        if state["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(softcache.training.loop, "save_checkpoint", dying)
+        with pytest.raises(KeyboardInterrupt):
+            train(**options, out="killed")
+    train(resume="killed")
+    whole, resumed = weights(Path("whole")), weights(Path("killed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_parameters_that_the_data_has_nothing_for_are_named(text: str, here: Path) -> None:
+    (here / "more.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Linear):\n    def __init__(self, num_classes=3):\n"
+        "        super().__init__(4, 3)\n\n    def forward(self, ids, mask):\n        return ids\n"
+    )
+    with pytest.raises(ModelError, match="needs mask too, the data has ids, attention_mask: call the parameters"):
+        train(**{**STUDENT, "student": "more.py:Net"}, alpha=0, dataset=text, out="run")
 
 
 def test_noise_and_mixup_of_floating_numbers(both: str) -> None:
@@ -400,6 +458,18 @@ def odd(split):
 
 def empty(split):
     return {"labels": [0, 1]}
+
+
+def nested(split):
+    return {"ids": [[1, [2]], [3]]}
+
+
+def number(split):
+    return {"ids": 5}
+
+
+def wider(split):
+    return {"x": np.ones((4, 2 if split == "train" else 3)), "labels": [0, 1, 0, 1]}
 """
 
 
@@ -420,6 +490,11 @@ def test_dictionaries_of_ones_own_code_are_inputs(here: Path) -> None:
     assert np.allclose(train.statistics, ((4.0, 4.0), (np.std(range(9)),) * 2))
     with pytest.raises(DatasetError, match=r"row 1 is float64 \(1,\), another int64 \(2,\)"):
         open_samples("sets.py:odd", "train")
+    for name in ("nested", "number"):
+        with pytest.raises(DatasetError, match=r"sets\.py:\w+: ids: expected an array, or a list of rows of numbers"):
+            open_samples(f"sets.py:{name}", "train")
+    with pytest.raises(DatasetError, match="train_x is 2 float64, test_x 3 float64"):
+        open_samples("sets.py:wider", "test")
     with pytest.raises(DatasetError, match="gives no inputs: found labels"):
         open_samples("sets.py:empty", "train")
 
@@ -428,3 +503,18 @@ def test_parts_of_fields_keep_their_lengths() -> None:
     fields = Fields({"ids": torch.arange(6).view(2, 3)}, {"ids": torch.tensor([3, 1])}, {"attention_mask": "ids"})
     assert fields[1:].named()["attention_mask"].tolist() == [[1, 0, 0]]
     assert [row.tolist() for row in fields[torch.tensor([1, 0])].arrays()["ids"]] == [[3], [0, 1, 2]]
+
+
+def test_lengths_that_no_rows_can_have_are_found_by_verify(text: str, here: Path) -> None:
+    dump("models.py:counts", dataset=text, **DUMP)
+    cache = Cache("cache")
+    labels, lengths = cache.labels, cache.lengths("ids")
+    attributes = cache.file_attributes("rows")
+    for wrong, damaged in ((-lengths, "rows.h5"), (lengths + 1, "samples.h5"), (lengths * 2**58, "rows.h5")):
+        (here / "cache" / "rows.h5").unlink()
+        write_shard(here / "cache" / "rows.h5", attributes, {"label": labels, "length/ids": wrong})
+        found = verify("cache")
+        assert [damage.file for damage in found.damaged] == [damaged]
+    (here / "cache" / "rows.h5").unlink()
+    write_shard(here / "cache" / "rows.h5", attributes, {"label": labels, "length/ids": lengths})
+    assert verify("cache").ok

@@ -75,3 +75,11 @@ def test_the_calibration_error_is_the_gap_between_confidence_and_hits() -> None:
 def test_scores_come_back_from_a_record() -> None:
     assert scores_from({"map": 0.5, "f1": 0.25, "loss": 1.0, "samples": 3}) == Multilabel(0.5, 0.25, 1.0, 3)
     assert scores_from({"top1": 0.5, "top5": 1.0, "loss": 1.0, "samples": 3}) == Accuracy(0.5, 1.0, 1.0, 3)
+
+
+def test_mean_average_precision_of_large_logits_is_that_of_their_order() -> None:
+    rng = np.random.default_rng(4)
+    z, labels = rng.standard_normal((400, 3)).astype(np.float32), rng.integers(0, 2, (400, 3), dtype=np.uint8)
+    for logits in (10 * z + 60, 10 * z - 60, z):
+        found = multilabel_scores(torch.from_numpy(logits), torch.from_numpy(labels))
+        assert found.map == pytest.approx(metrics.average_precision_score(labels, logits, average="macro"), abs=1e-6)

@@ -127,7 +127,7 @@ def test_a_row_has_its_digest_at_its_own_length_whatever_it_is_filled_up_with(de
     }
     of = FieldsDigest({name: held.field for name, held in values.items()})
     masks = masks_of(values)
-    assert masks == {"attention_mask": "ids"}
+    assert masks == {"attention_mask": "ids", "wave_mask": "wave"}
     wanted = [by_hand({"ids": rows[row], "wave": waves[row], "whole": values["whole"].values[row]}) for row in range(4)]
     assert of(batch_of(values, np.arange(4), masks).to(device)).tolist() == wanted
     for order in ([2, 0], [1], [3, 3, 1, 0]):

@@ -149,7 +149,7 @@ class Cache:
             if given.ragged:
                 ends = np.cumsum(self.lengths(name)[index])
                 if ends[-1] != len(values):
-                    raise IntegrityError(f"{path} has {len(values)} places of {name}, its rows have {ends[-1]}")
+                    raise IntegrityError(f"{path} has {len(values)} places of {name}, its rows have other lengths")
                 found[name] = np.split(values, ends[:-1])
         return index, found
 

@@ -115,7 +115,11 @@ def checked_labels(labels: Any, rows: int, classes: int | None, where: str) -> L
     if array.ndim == 2 and array.dtype.name in ("bool", "uint8"):
         return _checked_binary(array, rows, classes, where)
     if array.shape != (rows,):
-        raise DatasetError(f"{where}: expected labels of shape ({rows},) for {rows} images, found {array.shape}")
+        several = "; several outputs of yes or no are saved as uint8 (rows, K), several numbers as float32 (rows, K)"
+        raise DatasetError(
+            f"{where}: expected labels of shape ({rows},) for {rows} rows, found {array.dtype} {array.shape}"
+            f"{several if array.ndim == 2 and len(array) == rows else ''}"
+        )
     if array.dtype.kind not in "iu":
         raise DatasetError(
             f"{where}: labels must be whole numbers, found {array.dtype}; numbers that are to be predicted are saved "

@@ -15,7 +15,7 @@ import torch
 from softcache.datasets._pixels import MEASURED_BYTES, Statistics, row_chunks
 from softcache.errors import DatasetError
 from softcache.fields import Fields
-from softcache.inputs import DTYPES, MAX_LENGTH, InputField, mask_names
+from softcache.inputs import DTYPES, MAX_LENGTH, TOKENS, InputField, go_together, mask_names
 
 MAX_MEASURED = 4096  # numbers of the last axis that get a mean of their own
 Int64 = npt.NDArray[np.int64]
@@ -97,21 +97,36 @@ class Values:
 
 
 def masks_of(values: Mapping[str, Values]) -> dict[str, str]:
-    """Name of a mask → the input whose rows' lengths it shows. Inputs of equal lengths in all rows share one.
+    """Name of a mask → the input whose rows' lengths it shows, see ``mask_names``.
 
-    Errors: ``DatasetError`` where an input has the name of a mask.
+    Errors: ``DatasetError`` where an input has the name of a mask, and for inputs that go with ``input_ids`` and have
+    rows of other lengths.
     """
-    ragged = {name: held.lengths for name, held in sorted(values.items()) if held.lengths is not None}
-    alike: dict[str, str] = {}
-    for name, lengths in ragged.items():
-        alike[name] = next((other for other in alike.values() if np.array_equal(ragged[other], lengths)), name)
-    masks = mask_names(list(ragged), alike)
+    ragged = {name: held.lengths for name, held in values.items() if held.lengths is not None}
+    masks = mask_names(list(ragged))
     if taken := next((mask for mask in masks if mask in values), None):
         raise DatasetError(
-            f"an input is called {taken}, and so is the mask that shows how long the rows of {masks[taken]} are: leave "
-            "the input out, as softcache makes the mask"
+            f"an input is called {taken}, which is what softcache calls the mask of rows that have lengths of their "
+            "own: leave it out, and cut every row to its own length"
         )
+    for name, lengths in ragged.items():
+        if go_together(name, list(ragged)) and not np.array_equal(lengths, ragged[TOKENS]):
+            row = int((lengths != ragged[TOKENS]).argmax())
+            raise DatasetError(
+                f"row {row} has {lengths[row]} places of {name} and {ragged[TOKENS][row]} of {TOKENS}, which go "
+                "together: give it another name, that doesn't end in _ids"
+            )
     return masks
+
+
+def check_like_train(values: Mapping[str, Values], train: Mapping[str, Values], split: str, where: str) -> None:
+    """Errors: ``DatasetError`` where a split has other inputs than that of training, or others of their dtypes and
+    shapes."""
+    if set(values) != set(train):
+        raise DatasetError(f"{where}: train has {', '.join(train)}, {split} has {', '.join(values)}")
+    for name, held in values.items():
+        if held.field != train[name].field:
+            raise DatasetError(f"{where}: train_{name} is {train[name].field}, {split}_{name} {held.field}")
 
 
 def batch_of(values: Mapping[str, Values], rows: Int64, masks: Mapping[str, str]) -> Fields:
@@ -158,7 +173,10 @@ def values_of(rows: Any, where: str) -> Values:
     """
     if isinstance(rows, (np.ndarray, torch.Tensor)):
         return Values(checked_values(np.asarray(rows), where))
-    arrays = [np.asarray(row) for row in rows]
+    try:
+        arrays = [np.asarray(row) for row in rows]
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"{where}: expected an array, or a list of rows of numbers: {error}") from None
     first = next((array for array in arrays if array.size), None)
     if first is None:
         raise DatasetError(f"{where}: all rows are empty")
@@ -184,8 +202,10 @@ def checked_offsets(offsets: npt.NDArray, places: int, where: str) -> Int64:
     if found[0] != 0 or found[-1] != places:
         raise DatasetError(f"{where}: offsets go from {found[0]} to {found[-1]}, the values from 0 to {places}")
     lengths = np.diff(found)
-    if lengths.min() < 0 or lengths.max() > MAX_LENGTH:
-        raise DatasetError(f"{where}: row {int(lengths.argmin())} ends before it begins, or is too long")
+    if lengths.min() < 0:
+        raise DatasetError(f"{where}: row {int(lengths.argmin())} ends before it begins")
+    if lengths.max() > MAX_LENGTH:
+        raise DatasetError(f"{where}: row {int(lengths.argmax())} has more than {MAX_LENGTH:,} places")
     return found
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from softcache.datasets._labels import Labels, checked_labels, label_kind, label_width, labelled, numbered
 from softcache.datasets._pixels import Pixels, checked_images, geometry, measure, open_regular
 from softcache.datasets._samples import Samples
-from softcache.datasets._values import Values, checked_offsets, checked_values, measure_inputs
+from softcache.datasets._values import Values, check_like_train, checked_offsets, checked_values, measure_inputs
 from softcache.errors import DatasetError
 from softcache.inputs import PIXELS, is_input_name
 
@@ -101,13 +101,9 @@ def _values(source: Path, split: str, names: list[str]) -> Samples:
         counts = ", ".join(f"{name} {len(values)}" for name, values in held.items())
         raise DatasetError(f"{source}: the inputs of {split} have different numbers of rows: {counts}")
     train, others = held, _input_names(source, "train")
-    if others and others != names:
-        raise DatasetError(f"{source}: train has {', '.join(others)}, {split} has {', '.join(names)}")
     if others and split != "train":
-        train = {name: _held(source, "train", name) for name in names}
-    for name, values in held.items():
-        if values.field != train[name].field:
-            raise DatasetError(f"{source}: train_{name} is {train[name].field}, {split}_{name} {values.field}")
+        train = {name: _held(source, "train", name) for name in others}
+        check_like_train(held, train, split, str(source))
     labels, classes = _labels(source, split, rows.pop())
     return Samples(
         spec=f"arrays:{source}",

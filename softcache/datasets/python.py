@@ -12,7 +12,7 @@ import numpy as np
 from softcache.datasets._labels import checked_labels, label_width, numbered
 from softcache.datasets._pixels import ItemDecoder, checked_images, geometry, measure
 from softcache.datasets._samples import Samples
-from softcache.datasets._values import Values, measure_inputs, values_of
+from softcache.datasets._values import Values, check_like_train, measure_inputs, values_of
 from softcache.errors import DatasetError, SoftcacheError, UsageError
 from softcache.inputs import PIXELS, is_input_name
 from softcache.userfile import named_object
@@ -50,10 +50,8 @@ class Python:
         if isinstance(result, tuple) and len(result) == 3:
             return _from_arrays(*result, split=split, spec=spec)
         if (fields := _fields(result, spec)) is not None:
-            train = fields
-            if split != "train" and any(held.values.dtype.kind == "f" for held in _values(fields, spec).values()):
-                train = _fields(_asked(factory, "train", spec), spec) or fields  # what floats are standardized by
-            return samples_of_fields(fields, train, split=split, spec=spec)
+            train = fields if split == "train" else _fields(_asked(factory, "train", spec), spec)
+            return samples_of_fields(fields, fields if train is None else train, split=split, spec=spec)
         if hasattr(result, "__len__") and hasattr(result, "__getitem__") and not isinstance(result, (tuple, str)):
             return samples_of_items(result, split=split, spec=spec)
         raise DatasetError(
@@ -115,11 +113,14 @@ def _held(rows: Any, where: str) -> Values:
 
 def samples_of_fields(fields: Mapping[str, Any], train: Mapping[str, Any], *, split: str, spec: str) -> Samples:
     """Samples that are no pictures, from inputs by name, each ``Values`` or what ``values_of`` makes such of, beside
-    ``labels`` (N,) and ``classes``, their names. ``train``: those of the train split, by which floats are standardized.
+    ``labels`` (N,) and ``classes``, their names. ``train``: those of the train split, by which floats are standardized
+    and whose dtypes and shapes this split must have.
 
     Errors: ``DatasetError`` for inputs and labels that can't be.
     """
     values = _values(fields, spec)
+    trained = values if train is fields else _values(train, spec)
+    check_like_train(values, trained, split, spec)
     rows = {len(held) for held in values.values()}
     if len(rows) > 1:
         raise DatasetError(f"{spec}: inputs of different numbers of rows: {', '.join(map(str, sorted(rows)))}")
@@ -134,7 +135,7 @@ def samples_of_fields(fields: Mapping[str, Any], train: Mapping[str, Any], *, sp
         size=1,
         resize=1,
         recipe="none",
-        statistics=measure_inputs(values if train is fields else _values(train, spec)),
+        statistics=measure_inputs(trained),
         values=values,
     )
 

@@ -148,6 +148,11 @@ def refuse_kind(term: Term, kind: str, owner: str) -> None:
     """
     if kind in term.kinds:
         return
+    if kind in term.loss.kinds:
+        raise UsageError(
+            f"loss {str(term)!r}: {term.of!r} is of kind {kind}, of which nothing is standardized: leave "
+            "standardize out"
+        )
     fitting = [name for name in registry.names("losses") if kind in loss_type(name).kinds]
     raise UsageError(
         f"loss {str(term)!r} takes outputs of kind {', '.join(sorted(term.kinds))}, and {term.of!r} of {owner} is of "

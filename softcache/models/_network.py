@@ -98,9 +98,17 @@ class Network(nn.Module):
 
         Errors: ``ModelError`` for inputs that it has no parameters for.
         """
-        names, any_name = _parameters(self.model)
+        names, required, any_name = _parameters(self.model)
         masks = {mask for mask in fields.masks if mask in names}
         absent = [] if any_name else [name for name in fields.tensors if name not in names]
+        first = required[:1] if len(fields.tensors) == 1 and absent else []
+        lacking = [name for name in required if name not in (*fields.tensors, *masks, *first)]
+        if lacking and not (absent and len(fields.tensors) > 1):
+            there = ", ".join((*fields.tensors, *fields.masks))
+            raise ModelError(
+                f"{self.spec} needs {', '.join(lacking)} too, the data has {there}: call the parameters of its forward "
+                "so, or give those a default"
+            )
         if len(fields.tensors) == 1 and (absent or (any_name and next(iter(fields.tensors)) not in names)):
             (only,) = fields.tensors
             return [fields.tensors[only]], {name: made for name, made in fields.named().items() if name in masks}
@@ -115,7 +123,12 @@ class Network(nn.Module):
         """``positions``: whether each sample may have several vectors of logits, whose classes aren't the data's."""
         if positions and logits.ndim > 2 and len(logits) == rows:
             return logits
-        if logits.ndim != 2 or self.classes not in (0, logits.shape[1]):
+        if logits.ndim != 2 or len(logits) != rows:
+            raise ModelError(
+                f"{self.spec} gives logits of shape {tuple(logits.shape)} for {rows} samples: one vector a sample is "
+                "learnt and evaluated"
+            )
+        if self.classes not in (0, logits.shape[1]):
             raise ModelError(
                 f"{self.spec} gives outputs of shape {tuple(logits.shape)} for {rows} samples, "
                 f"but the data has {self.classes} classes: its factory should take num_classes"
@@ -201,14 +214,15 @@ class Network(nn.Module):
     _std: Tensor
 
 
-def _parameters(model: nn.Module) -> tuple[list[str], bool]:
-    """Names of what a model's forward takes, and whether it takes any others by name."""
+def _parameters(model: nn.Module) -> tuple[list[str], list[str], bool]:
+    """Names of what a model's forward takes, of those without a default, and whether it takes any others by name."""
     inside = model
     while isinstance(inside, Through):
         inside = inside.backbone
     parameters = inspect.signature(inside.forward).parameters.values()
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return named, any(p.kind == p.VAR_KEYWORD for p in parameters)
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    required = [p.name for p in named if p.default is p.empty]
+    return [p.name for p in named], required, any(p.kind == p.VAR_KEYWORD for p in parameters)
 
 
 def logits_of(output: Any, spec: str = "the model") -> Tensor:

@@ -135,7 +135,7 @@ def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[
             seed=options.seed,
             teacher=teacher,
         )
-    _refuse_other_shapes(parsed, data, network, sample)
+    _refuse_other_shapes(parsed, data, network, sample, logits=logits)
     keep_frozen_still(network)
     live = _live_arithmetic(data, options, device, record)
     pretrained = options.weights is not None or parsed.copied is not None
@@ -189,8 +189,9 @@ def _reads_logits(parsed: Parsed, samples: Samples) -> bool:
 
 
 @torch.no_grad()
-def _refuse_other_shapes(parsed: Parsed, data: TrainingData, network: Network, inputs: Inputs) -> None:
-    """Errors: ``UsageError`` with both shapes where an output of the student can't be compared with the teacher's."""
+def _refuse_other_shapes(parsed: Parsed, data: TrainingData, network: Network, inputs: Inputs, *, logits: bool) -> None:
+    """Errors: ``UsageError`` with both shapes where an output of the student can't be compared with the teacher's.
+    ``logits``: whether the student's are learnt, so that it is judged by labels."""
     if not set(parsed.outputs) - {LOGITS}:
         return  # logits are compared with the number of classes when they are made
     was_training = network.training
@@ -198,6 +199,13 @@ def _refuse_other_shapes(parsed: Parsed, data: TrainingData, network: Network, i
     network.train(was_training)
     for term in parsed.losses:
         refuse_shapes(term, found[term.of].shape[1:], data.output_shape(term.of))
+    leading = parsed.outputs[0]
+    ours, theirs = tuple(found[leading].shape[1:]), tuple(data.output_shape(leading))
+    if parsed.options.val_fraction and not logits and ours != theirs:
+        raise UsageError(
+            f"--val-fraction compares the student's {leading!r} with the teacher's on rows that are held out, and they "
+            f"have different shapes, {ours} and {theirs}: leave it out"
+        )
 
 
 def _teacher(parsed: Parsed, data: TrainingData, begun: bool) -> Network | None:

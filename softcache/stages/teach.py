@@ -142,7 +142,8 @@ def _teach(
     )
     log.info(
         f"teach {config.model} on {config.dataset}: {len(plan.rows):,} rows, {len(train.samples.classes)} classes, "
-        f"{train.size}×{train.size}, recipe {train.recipe}, {counted(fitting.epochs, 'epoch')} on {device}"
+        f"{'; '.join(map(str, train.inputs.values()))}, recipe {train.recipe}, {counted(fitting.epochs, 'epoch')} on "
+        f"{device}"
     )
     with advising(lambda: "run the same command again to go on"):
         fitted = fit(

@@ -234,7 +234,7 @@ def _record(prepared: Prepared) -> Record[TrainConfig]:
     options = dataclasses.replace(
         parsed.options,
         dataset=data.dataset,
-        size=data.viewed.size,
+        size=data.viewed.size if data.viewed.samples.pictures else None,
         view_seed=data.viewed.seed,
         cache=tuple(str(cache.folder.resolve()) for cache in data.named),
         hint_cache=tuple(str(cache.folder.resolve()) for cache in data.lent),

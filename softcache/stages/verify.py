@@ -20,7 +20,7 @@ from softcache.cache.column import OFFSET
 from softcache.cache.locks import is_lock, writing
 from softcache.cache.manifest import parse, read_manifest, render
 from softcache.cache.reader import Cache
-from softcache.cache.schema import LOGITS, MANIFEST, ROWS, SAMPLES, VIRTUAL, shard_name
+from softcache.cache.schema import LOGITS, MANIFEST, ROWS, SAMPLES, VIRTUAL, length_array, shard_name
 from softcache.cache.shard import Arrays, Attributes
 from softcache.config.folders import pick_cache
 from softcache.config.options import refuse_seed
@@ -265,6 +265,8 @@ def _check_all(cache: Cache, files: list[_File], workers: int, shown: Bar) -> It
         flaws = check_file(cache.folder / file.name, *_expected(cache, file), advance)
         if file.shard is not None and not flaws and cache.layout(file.column).ragged:
             flaws = _misfits(cache, file, file.shard)
+        if file.name in (ROWS, SAMPLES) and not flaws and (cache.folder / ROWS).exists():
+            flaws = _wrong_lengths(cache, file)
         return flaws
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="softcache-verify")
@@ -280,6 +282,21 @@ def _check_all(cache: Cache, files: list[_File], workers: int, shown: Bar) -> It
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
+
+
+def _wrong_lengths(cache: Cache, file: _File) -> list[Flaw]:
+    """What ``rows.h5`` says of lengths that no rows can have, or that don't fit the kept samples."""
+    ragged = [name for name, given in cache.manifest.identity.dataset.inputs.items() if given.ragged]
+    try:
+        for name in ragged:
+            cache.lengths(name)
+    except IntegrityError as error:  # told of the file that says so, and not again of the samples
+        return [Flaw(length_array(name), str(error))] if file.name == ROWS else []
+    try:
+        _ = cache.samples if ragged and file.name == SAMPLES else None
+    except IntegrityError as error:
+        return [Flaw(ragged[0], str(error))]
+    return []
 
 
 def _expected(cache: Cache, file: _File) -> tuple[Attributes, Arrays]:

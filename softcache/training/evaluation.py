@@ -1,4 +1,4 @@
-"""How good a network is on clean pixels."""
+"""How good a network is on clean inputs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 @torch.inference_mode()
 def predict(
     network: Network,
-    pixels: InputSource,
+    inputs: InputSource,
     rows: np.ndarray,
     device: torch.device,
     *,
@@ -46,16 +46,16 @@ def predict(
     network.eval()
     batches = [rows[k : k + batch] for k in range(0, len(rows), batch)]
     try:
-        for (part,), _, images in pixels.epoch(in_view(batches, view)):
+        for (part,), _, made in inputs.epoch(in_view(batches, view)):
             with autocast(device, amp):
-                yield part.rows, network.outputs(images, [output])[output].float()
+                yield part.rows, network.outputs(made, [output])[output].float()
     finally:
         network.train(was_training)
 
 
 def evaluate_network(
     network: Network,
-    pixels: InputSource,
+    inputs: InputSource,
     labels: Labels,
     device: torch.device,
     *,
@@ -71,15 +71,16 @@ def evaluate_network(
     chosen = chosen[labelled(labels)[chosen]]
     kind = label_kind(labels)
     if kind == "classes":
-        return _accuracy(network, pixels, labels, chosen, device, amp, calibration)
-    found = torch.cat([logits.cpu() for _, logits in predict(network, pixels, chosen, device, amp=amp)])
+        return _accuracy(network, inputs, labels, chosen, device, amp, calibration)
+    said = [logits.cpu() for _, logits in predict(network, inputs, chosen, device, amp=amp)]
+    found = torch.cat(said) if said else torch.empty(0, labels[:1].size)
     wanted = torch.from_numpy(labels[chosen]).view(len(chosen), -1)
     return multilabel_scores(found, wanted) if kind == "binary" else regression_scores(found, wanted)
 
 
 def _accuracy(
     network: Network,
-    pixels: InputSource,
+    inputs: InputSource,
     labels: Labels,
     rows: np.ndarray,
     device: torch.device,
@@ -88,7 +89,7 @@ def _accuracy(
 ) -> Accuracy:
     totals = torch.zeros(3, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     metric = None
-    for done, logits in predict(network, pixels, rows, device, amp=amp):
+    for done, logits in predict(network, inputs, rows, device, amp=amp):
         y = torch.from_numpy(labels[done].astype(np.int64)).to(device)
         totals += torch.stack(class_counts(logits, y)).to(totals.device).to(totals.dtype)
         if calibration and logits.shape[1] > 1:
@@ -122,12 +123,12 @@ def output_evaluator(
     weights = np.asarray(shares or [1.0] * len(readers)) / (sum(shares) or len(readers))
     kept = [reader.decode(reader.gather(view, rows)) * weight for reader, weight in zip(readers, weights, strict=True)]
     wanted, name = torch.stack(kept).sum(0).view(len(rows), -1), readers[0].name
-    pixels = training
+    inputs = training
     if not isinstance(training, ResidentInputs):
-        pixels = pick_inputs(viewed, device, resident=resident, workers=workers, start=start_method)
+        inputs = pick_inputs(viewed, device, resident=resident, workers=workers, start=start_method)
 
     def evaluate(network: Network) -> Regression:
-        said = predict(network, pixels, rows, device, amp=amp, output=name, view=view)
+        said = predict(network, inputs, rows, device, amp=amp, output=name, view=view)
         return regression_scores(torch.cat([values.cpu() for _, values in said]).view(len(rows), -1), wanted)
 
     return evaluate
@@ -144,9 +145,9 @@ def held_out_evaluator(
     start_method: str,
     amp: str,
 ) -> Callable[[Network], Scores]:
-    """``network → Scores`` on the clean pixels of ``rows`` (M,) int64 of the training's own data, and of no others.
+    """``network → Scores`` on the clean inputs of ``rows`` (M,) int64 of the training's own data, and of no others.
 
-    ``training``: where the training's pixels come from. If they are resident, clean pixels are made from the same
+    ``training``: where the training's inputs come from. If they are resident, clean inputs are made from the same
     memory; otherwise a source for these rows alone is opened.
     """
     if isinstance(training, ResidentInputs):
@@ -179,6 +180,6 @@ def evaluator(
     """``network → Scores`` on what ``open_test`` gave, or ``None`` where that is None."""
     if test is None:
         return lambda network: None
-    pixels = pick_inputs(test, device, resident=resident, workers=workers, start=start_method)
+    inputs = pick_inputs(test, device, resident=resident, workers=workers, start=start_method)
     labels = test.samples.labels
-    return lambda network: evaluate_network(network, pixels, labels, device, amp=amp)
+    return lambda network: evaluate_network(network, inputs, labels, device, amp=amp)

@@ -109,12 +109,12 @@ def multilabel_scores(logits_nk: torch.Tensor, labels_nk: torch.Tensor) -> Multi
     count, samples = int(some.sum()), int(known.any(1).sum())
     if not count:
         return Multilabel(0.0, 0.0, loss, samples)
-    chances, wanted = logits_nk[:, some].sigmoid(), labels_nk[:, some].long()
-    found = [
-        metric(chances, wanted, num_labels=count, average="macro", ignore_index=UNKNOWN).item()
-        for metric in (multilabel_average_precision, multilabel_f1_score)
-    ]
-    return Multilabel(found[0], found[1], loss, samples)
+    logits, wanted = logits_nk[:, some], labels_nk[:, some].long()
+    # Ranks in place of sigmoids, which are equal for all logits that are large: the order is all that it looks at.
+    ranks = torch.stack([column.unique(return_inverse=True)[1] for column in logits.T], dim=1).double() / len(logits)
+    how: dict[str, Any] = {"num_labels": count, "average": "macro", "ignore_index": UNKNOWN}
+    precision = multilabel_average_precision(ranks, wanted, **how).item()
+    return Multilabel(precision, multilabel_f1_score((logits > 0).double(), wanted, **how).item(), loss, samples)
 
 
 def regression_scores(found_nk: torch.Tensor, wanted_nk: torch.Tensor) -> Regression:

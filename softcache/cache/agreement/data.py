@@ -1,4 +1,4 @@
-"""Whether a cache was made from a dataset, and whether several caches were made from the same pixels."""
+"""Whether a cache was made from a dataset, and whether several caches were made from the same inputs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_dataset(cache: Cache, viewed: Viewed, *, recipe: bool = True) -> None:
 
 
 def check_together(caches: Sequence[Cache], views: Sequence[int]) -> None:
-    """Whether caches speak of the same pixels: equal fingerprints of the data and equal recipes, or else (another
+    """Whether caches speak of the same inputs: equal fingerprints of the data and equal recipes, or else (another
     library reads a dataset otherwise, a fingerprint was taken quick or full) equal digests of all rows.
 
     Errors: ``CacheError`` that says what differs.
@@ -52,14 +52,14 @@ def check_together(caches: Sequence[Cache], views: Sequence[int]) -> None:
                 keys = [key for key in ours.recipe if ours.recipe[key] != theirs.recipe.get(key)]
                 shown = "; ".join(f"{key} {ours.recipe[key]} and {theirs.recipe.get(key)}" for key in keys)
                 raise CacheError(
-                    f"{first.folder} and {other.folder} are of different pixels in {int(differing.sum()):,} of "
-                    f"{first.rows:,} rows of view {view} ({shown or 'their datasets differ'}): "
-                    "make them with the same --dataset, --augment, --size and --view-seed"
+                    f"{first.folder} and {other.folder} are of different {first.input_names} in "
+                    f"{int(differing.sum()):,} of {first.rows:,} rows of view {view} "
+                    f"({shown or 'their datasets differ'}): make them with the same --dataset, --augment, --size and --view-seed"
                 )
 
 
 def digests(cache: Cache, view: int) -> np.ndarray:
-    """(N,) uint32: what identifies the pixels of a view's keys, from any column that is there."""
+    """(N,) uint32: what identifies the inputs of a view's keys, from any column that is there."""
     for column in cache.manifest.columns:
         if view in cache.complete_views(column):
             return np.concatenate(cache.column(column).map(view)["digest"].parts)

@@ -1,4 +1,4 @@
-"""Are these the pixels that the teacher saw? Every key of every batch is checked."""
+"""Are these the inputs that the teacher saw? Every key of every batch is checked."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CloseRows:
 
 
 class PixelCheck:
-    """Checks digests: at once where pixels are made on the host, else at the end of an epoch.
+    """Checks digests: at once where inputs are made on the host, else at the end of an epoch.
 
     A GPU would have to be waited for to know of a batch. What needs the bytes is done there batch by batch, in three
     kernels; the rest, and the comparison, once for all batches.
