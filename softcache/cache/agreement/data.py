@@ -54,7 +54,8 @@ def check_together(caches: Sequence[Cache], views: Sequence[int]) -> None:
                 raise CacheError(
                     f"{first.folder} and {other.folder} are of different {first.input_names} in "
                     f"{int(differing.sum()):,} of {first.rows:,} rows of view {view} "
-                    f"({shown or 'their datasets differ'}): make them with the same --dataset, --augment, --size and --view-seed"
+                    f"({shown or 'their datasets differ'}): make them with the same --dataset, --augment, --size "
+                    "and --view-seed"
                 )
 
 
