@@ -182,14 +182,14 @@ def test_the_estimate_is_what_a_dump_then_takes(setting, warm, undisturbed, tmp_
     cache = Cache(folder)
     written = sum(path.stat().st_size for path in folder.glob("view-*/*.h5"))
     identity, columns = cache.manifest.identity, [cache.layout(name) for name in cache.manifest.columns]
-    fresh = estimate(identity, columns, 3, tmp_path / "none" / "yet", None)
+    fresh = estimate(identity, columns, 3, tmp_path / "none" / "yet", None, {})
     shard_count = 3 * 3 * 5
     assert written <= fresh.needed <= written + shard_count * 3 * 4096
     assert fresh.needed == fresh.total
     assert (fresh.keys, fresh.missing, fresh.existing) == (900, 900, 0)
-    whole = estimate(identity, columns, 3, folder, cache)
+    whole = estimate(identity, columns, 3, folder, cache, {})
     assert (whole.needed, whole.missing) == (0, 0)
-    more = estimate(identity, columns, 4, folder, cache)
+    more = estimate(identity, columns, 4, folder, cache, {})
     assert more.missing == 300
     assert more.needed == fresh.needed // 3
 
@@ -202,7 +202,7 @@ def test_the_estimate_counts_the_whole_blocks_of_a_new_hint(tmp_path):
     hint = Column.of("hint.layer", ColumnRecord("values", [5, 3], "fp16", 64), open_codec("fp16"))
     columns = [cache.layout("logits"), hint]
     identity: Identity = cache.manifest.identity
-    found = estimate(identity, columns, 2, cache.folder, cache)
+    found = estimate(identity, columns, 2, cache.folder, cache, {})
     assert found.missing == 200
     assert found.bytes_per_key["hint.layer"] == 5 * 3 * 2 + 4
     assert found.needed == 200 * 34 + 4 * 7 * 4096
