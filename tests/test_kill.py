@@ -28,6 +28,8 @@ from softcache.dumping.pipeline import QUEUE_LIMIT
 
 KILLS = pytest.param(100, id="100", marks=pytest.mark.torture)
 
+pytestmark = pytest.mark.timeout(900)  # a machine that is busy with other work takes its time
+
 
 @pytest.fixture(scope="module")
 def undisturbed(setting: Setting, warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, float, int]:

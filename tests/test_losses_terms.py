@@ -133,13 +133,18 @@ def test_losses_are_of_the_logits_unless_another_output_is_named():
         ("kl", "binary", "binary_kl, mse$"),
         ("kl:of=embedding", "values", "cc, cosine, mse, pkt, rkd, smooth_l1, sp$"),
         ("cosine", "classes", "ce, dist, dkd, hard, kl, mse, nkd, rld, ttm, wsld, wttm$"),
-        ("mse:standardize=true", "values", "cosine, mse"),
     ],
 )
 def test_an_output_of_another_kind_is_refused_with_the_losses_that_would_do(spec, kind, advice):
     with pytest.raises(UsageError, match=f"of caches/a is of kind {kind}: losses that take it are .*{advice}"):
         refuse_kind(parse_term(spec), kind, "caches/a")
     refuse_kind(parse_term("mse"), kind, "caches/a")
+
+
+def test_only_logits_of_a_softmax_are_standardized():
+    refuse_kind(parse_term("mse:standardize=true"), "classes", "caches/a")
+    with pytest.raises(UsageError, match=r"is of kind values, of which nothing is standardized: leave standardize out"):
+        refuse_kind(parse_term("mse:standardize=true"), "values", "caches/a")
 
 
 def test_shapes_that_cannot_be_compared_are_refused_with_both():

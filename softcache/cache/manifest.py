@@ -41,7 +41,7 @@ from softcache.cache.schema import (
     layer_of,
     short,
 )
-from softcache.errors import CacheError, IntegrityError, nearest
+from softcache.errors import CacheError, IntegrityError
 from softcache.inputs import DTYPES, MAX_LENGTH, PIXELS, InputField, is_input_name
 
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -83,7 +83,7 @@ class Manifest:
             what, known, option = f"hint {layer_of(column)!r}", hints, f"--hint {shlex.quote(layer_of(column))}"
         else:
             what, known, option = (
-                f"output {column!r}{nearest(column, outputs)}",
+                f"output {column!r}",
                 outputs,
                 f"--output {shlex.quote(column)}",
             )
