@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from softcache.cache.ragged import offsets_of
 from softcache.cache.reader import Cache
 from softcache.cache.schema import (
     LOGITS,
@@ -25,6 +24,7 @@ from softcache.cache.shard import ShardWriter
 from softcache.cache.writer import KeptSamples, create_or_extend
 from softcache.inputs import InputField
 from softcache.models._preprocess import Preprocess
+from softcache.ragged import offsets_of
 from softcache.views._digest import digest
 from softcache.views._viewed import ViewedDataset
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from softcache.cache.shard import PAGE, Extent, Opened
 from softcache.errors import IntegrityError
+from softcache.ragged import counts_of, runs_of
 
 HUGE_PAGE = 2**21
 MAX_RESERVED = 2**44  # bytes of addresses for one array of one view; a process has 2**47
@@ -61,15 +62,11 @@ class Rows:
     def take_runs(self, part: np.ndarray, first: np.ndarray, offset: np.ndarray, out: np.ndarray) -> None:
         """Runs of rows end to end: ``out`` gets, from ``offset[k]`` to before ``offset[k + 1]``, those from
         ``first[k]`` of part ``part[k]`` on. Here parts may have any number of rows. No loop over runs."""
-        count = offset[1:] - offset[:-1]
-        begin = first - offset[:-1]
         if self._joined is not None:
-            # Methods, as numpy's functions of these names take a microsecond more, and a batch has few of them.
-            at = (begin + part * self._stride if self._stride else begin).repeat(count)
-            at += np.arange(len(at))
+            at = runs_of(first + part * self._stride if self._stride else first, offset)
             self._joined.take(at, axis=0, out=out, mode="clip")
             return
-        at, numbers = np.repeat(begin, count) + np.arange(offset[-1]), np.repeat(part, count)
+        at, numbers = runs_of(first, offset), part.repeat(counts_of(offset))
         for number in np.unique(numbers).tolist():
             places = np.flatnonzero(numbers == number)
             out[places] = np.take(self.parts[number], at[places], axis=0, mode="clip")

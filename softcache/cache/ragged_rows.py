@@ -9,9 +9,9 @@ import numpy as np
 
 from softcache.cache.column import DIGEST, OFFSET
 from softcache.cache.mapping import Rows, map_shards
-from softcache.cache.ragged import Int64, offsets_of
 from softcache.cache.shard import Opened
 from softcache.errors import IntegrityError
+from softcache.ragged import Int64, offsets_of
 
 
 class RaggedRows:

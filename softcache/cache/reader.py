@@ -20,7 +20,6 @@ from softcache.cache.column import DIGEST, OFFSET, Column
 from softcache.cache.hdf5 import read_structure
 from softcache.cache.manifest import Manifest
 from softcache.cache.mapping import Rows, map_shards
-from softcache.cache.ragged import Int64, mask_of, offsets_of, padded, places_of
 from softcache.cache.ragged_rows import RaggedRows
 from softcache.cache.row_numbers import out_of_range, row_numbers
 from softcache.cache.schema import (
@@ -36,6 +35,7 @@ from softcache.cache.shard import Arrays, Attributes, Opened, open_shard, opened
 from softcache.codecs._open import is_own, named_again, open_codec, option_of
 from softcache.errors import CacheError, IntegrityError, UsageError
 from softcache.inputs import MAX_LENGTH
+from softcache.ragged import Int64, mask_of, offsets_of, padded, places_of
 from softcache.remembered import given_before
 
 

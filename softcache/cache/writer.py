@@ -21,7 +21,6 @@ from softcache.cache.column import DIGEST, OFFSET
 from softcache.cache.hdf5 import read_structure
 from softcache.cache.locks import changing
 from softcache.cache.manifest import Manifest
-from softcache.cache.ragged import Int64, offsets_of
 from softcache.cache.reader import Cache
 from softcache.cache.schema import (
     FORMAT,
@@ -41,6 +40,7 @@ from softcache.cache.shard import Attributes, ShardWriter, opened, write_tempora
 from softcache.cache.surplus import find_surplus, remove_surplus
 from softcache.errors import CacheError, IntegrityError
 from softcache.inputs import DTYPES, InputField
+from softcache.ragged import Int64, offsets_of
 
 CHUNK_BYTES = 2**26  # of kept pixels that are made and written at once
 MAX_NOTES = 50  # on later changes of machine or libraries

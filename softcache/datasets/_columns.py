@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from softcache.datasets._values import Values, checked_offsets, checked_values
 from softcache.errors import DatasetError
+from softcache.ragged import offsets_of
 
 
 def values_of_column(column: Any, where: str) -> Values:
@@ -68,7 +69,7 @@ def unpadded(values: dict[str, Values], mask: Values, where: str) -> dict[str, V
         raise DatasetError(
             f"{where}: its attention_mask has zeros before ones: tokenize without padding, or with padding_side='right'"
         )
-    kept = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    kept = offsets_of(lengths)
     return {
         name: _shortened(held, own, kept) if np.array_equal(_starts(held), offsets) else held
         for name, held in values.items()

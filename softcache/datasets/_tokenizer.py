@@ -13,6 +13,7 @@ from softcache import hub
 from softcache.datasets._values import Values
 from softcache.errors import DatasetError
 from softcache.inputs import MASK
+from softcache.ragged import offsets_of
 
 FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -75,7 +76,7 @@ def tokenized(tokenizer: Tokenizer, texts: Sequence[Sequence[str]], max_length: 
     for name in names:
         if not lengths[name]:
             continue
-        offsets = np.cumsum([0, *lengths[name]]).astype(np.int64)
+        offsets = offsets_of(np.array(lengths[name], np.int64))
         found[name] = Values(np.concatenate(parts[name]), offsets, _pad(encode, name))
     if "input_ids" not in found:
         raise DatasetError(f"the tokenizer {tokenizer.place} makes no input_ids but {', '.join(found) or 'nothing'}")

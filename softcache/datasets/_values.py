@@ -16,6 +16,7 @@ from softcache.datasets._pixels import MEASURED_BYTES, Statistics, row_chunks
 from softcache.errors import DatasetError
 from softcache.fields import Fields
 from softcache.inputs import DTYPES, MAX_LENGTH, TOKENS, InputField, go_together, mask_names
+from softcache.ragged import counts_of, offsets_of, padded, runs_of
 
 MAX_MEASURED = 4096  # numbers of the last axis that get a mean of their own
 Int64 = npt.NDArray[np.int64]
@@ -56,28 +57,23 @@ class Values:
         one = self.values[:1].nbytes or self.values.dtype.itemsize
         return one if self.lengths is None else one * int(self.lengths.max(initial=1))
 
-    def batch(self, rows: Int64) -> tuple[npt.NDArray, Int64 | None]:
+    def batch(self, rows: Int64) -> tuple[torch.Tensor, Int64 | None]:
         """Rows (B,) → (B, …), or of ragged values (B, L, …), filled up to the longest of them, and their lengths (B,).
 
-        There is at least one place, so that rows that are all empty are no arrays without numbers.
+        There is at least one place, so that rows that are all empty are no tensors without numbers.
         """
         if self.offsets is None:
-            return np.asarray(self.values[rows]), None
-        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
-        places = np.arange(max(1, int(lengths.max(initial=0))))  # (L,)
-        own = places < lengths[:, None]  # (B, L)
-        made = np.full((len(rows), len(places), *self.values.shape[1:]), self.pad, self.values.dtype)
-        made[own] = self.values[(starts[:, None] + places)[own]]
-        return made, lengths
+            return torch.from_numpy(np.asarray(self.values[rows])), None
+        offset = offsets_of(self.offsets[rows + 1] - self.offsets[rows])
+        own = torch.from_numpy(np.asarray(self.values[runs_of(self.offsets[rows], offset)]))
+        return padded(own, offset, self.pad), counts_of(offset)
 
     def subset(self, rows: Int64) -> Values:
         """These rows alone, copied into memory."""
         if self.offsets is None:
             return Values(np.asarray(self.values[rows]), None, self.pad)
-        lengths = self.offsets[rows + 1] - self.offsets[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        return Values(np.asarray(self.values[np.repeat(self.offsets[rows], lengths) + within]), offsets, self.pad)
+        offset = offsets_of(self.offsets[rows + 1] - self.offsets[rows])
+        return Values(np.asarray(self.values[runs_of(self.offsets[rows], offset)]), offset, self.pad)
 
     def content(self, name: str) -> Iterator[bytes | memoryview]:
         """Name, dtype, shape and bytes, for a fingerprint of the samples."""
@@ -133,8 +129,7 @@ def batch_of(values: Mapping[str, Values], rows: Int64, masks: Mapping[str, str]
     """All inputs of some rows. ``masks``: as ``masks_of`` gives them."""
     tensors, lengths = {}, {}
     for name, held in values.items():
-        made, own = held.batch(rows)
-        tensors[name] = torch.from_numpy(made)
+        tensors[name], own = held.batch(rows)
         if own is not None:
             lengths[name] = torch.from_numpy(own)
     return Fields(tensors, lengths, masks, {name: held.pad for name, held in values.items()})
@@ -186,7 +181,7 @@ def values_of(rows: Any, where: str) -> Values:
                 f"{where}: row {number} is {array.dtype} {array.shape}, another {first.dtype} {first.shape}: only the "
                 "first axis may be of any length"
             )
-    offsets = np.cumsum([0, *map(len, arrays)]).astype(np.int64)
+    offsets = offsets_of(np.fromiter(map(len, arrays), np.int64))
     joined = np.concatenate([array for array in arrays if array.size])
     return Values(checked_values(joined, where, ragged=True), checked_offsets(offsets, len(joined), where))
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from softcache.cache.column import Column
 from softcache.cache.manifest import Manifest
-from softcache.cache.ragged import Int64, offsets_of, places_of
 from softcache.cache.reader import Cache
 from softcache.cache.schema import (
     LOGITS,
@@ -26,6 +25,7 @@ from softcache.dumping.forward import Forward
 from softcache.dumping.shapes import Shapes
 from softcache.dumping.signals import Signal, parse_output
 from softcache.errors import CacheError, UsageError
+from softcache.ragged import Int64, offsets_of, places_of
 from softcache.views._open import Viewed
 
 DEFAULT_CODEC = "fp16"

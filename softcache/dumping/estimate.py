@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from softcache.cache.column import Column
-from softcache.cache.ragged import Int64, places_of
 from softcache.cache.reader import Cache
 from softcache.cache.schema import Identity
 from softcache.cache.shard import PAGE
 from softcache.console import duration, rate, size
 from softcache.dumping.forward import Forward
 from softcache.errors import CacheError
+from softcache.ragged import Int64, places_of
 from softcache.stream.inputs import pick_workers
 from softcache.views._open import Viewed
 

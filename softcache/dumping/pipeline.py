@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from softcache.cache.agreement.recorded import Recorded
 from softcache.cache.column import DIGEST, OFFSET, Column
-from softcache.cache.ragged import offsets_of, own_places
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, is_hint, layer_of
 from softcache.cache.writer import Block, BlockWriter
@@ -26,6 +25,7 @@ from softcache.dumping.forward import Forward
 from softcache.dumping.write_behind import WriteBehind
 from softcache.errors import NumericsError
 from softcache.fields import Inputs
+from softcache.ragged import offsets_of, own_places
 from softcache.stream.inputs import pick_workers
 from softcache.stream.workers import (
     SharedViews,

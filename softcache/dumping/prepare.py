@@ -11,7 +11,6 @@ from softcache.cache.agreement.samples import has_digests, recorded_digests
 from softcache.cache.agreement.versions import versions_note
 from softcache.cache.column import DIGEST, OFFSET
 from softcache.cache.manifest import Manifest
-from softcache.cache.ragged import offsets_of, own_places
 from softcache.cache.reader import Cache
 from softcache.cache.schema import (
     KEPT_SAMPLES,
@@ -22,6 +21,7 @@ from softcache.cache.writer import KeptSamples
 from softcache.dumping.forward import Forward
 from softcache.errors import PixelsError, UsageError
 from softcache.fields import arrays_of
+from softcache.ragged import offsets_of, own_places
 from softcache.views._open import Viewed
 
 log = logging.getLogger(__name__)

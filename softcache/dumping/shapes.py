@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softcache.cache.ragged import Int64, places_of
 from softcache.dumping.forward import Forward
 from softcache.dumping.signals import Signal
 from softcache.errors import UsageError
 from softcache.inputs import MAX_LENGTH
+from softcache.ragged import Int64, places_of
 from softcache.views._open import Viewed
 
 MAX_PROBES = 64  # rows that the teacher is run on, of each signal

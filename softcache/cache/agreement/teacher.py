@@ -14,11 +14,11 @@ import torch
 from softcache.cache.agreement.labels import LabelDifference
 from softcache.cache.agreement.tolerance import compare_values
 from softcache.cache.column import OFFSET
-from softcache.cache.ragged import counts_of, own_places, padded
 from softcache.cache.reader import Cache
 from softcache.device import reproducible
 from softcache.errors import CacheError, UsageError
 from softcache.fields import Inputs
+from softcache.ragged import counts_of, own_places, padded
 from softcache.views._open import Viewed
 
 

@@ -19,8 +19,8 @@ import math
 import numpy as np
 import torch
 
-from softcache.cache.ragged import padded
 from softcache.cache.reader import Cache
+from softcache.ragged import padded
 
 # What another batch, device or library version may change, relative to the largest value of the key.
 RELATIVE_ERROR = {"float64": 1e-9, "float32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}

@@ -1,4 +1,4 @@
-"""Rows that have lengths of their own: end to end as a column keeps them, or filled up as a network gives them."""
+"""Rows that have lengths of their own: end to end as they are kept, or filled up as a network takes and gives them."""
 
 from __future__ import annotations
 
@@ -59,9 +59,21 @@ def own_places(values: torch.Tensor, places: Int64, what: str) -> torch.Tensor:
     return values.flatten(0, 1).index_select(0, index.to(values.device))
 
 
-def padded(values: torch.Tensor, offset: npt.ArrayLike) -> torch.Tensor:
-    """(P, …) of rows end to end → (B, L, …) filled up to the longest with 0, at least one place, on the same device.
-    ``offset``: (B + 1,).
+def runs_of(first: Int64, offset: Int64) -> Int64:
+    """(P,) the places of runs that begin at ``first`` (B,) and lie end to end in what is made of them; ``offset``:
+    (B + 1,) where each begins there.
+
+    >>> runs_of(np.array([7, 0]), np.array([0, 2, 5])).tolist()
+    [7, 8, 0, 1, 2]
+    """
+    at = (first - offset[:-1]).repeat(counts_of(offset))
+    at += np.arange(len(at))
+    return at
+
+
+def padded(values: torch.Tensor, offset: npt.ArrayLike, pad: int = 0) -> torch.Tensor:
+    """(P, …) of rows end to end → (B, L, …) filled up to the longest with ``pad``, at least one place, on the same
+    device. ``offset``: (B + 1,).
 
     >>> padded(torch.arange(1, 6), [0, 2, 2, 5])
     tensor([[1, 2, 0],
@@ -70,8 +82,8 @@ def padded(values: torch.Tensor, offset: npt.ArrayLike) -> torch.Tensor:
     """
     places = counts_of(offset)
     longest = max(1, int(places.max(initial=0)))
-    made = values.new_zeros((len(places) * longest, *values.shape[1:]))
-    made[torch.from_numpy(_index(places, longest)).to(values.device)] = values
+    made = values.new_full((len(places) * longest, *values.shape[1:]), pad)
+    made.index_copy_(0, torch.from_numpy(_index(places, longest)).to(values.device), values)
     return made.unflatten(0, (len(places), longest))
 
 
@@ -89,5 +101,4 @@ def mask_of(offset: npt.ArrayLike) -> torch.Tensor:
 
 def _index(places: Int64, longest: int) -> Int64:
     """(P,) where the places of rows that are filled up to ``longest`` lie among all of theirs."""
-    offset = offsets_of(places)
-    return np.repeat(np.arange(len(places)) * longest - offset[:-1], places) + np.arange(offset[-1])
+    return runs_of(np.arange(len(places)) * longest, offsets_of(places))
