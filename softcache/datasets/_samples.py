@@ -25,7 +25,7 @@ from softcache.datasets._pixels import (
     read_image,
     row_chunks,
 )
-from softcache.datasets._values import Values
+from softcache.datasets._values import Values, measure_inputs
 from softcache.errors import DatasetError
 from softcache.inputs import PIXELS
 
@@ -208,3 +208,42 @@ class _Rows:
 
     def __call__(self, index: int) -> Pixels:
         return self.samples.image(int(self.rows[index]))
+
+
+def samples_of_values(
+    values: dict[str, Values],
+    train: dict[str, Values],
+    *,
+    spec: str,
+    split: str,
+    labels: Callable[[int], tuple[Labels, tuple[str, ...]]],
+) -> Samples:
+    """Samples that are no pictures.
+
+    ``train``: the inputs of the train split, by which floats are standardized and whose dtypes and shapes this split
+    must have. ``labels``: from a number of rows to their labels and the names of classes.
+
+    Errors: ``DatasetError`` for inputs of different numbers of rows, and for others than those of the train split.
+    """
+    counts = {name: len(held) for name, held in values.items()}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise DatasetError(f"{spec}: the inputs of {split} have different numbers of rows: {told}")
+    if set(values) != set(train):
+        raise DatasetError(f"{spec}: train has {', '.join(train)}, {split} has {', '.join(values)}")
+    for name, held in values.items():
+        if held.field != train[name].field:
+            raise DatasetError(f"{spec}: train_{name} is {train[name].field}, {split}_{name} {held.field}")
+    numbers, classes = labels(next(iter(counts.values())))
+    return Samples(
+        spec=spec,
+        split=split,
+        classes=classes,
+        labels=numbers,
+        channels=0,
+        size=1,
+        resize=1,
+        recipe="none",
+        statistics=measure_inputs(train),
+        values=values,
+    )

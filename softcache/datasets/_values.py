@@ -115,16 +115,6 @@ def masks_of(values: Mapping[str, Values]) -> dict[str, str]:
     return masks
 
 
-def check_like_train(values: Mapping[str, Values], train: Mapping[str, Values], split: str, where: str) -> None:
-    """Errors: ``DatasetError`` where a split has other inputs than that of training, or others of their dtypes and
-    shapes."""
-    if set(values) != set(train):
-        raise DatasetError(f"{where}: train has {', '.join(train)}, {split} has {', '.join(values)}")
-    for name, held in values.items():
-        if held.field != train[name].field:
-            raise DatasetError(f"{where}: train_{name} is {train[name].field}, {split}_{name} {held.field}")
-
-
 def batch_of(values: Mapping[str, Values], rows: Int64, masks: Mapping[str, str]) -> Fields:
     """All inputs of some rows. ``masks``: as ``masks_of`` gives them."""
     tensors, lengths = {}, {}

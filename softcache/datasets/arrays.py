@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from softcache.datasets._labels import Labels, checked_labels, label_kind, label_width, labelled, numbered
 from softcache.datasets._pixels import Pixels, checked_images, geometry, measure, open_regular
-from softcache.datasets._samples import Samples
-from softcache.datasets._values import Values, check_like_train, checked_offsets, checked_values, measure_inputs
+from softcache.datasets._samples import Samples, samples_of_values
+from softcache.datasets._values import Values, checked_offsets, checked_values
 from softcache.errors import DatasetError
 from softcache.inputs import PIXELS, is_input_name
 
@@ -96,26 +96,13 @@ def _input_names(source: Path, split: str) -> list[str]:
 
 def _values(source: Path, split: str, names: list[str]) -> Samples:
     held = {name: _held(source, split, name) for name in names}
-    rows = {len(values) for values in held.values()}
-    if len(rows) > 1:
-        counts = ", ".join(f"{name} {len(values)}" for name, values in held.items())
-        raise DatasetError(f"{source}: the inputs of {split} have different numbers of rows: {counts}")
-    train, others = held, _input_names(source, "train")
-    if others and split != "train":
-        train = {name: _held(source, "train", name) for name in others}
-        check_like_train(held, train, split, str(source))
-    labels, classes = _labels(source, split, rows.pop())
-    return Samples(
+    train = _input_names(source, "train") if split != "train" else []
+    return samples_of_values(
+        held,
+        {name: _held(source, "train", name) for name in train} or held,
         spec=f"arrays:{source}",
         split=split,
-        classes=classes,
-        labels=labels,
-        channels=0,
-        size=1,
-        resize=1,
-        recipe="none",
-        statistics=measure_inputs(train),
-        values=held,
+        labels=lambda rows: _labels(source, split, rows),
     )
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from softcache.datasets._labels import checked_labels, label_width, numbered
 from softcache.datasets._pixels import ItemDecoder, checked_images, geometry, measure
-from softcache.datasets._samples import Samples
-from softcache.datasets._values import Values, check_like_train, measure_inputs, values_of
+from softcache.datasets._samples import Samples, samples_of_values
+from softcache.datasets._values import Values, values_of
 from softcache.errors import DatasetError, SoftcacheError, UsageError
 from softcache.inputs import PIXELS, is_input_name
 from softcache.userfile import named_object
@@ -119,24 +119,13 @@ def samples_of_fields(fields: Mapping[str, Any], train: Mapping[str, Any], *, sp
     Errors: ``DatasetError`` for inputs and labels that can't be.
     """
     values = _values(fields, spec)
-    trained = values if train is fields else _values(train, spec)
-    check_like_train(values, trained, split, spec)
-    rows = {len(held) for held in values.values()}
-    if len(rows) > 1:
-        raise DatasetError(f"{spec}: inputs of different numbers of rows: {', '.join(map(str, sorted(rows)))}")
     labels = next((fields[name] for name in LABELS if name in fields), None)
-    numbers, names = _labels(labels, rows.pop(), fields.get("classes"), spec)
-    return Samples(
+    return samples_of_values(
+        values,
+        values if train is fields else _values(train, spec),
         spec=spec,
         split=split,
-        classes=names,
-        labels=numbers,
-        channels=0,
-        size=1,
-        resize=1,
-        recipe="none",
-        statistics=measure_inputs(trained),
-        values=values,
+        labels=lambda rows: _labels(labels, rows, fields.get("classes"), spec),
     )
 
 
