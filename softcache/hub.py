@@ -20,13 +20,15 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r"[A-Za-z0-9_][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?", re.ASCII)
 
 
-def local_folder(name: str) -> Path | None:
+def local_folder(name: str, revision: str | None = None) -> Path | None:
     """The absolute path of the folder that a name is, None for a name on the hub. A folder that is here goes first.
 
-    Errors: ``UsageError`` for a path at which there is no folder.
+    Errors: ``UsageError`` for a path at which there is no folder, and for a revision of a folder.
     """
     path = os.path.expanduser(name)
     if os.path.isdir(path):
+        if revision is not None:
+            raise UsageError(f"hf:{path} is a folder, which has no revisions: leave out revision={revision}")
         return Path(os.path.abspath(path))
     if not _NAME.fullmatch(name):
         raise UsageError(f"hf:{name}: no folder is there, and no name on the hub is written so (NAME or OWNER/NAME)")

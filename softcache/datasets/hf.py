@@ -75,10 +75,8 @@ class Hf:
             raise UsageError("hf: columns and pad are for datasets that are tokenized already: leave out tokenizer")
         if self.max_length is not None and self.max_length < 1:
             raise UsageError(f"hf: max_length must be at least 1, is {self.max_length}")
-        folder = hub.local_folder(self.name)
+        folder = hub.local_folder(self.name, self.revision)
         if folder is not None:
-            if self.revision is not None:
-                raise UsageError(f"hf:{folder} is a folder, which has no revisions: leave out revision={self.revision}")
             object.__setattr__(self, "name", str(folder))
         else:
             object.__setattr__(self, "revision", hub.snapshot(self.name, "dataset", self.revision, _CARD).name)

@@ -55,10 +55,8 @@ class Hf:
 
     def __post_init__(self) -> None:
         transformers = _transformers()
-        folder = hub.local_folder(self.name)
+        folder = hub.local_folder(self.name, self.revision)
         if folder is not None:
-            if self.revision is not None:
-                raise UsageError(f"hf:{folder} is a folder, which has no revisions: leave out revision={self.revision}")
             object.__setattr__(self, "name", str(folder))
         else:
             commit = self._snapshot(CONFIG, PREPROCESSOR).name
