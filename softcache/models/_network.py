@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -96,28 +97,26 @@ class Network(nn.Module):
         """How inputs that are no pictures go to the architecture: each by the parameter of its name. One input alone is
         the first argument where no parameter has its name. Masks go to parameters of their names, where there are any.
 
-        Errors: ``ModelError`` for inputs that it has no parameters for.
+        Errors: ``ModelError`` for inputs that it has no parameters for, and for parameters without an input.
         """
-        names, required, any_name = _parameters(self.model)
-        masks = {mask for mask in fields.masks if mask in names}
-        absent = [] if any_name else [name for name in fields.tensors if name not in names]
-        first = required[:1] if len(fields.tensors) == 1 and absent else []
-        lacking = [name for name in required if name not in (*fields.tensors, *masks, *first)]
-        if lacking and not (absent and len(fields.tensors) > 1):
+        inside = self.model.backbone if isinstance(self.model, Through) else self.model
+        names, required, any_name = _parameters(type(inside).forward)
+        masks = {mask: fields.mask(name).long() for mask, name in fields.masks.items() if mask in names}
+        unnamed = [name for name in fields.tensors if name not in names]
+        positional = list(fields.tensors.values()) if len(fields.tensors) == 1 and unnamed else []
+        if unnamed and not positional and not any_name:
+            raise ModelError(
+                f"{self.spec} takes {', '.join(names) or 'nothing'}, the data has {', '.join(fields.tensors)}: call "
+                "the parameters of its forward as the inputs"
+            )
+        lacking = [name for name in required[len(positional) :] if name not in (*fields.tensors, *masks)]
+        if lacking:
             there = ", ".join((*fields.tensors, *fields.masks))
             raise ModelError(
                 f"{self.spec} needs {', '.join(lacking)} too, the data has {there}: call the parameters of its forward "
                 "so, or give those a default"
             )
-        if len(fields.tensors) == 1 and (absent or (any_name and next(iter(fields.tensors)) not in names)):
-            (only,) = fields.tensors
-            return [fields.tensors[only]], {name: made for name, made in fields.named().items() if name in masks}
-        if absent:
-            raise ModelError(
-                f"{self.spec} takes {', '.join(names) or 'nothing'}, the data has {', '.join(fields.tensors)}: call "
-                "the parameters of its forward as the inputs"
-            )
-        return [], {name: made for name, made in fields.named().items() if name in fields.tensors or name in masks}
+        return positional, masks if positional else {**fields.tensors, **masks}
 
     def _checked(self, logits: Tensor, rows: int, *, positions: bool = False) -> Tensor:
         """``positions``: whether each sample may have several vectors of logits, whose classes aren't the data's."""
@@ -214,12 +213,10 @@ class Network(nn.Module):
     _std: Tensor
 
 
-def _parameters(model: nn.Module) -> tuple[list[str], list[str], bool]:
+@functools.cache
+def _parameters(forward: Callable[..., Any]) -> tuple[list[str], list[str], bool]:
     """Names of what a model's forward takes, of those without a default, and whether it takes any others by name."""
-    inside = model
-    while isinstance(inside, Through):
-        inside = inside.backbone
-    parameters = inspect.signature(inside.forward).parameters.values()
+    parameters = list(inspect.signature(forward).parameters.values())[1:]  # without self
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     required = [p.name for p in named if p.default is p.empty]
     return [p.name for p in named], required, any(p.kind == p.VAR_KEYWORD for p in parameters)
