@@ -45,9 +45,6 @@ class Fields:
         """Moves all tensors into shared memory."""
         return self._each(Tensor.share_memory_)
 
-    def contiguous(self) -> Fields:
-        return self._each(Tensor.contiguous)
-
     def mask(self, name: str) -> Tensor:
         """(B, L) bool: which places of an input are its rows' own."""
         tensor = self.tensors[name]

@@ -41,9 +41,9 @@ class InputField:
         return tuple(size for size in self.shape if size is not None)
 
     def __str__(self) -> str:
-        """``16 float32``, ``L int64``: L is a row's own length."""
+        """``16 float32``, ``L int64``: L is a row's own length; ``L int64 filled up with 1``."""
         sizes = "×".join("L" if size is None else str(size) for size in self.shape) or "1"
-        return f"{sizes} {self.dtype}"
+        return f"{sizes} {self.dtype}" + (f" filled up with {self.pad}" if self.pad else "")
 
 
 def mask_names(ragged: Sequence[str]) -> dict[str, str]:

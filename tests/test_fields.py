@@ -13,10 +13,11 @@ from harness_train import command, weights
 from torch.utils.data import DataLoader
 
 import softcache.training.loop
+from softcache.cache.agreement.data import check_dataset
 from softcache.cache.reader import Cache
 from softcache.datasets._open import open_samples
 from softcache.datasets._values import masks_of, values_of
-from softcache.errors import DatasetError, ModelError, UsageError
+from softcache.errors import CacheError, DatasetError, ModelError, UsageError
 from softcache.fields import Fields
 from softcache.inputs import mask_names
 from softcache.models._open import open_network
@@ -518,3 +519,12 @@ def test_lengths_that_no_rows_can_have_are_found_by_verify(text: str, here: Path
     (here / "cache" / "rows.h5").unlink()
     write_shard(here / "cache" / "rows.h5", attributes, {"label": labels, "length/ids": lengths})
     assert verify("cache").ok
+
+
+def test_what_rows_were_filled_up_with_belongs_to_the_inputs(text: str) -> None:
+    dump("models.py:counts", dataset=text, **DUMP)
+    viewed = open_viewed(text, "train")
+    check_dataset(Cache("cache"), viewed)
+    viewed.samples.values["ids"].pad = 3
+    with pytest.raises(CacheError, match="with inputs ids L int64, .* has ids L int64 filled up with 3"):
+        check_dataset(Cache("cache"), ViewedFields(viewed.samples))

@@ -18,9 +18,8 @@ class BinaryKL(Loss):
     """``T² KL(b(z_t/T) ‖ b(z_s/T))``, averaged over the batch and the outputs; b(z): the pair (σ(z), 1 - σ(z)).
 
     Each output is a distribution over yes and no of its own. The mean over outputs gives it the same share of the loss
-    however many there are, as in the binary cross-entropy with the labels; the paper has the sum, and no temperature.
-    For one output it is ``kl`` of the logits (z, 0). Source: one-versus-all distillation of multi-label knowledge
-    distillation, arXiv 2308.06453.
+    however many there are, as in the binary cross-entropy with the labels. For one output it is
+    ``kl`` of the logits (z, 0). Source: the logits' part of Multi-Label Knowledge Distillation, arXiv 2308.06453.
 
     >>> teacher = torch.tensor([[3.0]]).log()  # probabilities 3/4 and 1/4
     >>> BinaryKL()(torch.zeros(1, 1), teacher, T=1.0)  # log 2 minus the teacher's entropy

@@ -29,8 +29,7 @@ class ViewedFields:
     a random generator.
     """
 
-    size = 1  # what pictures have instead of a shape
-    resize = 1
+    size = 1  # pixels of a side, which only pictures have more of
 
     def __init__(self, samples: Samples, recipe: str | None = None, *, seed: int = 0) -> None:
         if not 0 <= seed < 1 << 64:
