@@ -7,7 +7,6 @@ docs/features.md has what comes out. Writes into teachers/, caches/ and runs/.
 """
 
 import functools
-import sys
 from typing import Any
 
 import click
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import softcache
-from softcache.console import show_messages
+from softcache.console import run_script
 
 WIDTH = 64  # of the embedding
 
@@ -54,14 +53,14 @@ def neighbours(folder: Any, classes: int, data: dict[str, Any]) -> float:
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.option("--dataset", default="fashionmnist", show_default=True, help="Or mnist, kmnist, qmnist.")
 @click.option("--data-dir", help="Where FashionMNIST/raw is.  [default: $SOFTCACHE_DATA or datasets/]")
+@click.option("--download", is_flag=True, help="Fetch the pictures where they are missing.")
 @click.option("--epochs", default=6, show_default=True, help="Of the teacher and of the students.")
 @click.option("--seeds", default=3, show_default=True, help="Students of each kind.")
 @click.option("--loss", default="cosine", show_default=True, help="Or mse, smooth_l1, rkd, sp, pkt, cc.")
-def main(dataset: str, data_dir: str | None, epochs: int, seeds: int, loss: str) -> None:
-    show_messages()
+def main(dataset: str, data_dir: str | None, download: bool, epochs: int, seeds: int, loss: str) -> None:
     data: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "size": 28, "augment": "none"}
     fit = {"epochs": epochs, "batch_size": 128, "optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.01}
-    teacher = softcache.teach(f"{__file__}:large", **data, **fit).folder
+    teacher = softcache.teach(f"{__file__}:large", download=download, **data, **fit).folder
     cache = softcache.dump(teacher, output="embedding", **data).folder
     table = {"teacher": [neighbours(teacher, 10, data)]}
     alone, distilled = {"alpha": 0, **data}, {"cache": cache, "loss": f"{loss}:of=embedding", "data_dir": data_dir}
@@ -73,7 +72,4 @@ def main(dataset: str, data_dir: str | None, epochs: int, seeds: int, loss: str)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except softcache.SoftcacheError as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

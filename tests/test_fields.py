@@ -526,5 +526,5 @@ def test_what_rows_were_filled_up_with_belongs_to_the_inputs(text: str) -> None:
     viewed = open_viewed(text, "train")
     check_dataset(Cache("cache"), viewed)
     viewed.samples.values["ids"].pad = 3
-    with pytest.raises(CacheError, match="with inputs ids L int64, .* has ids L int64 filled up with 3"):
+    with pytest.raises(CacheError, match=r"with inputs ids L int64, .* has ids L int64 filled up with 3"):
         check_dataset(Cache("cache"), ViewedFields(viewed.samples))
