@@ -15,7 +15,7 @@ from softcache import registry
 from softcache.losses._describe import describe_losses
 
 FOLDERS = ("codecs", "losses", "losses.hints", "views")
-MODULES = ["softcache.cache.ragged", "softcache.console", "softcache.functional"] + [
+MODULES = ["softcache.console", "softcache.functional", "softcache.inputs", "softcache.fields", "softcache.ragged"] + [
     f"softcache.{folder}.{module.name}"
     for folder in FOLDERS
     for module in pkgutil.iter_modules(importlib.import_module(f"softcache.{folder}").__path__)
