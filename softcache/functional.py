@@ -5,7 +5,11 @@
     loss = F.kl(student_logits, batch.targets["logits"], T=4)
 
 Each loss of ``softcache losses`` is a function of its name: ``name(student, teacher, T=None, labels=None, **options)``,
-for logits (B, C), with the options of its spec as keywords. It isn't multiplied by a weight.
+for logits (B, C), with the options of its spec as keywords. It isn't multiplied by a weight. Of outputs (B, L, C) whose
+rows have lengths of their own ``mask=batch.masks["tags"]``, (B, L) with 1 for a row's own places, leaves out what rows
+are filled up with; labels are then (B, L) too.
+
+    loss = F.kl(student_tags, batch.targets["tags"], mask=batch.masks["tags"])
 """
 
 from __future__ import annotations
@@ -14,11 +18,13 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from softcache import registry
 from softcache.losses._loss import loss_type
 from softcache.losses._terms import Term
+from softcache.ragged import offsets_of, own_places
 
 
 def to_input(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -43,11 +49,17 @@ def _function(name: str) -> Callable[..., torch.Tensor]:
         T: float | None = None,
         labels: torch.Tensor | None = None,
         *,
+        mask: torch.Tensor | None = None,
         standardize: bool = False,
         **options: Any,
     ) -> torch.Tensor:
-        term = Term(name, cls(**options), standardize=standardize)
-        return term(student, teacher, term.T_schedule().at(0, 1) if T is None else T, labels)
+        term, offset = Term(name, cls(**options), standardize=standardize), None
+        if mask is not None:
+            places = mask.sum(1).cpu().numpy().astype(np.int64)
+            offset = offsets_of(places)
+            student, teacher = own_places(student, places, "student"), own_places(teacher, places, "teacher")
+            labels = None if labels is None else own_places(labels, places, "labels")
+        return term(student, teacher, term.T_schedule().at(0, 1) if T is None else T, labels, offset)
 
     loss.__name__ = loss.__qualname__ = name
     loss.__doc__ = cls.__doc__

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -9,6 +11,7 @@ import torch
 from softcache.errors import ModelError
 
 Int64 = npt.NDArray[np.int64]
+Offsets = Mapping[str, Int64]  # name of a column → (B + 1,) where the places of a batch's rows begin end to end
 
 
 def places_of(lengths: npt.ArrayLike, stride: int) -> Int64:
@@ -53,10 +56,7 @@ def own_places(values: torch.Tensor, places: Int64, what: str) -> torch.Tensor:
             f"{what} is {tuple(values.shape)} for {len(places)} rows of which the longest has {longest} places: "
             f"expected ({len(places)}, {longest}, …)"
         )
-    index = torch.from_numpy(_index(places, longest))
-    if values.device.type == "cuda":
-        index = index.pin_memory().to(values.device, non_blocking=True)
-    return values.flatten(0, 1).index_select(0, index.to(values.device))
+    return values.flatten(0, 1).index_select(0, on_device(_index(places, longest), values.device))
 
 
 def runs_of(first: Int64, offset: Int64) -> Int64:
@@ -83,8 +83,28 @@ def padded(values: torch.Tensor, offset: npt.ArrayLike, pad: int = 0) -> torch.T
     places = counts_of(offset)
     longest = max(1, int(places.max(initial=0)))
     made = values.new_full((len(places) * longest, *values.shape[1:]), pad)
-    made.index_copy_(0, torch.from_numpy(_index(places, longest)).to(values.device), values)
+    made.index_copy_(0, on_device(_index(places, longest), values.device), values)
     return made.unflatten(0, (len(places), longest))
+
+
+def row_means(values: torch.Tensor, offset: npt.ArrayLike) -> torch.Tensor:
+    """(P, …) of rows end to end → (R, …) the mean of each row's places, of the R rows that have any, in their order.
+    ``offset``: (B + 1,).
+
+    >>> row_means(torch.tensor([1.0, 3.0, 5.0]), [0, 2, 2, 3])
+    tensor([2., 5.])
+    """
+    places = counts_of(offset)
+    places = places[places > 0]
+    sums = padded(values, offsets_of(places)).sum(1)
+    count = on_device(places, values.device).to(values.dtype)
+    return sums / count.view(-1, *[1] * (sums.ndim - 1))
+
+
+def on_device(numbers: Int64, device: torch.device) -> torch.Tensor:
+    """Numbers of the host's on a device, which is not waited for."""
+    found = torch.from_numpy(numbers)
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
 
 
 def mask_of(offset: npt.ArrayLike) -> torch.Tensor:

@@ -14,8 +14,8 @@ import pytest
 import torch
 from harness_cache import write_shard
 from harness_damage import small_ragged
+from harness_ragged import CLASSES, OUTPUTS, ROWS, WIDTH, WORDS, asked, lengths_of_rows, make_place, model, rows_of
 from harness_train import command
-from torch import nn
 from torch.utils.data import DataLoader
 
 from softcache.cache import mapping
@@ -28,114 +28,10 @@ from softcache.stages.dump import dump
 from softcache.stages.keys import Keys
 from softcache.stages.verify import verify
 
-ROWS, WORDS, CLASSES, WIDTH = 70, 50, 3, 8
-MODELS = """
-import torch
-from torch import nn
-
-
-class Words(nn.Module):
-    '''A transformer's layer over words; what it says of each word, of pairs of words, and of all of them.'''
-
-    def __init__(self, classes):
-        super().__init__()
-        self.words = nn.Embedding(50, 8)
-        self.layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
-        self.pairs, self.swapped = nn.Conv1d(8, 4, 2, 2), nn.Identity()
-        self.tags, self.answer = nn.Linear(8, 5), nn.Linear(8, classes)
-
-    def forward(self, ids, attention_mask):
-        own = attention_mask.bool()
-        own[:, 0] = True  # an empty row has no other place to look at
-        x = self.layer(self.words(ids), src_key_padding_mask=~own)
-        x = torch.where(attention_mask.bool()[..., None], x, torch.nan)  # nothing of what is filled up may be kept
-        clean = x.nan_to_num()
-        odd = ids.shape[1] % 2
-        pairs = self.pairs(nn.functional.pad(clean.mT, (0, odd))).mT
-        mean = clean.sum(1) / attention_mask.sum(1, keepdim=True).clamp_min(1)
-        return {
-            "logits": self.answer(mean), "states": x, "tags": self.tags(x), "pairs": pairs, "sizes": x.norm(dim=2),
-            "grid": mean.view(-1, 2, 4), "square": x @ x.mT, "halved": x[:, : max(1, ids.shape[1] // 2)],
-            "swapped": self.swapped(x.transpose(0, 1)),
-        }
-
-
-class Tokens(Words):
-    def forward(self, ids, attention_mask):
-        return super().forward(ids, attention_mask)["tags"]
-
-
-def words(num_classes=3):
-    return Words(num_classes)
-
-
-def tokens(num_classes=3):
-    return Tokens(num_classes)
-
-
-class Loud(Words):
-    def forward(self, ids, attention_mask):
-        made = super().forward(ids, attention_mask)
-        return {**made, "states": torch.where((ids == 7)[..., None], torch.inf, made["states"])}
-
-
-def loud(num_classes=3):
-    return Loud(num_classes)
-
-
-def each(num_classes=3):
-    import numpy as np
-
-    def answer(ids):
-        made = np.zeros((len(ids), max(map(len, ids)), 2), np.float32)
-        for row, own in zip(made, ids):
-            row[: len(own), 0], row[: len(own), 1] = own, -own / 4
-        return {"logits": np.array([[len(own), own.sum(), 0] for own in ids], np.float32), "each": made}
-
-    return answer
-"""
-OUTPUTS = ("logits", "states", "tags:kind=classes:codec=fp32", "pairs:codec=bf16", "sizes:codec=fp32", "grid")
-
-
-def lengths_of_rows() -> np.ndarray:
-    """Some rows are empty; so are all of one shard of 16."""
-    lengths = np.random.default_rng(2).integers(1, 20, ROWS)
-    lengths[[3, 20, 69]] = 0
-    lengths[32:48] = 0
-    return lengths
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows of up to 19 words, and the models beside them."""
-    folder = tmp_path_factory.mktemp("ragged")
-    (folder / "models.py").write_text(MODELS)
-    rng, lengths = np.random.default_rng(1), lengths_of_rows()
-    for split in ("train", "test"):
-        np.save(folder / f"{split}_ids.npy", rng.integers(8, WORDS, lengths.sum()))
-        np.save(folder / f"{split}_ids_offsets.npy", np.cumsum([0, *lengths]))
-        np.save(folder / f"{split}_labels.npy", np.arange(ROWS) % CLASSES)
-    torch.manual_seed(3)
-    torch.save(model(folder).state_dict(), folder / "t.pt")
-    return folder
-
-
-def model(place: Path) -> nn.Module:
-    space: dict[str, Any] = {}
-    exec((place / "models.py").read_text(), space)
-    return space["words"]().eval()
-
-
-def rows_of(place: Path) -> list[np.ndarray]:
-    return np.split(np.load(place / "train_ids.npy"), np.load(place / "train_ids_offsets.npy")[1:-1])
-
-
-def asked(place: Path, out: Path, teacher: str = "words", **more: Any) -> dict[str, Any]:
-    weights = {} if teacher == "each" else {"teacher_weights": str(place / "t.pt")}
-    return {
-        "teacher": f"{place / 'models.py'}:{teacher}", "dataset": f"arrays:{place}", "out": out, "batch_size": 12,
-        "shard_rows": 16, "device": "cpu", "output": OUTPUTS, **weights, **more,
-    }  # fmt: skip
+    return make_place(tmp_path_factory.mktemp("ragged"))
 
 
 @pytest.fixture(scope="module")
@@ -360,20 +256,6 @@ def test_a_loop_of_ones_own_has_targets_with_their_masks(place: Path, whole: Pat
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
     assert apart.to("cpu").masks.keys() == together.masks.keys()
-
-
-def test_a_training_says_what_to_do_with_rows_of_their_own_lengths(
-    place: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture
-) -> None:
-    dump(**asked(place, tmp_path / "cache", "tokens", output=("logits",)))
-    student = ("train", "--student", f"{place / 'models.py'}:words", "--dataset", f"arrays:{place}", "--epochs", 1)
-    assert command(*student, "--cache", tmp_path / "cache", "--out", tmp_path / "run") == 1
-    said = capfd.readouterr().err
-    assert "has logits of rows that have lengths of their own, which softcache train doesn't learn from" in said
-    hint = ("--alpha", 0, "--hint", "fitnet:student=words,teacher=words")
-    assert command(*student, "--cache", whole, "--out", tmp_path / "run", *hint) == 1
-    assert "has hint.words of rows that have lengths of their own" in capfd.readouterr().err
-    assert not (tmp_path / "run").exists()
 
 
 def test_info_and_a_dry_run_say_how_much_is_kept(

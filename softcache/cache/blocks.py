@@ -15,9 +15,11 @@ from collections import deque
 
 import numpy as np
 
+from softcache.cache.column import DIGEST, OFFSET
 from softcache.cache.reader import Cache
 from softcache.cache.shard import Extent, Opened, opened
 from softcache.errors import IntegrityError
+from softcache.ragged import Int64, offsets_of, runs_of
 
 ADVISED = 16  # blocks that the system is told of before they are read, so that a disk always has something to do
 
@@ -50,22 +52,27 @@ class BlockReader:
         return sum(pool.nbytes for pool in self._loader.pools.values())
 
     def gather(self, rows: np.ndarray, out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-        """The next keys' rows of each array, (B, ...): as ``ColumnReader.gather``.
+        """The next keys' rows of each array, (B, ...): as ``ColumnReader.gather``, which also says what
+        comes of a ragged column.
 
         Errors: ``IntegrityError`` where a shard is missing or damaged.
         """
         if self._thread.ident is None:  # not before: workers may be forked first
             self._thread.start()
         assert np.array_equal(rows, self._order[self._at : self._at + len(rows)]), "rows come in the order given"
+        ragged = self._loader.ragged
+        ends = np.arange(len(rows) + 1) if ragged is None else offsets_of(ragged.places(rows))
+        pools = self._loader.pools
         if out is None:
-            pools = self._loader.pools.items()
-            out = {name: np.empty((len(rows), *pool.shape[1:]), pool.dtype) for name, pool in pools}
+            sizes = {name: len(rows) if name == DIGEST else int(ends[-1]) for name in pools}
+            out = {name: np.empty((sizes[name], *pool.shape[1:]), pool.dtype) for name, pool in pools.items()}
         done = 0
         while done < len(rows):  # once, but for batches that are larger than the pool
-            count = min(len(rows) - done, self._reach() - self._at)
-            self._take(rows[done : done + count], {name: array[done : done + count] for name, array in out.items()})
-            done += count
-        return out
+            last = done + min(len(rows) - done, self._reach() - self._at)
+            own = {name: slice(done, last) if name == DIGEST else slice(ends[done], ends[last]) for name in pools}
+            self._take(rows[done:last], {name: out[name][own[name]] for name in pools})
+            done = last
+        return out if ragged is None else {**out, OFFSET: ends}
 
     def _reach(self) -> int:
         """The place of the first key whose block finds no slot before some other block is done with."""
@@ -75,8 +82,9 @@ class BlockReader:
     def _take(self, rows: np.ndarray, out: dict[str, np.ndarray]) -> None:
         slots = self._loader.slots_of(self._visit[self._at : self._at + len(rows)])
         place = slots * self._block_rows + rows % self._block_rows
+        within = place if self._loader.ragged is None else self._loader.places(rows, slots)
         for name, pool in self._loader.pools.items():
-            np.take(pool, place, axis=0, out=out[name], mode="clip")
+            np.take(pool, place if name == DIGEST else within, axis=0, out=out[name], mode="clip")
         self._at += len(rows)
         ended = int(np.searchsorted(self._last, self._at, sorter=self._ends))
         self._loader.free(self._ends[self._ended : ended])
@@ -89,8 +97,13 @@ class _Loader:
     def __init__(self, cache: Cache, column: str, view: int, blocks: np.ndarray, block_rows: int, slots: int):
         self._cache, self._column, self._view = cache, column, view
         self._shard_rows, self._block_rows = cache.manifest.shard_rows(column), block_rows
-        shapes = cache.arrays(column, slots * block_rows)
-        self.pools = {name: np.empty(shape, dtype) for name, (dtype, shape) in shapes.items()}
+        self.ragged = cache.column(column).ragged
+        self._most = 0  # places that a block has at most
+        if self.ragged is not None:
+            begins = self.ragged.offset[np.append(np.arange(0, cache.rows, block_rows), cache.rows)]
+            self._most = int(np.diff(begins).max())
+        shapes = cache.layout(column).arrays(slots * block_rows, slots * self._most)
+        self.pools = {name: np.empty(shape, dtype) for name, (dtype, shape) in shapes.items() if name != OFFSET}
         self.slots = slots
         self._blocks = blocks  # (visits,)
         self._slot = np.full(len(blocks), -1, np.int64)
@@ -110,6 +123,13 @@ class _Loader:
                         raise self._failure
                     self._changed.wait()
         return slots
+
+    def places(self, rows: np.ndarray, slots: np.ndarray) -> Int64:
+        """(P,) where in the pools the places of rows lie, whose blocks are in these slots."""
+        assert self.ragged is not None
+        offset = self.ragged.offset
+        first = slots * self._most + offset[rows] - offset[rows - rows % self._block_rows]
+        return runs_of(first, offsets_of(self.ragged.places(rows)))
 
     def free(self, visits: np.ndarray) -> None:
         """These visits are over."""
@@ -156,19 +176,29 @@ class _Loader:
                 # the first time, and where another file has taken the name since: what is checked is what is read
                 with self._cache.shard(self._view, self._column, number) as file:
                     self._checked[number] = os.fstat(file.fd), file.extents
-                    self._read_open(file, first, rows, slot)
+                    self._read_open(file, block, first, rows, slot)
                 return
-            self._read_open(Opened(path, fd, self._checked[number][1]), first, rows, slot)
+            self._read_open(Opened(path, fd, self._checked[number][1]), block, first, rows, slot)
 
-    def _read_open(self, file: Opened, first: int, rows: int, slot: int | None) -> None:
+    def _read_open(self, file: Opened, block: int, first: int, rows: int, slot: int | None) -> None:
+        """``first``: the block's first row in its shard, ``rows``: how many it has."""
         for name, extent in file.extents.items():
+            if name == OFFSET or not extent.nbytes:  # offsets are what lengths add up to
+                continue
+            begin, count, capacity = first, rows, self._block_rows
+            if self.ragged is not None and name != DIGEST:
+                row = block * self._block_rows
+                ends = self.ragged.offset[[row - first, row, row + rows]]
+                begin, count, capacity = int(ends[1] - ends[0]), int(ends[2] - ends[1]), self._most
             row_bytes = extent.nbytes // extent.shape[0]
-            offset = extent.offset + first * row_bytes
+            offset = extent.offset + begin * row_bytes
+            if not count:
+                continue  # all of its rows are empty
             if slot is not None:
-                at = slot * self._block_rows
-                _fill(file, self.pools[name][at : at + rows].view(np.uint8).data.cast("B"), offset)
+                at = slot * capacity
+                _fill(file, self.pools[name][at : at + count].view(np.uint8).data.cast("B"), offset)
             elif hasattr(os, "posix_fadvise"):  # not on macOS
-                os.posix_fadvise(file.fd, offset, rows * row_bytes, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(file.fd, offset, count * row_bytes, os.POSIX_FADV_WILLNEED)
 
 
 def _same(one: os.stat_result, other: os.stat_result) -> bool:

@@ -11,7 +11,7 @@ from softcache.cache.column import DIGEST, OFFSET
 from softcache.cache.mapping import Rows, map_shards
 from softcache.cache.shard import Opened
 from softcache.errors import IntegrityError
-from softcache.ragged import Int64, offsets_of
+from softcache.ragged import Int64, offsets_of, runs_of
 
 
 class RaggedRows:
@@ -26,6 +26,7 @@ class RaggedRows:
         # Of each row where its places begin in its shard, and how many they are: side by side, so that a batch of rows
         # in any order is looked up at once.
         self._where = np.empty((sum(map(len, places)), 2), np.int64)
+        self._offset: Int64 | None = None
         self._ends: list[int] = []
         at = 0
         for some in places:
@@ -46,6 +47,21 @@ class RaggedRows:
                 if len(part) != end:  # shards are checked against lengths in a file, which somebody may write to
                     raise IntegrityError(f"lengths of rows have changed while they were read: {len(part)} was {end}")
         return maps
+
+    def places(self, rows: np.ndarray) -> Int64:
+        """How many places rows (B,) have."""
+        return self._where[:, 1].take(rows)
+
+    @property
+    def offset(self) -> Int64:
+        """(N + 1,) where the places of all rows begin, end to end."""
+        if self._offset is None:
+            self._offset = offsets_of(self._where[:, 1])
+        return self._offset
+
+    def index(self, rows: np.ndarray) -> Int64:
+        """(P,) where the places of rows (B,) lie among those of all rows end to end."""
+        return runs_of(self.offset.take(rows), offsets_of(self.places(rows)))
 
     def find(self, rows: np.ndarray) -> tuple[Int64, Int64]:
         """Where the places of rows (B,) begin in their shards, (B,), and where they begin end to end, (B + 1,)."""

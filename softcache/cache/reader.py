@@ -166,11 +166,11 @@ class Cache:
             self.known_lengths[name] = found
         return self.known_lengths[name]
 
-    def places(self, column: str, first: int, rows: int) -> Int64:
-        """(rows,) int64: how many places rows ``first ...`` have in a ragged column."""
+    def places(self, column: str, first: int = 0, rows: int | None = None) -> Int64:
+        """(rows,) int64: how many places rows ``first ...`` have in a ragged column, by default all of them."""
         record = self.manifest.state.columns[column]
         assert record.lengths is not None, column
-        return places_of(self.lengths(record.lengths)[first : first + rows], record.stride)
+        return places_of(self.lengths(record.lengths)[first : first + (rows or self.rows)], record.stride)
 
     @property
     def input_names(self) -> str:

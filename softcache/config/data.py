@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from softcache.cache.agreement.data import check_dataset, check_together
@@ -19,7 +18,7 @@ from softcache.cache.agreement.labels import agreed_labels
 from softcache.cache.agreement.samples import check_pixels, close_rows
 from softcache.cache.manifest import Manifest, find_caches
 from softcache.cache.reader import Cache
-from softcache.cache.schema import LOGITS, hint_column
+from softcache.cache.schema import LOGITS, hint_column, is_hint, layer_of
 from softcache.config.dump import default_views
 from softcache.config.folders import pick_cache
 from softcache.config.given import recorded_dataset, recorded_recipe, remember_cache
@@ -27,11 +26,14 @@ from softcache.config.parsed import Parsed
 from softcache.config.teachers import default_data, find_teacher
 from softcache.config.train import TrainConfig
 from softcache.device import DTYPES
+from softcache.dumping.forward import Forward
+from softcache.dumping.shapes import Shapes, SignalShape
+from softcache.dumping.signals import Signal
 from softcache.errors import CacheError, UsageError
 from softcache.losses.hints._shapes import Shape
 from softcache.models._arithmetic import Arithmetic
-from softcache.models._hooks import Taps
 from softcache.models._network import Network
+from softcache.ragged import Int64, places_of
 from softcache.stream.batches import TargetSource
 from softcache.stream.both import BothTargets
 from softcache.stream.mean import MeanTargets
@@ -65,6 +67,7 @@ class TrainingData:
     lent: list[Cache] = field(default_factory=list)
     averaged: tuple[int, ...] = ()
     close: dict[Path, CloseRows] | None = None
+    _shapes: dict[str, SignalShape] = field(default_factory=dict)
 
     @property
     def recorded_views(self) -> list[int] | None:
@@ -102,20 +105,40 @@ class TrainingData:
         return self.viewed.samples.label_kind if output == LOGITS else None
 
     def output_shape(self, output: str) -> Shape:
-        """That of one key's output of the teacher."""
-        for cache in self.outputs.get(output, ()):
-            return cache.layout(output).shape
-        assert self.live is not None
-        with torch.inference_mode():
-            return tuple(self.live.eval().outputs(self.viewed.clean(np.arange(1)), [output])[output].shape[1:])
+        """That of one key's output of the teacher; of one place where rows have lengths of their own."""
+        return self._shape(output).tail
 
     def hint_shapes(self, layers: Sequence[str]) -> list[Shape]:
-        """Shapes of the teacher's activations, without the batch."""
-        if self.live is None:
-            return [self.hints[layer].layout(hint_column(layer)).shape for layer in layers]
-        with torch.inference_mode(), Taps(self.live.model, layers) as taps:
-            self.live.eval()(self.viewed.clean(np.arange(1)))
-            return [tuple(taps[layer].shape[1:]) for layer in layers]
+        """Shapes of the teacher's activations, without the batch; of one place where rows have lengths of their own."""
+        return [self._shape(hint_column(layer)).tail for layer in layers]
+
+    def ragged(self, column: str) -> bool:
+        """Whether an output or hint of the teacher has rows that have lengths of their own."""
+        return self._shape(column).lengths is not None
+
+    def places(self, columns: Sequence[str]) -> dict[str, Int64]:
+        """(N,) how many places each row has, of those of these columns whose rows have lengths of their own."""
+        found = {}
+        for column in columns:
+            shape = self._shape(column)
+            if shape.lengths is not None:
+                found[column] = places_of(self.viewed.lengths()[shape.lengths], shape.stride)
+        return found
+
+    def _shape(self, column: str) -> SignalShape:
+        """As a cache has it or, of a live teacher, as a dump would find it."""
+        if column not in self._shapes:
+            self._shapes[column] = self._find_shape(column)
+        return self._shapes[column]
+
+    def _find_shape(self, column: str) -> SignalShape:
+        if self.live is not None:
+            live = self.live.eval()
+            forward = Forward(live, [column], torch.device("cpu"))
+            return Shapes(forward, self.viewed, [Signal(column, "values")]).find(Signal(column, "values"))
+        cache = self.hints[layer_of(column)] if is_hint(column) else self.outputs[column][0]
+        layout = cache.layout(column)
+        return SignalShape([*([None] if layout.ragged else []), *layout.shape], layout.lengths, layout.stride)
 
     def columns(self) -> list[tuple[Cache, str]]:
         """What is read batch by batch; nothing where targets come live or don't go with a view."""
@@ -151,7 +174,8 @@ class TrainingData:
             return None
         if self.live is not None:
             assert arithmetic is not None
-            return LiveTargets(arithmetic.apply(self.live), outputs, layers, device, arithmetic.amp)
+            places = self.places([*outputs, *map(hint_column, layers)])
+            return LiveTargets(arithmetic.apply(self.live), outputs, layers, device, arithmetic.amp, places=places)
         columns = {layer: self.hints[layer] for layer in layers}
         caches = {name: self.outputs[name] for name in outputs}
         means = MeanTargets(caches, self.averaged, device) if self.averaged else None
@@ -333,21 +357,16 @@ def _check_outputs(outputs: Mapping[str, Sequence[Cache]]) -> None:
         first = caches[0].layout(name)
         for cache in caches:
             found = cache.layout(name)
-            _refuse_ragged(cache, name)
             if (found.kind, found.shape) != (first.kind, first.shape):
                 raise CacheError(
                     f"{caches[0].folder} has {name} of kind {first.kind} and shape {first.shape}, {cache.folder} of "
                     f"kind {found.kind} and shape {found.shape}: they can't be combined"
                 )
-
-
-def _refuse_ragged(cache: Cache, column: str) -> None:
-    """Errors: ``CacheError`` for a column in which rows have lengths of their own, which losses don't take."""
-    if cache.layout(column).ragged:
-        raise CacheError(
-            f"{cache.folder} has {column} of rows that have lengths of their own, which softcache train doesn't learn "
-            "from: read it in a loop of your own, with softcache.Keys"
-        )
+            if (found.lengths, found.stride) != (first.lengths, first.stride):
+                raise CacheError(
+                    f"{caches[0].folder} and {cache.folder} have other places of {name} in a row: they can't be "
+                    "combined"
+                )
 
 
 def _refuse_twice(caches: Sequence[Cache]) -> None:
@@ -365,7 +384,6 @@ def find_hints(layers: Sequence[str], caches: Sequence[Cache]) -> dict[str, Cach
         having = [cache for cache in caches if hint_column(layer) in cache.manifest.columns]
         if not having:
             raise CacheError(_lacking(layer, caches))
-        _refuse_ragged(having[0], hint_column(layer))
         found[layer] = having[0]
     return found
 

@@ -26,6 +26,11 @@ class SignalShape:
     lengths: str | None = None
     stride: int = 1
 
+    @property
+    def tail(self) -> tuple[int, ...]:
+        """The axes whose sizes are the same for all keys."""
+        return tuple(size for size in self.shape if size is not None)
+
 
 class Shapes:
     """Shapes of signals, found by running the teacher on single rows: on the shortest and the longest of each input

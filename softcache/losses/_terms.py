@@ -18,6 +18,7 @@ from softcache.losses._contract import Kind, Need
 from softcache.losses._loss import Loss, loss_type
 from softcache.losses._schedule import Schedule
 from softcache.losses._standardize import standardize
+from softcache.ragged import Int64, row_means
 
 SHARED = ("of", "weight", "T", "standardize")
 STANDARDIZED_T = 2.0  # arXiv 2403.01427: after standardizing, the logits' scale is 1
@@ -40,16 +41,30 @@ class Term:
     of: str = "logits"
 
     def __call__(
-        self, student: torch.Tensor, teacher: torch.Tensor, T: float, labels: torch.Tensor | None = None
+        self,
+        student: torch.Tensor,
+        teacher: torch.Tensor,
+        T: float,
+        labels: torch.Tensor | None = None,
+        offset: Int64 | None = None,
     ) -> torch.Tensor:
         """Outputs (B, …, C) of student and teacher, labels (B,) int64 with -1 for none → a scalar, not weighted.
 
-        Positions, the axes between, count as samples; a loss that needs vectors gets the mean over them. ``teacher``
-        gets no gradient. Errors: ``UsageError`` where labels are needed and none are given.
+        Positions, the axes between, count as samples; a loss that needs vectors gets the mean over them. ``offset``:
+        where rows have lengths of their own (B + 1,), where each begins in outputs (P, …, C) whose places lie end to
+        end: these count as samples too, and the mean is over those of a row; rows that have none are left out, and
+        where no row has any, the loss is 0 with a graph. ``teacher`` gets no gradient.
+
+        Errors: ``UsageError`` where labels are needed and none are given.
         """
         if "labels" in self.needs and labels is None:
             raise UsageError(f"loss {self.name!r} needs labels: choose one that needs none, such as kl")
-        flat = _mean_over_positions if "vectors" in self.needs else _positions_as_samples
+        if offset is not None and not int(offset[-1]):
+            return student.sum() * 0
+        vectors = "vectors" in self.needs
+        if vectors and offset is not None:
+            student, teacher = row_means(student, offset), row_means(teacher, offset)
+        flat = _mean_over_positions if vectors else _positions_as_samples
         student, teacher = flat(student), flat(teacher.detach())
         if self.standardize:
             student, teacher = standardize(student), standardize(teacher)
@@ -160,8 +175,19 @@ def refuse_kind(term: Term, kind: str, owner: str) -> None:
     )
 
 
+def refuse_labels_of_places(term: Term, shape: Sequence[int], *, ragged: bool) -> None:
+    """Errors: ``UsageError`` for a loss that needs one label a sample, of an output that has several vectors for each.
+    ``shape``: of one sample's output or, where rows have lengths of their own (``ragged``), of one place's."""
+    if "labels" in term.needs and (ragged or len(shape) > 1):
+        raise UsageError(
+            f"loss {str(term)!r} needs a label for each vector of {term.of!r}, of which a row has several, and labels "
+            "are of rows: choose one that needs none, such as kl"
+        )
+
+
 def refuse_shapes(term: Term, student: Sequence[int], teacher: Sequence[int]) -> None:
-    """Errors: ``UsageError`` for shapes of one sample's output, of student and teacher, that a loss can't compare."""
+    """Errors: ``UsageError`` for shapes of one sample's output or one place's, of student and teacher, that a loss
+    can't compare."""
     student, teacher = tuple(student), tuple(teacher)
     if "vectors" in term.needs:
         return

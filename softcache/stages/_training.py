@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from softcache.cache.schema import LOGITS
+from softcache.cache.schema import LOGITS, hint_column
 from softcache.config.data import TrainingData, open_data
 from softcache.config.fit import Fitting
 from softcache.config.parsed import Parsed
@@ -20,15 +20,16 @@ from softcache.config.record import Record
 from softcache.config.teachers import open_teacher
 from softcache.config.train import TrainConfig
 from softcache.datasets._labels import label_width, labelled
-from softcache.datasets._samples import Samples
 from softcache.device import pick_device
 from softcache.dumping.identity import default_batch
 from softcache.errors import UsageError
 from softcache.fields import Inputs
-from softcache.losses._terms import refuse_few_classes, refuse_kind, refuse_shapes
+from softcache.losses._schedule import Schedule
+from softcache.losses._terms import refuse_few_classes, refuse_kind, refuse_labels_of_places, refuse_shapes
 from softcache.models._arithmetic import Arithmetic, pick_arithmetic
 from softcache.models._network import Network
 from softcache.models._open import open_network
+from softcache.ragged import own_places
 from softcache.stream.batches import Stream
 from softcache.stream.inputs import InputSource, ResidentInputs, pick_inputs
 from softcache.stream.memory import available_memory
@@ -79,9 +80,11 @@ def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[
     device = pick_device(options.device)
     data = open_data(parsed, record.view_numbers if record is not None else None)
     parsed = parsed.for_data(data.kind_of(LOGITS) or "classes", data.classes())
+    if LOGITS in parsed.outputs and data.ragged(LOGITS):
+        parsed = _without_labels(parsed, data, options.beta)
     options, samples = parsed.options, data.viewed.samples
     _refuse_kinds(parsed, data)
-    logits = _reads_logits(parsed, samples)
+    logits = _reads_logits(parsed, data)
     classes = data.classes() if logits else (data.output_shape(parsed.outputs[0]) or (1,))[-1]
     if data.views is not None and options.views_per_image > len(data.views):
         raise UsageError(f"--views-per-image {options.views_per_image}: there are {len(data.views)} recorded views")
@@ -122,7 +125,8 @@ def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[
         frozen=options.freeze,
         begun=begun,
     )
-    hint_losses, sample = None, data.viewed.clean(np.arange(2) % len(data.viewed))
+    sampled = np.arange(2) % len(data.viewed)
+    hint_losses, sample = None, data.viewed.clean(sampled)
     if parsed.hints:
         hint_losses = build_hint_losses(
             network,
@@ -134,8 +138,10 @@ def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[
             classes=classes,
             seed=options.seed,
             teacher=teacher,
+            places=data.places([hint_column(layer) for layer in parsed.teacher_layers]),
+            sampled=sampled.tolist(),
         )
-    _refuse_other_shapes(parsed, data, network, sample, logits=logits)
+    _refuse_other_shapes(parsed, data, network, sample, sampled, logits=logits)
     keep_frozen_still(network)
     live = _live_arithmetic(data, options, device, record)
     pretrained = options.weights is not None or parsed.copied is not None
@@ -158,11 +164,14 @@ def _refuse_kinds(parsed: Parsed, data: TrainingData) -> None:
         if kind is not None:
             owner = str(data.outputs[term.of][0].folder) if term.of in data.outputs else "the live teacher"
             refuse_kind(term, kind, owner)
+        refuse_labels_of_places(term, data.output_shape(term.of), ragged=data.ragged(term.of))
     has_labels = bool(labelled(samples.labels).any())
     needing = [(term.name, term.needs) for term in parsed.losses] + [(term.name, term.needs) for term in parsed.hints]
     for name, needs in needing:
         if needs & {"labels", "row labels"} and samples.label_kind != "classes" and has_labels:
             raise UsageError(f"loss {name!r} needs one class a row, and the labels are of kind {samples.label_kind}")
+    if LOGITS in parsed.outputs and data.ragged(LOGITS):
+        return  # of places, with which labels of rows aren't compared
     kind = data.kind_of(LOGITS) if LOGITS in parsed.outputs else None
     if has_labels and kind not in (None, samples.label_kind):
         raise UsageError(
@@ -180,23 +189,44 @@ def _refuse_kinds(parsed: Parsed, data: TrainingData) -> None:
         )
 
 
-def _reads_logits(parsed: Parsed, samples: Samples) -> bool:
-    """Whether the student's logits are learnt, from labels or from a teacher, and not other outputs alone."""
+def _without_labels(parsed: Parsed, data: TrainingData, beta: float | str | None) -> Parsed:
+    """Of a training on logits of which each row has several, so that labels, which are of rows, can't be learnt.
+
+    Errors: ``UsageError`` where they are asked for. ``beta``: as it was given.
+    """
+    if labelled(data.viewed.samples.labels).any():
+        if beta is not None and Schedule.parse(str(beta)).bounds()[1]:
+            raise UsageError(
+                f"--beta {beta}: labels are of rows, and the teacher's logits of the places of a row: leave --beta out"
+            )
+        log.info("labels are not learnt: they are of rows, and the teacher's logits of the places of a row")
+    return dataclasses.replace(parsed, beta=Schedule.constant(0), options=dataclasses.replace(parsed.options, beta="0"))
+
+
+def _reads_logits(parsed: Parsed, data: TrainingData) -> bool:
+    """Whether the student's logits are compared with labels: where they are learnt, from labels or from a teacher, and
+    are one vector a row."""
+    if LOGITS in parsed.outputs and data.ragged(LOGITS):
+        return False
     if not parsed.outputs or LOGITS in parsed.outputs:
         return True
     beta = parsed.beta.bounds()[1] if parsed.beta is not None else 1 - parsed.alpha.bounds()[0]
-    return beta > 0 and bool(labelled(samples.labels).any())
+    return beta > 0 and bool(labelled(data.viewed.samples.labels).any())
 
 
 @torch.no_grad()
-def _refuse_other_shapes(parsed: Parsed, data: TrainingData, network: Network, inputs: Inputs, *, logits: bool) -> None:
+def _refuse_other_shapes(
+    parsed: Parsed, data: TrainingData, network: Network, inputs: Inputs, rows: np.ndarray, *, logits: bool
+) -> None:
     """Errors: ``UsageError`` with both shapes where an output of the student can't be compared with the teacher's.
-    ``logits``: whether the student's are learnt, so that it is judged by labels."""
-    if not set(parsed.outputs) - {LOGITS}:
+    ``inputs``: of ``rows``. ``logits``: whether the student's are learnt, so that it is judged by labels."""
+    if logits and not set(parsed.outputs) - {LOGITS}:
         return  # logits are compared with the number of classes when they are made
     was_training = network.training
     found = network.eval().outputs(inputs, parsed.outputs)
     network.train(was_training)
+    for name, places in data.places(parsed.outputs).items():
+        found[name] = own_places(found[name], places[rows], f"the student's output {name!r}")
     for term in parsed.losses:
         refuse_shapes(term, found[term.of].shape[1:], data.output_shape(term.of))
     leading = parsed.outputs[0]
@@ -270,8 +300,16 @@ def training_stages(prepared: Prepared) -> list[Stage]:
             hold_all=options.resident == "device",
             windows=windows,
         )
+        columns = [*outputs, *(map(hint_column, parsed.teacher_layers) if hints else ())]
         return Stream(
-            data.viewed, inputs, plan, prepared.device, visible=rows.visible, teacher=targets, close=data.close
+            data.viewed,
+            inputs,
+            plan,
+            prepared.device,
+            visible=rows.visible,
+            teacher=targets,
+            close=data.close,
+            places=data.places(columns),
         )
 
     joint = bool(parsed.hints) and not options.hint_epochs

@@ -14,8 +14,9 @@ from softcache.cache.agreement.digests import CloseRows, PixelCheck
 from softcache.cache.reader import Cache
 from softcache.datasets._labels import label_kind
 from softcache.fields import Inputs
+from softcache.ragged import Int64, Offsets, offsets_of
 from softcache.stream.inputs import InputSource
-from softcache.stream.parts import Part, Parts
+from softcache.stream.parts import Part, Parts, key_rows
 from softcache.stream.plan import Plan
 from softcache.stream.targets import Targets, joined
 from softcache.views._open import Viewed
@@ -40,8 +41,8 @@ class TargetSource(Protocol):
         """Prepares for an epoch of these batches."""
         ...
 
-    def targets(self, part: Part, on_device: torch.Tensor, inputs: Inputs) -> Targets:
-        """Those of a part of n keys. ``on_device`` (n,) int64: their rows; ``inputs``: theirs, on the device."""
+    def targets(self, part: Part, rows: torch.Tensor, inputs: Inputs) -> Targets:
+        """Those of a part of n keys. ``rows`` (n,) int64: theirs; ``inputs``: theirs; both on the device."""
         ...
 
 
@@ -52,7 +53,8 @@ class Batch:
     ``inputs``: pixels (B, H, W, C) uint8, or other named tensors. ``visible``: the rows' labels, (B,) int64 of classes;
     else (B, K) uint8 or (B,) or (B, K) float32, with 255 or NaN for none. ``mixed``: of samples that are mixed with a
     partner, the partners' labels and the weight of the own label (B,) float32. ``labels``: for losses that take one
-    label a sample; of a mixed sample the label with the larger weight.
+    label a sample; of a mixed sample the label with the larger weight. ``offsets``: of targets whose rows
+    have lengths of their own, by the name of their column, where each row's begin.
     """
 
     rows: torch.Tensor
@@ -61,6 +63,7 @@ class Batch:
     visible: torch.Tensor
     mixed: tuple[torch.Tensor, torch.Tensor] | None
     targets: Targets
+    offsets: Offsets
 
 
 class Stream:
@@ -76,8 +79,10 @@ class Stream:
         visible: np.ndarray,
         teacher: TargetSource | None,
         close: Mapping[Path, CloseRows] | None = None,
+        places: Mapping[str, Int64] | None = None,
     ):
-        """``close``: by a cache's folder, whose inputs may differ from what its teacher saw; None where none may."""
+        """``close``: by a cache's folder, whose inputs may differ from what its teacher saw; None where none may.
+        ``places``: of targets whose rows have lengths of their own, column → (N,) how many places each row has."""
         self.plan = plan
         self.name = inputs.name
         self.targets = teacher.name if teacher is not None else "from labels"
@@ -86,6 +91,7 @@ class Stream:
         self.device = device
         self._teacher = teacher
         self._close = close
+        self._places = places or {}
         self._visible = trained_labels(visible).to(device)
         self._at_once = device.type == "cpu"
 
@@ -115,7 +121,8 @@ class Stream:
             targets = self._targets(parts, on_device, inputs, check)
             visible, mixed = self._visible.index_select(0, on_device), self._mixed(parts)
             labels = visible if mixed is None else _larger_share(visible, *mixed)
-            yield Batch(on_device, inputs, labels, visible, mixed, targets)
+            offsets = {name: offsets_of(places.take(key_rows(parts))) for name, places in self._places.items()}
+            yield Batch(on_device, inputs, labels, visible, mixed, targets, offsets)
         check.finish()
 
     def _targets(self, parts: Parts, on_device: torch.Tensor, inputs: Inputs, check: PixelCheck) -> Targets:

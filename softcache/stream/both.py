@@ -30,6 +30,6 @@ class BothTargets:
         """Prepares the recorded views of an epoch; means are the same in all epochs."""
         self._recorded.begin([[part for part in parts if not part.fresh] for parts in batches])
 
-    def targets(self, part: Part, on_device: torch.Tensor, inputs: Inputs) -> Targets:
-        """``on_device`` (n,) int64: the rows of the part's keys; ``inputs`` are not used."""
-        return (self._means if part.fresh else self._recorded).targets(part, on_device, inputs)
+    def targets(self, part: Part, rows: torch.Tensor, inputs: Inputs) -> Targets:
+        """``rows`` (n,) int64 on the device: those of the part's keys; ``inputs`` are not used."""
+        return (self._means if part.fresh else self._recorded).targets(part, rows, inputs)

@@ -10,6 +10,7 @@ import torch
 
 from softcache.cache.reader import Cache, ColumnReader
 from softcache.fields import Inputs
+from softcache.ragged import on_device
 from softcache.stream.memory import memory_budget
 from softcache.stream.parts import Part, Parts
 from softcache.stream.targets import Targets
@@ -20,9 +21,10 @@ CHUNK_BYTES = 64 * 2**20
 class MeanTargets:
     """Gives a row the same target whatever its inputs are. It has no digests: the inputs are meant to be others.
 
-    Where the means of all rows, (N, …) float32 for each output and cache, fit ``budget`` bytes, they are computed once
-    and held on the device. Otherwise nothing is held, and a batch's means are computed from the caches whenever it
-    comes. Both give the same numbers. ``budget``: by default a quarter of the memory that is available on the device.
+    Where the means of all rows, (N, …) float32 for each output and cache, or (P, …) of all their places, fit ``budget``
+    bytes, they are computed once and held on the device. Otherwise nothing is held, and a batch's means are computed
+    from the caches whenever it comes. Both give the same numbers. ``budget``: by default a quarter of the memory that
+    is available on the device.
     """
 
     def __init__(
@@ -46,39 +48,53 @@ class MeanTargets:
     def begin(self, batches: Sequence[Parts]) -> None:
         """Prepares nothing, because the means are over the same recorded views in every epoch."""
 
-    def targets(self, part: Part, on_device: torch.Tensor, inputs: Inputs) -> Targets:
-        """``on_device`` (B,) int64: the rows of the part's keys; ``inputs`` are not used."""
-        if self._held is not None:
-            held = self._held.items()
-            return Targets({name: [mean.index_select(0, on_device) for mean in means] for name, means in held})
-        rows = part.key_rows
-        return Targets(self._each(lambda reader: mean_of_rows(reader, self._views, rows).to(self._device)))
+    def targets(self, part: Part, rows: torch.Tensor, inputs: Inputs) -> Targets:
+        """``rows`` (B,) int64 on the device: those of the part's keys; ``inputs`` are not used."""
+        if self._held is None:
+            numbers = part.key_rows
+            return Targets(self._each(lambda reader: mean_of_rows(reader, self._views, numbers).to(self._device)))
+        found = {}
+        for name, means in self._held.items():
+            ragged = self._readers[name][0].ragged  # as long in all caches
+            index = rows if ragged is None else on_device(ragged.index(part.key_rows), self._device)
+            found[name] = [mean.index_select(0, index) for mean in means]
+        return Targets(found)
 
     def _each(self, make: Callable[[ColumnReader], torch.Tensor]) -> dict[str, list[torch.Tensor]]:
         return {name: [make(reader) for reader in readers] for name, readers in self._readers.items()}
 
 
+def _count(reader: ColumnReader) -> int:
+    """How many rows or, of a ragged column, places there are in a view."""
+    return reader.cache.rows if reader.ragged is None else int(reader.ragged.offset[-1])
+
+
 def mean_bytes(reader: ColumnReader) -> int:
     """Bytes of the means of all rows of a column."""
-    return reader.cache.rows * math.prod(reader.layout.shape) * 4
+    return _count(reader) * math.prod(reader.layout.shape) * 4
 
 
 def mean_values(reader: ColumnReader, views: Sequence[int], device: torch.device) -> torch.Tensor:
-    """(N, …) float32 on ``device``: each row's values averaged over ``views``, at most ``CHUNK_BYTES`` at a time."""
+    """(N, …) float32 on ``device``: each row's values averaged over ``views``, some ``CHUNK_BYTES`` at a time; of a
+    ragged column (P, …), those of each place."""
     count, shape = reader.cache.rows, reader.layout.shape
-    means = torch.empty(count, *shape, device=device)
-    step = max(1, CHUNK_BYTES // (8 * math.prod(shape)))
+    means = torch.empty(_count(reader), *shape, device=device)
+    step = max(1, CHUNK_BYTES * count // max(1, 8 * means.numel()))
+    at = 0
     for first in range(0, count, step):
-        rows = np.arange(first, min(first + step, count))
-        means[first : first + len(rows)] = mean_of_rows(reader, views, rows).to(device)
+        mean = mean_of_rows(reader, views, np.arange(first, min(first + step, count)))
+        means[at : at + len(mean)] = mean.to(device)
+        at += len(mean)
     for view in views:
         reader.release(view)
     return means
 
 
 def mean_of_rows(reader: ColumnReader, views: Sequence[int], rows: np.ndarray) -> torch.Tensor:
-    """(B, …) float32 in the host's memory: the rows' values averaged over ``views``, summed in float64."""
-    total = torch.zeros(len(rows), *reader.layout.shape, dtype=torch.float64)
+    """(B, …) float32 in the host's memory, of a ragged column (P, …): the rows' values averaged over ``views``, summed
+    in float64."""
+    count = len(rows) if reader.ragged is None else int(reader.ragged.places(rows).sum())
+    total = torch.zeros(count, *reader.layout.shape, dtype=torch.float64)
     for view in views:
         total += reader.decode(reader.gather(view, rows))
     return (total / len(views)).float()

@@ -1,4 +1,4 @@
-"""How much memory this process may still take, on the host and on a device."""
+"""How much memory this process may still take, on the host and on a device, and how much of it a column takes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import torch
+
+from softcache.cache.reader import Cache
 
 _UNKNOWN = 2 * 2**30  # assumed where a system has neither /proc/meminfo nor sysconf
 
@@ -23,6 +25,12 @@ def available_memory(device: torch.device | None = None) -> int:
         # torch reserves memory that it doesn't use; it can use that too
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return min(_host(), _group())
+
+
+def view_bytes(cache: Cache, column: str) -> int:
+    """Bytes of a column in one view."""
+    layout = cache.layout(column)
+    return layout.nbytes(cache.rows, int(cache.places(column).sum()) if layout.ragged else 0)
 
 
 def _host() -> int:

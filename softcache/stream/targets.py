@@ -16,12 +16,15 @@ import numpy as np
 import torch
 
 from softcache.cache.blocks import BlockReader
+from softcache.cache.column import DIGEST, OFFSET
 from softcache.cache.reader import Cache, ColumnReader
 from softcache.cache.schema import LOGITS, hint_column
 from softcache.device import autocast
 from softcache.fields import Inputs
 from softcache.models._hooks import Taps
 from softcache.models._network import Network
+from softcache.ragged import Int64, on_device, own_places
+from softcache.stream.memory import view_bytes
 from softcache.stream.parts import Part, Parts
 from softcache.stream.transfer import PinnedBuffers, host_tensor, unsigned
 from softcache.stream.windows import Windows
@@ -30,7 +33,7 @@ from softcache.stream.windows import Windows
 @dataclass
 class Targets:
     """``outputs``: by name, one (B, …) float32 a teacher. ``hints``: layer → (B, ...). ``digests``: one (B,) int64 a
-    column."""
+    column. Where rows have lengths of their own, outputs and hints are (P, …), the places of all rows end to end."""
 
     outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     hints: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -86,7 +89,7 @@ class CachedTargets:
         """Bytes that ``hold`` takes for each view that is kept."""
         columns = [(cache, name) for name, caches in outputs.items() for cache in caches]
         columns += [(cache, hint_column(layer)) for layer, cache in hints.items()]
-        return sum(cache.layout(column).row_bytes * cache.rows for cache, column in columns)
+        return sum(view_bytes(cache, column) for cache, column in columns)
 
     def begin(self, batches: Sequence[Parts]) -> None:
         """Prepares the arrays of an epoch's views and drops those of others where memory is short. ``batches``: those
@@ -125,10 +128,10 @@ class CachedTargets:
         for reader in self._readers():
             reader.release(view)
 
-    def targets(self, part: Part, on_device: torch.Tensor, inputs: Inputs) -> Targets:
-        """``on_device`` (B,) int64: the rows of the part's keys; ``inputs`` are not used."""
+    def targets(self, part: Part, rows: torch.Tensor, inputs: Inputs) -> Targets:
+        """``rows`` (B,) int64 on the device: those of the part's keys; ``inputs`` are not used."""
         if self._hold:
-            found = self._select(part.views, on_device)
+            found = [self._select(number, part, rows) for number in range(len(self._readers()))]
         else:
             found = [self._gather(number, part) for number in range(len(self._readers()))]
         targets = Targets()
@@ -141,20 +144,41 @@ class CachedTargets:
     def _readers(self) -> list[ColumnReader]:
         return [*itertools.chain(*self._outputs.values()), *self._hints.values()]
 
-    def _select(self, views: Sequence[int], on_device: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-        """A part of each column, from what lies on the device."""
-        rows = on_device.chunk(len(views)) if len(views) > 1 else (on_device,)
-        found: list[dict[str, torch.Tensor]] = []
-        for number in range(len(self._readers())):
-            held = [self._held[view][number] for view in views]
-            selected = {name: [h[name].index_select(0, r) for h, r in zip(held, rows, strict=True)] for name in held[0]}
-            found.append({name: s[0] if len(s) == 1 else torch.cat(s) for name, s in selected.items()})
+    def _select(self, number: int, part: Part, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A part of one column, from what lies on the device."""
+        reader, held = self._readers()[number], [self._held[view][number] for view in part.views]
+        of_views = rows.chunk(len(held)) if len(held) > 1 else (rows,)
+        index = of_views
+        if reader.ragged is not None:  # the same places in every view
+            index = (on_device(reader.ragged.index(part.rows), self._device),) * len(held)
+        found = {}
+        for name in held[0]:
+            where = of_views if name == DIGEST else index
+            selected = [h[name].index_select(0, at) for h, at in zip(held, where, strict=True)]
+            found[name] = selected[0] if len(selected) == 1 else torch.cat(selected)
         return found
+
+    def _gather_ragged(self, number: int, part: Part) -> dict[str, torch.Tensor]:
+        """As ``_gather``, of a column in which rows have lengths of their own: into memory of their own, as there is
+        no telling how much the next batch takes."""
+        if self._reading:
+            found = [self._reading[view][number].gather(part.rows) for view in part.views]
+        else:
+            found = [self._readers()[number].gather(view, part.rows) for view in part.views]
+        joined = {name: np.concatenate([arrays[name] for arrays in found]) for name in found[0] if name != OFFSET}
+        if self._device.type == "cuda":
+            return {
+                name: host_tensor(array).pin_memory().to(self._device, non_blocking=True)
+                for name, array in joined.items()
+            }
+        return self._ready(joined)
 
     def _gather(self, number: int, part: Part) -> dict[str, torch.Tensor]:
         """A part of one column, on the device. For a GPU rows are gathered into pinned memory; on a CPU each part has
         its own memory, because reusing it was measured to be no faster."""
         reader = self._readers()[number]
+        if reader.ragged is not None:
+            return self._gather_ragged(number, part)
         pinned = self._pinned_buffers[number] if self._pinned_buffers else None
         arrays = pinned.arrays(reader.cache.arrays(reader.name, len(part))) if pinned else reader.empty(len(part))
         images = len(part.rows)
@@ -167,7 +191,7 @@ class CachedTargets:
         return pinned.send(arrays) if pinned else self._ready(arrays)
 
     def _ready(self, arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-        return {name: host_tensor(array).to(self._device) for name, array in arrays.items()}
+        return {name: host_tensor(array).to(self._device) for name, array in arrays.items() if name != OFFSET}
 
 
 class LiveTargets:
@@ -181,7 +205,10 @@ class LiveTargets:
         hints: Sequence[str],
         device: torch.device,
         amp: str = "off",
+        *,
+        places: Mapping[str, Int64] | None = None,
     ):
+        """``places``: column → (N,), how many places each row has where rows have lengths of their own."""
         self.name = "from the live teacher"
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
@@ -189,6 +216,7 @@ class LiveTargets:
         self._outputs, self._hints = list(outputs), list(hints)
         self._device = device
         self._amp = amp
+        self._places = places or {}
         self.compared: Sequence[Cache] = ()  # it sees the very inputs
 
     @property
@@ -203,17 +231,23 @@ class LiveTargets:
     def begin(self, batches: Sequence[Parts]) -> None:
         """Prepares nothing: the teacher answers for any inputs."""
 
-    def targets(self, part: Part, on_device: torch.Tensor, inputs: Inputs) -> Targets:
+    def targets(self, part: Part, rows: torch.Tensor, inputs: Inputs) -> Targets:
         """Runs the teacher on ``inputs``."""
         with self._timed(), ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(autocast(self._device, self._amp))
             taps = stack.enter_context(Taps(self._network.model, self._hints)) if self._hints else {}
             outputs = self._network.outputs(inputs, self._outputs or [LOGITS])
-            hints = {layer: taps[layer].float() for layer in self._hints}
+            said = {name: outputs[name] for name in self._outputs}
+            said |= {hint_column(layer): taps[layer] for layer in self._hints}
+            for column in self._places.keys() & said.keys():
+                counts = self._places[column].take(part.key_rows)
+                said[column] = own_places(said[column], counts, f"the live teacher's {column}")
         # Tensors made in inference mode can't be saved for a backward pass; a copy can.
-        kept = {name: [outputs[name].float().clone()] for name in self._outputs}
-        return Targets(kept, {layer: value.clone() for layer, value in hints.items()})
+        kept = {column: values.float().clone() for column, values in said.items()}
+        return Targets(
+            {name: [kept[name]] for name in self._outputs}, {layer: kept[hint_column(layer)] for layer in self._hints}
+        )
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import numpy as np
 from softcache.cache.reader import Cache
 from softcache.console import size
 from softcache.errors import UsageError
+from softcache.stream.memory import view_bytes
 
 SHUFFLES = ("auto", "full", "block")
 BLOCK_BYTES = 2**20  # read in one piece: long enough for a disk to be fast at it
@@ -47,8 +48,9 @@ def pick_windows(
     """
     if shuffle not in SHUFFLES:
         raise UsageError(f"--shuffle {shuffle!r} is unknown: {', '.join(SHUFFLES)}")
-    row_bytes = sum(cache.layout(column).row_bytes for cache, column in columns) * per_image
-    epoch = row_bytes * (columns[0][0].rows if columns else 0)
+    rows = columns[0][0].rows if columns else 1
+    row_bytes = -(-sum(view_bytes(cache, column) for cache, column in columns) // rows) * per_image
+    epoch = row_bytes * rows
     fits = epoch <= available // 2
     compared = f"an epoch reads {size(epoch)}, {size(available)} of memory are available"
     if not columns or shuffle == "full" or (shuffle == "auto" and fits):

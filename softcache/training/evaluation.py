@@ -14,6 +14,7 @@ from softcache.datasets._labels import Labels, label_kind, labelled
 from softcache.device import autocast
 from softcache.errors import SoftcacheError
 from softcache.models._network import Network
+from softcache.ragged import own_places
 from softcache.stream.inputs import InputSource, ResidentInputs, pick_inputs
 from softcache.stream.parts import in_view
 from softcache.training.scores import (
@@ -119,17 +120,22 @@ def output_evaluator(
     """``network → Regression``: how near an output is to the teachers', on ``rows`` (M,) int64 in a recorded view.
 
     ``readers``: the column of each teacher, of one name; ``shares``: their weights in the mean, none for equal ones.
+    Where rows have lengths of their own, each of their places counts once.
     """
     weights = np.asarray(shares or [1.0] * len(readers)) / (sum(shares) or len(readers))
     kept = [reader.decode(reader.gather(view, rows)) * weight for reader, weight in zip(readers, weights, strict=True)]
-    wanted, name = torch.stack(kept).sum(0).view(len(rows), -1), readers[0].name
+    wanted, name, ragged = torch.stack(kept).sum(0), readers[0].name, readers[0].ragged
     inputs = training
     if not isinstance(training, ResidentInputs):
         inputs = pick_inputs(viewed, device, resident=resident, workers=workers, start=start_method)
 
     def evaluate(network: Network) -> Regression:
-        said = predict(network, inputs, rows, device, amp=amp, output=name, view=view)
-        return regression_scores(torch.cat([values.cpu() for _, values in said]).view(len(rows), -1), wanted)
+        said = []
+        for done, values in predict(network, inputs, rows, device, amp=amp, output=name, view=view):
+            if ragged is not None:
+                values = own_places(values, ragged.places(done), f"the student's output {name!r}")
+            said.append(values.cpu())
+        return regression_scores(torch.cat(said).view(len(wanted), -1), wanted.view(len(wanted), -1))
 
     return evaluate
 

@@ -6,20 +6,25 @@ import contextlib
 import logging
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from softcache import registry
+from softcache.cache.schema import hint_column
 from softcache.console import size
-from softcache.errors import ModelError
+from softcache.errors import ModelError, UsageError
 from softcache.fields import Inputs
+from softcache.losses.hints._hint_loss import hint_loss_type
 from softcache.losses.hints._shapes import Shape
 from softcache.losses.hints._spec import HintModule, HintTerm
 from softcache.models._hooks import Taps, classifier_path, find_module
 from softcache.models._network import Network
 from softcache.models._through import Through
+from softcache.ragged import Int64, Offsets, counts_of, on_device, own_places, row_means
 
 log = logging.getLogger(__name__)
 REGRESSORS_FILE = "regressors.safetensors"
@@ -49,18 +54,30 @@ class HintLosses(nn.Module):
         """The student's layers that are watched."""
         return watched(self.terms)
 
-    def forward(self, taps: Mapping[str, Tensor], hints: Mapping[str, Tensor], rows: Tensor, labels: Tensor) -> Any:
+    def forward(
+        self,
+        taps: Mapping[str, Tensor],
+        hints: Mapping[str, Tensor],
+        rows: Tensor,
+        labels: Tensor,
+        offsets: Offsets = MappingProxyType({}),
+    ) -> Any:
         """The loss of each term, not weighted: a list of scalars.
 
-        ``taps``, ``hints``: activations of the student and of the teacher by layer, batch first. ``rows`` (B,) int64:
-        rows of the dataset. ``labels`` (B,) int64, -1 for a sample without a label that may be used.
+        ``taps``, ``hints``: activations of the student and of the teacher by layer, batch first; those of the teacher
+        whose rows have lengths of their own, which ``offsets`` names by their columns, (P, …) end to end. ``rows`` (B,)
+        int64: rows of the dataset. ``labels`` (B,) int64, -1 for a sample without a label that may be used.
         """
         positions = self.position_of_row.index_select(0, rows)
         values = []
         for term, module in zip(self.terms, self.by_term, strict=True):
             student, teacher = [taps[layer] for layer in term.student], [hints[layer] for layer in term.teacher]
             built = typing.cast(HintModule, module)
-            values.append(term.value(built, student, teacher, positions=positions, labels=labels))
+            offset = offsets.get(hint_column(term.teacher[0]))
+            if offset is None:
+                values.append(term.value(built, student, teacher, positions=positions, labels=labels))
+            else:
+                values.append(_of_lengths(term, built, student, teacher, positions, labels, offset))
         return values
 
     @contextlib.contextmanager
@@ -69,6 +86,29 @@ class HintLosses(nn.Module):
         model, layers = bare(student), self.layers
         with Taps(model, layers) as taps, _events(model, layers, self.events if stop else None):
             yield taps
+
+
+def _of_lengths(
+    term: HintTerm,
+    module: HintModule,
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    positions: Tensor,
+    labels: Tensor,
+    offset: Int64,
+) -> Tensor:
+    """The loss of rows that have lengths of their own: of their places, or of the means over them. ``student``: (B, L,
+    …) a layer; ``teacher``: (P, …). 0 with a graph where no row has a place."""
+    counts = counts_of(offset)
+    ours = [own_places(x, counts, f"the student's layer {y}") for x, y in zip(student, term.student, strict=True)]
+    if not int(offset[-1]):
+        return torch.stack([x.sum() for x in ours]).sum() * 0
+    theirs = list(teacher)
+    if term.loss.of_lengths == "rows":
+        ours, theirs = [[row_means(x, offset) for x in of_layers] for of_layers in (ours, theirs)]
+        there = on_device(np.flatnonzero(counts), positions.device)
+        positions, labels = positions.index_select(0, there), labels.index_select(0, there)
+    return term.value(module, ours, theirs, positions=positions, labels=labels)
 
 
 class Reached(Exception):
@@ -140,11 +180,15 @@ def build_hint_losses(
     classes: int,
     seed: int,
     teacher: Network | None = None,
+    places: Mapping[str, Int64] = MappingProxyType({}),
+    sampled: Sequence[int] = (),
 ) -> HintLosses:
     """Builds the modules of all hint terms; one that replaces the logits (``simkd``) wraps the student's architecture.
 
-    ``inputs``: any, from which the shapes of the student's layers are found.
-    ``teacher_shapes``: returns the shapes of the teacher's layers without the batch. ``rows``: the rows of the dataset
+    ``inputs``: those of some rows (``sampled``), from which the shapes of the student's layers are found.
+    ``teacher_shapes``: returns the shapes of the teacher's layers without the batch. ``places``: of the teacher's
+    layers whose rows have lengths of their own, by the names of their columns, (N,) how many places each row has; their
+    shapes are those of a place. ``rows``: the rows of the dataset
     that are trained on. ``visible`` (N,): labels of all rows of the dataset, -1 for those that may not be used.
     ``teacher``: for terms that need its classifier.
     Errors: ``ModelError`` for a layer that the student doesn't have, ``UsageError`` for shapes that a loss can't use.
@@ -152,12 +196,18 @@ def build_hint_losses(
     shapes, events = probe(network, watched(terms), inputs)
     modules: list[HintModule] = []
     for term in terms:
+        lengths = [places.get(hint_column(layer)) for layer in term.teacher]
+        if any(of_layer is not None for of_layer in lengths):
+            _refuse_lengths(term, lengths, shapes, np.asarray(sampled, np.int64))
         classifier = _classifier(term, teacher) if "teacher classifier" in term.needs else None
         bank = term.loss.bank_bytes(len(rows))
         if bank:
             log.info(f"hint loss {term.name!r} keeps {size(bank)} of memory banks for {len(rows):,} rows")
         module = term.build(
-            [shapes[layer] for layer in term.student],
+            [
+                shapes[layer] if of_layer is None else shapes[layer][1:]
+                for layer, of_layer in zip(term.student, lengths, strict=True)
+            ],
             teacher_shapes(term.teacher),
             row_count=len(rows),
             classes=classes,
@@ -171,6 +221,32 @@ def build_hint_losses(
             network.model = Through(network.model, term.student[0], learning.projector, classifier, size=learning.size)
         modules.append(module)
     return HintLosses(terms, modules, rows, len(visible), events)
+
+
+def _refuse_lengths(
+    term: HintTerm, lengths: Sequence[Int64 | None], shapes: Mapping[str, tuple[int, ...]], sampled: np.ndarray
+) -> None:
+    """Errors: ``UsageError`` where a hint loss can't compare rows that have lengths of their own, and where the student
+    has other places. ``lengths``: (N,) how many places each row has in the teacher's layers; ``shapes``: of the
+    student's layers, of the rows ``sampled``."""
+    if term.loss.of_lengths is None:
+        able = [name for name in registry.names("losses.hints") if hint_loss_type(name).of_lengths is not None]
+        raise UsageError(
+            f"hint loss {str(term)!r} takes no layers whose rows have lengths of their own, such as "
+            f"{term.teacher[0]!r}: those that do are {', '.join(able)}"
+        )
+    first = lengths[0]
+    if first is None or any(of_layer is None or not np.array_equal(of_layer, first) for of_layer in lengths):
+        raise UsageError(
+            f"hint loss {str(term)!r} compares layers that have other places each: write one --hint for each of them"
+        )
+    longest = max(1, int(first[sampled].max()))
+    for layer in term.student:
+        if shapes[layer][:1] != (longest,):
+            raise UsageError(
+                f"hint loss {str(term)!r}: the student's layer {layer!r} gives {shapes[layer]} for a row that has "
+                f"{longest} places in the teacher's layer: name one with as many"
+            )
 
 
 def _classifier(term: HintTerm, teacher: Network | None) -> nn.Linear:

@@ -22,6 +22,7 @@ from softcache.fields import Inputs
 from softcache.models._arithmetic import Arithmetic
 from softcache.models._folder import save_network
 from softcache.models._network import Network
+from softcache.ragged import counts_of, own_places
 from softcache.stream.batches import Stream
 from softcache.stream.transfer import SideStream
 from softcache.training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
@@ -124,7 +125,7 @@ def fit(
             own = optimization if stage is stages[-1] else dataclasses.replace(optimization, milestones=())
             modules = [student] if stage.hint_losses is None else [student, stage.hint_losses]
             optimizer = own.build(modules, device)
-            answer = _answering(student, stage.objective.outputs, compiled)
+            answer = _answering(student, stage.objective, compiled)
             if kept is not None and first < start < first + stage.epochs:
                 optimizer.load_state_dict(kept["optimizer"])
             for epoch in range(max(start, first), first + stage.epochs):
@@ -214,16 +215,28 @@ def _epoch(
                 if stage.hints_alone:
                     run_up_to(student, batch.inputs)
                 else:
-                    outputs = answer(batch.inputs)  # by name, logits (B, C)
+                    outputs = answer(batch.inputs)  # by name, (B, …)
+                    for name in batch.offsets.keys() & outputs.keys():
+                        counts = counts_of(batch.offsets[name])
+                        outputs[name] = own_places(outputs[name], counts, f"the student's output {name!r}")
                 hints = (
-                    hint_losses(taps, batch.targets.hints, batch.rows, batch.labels) if hint_losses is not None else ()
+                    hint_losses(taps, batch.targets.hints, batch.rows, batch.labels, batch.offsets)
+                    if hint_losses is not None
+                    else ()
                 )
             with watch.phase("loss"):
                 if stage.hints_alone:
                     parts = objective.hint_only(hints, local)
                 else:
                     parts = objective(
-                        outputs, batch.targets.outputs, batch.labels, batch.visible, batch.mixed, local, hints
+                        outputs,
+                        batch.targets.outputs,
+                        batch.labels,
+                        batch.visible,
+                        batch.mixed,
+                        local,
+                        hints,
+                        batch.offsets,
                     )
             with watch.phase("backward"):
                 # The last optimizer step of an epoch may have fewer batches.
@@ -261,9 +274,10 @@ def _watching(hint_losses: HintLosses | None, student: Network, *, stop: bool) -
         yield taps
 
 
-def _answering(student: Network, names: Sequence[str], compiled: bool) -> Answer:
-    """The student as a function to its outputs of these names."""
-    if list(names) == [LOGITS]:
+def _answering(student: Network, objective: Objective, compiled: bool) -> Answer:
+    """The student as a function to its outputs that are read."""
+    names = objective.outputs
+    if names == [LOGITS] and objective.labels:
         run: Any = torch.compile(student) if compiled else student
         return lambda pixels: {LOGITS: run(pixels)}
     several: Any = torch.compile(student.outputs) if compiled else student.outputs

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 
@@ -14,6 +15,7 @@ from softcache.losses._ensemble import average_probabilities
 from softcache.losses._schedule import Schedule
 from softcache.losses._terms import Term
 from softcache.losses.hints._spec import HintTerm
+from softcache.ragged import Offsets
 from softcache.training.task_loss import hard_loss
 
 log = logging.getLogger(__name__)
@@ -82,9 +84,11 @@ class Objective:
         teachers: Mapping[str, Sequence[torch.Tensor]],
         labels_b: torch.Tensor,
         epoch: int,
+        offsets: Offsets = MappingProxyType({}),
     ) -> list[torch.Tensor]:
         """The value of each term, not weighted. ``student``: outputs (B, …) by name; ``teachers``: one a teacher of
-        each. ``labels_b``: (B,) int64, -1 for a sample without a label that may be used."""
+        each. ``labels_b``: (B,) int64, -1 for a sample without a label that may be used. ``offsets``: of those whose
+        rows have lengths of their own, where each begins; they are then (P, …) on both sides, the rows' own places."""
         values = []
         combined: dict[str, torch.Tensor] = {}
         for term, T in zip(self.terms, self.temperatures(epoch), strict=True):
@@ -98,7 +102,7 @@ class Objective:
                 if term.of not in combined:
                     combined[term.of] = self._combined(said)
                 teacher = combined[term.of]
-            values.append(term(student[term.of], teacher, T, labels_b))
+            values.append(term(student[term.of], teacher, T, labels_b, offsets.get(term.of)))
         return values
 
     def soft(self, values: Sequence[torch.Tensor], epoch: int) -> torch.Tensor:
@@ -136,16 +140,17 @@ class Objective:
         mixed: tuple[torch.Tensor, torch.Tensor] | None,
         epoch: int,
         hints: Sequence[torch.Tensor] = (),
+        offsets: Offsets = MappingProxyType({}),
     ) -> LossValues:
         """The values of all terms for a batch.
 
-        ``student``, ``teachers``: as in ``soft_values``. ``labels_b`` (B,) int64: labels that the losses on outputs may
-        use, else -1. ``visible``, ``mixed``: labels as ``hard_loss`` takes them. ``hints``: the values of the hint
-        losses.
+        ``student``, ``teachers``, ``offsets``: as in ``soft_values``. ``labels_b`` (B,) int64: labels that the
+        losses on outputs may use, else -1. ``visible``, ``mixed``: labels as ``hard_loss`` takes them. ``hints``: the
+        values of the hint losses.
         """
         alpha, beta = self.weights(epoch)
         zero = next(iter(student.values())).new_zeros((), dtype=torch.float32)
-        softs = self.soft_values(student, teachers, labels_b, epoch)
+        softs = self.soft_values(student, teachers, labels_b, epoch, offsets)
         soft = self.soft(softs, epoch) if softs else zero
         hint = self.hint(hints, epoch) if self.hints else zero
         if not self.labels:

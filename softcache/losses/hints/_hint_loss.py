@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from softcache import registry
 from softcache.losses._contract import Need, check_contract
@@ -23,6 +23,8 @@ class HintLoss(Protocol):
     needs: see ``Need``; empty for a loss that takes activations of any shape and nothing else.
     default_weight: text of a schedule.
     zero_for_perfect: whether the loss is 0 where student and teacher have the same activations.
+    of_lengths: how activations are compared where rows have lengths of their own: ``places``, as if each place of a row
+        were a sample; ``rows``, the mean over each row's places as one vector; None where they can't be.
     several: whether one module compares all layers of a spec: then ``build`` and the module take a list with one entry
         a layer. Otherwise each pair of layers gets a module of its own, and their losses are summed.
     replaces_logits: whether the student answers through the module's ``projector`` and the teacher's classifier, on
@@ -49,6 +51,7 @@ class HintLoss(Protocol):
     needs: ClassVar[frozenset[Need]] = frozenset()
     default_weight: ClassVar[str] = "1"
     zero_for_perfect: ClassVar[bool] = False
+    of_lengths: ClassVar[Literal["places", "rows"] | None] = None
     several: ClassVar[bool] = False
     replaces_logits: ClassVar[bool] = False
     __dataclass_fields__: ClassVar[dict[str, Any]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -32,6 +32,7 @@ class CC(HintLoss):
     example: ClassVar[str] = "--hint cc:teacher=fc:in,student=fc:in --alpha 0 --beta 1"
     needs: ClassVar[frozenset[Need]] = frozenset({"vectors"})
     default_weight: ClassVar[str] = "0.003"
+    of_lengths: ClassVar[Literal["places", "rows"] | None] = "rows"
     zero_for_perfect: ClassVar[bool] = True
 
     gamma: float = 0.4

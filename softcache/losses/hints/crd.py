@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,7 @@ class CRD(HintLoss):
     example: ClassVar[str] = "--hint crd:teacher=fc:in,student=fc:in --alpha 0 --beta 1"
     needs: ClassVar[frozenset[Need]] = frozenset({"vectors", "positions", "row labels"})
     default_weight: ClassVar[str] = "0.8"
+    of_lengths: ClassVar[Literal["places", "rows"] | None] = "rows"
 
     negatives: int = 16384
     temperature: float = 0.07

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ class FitNet(HintLoss):
     source: ClassVar[str] = "FitNets, arXiv 1412.6550"
     example: ClassVar[str] = "--hint fitnet:teacher=layer3,student=layer3 --alpha 0 --beta 1"
     default_weight: ClassVar[str] = "100"
+    of_lengths: ClassVar[Literal["places", "rows"] | None] = "places"
 
     def build(
         self, student_shape: Shape, teacher_shape: Shape, *, row_count: int, classes: int, seed: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -33,6 +33,7 @@ class PKT(HintLoss):
     example: ClassVar[str] = "--hint pkt:teacher=fc:in,student=fc:in --alpha 0 --beta 1"
     needs: ClassVar[frozenset[Need]] = frozenset({"vectors"})
     default_weight: ClassVar[str] = "30000"
+    of_lengths: ClassVar[Literal["places", "rows"] | None] = "rows"
     zero_for_perfect: ClassVar[bool] = True
 
     eps: float = 1e-7

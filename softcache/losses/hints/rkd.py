@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -32,6 +32,7 @@ class RKD(HintLoss):
     formula: ClassVar[str] = "distance smoothL1(d_s, d_t) + angle smoothL1(cos_s, cos_t), pairs and triples"
     source: ClassVar[str] = "RKD, arXiv 1904.05068"
     example: ClassVar[str] = "--hint rkd:teacher=fc:in,student=fc:in --alpha 0 --beta 1"
+    of_lengths: ClassVar[Literal["places", "rows"] | None] = "rows"
     needs: ClassVar[frozenset[Need]] = frozenset({"vectors"})
     zero_for_perfect: ClassVar[bool] = True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -30,6 +30,7 @@ class SP(HintLoss):
     source: ClassVar[str] = "Similarity preserving, arXiv 1907.09682"
     example: ClassVar[str] = "--hint sp:teacher=layer3,student=layer3 --alpha 0 --beta 1"
     default_weight: ClassVar[str] = "3000"
+    of_lengths: ClassVar[Literal["places", "rows"] | None] = "rows"
     zero_for_perfect: ClassVar[bool] = True
 
     def build(

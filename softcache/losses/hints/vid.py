@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,7 @@ class VID(HintLoss):
     formula: ClassVar[str] = "½ mean [(μ(f_s) - f_t)²/σ² + log σ²], μ and σ trained"
     source: ClassVar[str] = "VID, arXiv 1904.05835"
     example: ClassVar[str] = "--hint vid:teacher=layer3,student=layer3 --alpha 0 --beta 1"
+    of_lengths: ClassVar[Literal["places", "rows"] | None] = "places"
     needs: ClassVar[frozenset[Need]] = frozenset({"maps"})
 
     initial: float = 5.0
