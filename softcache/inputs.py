@@ -4,8 +4,10 @@ them."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from softcache.errors import UsageError
 
 PIXELS = "pixels"  # of pictures: uint8 (H, W, C)
 # Dtype → bytes of one number. torch has these in full; it knows uint16 and uint32 only in part.
@@ -61,6 +63,20 @@ def mask_names(ragged: Sequence[str]) -> dict[str, str]:
     first = TOKENS if TOKENS in ragged else min(ragged)
     others = [name for name in sorted(ragged) if name != first and not go_together(name, ragged)]
     return {MASK: first, **{f"{name}_mask": name for name in others}}
+
+
+def bucket_input(inputs: Mapping[str, InputField], spec: str) -> str:
+    """The input by whose lengths rows are put together: the one that ``attention_mask`` is of.
+
+    Errors: ``UsageError`` where no rows have lengths of their own. ``spec``: of the dataset, for the message.
+    """
+    masks = mask_names([name for name, given in inputs.items() if given.ragged])
+    if MASK not in masks:
+        raise UsageError(
+            f"--bucket puts rows of like length together, and those of {spec} have no lengths of their own: leave it "
+            "out"
+        )
+    return masks[MASK]
 
 
 def go_together(name: str, ragged: Sequence[str]) -> bool:

@@ -75,6 +75,18 @@ def learner_of_tokens(num_classes=3):
     return LearnerOfTokens(num_classes)
 
 
+class Widths(Words):
+    '''How far its rows are filled up.'''
+
+    def forward(self, ids, attention_mask):
+        made = super().forward(ids, attention_mask)
+        return {**made, "width": torch.full((len(ids), 1), float(ids.shape[1]))}
+
+
+def widths(num_classes=3):
+    return Widths(num_classes)
+
+
 def words(num_classes=3):
     return Words(num_classes)
 

@@ -105,7 +105,7 @@ def test_the_identity_is_the_same_with_and_without_parameters(tmp_path, spec):
     numerics, weights = DumpConfig(amp="off").settled(None).numerics("cpu"), str(tmp_path / "weights.pt")
 
     def known() -> Any:
-        given = {"normalize": None, "size": None, "full": False, "batch": 64, "block_rows": None}
+        given = {"normalize": None, "size": None, "full": False, "batch": 64, "block_rows": None, "bucket": False}
         return known_identity(viewed, spec, weights, numerics, **given)
 
     assert known() is None, "nothing is known of a file that nobody has read"

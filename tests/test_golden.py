@@ -21,8 +21,8 @@ from softcache.stages.verify import verify
 GOLDEN = Path(__file__).parent / "golden" / "format-2"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
 CACHE_IDS = {
-    "fp16": "d0a3194ba9a3d588cba2d204eec9b9a3bcde9ce96eb50a2c9a9d21ab2da21a29",
-    "fp32": "8004a82025290512432182a152f6475bddf3b8da11f1b31fd87ef62dd73dc7b3",
+    "fp16": "3f53dc69346466bd2fbe58c1f30969198523fc672376f6ff5eb5e57ae8591dea",
+    "fp32": "5f49dcc32c20fb2f679bb14950b65459d46201bc016fe1a0f3812f8e7ca8cc4e",
 }
 ROWS, CLASSES, MASK = 20, 3, 2**64 - 1
 caches = pytest.mark.parametrize("name", CACHE_IDS)

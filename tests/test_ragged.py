@@ -23,7 +23,7 @@ from softcache.cache.reader import Cache
 from softcache.cache.schema import MAX_SHARD_BYTES, ColumnRecord, canonical_json
 from softcache.cache.shard import open_shard, read_array
 from softcache.dumping import columns
-from softcache.errors import IntegrityError, NumericsError, SoftcacheError, UsageError
+from softcache.errors import CacheError, IntegrityError, NumericsError, SoftcacheError, UsageError
 from softcache.stages.dump import dump
 from softcache.stages.keys import Keys
 from softcache.stages.verify import verify
@@ -388,3 +388,65 @@ def test_another_stride_makes_another_column(tmp_path: Path) -> None:
     path.write_text(json.dumps(document))
     with pytest.raises(IntegrityError, match="has column_sha256"):
         Cache(path.parent).column("states").gather(0, np.arange(3))
+
+
+def test_rows_of_like_length_come_together_and_are_kept_in_their_order(
+    place: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """A teacher that answers with how far its rows are filled up shows which came together, and one of whole numbers
+    that every row is kept where it belongs."""
+    lengths = lengths_of_rows()
+    dump(**asked(place, tmp_path / "wide", "widths", output=("width:codec=fp32",), bucket=True))
+    column = Cache(tmp_path / "wide").column("width")
+    width = column.decode(column.gather(0, np.arange(ROWS)))[:, 0].numpy()
+    for first in range(0, ROWS, 16):
+        rows = sorted(range(first, min(first + 16, ROWS)), key=lambda row: (lengths[row], row))
+        for k in range(0, len(rows), 12):
+            assert {width[row] for row in rows[k : k + 12]} == {max(1, *lengths[rows[k : k + 12]])}
+    dump(**asked(place, tmp_path / "each", "each", output=("each:codec=fp32", "logits"), bucket=True))
+    reader, ids = Cache(tmp_path / "each").column("each"), np.concatenate(rows_of(place))
+    assert np.array_equal(reader.decode(reader.gather(0, np.arange(ROWS))).numpy(), np.stack([ids, -ids / 4], 1))
+    assert verify(tmp_path / "each", teacher=f"{place / 'models.py'}:each", dataset=f"arrays:{place}").ok
+    assert command("dump", "--bucket", "--dataset", "digits", "--out", tmp_path / "no") == 2
+    assert "those of digits have no lengths of their own: leave it out" in capfd.readouterr().err
+    with pytest.raises(CacheError, match=r"grid.bucket: None there, .*ids.* now.*match --bucket"):
+        dump(**asked(place, whole, views=2, bucket=True))
+
+
+def test_a_dump_of_rows_of_like_length_goes_on_with_the_same_bits(place: Path, tmp_path: Path) -> None:
+    hint = ("words:codec=fp32",)
+    dump(**asked(place, tmp_path / "whole", hint=hint, bucket=True))
+    wanted = shards(tmp_path / "whole")
+    for part in (2, 1):
+        dump(**asked(place, tmp_path / "divided", hint=hint, bucket=True), part=(part, 2))
+    assert shards(tmp_path / "divided") == wanted
+    for name in ("view-0000/states-00001.h5", "view-0000/pairs-00002.h5", "view-0000/logits-00004.h5"):
+        (tmp_path / "divided" / name).unlink()
+    dump(**asked(place, tmp_path / "divided", hint=hint))  # as the cache has it
+    assert shards(tmp_path / "divided") == wanted
+    for output in (("states", "logits"), OUTPUTS):
+        dump(**asked(place, tmp_path / "added", output=output, hint=hint, bucket=True, workers=1))
+    assert shards(tmp_path / "added") == wanted
+
+
+def test_a_teacher_of_rows_of_like_length_that_has_changed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch that is run again has rows of all of the block, some of them in the shard that is there."""
+    monkeypatch.setattr(columns, "MAX_SHARD_BYTES", 2000)
+    (tmp_path / "own").mkdir()
+    own = make_place(tmp_path / "own")
+    this = asked(own, own / "cache", output=("tags",), bucket=True, shard_rows=64)
+    dump(**this)
+    wanted = shards(own / "cache")
+    assert 3 < len(wanted) < ROWS
+    for number in (0, 2):
+        (own / "cache" / "view-0000" / f"tags-0000{number}.h5").unlink()
+    dump(**this)
+    assert shards(own / "cache") == wanted
+    code = (own / "models.py").read_text()
+    (own / "models.py").write_text(code.replace("self.tags(x)", "self.tags(2 * x)"))
+    (own / "cache" / "view-0000" / "tags-00000.h5").unlink()
+    with pytest.raises(CacheError, match=r"says something else than .* has recorded \(row \d+ in view 0"):
+        dump(**this)
+    assert not (own / "cache" / "view-0000" / "tags-00000.h5").exists()

@@ -23,6 +23,7 @@ from softcache.stages.dump import dump
 from softcache.stages.train import Trained, train
 from softcache.stream.mean import MeanTargets
 from softcache.stream.parts import Part
+from softcache.stream.plan import Plan
 from softcache.stream.targets import CachedTargets, Targets
 from softcache.stream.windows import Windows
 from softcache.training import loop
@@ -219,6 +220,44 @@ def test_a_run_that_is_killed_goes_on_with_the_same_bits(
     train(resume=tmp_path / "killed")
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("count", [70, 64, 5])
+def test_rows_of_like_length_share_a_batch(count: int) -> None:
+    lengths = np.random.default_rng(0).integers(0, 100, count)
+    plan = Plan(np.arange(count), 8, 3, 1, lengths=lengths)
+    plain = Plan(np.arange(count), 8, 3, 1)
+    epochs = [[part.rows for (part,) in plan.batches(epoch)] for epoch in range(20)]
+    for batches in epochs:
+        assert sorted(np.concatenate(batches)) == list(range(count))
+        assert list(map(len, batches)) == [len(part.rows) for (part,) in plain.batches(0)]
+
+    def filled(batches: list[np.ndarray]) -> int:
+        return sum(len(rows) * int(lengths[rows].max()) for rows in batches)
+
+    if count > 8:
+        usual = [filled([part.rows for (part,) in plain.batches(epoch)]) for epoch in range(20)]
+        assert max(map(filled, epochs)) < 1.25 * lengths.sum() < 0.8 * min(usual)
+        assert {tuple(batches[0]) for batches in epochs} != {tuple(epochs[0][0])}
+        last = [lengths[batches[-1]].mean() for batches in epochs]
+        assert count % 8 == 0 or (min(last) < 25 and max(last) > 75), "the rows that are left over are of any length"
+    again = [part.rows for (part,) in plan.batches(7)]
+    assert all(np.array_equal(one, other) for one, other in zip(again, epochs[7], strict=True))
+
+
+def test_a_training_on_rows_of_like_length(place: Path, cache: Path, tmp_path: Path) -> None:
+    learning = {"loss": TERMS, "hint": HINTS, "alpha": 1, "beta": 0.5, "bucket": True}
+    trained(place, tmp_path / "cached", cache=cache, **learning)
+    trained(
+        place, tmp_path / "live", online=True, teacher=f"{place / 'models.py'}:words", views=1, dtype="float64",
+        teacher_weights=str(place / "t.pt"), **learning,
+    )  # fmt: skip
+    cached, live = weights(tmp_path / "cached"), weights(tmp_path / "live")
+    assert all(torch.equal(cached[name], live[name]) for name in cached)
+    with pytest.raises(UsageError, match="which a shuffle in blocks can't: pass --shuffle full"):
+        trained(place, tmp_path / "blocks", cache=cache, shuffle="block", **learning)
+    with pytest.raises(UsageError, match="those of digits have no lengths of their own"):
+        train("cifar:resnet8", dataset="digits", alpha=0, bucket=True, out=tmp_path / "digits")
 
 
 LOUDER = """

@@ -248,6 +248,7 @@ def _of_identity(identity: Identity, recipe: _Recipe) -> str:
             "rows": (identity.dataset.rows, 0 < identity.dataset.rows < 2**40),
             "grid.block_rows": (grid.block_rows, _is_power_of_two(grid.block_rows)),
             "grid.batch": (grid.batch, 0 < grid.batch < 2**31),
+            "grid.bucket": (grid.bucket, grid.bucket is None or (grid.bucket in inputs and inputs[grid.bucket].ragged)),
             "weights": (identity.teacher.weights, bool(_HEX.fullmatch(identity.teacher.weights))),
             "recipe.seed": (recipe.seed, 0 <= recipe.seed < 2**64),
             "inputs": (list(inputs), 0 < len(inputs) <= MAX_INPUTS and all(map(is_input_name, inputs))),

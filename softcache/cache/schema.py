@@ -84,10 +84,12 @@ class DatasetIdentity:
 @dataclass(frozen=True)
 class Grid:
     """Which rows the teacher sees together, on which last bits depend: ``batch`` of them, beginning again at every
-    ``block_rows``, which is a power of two. A shard lies within a block."""
+    ``block_rows``, which is a power of two. A shard lies within a block. ``bucket``: the input by whose lengths the
+    rows of a block are sorted before, so that rows of like length come together; None for the order of rows."""
 
     block_rows: int
     batch: int
+    bucket: str | None = None
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,12 @@ def _keep(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
 @section(
     "Device and speed",
     option("--batch-size", callback=_batch, metavar="N", help="Rows per forward pass.  [default: auto]"),
+    option(
+        "--bucket/--no-bucket",
+        default=None,
+        help="Run rows of like length together, where rows have lengths of their own.  [default: no-bucket, or as the "
+        "cache has it]",
+    ),
     option("--part", callback=_part, metavar="K/N", help="Compute the K-th of N shares, beside other processes."),
     _options.device,
     _options.amp,

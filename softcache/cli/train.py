@@ -130,6 +130,11 @@ from softcache.cli._print import as_json, rows
 @_options.running
 @section(
     "Other",
+    option(
+        "--bucket/--no-bucket",
+        default=None,
+        help="Batches of rows of like length, where rows have lengths of their own.  [default: no-bucket]",
+    ),
     option("--shuffle", help="full, or block for a cache larger than memory.  [default: auto]"),
     option("--views-per-image", type=int, help="Views of an image in one batch, from one decode.  [default: 1]"),
     option("--codec", help="The codec of a cache that was made with code of your own: my.py:Codec."),

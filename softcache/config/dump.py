@@ -41,10 +41,10 @@ class DumpConfig(Options):
 
     ``batch_size`` and the numerics are part of what the numbers are (another batch gives other last bits), so they
     are recorded, and a resumed dump takes the recorded ones. ``teacher_size``: the side of the teacher's input, where
-    it isn't that of the views. ``dataset``: by default the one that the teacher was trained on, if its folder says so.
-    ``keep_samples``: of how many rows (or ``"all"``) the pixels of view 0 are kept, by default 64, or as the cache has.
-    ``part``: (k, n) does the k-th of n shares of the work. ``out``: the folder, by default
-    ``caches/TEACHER-DATASET-SPLIT``; ``dry_run``: only estimate space and time.
+    it isn't that of the views. ``bucket``: whether rows of like length are put together. ``dataset``: by default the
+    one that the teacher was trained on, if its folder says so. ``keep_samples``: of how many rows (or ``"all"``) the
+    pixels of view 0 are kept, by default 64, or as the cache has. ``part``: (k, n) does the k-th of n shares of the
+    work. ``out``: the folder, by default ``caches/TEACHER-DATASET-SPLIT``; ``dry_run``: only estimate space and time.
     """
 
     teacher: str = field(default="resnet50", kw_only=False)
@@ -63,6 +63,7 @@ class DumpConfig(Options):
     hint: tuple[str, ...] = ()
     codec: str | None = None
     batch_size: int | None = None
+    bucket: bool | None = None
     shard_rows: int | None = None
     dtype: str | None = None
     amp: str | None = None
@@ -162,6 +163,7 @@ def _recorded(cache: Cache, augment: str | None) -> dict[str, Any]:
         "channels_last": numerics.memory_format == "channels_last",
         "compile": numerics.compile,
         "batch_size": identity.grid.batch,
+        "bucket": identity.grid.bucket is not None,
         "shard_rows": identity.grid.block_rows,
         "augment": augment or recorded_recipe(cache),
         "view_seed": identity.recipe["seed"],

@@ -60,6 +60,7 @@ class TrainConfig(FitConfig):
     views: int | None = None
     views_per_image: int = 1
     shuffle: str = "auto"
+    bucket: bool = False
     view_seed: int | None = None
     augment: str | None = None
     size: int | None = None

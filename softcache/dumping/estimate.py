@@ -13,10 +13,11 @@ import numpy as np
 
 from softcache.cache.column import Column
 from softcache.cache.reader import Cache
-from softcache.cache.schema import Identity
+from softcache.cache.schema import Grid, Identity
 from softcache.cache.shard import PAGE
 from softcache.console import duration, rate, size
 from softcache.dumping.forward import Forward
+from softcache.dumping.grid import rows_together
 from softcache.errors import CacheError
 from softcache.ragged import Int64, places_of
 from softcache.stream.inputs import pick_workers
@@ -112,9 +113,10 @@ def estimate(
     return Estimate(rows * views, keys, per_key, total, there, needed, shutil.disk_usage(place).free)
 
 
-def timed(guess: Estimate, forward: Forward, viewed: Viewed, batch: int, workers: int) -> Estimate:
+def timed(guess: Estimate, forward: Forward, viewed: Viewed, grid: Grid, workers: int) -> Estimate:
     """The estimate with speeds, measured on a few batches. Worker processes share the making of pixels."""
-    rows = np.arange(min(batch, len(viewed)))
+    batches = rows_together(grid, 0, min(grid.block_rows, len(viewed)), viewed.lengths())
+    rows = batches[0 if grid.bucket is None else len(batches) // 2]
     viewed.batch(rows, 0)  # what is computed once (resized images) is not part of a batch's time
     began = time.perf_counter()
     for view in range(TIMED_BATCHES):

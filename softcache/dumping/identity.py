@@ -27,6 +27,7 @@ from softcache.datasets._index import keep_fingerprint
 from softcache.datasets._index import known_fingerprint as known_data_fingerprint
 from softcache.datasets._samples import Samples
 from softcache.errors import UsageError
+from softcache.inputs import bucket_input
 from softcache.models._network import Network
 from softcache.models._open import open_network, weights_file
 from softcache.models._weights import fingerprint, fingerprint_file_cached, known_fingerprint
@@ -43,16 +44,20 @@ def identify(
     *,
     batch: int,
     block_rows: int | None,
+    bucket: bool = False,
 ) -> Identity:
     """All that the numbers depend on.
 
     ``weights`` and ``data``: fingerprints of the parameters and the samples. ``batch``: rows of a forward pass.
-    ``block_rows``: None for ``default_block_rows``.
+    ``block_rows``: None for ``default_block_rows``. ``bucket``: whether rows of like length come together.
+
+    Errors: ``UsageError`` for ``bucket`` where no rows have lengths of their own.
     """
     samples = viewed.samples
     teacher = TeacherIdentity(portable(network.spec), weights, network.preprocess.to_dict(), numerics)
     dataset = DatasetIdentity(portable(samples.spec), samples.split, len(samples), viewed.inputs, data)
-    grid = Grid(block_rows or default_block_rows(viewed, numerics.device), batch)
+    by = bucket_input(viewed.inputs, samples.spec) if bucket else None
+    grid = Grid(block_rows or default_block_rows(viewed, numerics.device), batch, by)
     recipe = {**viewed.identity(), "spec": portable_recipe(viewed.recipe.spec)}
     return Identity(VERSION, teacher, dataset, recipe, grid)
 
@@ -86,6 +91,7 @@ def known_identity(
     full: bool,
     batch: int,
     block_rows: int | None,
+    bucket: bool,
 ) -> Identity | None:
     """The identity without the teacher's parameters being read or hashed: from the fingerprints that are kept of
     their file and the samples, and an architecture that has shapes but no memory. ``None`` where that can't be.
@@ -115,7 +121,7 @@ def known_identity(
             )
             data = known_data_fingerprint(samples) if not full else None
             data = data or data_fingerprint(samples, full=full, keep=False)
-            return identify(network, sha256, data, viewed, numerics, batch=batch, block_rows=block_rows)
+            return identify(network, sha256, data, viewed, numerics, batch=batch, block_rows=block_rows, bucket=bucket)
     except Exception:  # a network that can't be built without memory: it is built in earnest, which says what is wrong
         return None
 

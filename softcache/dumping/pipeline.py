@@ -22,10 +22,11 @@ from softcache.cache.writer import Block, BlockWriter
 from softcache.console import bar
 from softcache.dumping.codec_error import CodecError
 from softcache.dumping.forward import Forward
+from softcache.dumping.grid import InRowOrder, rows_together
 from softcache.dumping.write_behind import WriteBehind
 from softcache.errors import NumericsError
 from softcache.fields import Inputs
-from softcache.ragged import offsets_of, own_places
+from softcache.ragged import Int64, offsets_of, own_places
 from softcache.stream.inputs import pick_workers
 from softcache.stream.workers import (
     SharedViews,
@@ -48,9 +49,9 @@ class _Computed:
     ``said``: by column, as the teacher said it, where the writer compares it with what is on disk.
     """
 
-    writer: BlockWriter
+    writer: InRowOrder
     view: int
-    first: int
+    rows: Int64
     columns: dict[str, dict[str, torch.Tensor]]
     finite: dict[str, torch.Tensor]
     said: dict[str, torch.Tensor]
@@ -77,37 +78,43 @@ def run_blocks(
     Errors: ``NumericsError`` with the key of the first values that are not finite. All shards that were finished before
     it stay.
     """
-    batch = cache.manifest.identity.grid.batch
+    grid, lengths = cache.manifest.identity.grid, viewed.lengths()
     groups = list(_groups(blocks, one_decode=not viewed.samples.in_memory))
-    loader = _loader(viewed, groups, batch, forward.device, pick_workers(viewed, workers))
+    together = [rows_together(grid, group[0].first, group[0].rows, lengths) for group in groups]
+    loader = _loader(viewed, groups, together, forward.device, pick_workers(viewed, workers))
     batches = started(loader)  # before there are threads, which a forked worker would lack
     recorded = recorded or Recorded(cache)
     digest = viewed.digest
     known = {name: cache.manifest.state.columns[name].error.get("keys", 0) for name in forward.columns}
-    ragged = {name for name in forward.columns if cache.layout(name).ragged}
-    longest = {name: int(cache.places(name, 0, cache.rows).max()) for name in ragged}
+    ragged = {name: cache.places(name) for name in forward.columns if cache.layout(name).ragged}
+    longest = {name: int(places.max()) for name, places in ragged.items()}
     measuring = {name: CodecError(cache.layout(name), keys, longest.get(name, 1)) for name, keys in known.items()}
-    opened: list[BlockWriter] = []
+    opened: list[InRowOrder] = []
     behind = WriteBehind[_Computed](lambda item: _write(item, cache), QUEUE_LIMIT)
     try:
         with bar("dump", sum(block.rows for block in blocks), "keys") as shown:
-            for group in groups:
-                writers = {block.view: BlockWriter(cache, block, recorded) for block in group}
+            for group, batches_of_rows in zip(groups, together, strict=True):
+                writers = {
+                    block.view: InRowOrder(
+                        BlockWriter(cache, block, recorded), block, sorted_by_length=grid.bucket is not None
+                    )
+                    for block in group
+                }
                 opened += writers.values()
-                for first in range(group[0].first, group[0].first + group[0].rows, batch):
+                for rows in batches_of_rows:
                     for block, inputs in zip(group, next(batches), strict=True):
                         inputs = inputs.to(forward.device, non_blocking=True)
                         said = forward(inputs)
-                        places = {name: cache.places(name, first, len(inputs)) for name in ragged}
+                        places = {name: of_all.take(rows) for name, of_all in ragged.items()}
                         for name, own in places.items():
                             said[name] = own_places(said[name], own, f"the teacher's {name}")
                         for name, values in said.items():
                             if measuring[name](values, len(inputs)):
                                 _report(name, measuring[name], measured)
                         computed = _compute(cache, block, digest(inputs), said)
-                        for name in ragged & computed[0].keys():
+                        for name in ragged.keys() & computed[0].keys():
                             computed[0][name][OFFSET] = torch.from_numpy(offsets_of(places[name]))
-                        behind.put(_Computed(writers[block.view], block.view, first, *computed))
+                        behind.put(_Computed(writers[block.view], block.view, rows, *computed))
                         shown.advance(len(inputs))
         for name, measure in measuring.items():
             if measure.unfinished:
@@ -188,12 +195,12 @@ def _write(item: _Computed, cache: Cache) -> None:
             row, offset = int((~finite).nonzero()[0, 0]), item.columns[name].get(OFFSET)
             if offset is not None:
                 row = int(torch.searchsorted(offset, row, right=True)) - 1
-            raise NumericsError(_not_finite(cache, name, item.first + row, item.view))
+            raise NumericsError(_not_finite(cache, name, int(item.rows[row]), item.view))
     arrays = {
         column: {n: t.numpy().astype(np.uint32) if n == DIGEST else t.numpy() for n, t in tensors.items()}
         for column, tensors in item.columns.items()
     }
-    item.writer.write(item.first, arrays, item.said)
+    item.writer.write(item.rows, arrays, item.said)
 
 
 def _not_finite(cache: Cache, name: str, row: int, view: int) -> str:
@@ -209,29 +216,35 @@ def _not_finite(cache: Cache, name: str, row: int, view: int) -> str:
 class _Grid(Dataset):
     """Item k is the k-th batch of the dump: its rows' inputs in each view of the group, from one decode of each row."""
 
-    def __init__(self, viewed: Viewed | SharedViews, groups: Sequence[Sequence[Block]], batch: int):
+    def __init__(
+        self, viewed: Viewed | SharedViews, groups: Sequence[Sequence[Block]], together: Sequence[Sequence[Int64]]
+    ):
         self._source = viewed
         self._items = [
-            (first, min(batch, group[0].first + group[0].rows - first), [block.view for block in group])
-            for group in groups
-            for first in range(group[0].first, group[0].first + group[0].rows, batch)
+            (rows, [block.view for block in group])
+            for group, batches in zip(groups, together, strict=True)
+            for rows in batches
         ]
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, number: int) -> list[Inputs]:
-        first, rows, views = self._items[number]
+        rows, views = self._items[number]
         viewed = self._source.viewed if isinstance(self._source, SharedViews) else self._source
-        return list(viewed.batch_views(np.arange(first, first + rows), views))
+        return list(viewed.batch_views(rows, views))
 
 
 def _loader(
-    viewed: Viewed, groups: Sequence[Sequence[Block]], batch: int, device: torch.device, workers: int
+    viewed: Viewed,
+    groups: Sequence[Sequence[Block]],
+    together: Sequence[Sequence[Int64]],
+    device: torch.device,
+    workers: int,
 ) -> DataLoader:
     method = pick_start_method("auto")
     return DataLoader(
-        Shielded(_Grid(for_workers(viewed, method) if workers else viewed, groups, batch)),
+        Shielded(_Grid(for_workers(viewed, method) if workers else viewed, groups, together)),
         batch_size=None,
         shuffle=False,
         num_workers=workers,

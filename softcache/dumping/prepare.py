@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+import torch
 
 from softcache.cache.agreement.recorded import Recorded, first_recorded
 from softcache.cache.agreement.samples import has_digests, recorded_digests
@@ -19,6 +20,7 @@ from softcache.cache.schema import (
 )
 from softcache.cache.writer import KeptSamples
 from softcache.dumping.forward import Forward
+from softcache.dumping.grid import rows_together
 from softcache.errors import PixelsError, UsageError
 from softcache.fields import arrays_of
 from softcache.ragged import offsets_of, own_places
@@ -77,25 +79,26 @@ def check_teacher(cache: Cache, viewed: Viewed, forward: Forward, recorded: Reco
     Errors: ``CacheError`` where what the teacher says differs, ``PixelsError`` where the pixels do.
     """
     grid = cache.manifest.identity.grid
-    found = first_recorded(cache, grid.batch)
+    found = first_recorded(cache)
     if found is None:
         return
     column, view, first, count = found
     # The whole batch of the grid, of which the shard may have a part.
     block = first - first % grid.block_rows
-    begin = first - (first - block) % grid.batch
-    end = min(begin + grid.batch, block + grid.block_rows, cache.rows)
-    inputs = viewed.batch(np.arange(begin, end), view).to(forward.device)
+    batches = rows_together(grid, block, min(grid.block_rows, cache.rows - block), viewed.lengths())
+    rows = next(batch for batch in batches if first in batch)
+    inputs = viewed.batch(rows, view).to(forward.device)
     values = Forward(forward.network, [column], forward.device, amp=forward.amp)(inputs)[column]
-    ours = slice(first - begin, min(first + count, end) - begin)
-    arrays, layout = {}, cache.layout(column)
-    if layout.ragged:
-        places = cache.places(column, begin, end - begin)
-        offset = offsets_of(places)[ours.start : ours.stop + 1]
-        values = own_places(values, places, f"the teacher's {column}")[offset[0] : offset[-1]]
-        arrays[OFFSET] = offset - offset[0]
-    else:
-        values = values[ours]
-    arrays |= {name: coded.cpu().numpy() for name, coded in layout.encode(values).items()}
-    arrays[DIGEST] = viewed.digest(inputs).cpu().numpy().astype(np.uint32)[ours]
-    recorded.check(view, first, {column: arrays}, [column], {column: values.cpu()})
+    digests, layout = viewed.digest(inputs).cpu().numpy().astype(np.uint32), cache.layout(column)
+    ours = np.argsort(rows)
+    ours = ours[(first <= rows[ours]) & (rows[ours] < first + count)]
+    for run in np.split(ours, np.flatnonzero(np.diff(rows[ours]) > 1) + 1):  # neighbouring rows are compared at once
+        said = values[torch.from_numpy(run).to(values.device)]
+        arrays: dict[str, np.ndarray] = {}
+        if layout.ragged:
+            places = cache.places(column).take(rows)
+            said = own_places(said[:, : int(places[run].max())], places[run], f"the teacher's {column}")
+            arrays[OFFSET] = offsets_of(places[run])
+        arrays |= {name: coded.cpu().numpy() for name, coded in layout.encode(said).items()}
+        arrays[DIGEST] = digests[run]
+        recorded.check(view, int(rows[run[0]]), {column: arrays}, [column], {column: said.cpu()})

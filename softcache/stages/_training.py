@@ -24,17 +24,18 @@ from softcache.device import pick_device
 from softcache.dumping.identity import default_batch
 from softcache.errors import UsageError
 from softcache.fields import Inputs
+from softcache.inputs import bucket_input
 from softcache.losses._schedule import Schedule
 from softcache.losses._terms import refuse_few_classes, refuse_kind, refuse_labels_of_places, refuse_shapes
 from softcache.models._arithmetic import Arithmetic, pick_arithmetic
 from softcache.models._network import Network
 from softcache.models._open import open_network
-from softcache.ragged import own_places
+from softcache.ragged import Int64, own_places
 from softcache.stream.batches import Stream
 from softcache.stream.inputs import InputSource, ResidentInputs, pick_inputs
 from softcache.stream.memory import available_memory
 from softcache.stream.plan import FreshShare, Plan
-from softcache.stream.windows import pick_windows
+from softcache.stream.windows import Windows, pick_windows
 from softcache.training.evaluation import open_test
 from softcache.training.hint_losses import HintLosses, build_hint_losses
 from softcache.training.initialize import initialize_student, keep_frozen_still
@@ -270,6 +271,20 @@ def _live_arithmetic(
     )
 
 
+def _lengths(viewed: Viewed, windows: Windows | None) -> Int64:
+    """By which rows of like length share a batch.
+
+    Errors: ``UsageError`` where rows have no lengths of their own, and where they are shuffled in blocks.
+    """
+    by = bucket_input(viewed.inputs, viewed.samples.spec)
+    if windows is not None:
+        raise UsageError(
+            "--bucket sorts rows over many batches, which a shuffle in blocks can't: pass --shuffle full too, which "
+            "waits for the disk where the cache is larger than memory, or leave it out"
+        )
+    return viewed.lengths()[by]
+
+
 def training_stages(prepared: Prepared) -> list[Stage]:
     """One stage, or with ``--hint-epochs`` one on the hints alone before it."""
     parsed, data, rows, inputs = prepared.parsed, prepared.data, prepared.rows, prepared.inputs
@@ -287,6 +302,7 @@ def training_stages(prepared: Prepared) -> list[Stage]:
         per_image=options.views_per_image,
         fits=without_held(data.viewed, rows.held),
         fresh=FreshShare(parsed.fresh_share, fitting.epochs) if parsed.fresh_share is not None else None,
+        lengths=_lengths(data.viewed, windows) if options.bucket else None,
     )
 
     def stream(*, outputs: Sequence[str], hints: bool) -> Stream:

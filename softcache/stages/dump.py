@@ -59,6 +59,7 @@ from softcache.dumping.pipeline import run_blocks
 from softcache.dumping.prepare import check_teacher, kept_samples, samples_to_keep
 from softcache.dumping.signals import Signal
 from softcache.errors import CacheError, LockedError, SoftcacheError, UsageError
+from softcache.inputs import bucket_input
 from softcache.localfiles import local_path
 from softcache.models._arithmetic import Arithmetic, pick_arithmetic
 from softcache.models._network import Network
@@ -103,6 +104,8 @@ def dump(asked: DumpConfig) -> Dumped:
     samples_kept = samples_to_keep(viewed, config.keep_samples, existing.manifest if existing else None)
     device = _device(config.device)
     same_kind(existing.manifest if existing else None, device)
+    if config.bucket:
+        bucket_input(viewed.inputs, samples.spec)  # refuses it before a teacher is read
     full = config.fingerprint == "full"
     signals = wanted_signals(config.signals, existing, outputs_named=bool(config.output), label_kind=samples.label_kind)
     if existing:
@@ -120,6 +123,7 @@ def dump(asked: DumpConfig) -> Dumped:
             full=full,
             batch=config.batch_size or default_batch(viewed, device.type),
             block_rows=config.shard_rows,
+            bucket=bool(config.bucket),
         )
         if known:
             refuse_other(existing.manifest.identity, known, folder)
@@ -148,7 +152,14 @@ def dump(asked: DumpConfig) -> Dumped:
     batch = config.batch_size or _batch(config, network, viewed, device, arithmetic, columns)
     data = data_fingerprint(samples, full=full, keep=not dry_run)
     identity = identify(
-        network, weights, data, viewed, config.numerics(device.type), batch=batch, block_rows=config.shard_rows
+        network,
+        weights,
+        data,
+        viewed,
+        config.numerics(device.type),
+        batch=batch,
+        block_rows=config.shard_rows,
+        bucket=bool(config.bucket),
     )
     if existing:
         refuse_other(existing.manifest.identity, identity, folder)
@@ -174,7 +185,7 @@ def dump(asked: DumpConfig) -> Dumped:
         kept = layouts(records, signals, config.codec, existing)
         guess = estimate(identity, kept, views, folder, existing, viewed.lengths())
         if dry_run:
-            guess = timed(guess, forward, viewed, identity.grid.batch, config.workers)
+            guess = timed(guess, forward, viewed, identity.grid, config.workers)
             return Dumped(folder, 0, time.perf_counter() - began, estimate=guess)
         refuse_too_large(guess, folder)
         make_folder(folder)

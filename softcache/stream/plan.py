@@ -14,6 +14,8 @@ from softcache.stream.parts import Part, Parts
 from softcache.stream.windows import Windows
 
 _ORDER_STREAM = 0x6F72646572  # "order": keeps this draw apart from every other that uses the same seed
+_BUCKET_STREAM = 0x6275636B6574  # "bucket"
+SORTED_BATCHES = 50  # whose rows are sorted by length together: few enough that batches differ in every epoch
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Plan:
     steps as one on all. ``windows``: how rows are shuffled where their shards don't fit into memory. ``per_image``:
     views of each image in a batch. ``fits``: (rows, view) → which of the rows may be drawn in that view, (B,) bool;
     rows that may are repeated in place of those that may not. ``fresh``: which rows of a batch come in a fresh view
-    in place of a recorded one, with one view an image.
+    in place of a recorded one, with one view an image. ``lengths``: (N,) of all rows, where rows of like length are to
+    share a batch: those of ``SORTED_BATCHES`` batches are sorted by length, and these batches then shuffled.
     """
 
     rows: np.ndarray
@@ -50,6 +53,7 @@ class Plan:
     per_image: int = 1
     fits: Callable[[np.ndarray, int], np.ndarray] | None = None
     fresh: FreshShare | None = None
+    lengths: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if len(self.rows) == 0:
@@ -58,6 +62,7 @@ class Plan:
             raise UsageError(
                 f"--views-per-image {self.per_image} must be at least 1 and divide the batch of {self.batch_size}"
             )
+        assert self.lengths is None or self.windows is None, "sorted rows don't stay within windows"
         if self.fresh is not None:
             assert self.views is not None, "fresh views come beside recorded ones"
             assert self.per_image == 1, "a row is either fresh or recorded"
@@ -119,7 +124,24 @@ class Plan:
             rng = np.random.default_rng([_ORDER_STREAM, self.seed, shuffle, turn])
             drawn.append(self.windows.permutation(rng, rows) if self.windows else rng.permutation(rows))
             turn += 1
-        return np.concatenate(drawn)[part * self.images : (part + 1) * self.images].astype(np.int64)
+        order = np.concatenate(drawn)[part * self.images : (part + 1) * self.images].astype(np.int64)
+        return order if self.lengths is None else self._by_length(order, epoch)
+
+    def _by_length(self, order: np.ndarray, epoch: int) -> np.ndarray:
+        """The same rows, so that those of a batch are of like length. A last batch that has fewer stays the last."""
+        assert self.lengths is not None
+        rng, size = np.random.default_rng([_BUCKET_STREAM, self.seed, epoch]), self.batch_size // self.per_image
+        made = []
+        for first in range(0, len(order), SORTED_BATCHES * size):
+            some = order[first : first + SORTED_BATCHES * size]
+            some = some[np.argsort(self.lengths[some], kind="stable")]
+            whole = len(some) // size
+            # of the rows that are too few for a batch, any may be left over, not always the longest
+            at = int(rng.integers(whole + 1)) * size
+            rest = len(some) - whole * size
+            over, some = some[at : at + rest], np.delete(some, np.s_[at : at + rest])
+            made += [*some.reshape(whole, size)[rng.permutation(whole)], over]
+        return np.concatenate(made)
 
     def _fitting(self, epoch: int) -> np.ndarray:
         """The rows that may be drawn in all views of an epoch."""

@@ -27,6 +27,7 @@ _OPTIONS = {
     "recipe.size": "--size",
     "grid.block_rows": "--shard-rows",
     "grid.batch": "--batch-size",
+    "grid.bucket": "--bucket",
 }
 _ONE_LINE = 2  # differing fields that are still readable in one line
 

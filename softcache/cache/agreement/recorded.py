@@ -112,8 +112,8 @@ class Recorded:
         return held[1]
 
 
-def first_recorded(cache: Cache, batch: int) -> tuple[str, int, int, int] | None:
-    """Column, view, first row and number of rows of one batch of which a column is there; None where no shard is."""
+def first_recorded(cache: Cache) -> tuple[str, int, int, int] | None:
+    """Column, view, first row and number of rows of a shard that is there; None where none is."""
     for view in range(cache.views):
         try:
             there = set(os.listdir(cache.folder / f"view-{view:04d}"))
@@ -122,6 +122,5 @@ def first_recorded(cache: Cache, batch: int) -> tuple[str, int, int, int] | None
         for column in cache.manifest.columns:
             for number in range(cache.manifest.shards(column)):
                 if cache.shard_path(view, column, number).name in there:
-                    first, rows = cache.shard_range(column, number)
-                    return column, view, first, min(batch, rows)
+                    return column, view, *cache.shard_range(column, number)
     return None
