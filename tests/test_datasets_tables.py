@@ -9,11 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from softcache.datasets._fraction import with_fraction
 from softcache.datasets._open import open_samples
-from softcache.errors import DatasetError
+from softcache.errors import DatasetError, SoftcacheError
 
 needs_pyarrow = pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="needs the extra [parquet]")
 
@@ -147,6 +149,72 @@ def test_a_table_that_is_none_is_refused_unread(tmp_path, source):
         open_samples(f"{source}:{tmp_path / 'pipe'}", "train")
     with pytest.raises(DatasetError, match="no file at"):
         open_samples(f"{source}:{tmp_path / 'gone'}", "train")
+
+
+OUTPUTS = [
+    ("file", "smiling", "glasses", "age", "height", "split"),
+    ("a.png", "1", "no", "31.5", "-2", "train"),
+    ("deep/b.jpg", "0", "", "", "1e3", "train"),
+    ("c", "", "", "", "", "train"),
+    ("d.png", "True", "yes", "7", "0", "test"),
+]
+
+
+def test_columns_are_labels_of_other_kinds(pets):
+    spec = write(pets / "pets.csv", OUTPUTS)
+    train = open_samples(f"{spec},binary=smiling+glasses", "train")
+    assert (train.label_kind, train.classes) == ("binary", ("smiling", "glasses"))
+    assert train.labels.tolist() == [[1, 0], [0, 255], [255, 255]]
+    assert open_samples(f"{spec},binary=smiling+glasses", "test").labels.tolist() == [[1, 1]]
+    ages = open_samples(f"{spec},values=age", "train")
+    assert (ages.label_kind, ages.classes, ages.labels.shape) == ("values", ("age",), (3,))
+    assert ages.labels[0] == 31.5
+    assert np.isnan(ages.labels[1:]).all()
+    both = open_samples(f"{spec},values=height+age", "train")
+    assert np.array_equal(both.labels, np.float32([[-2, 31.5], [1000, np.nan], [np.nan] * 2]), equal_nan=True)
+    assert both.spec == f"{spec},values=height+age"
+    again = open_samples(both.spec, "train")
+    assert again.fingerprint() == both.fingerprint()
+
+
+def test_other_labels_with_a_share_that_is_held_out(pets):
+    spec = write(pets / "pets.csv", [row[:-1] for row in OUTPUTS])
+    plain = open_samples(f"{spec},values=age,test_fraction=0.5", "test").names
+    assert plain == open_samples(f"{spec},binary=smiling,test_fraction=0.5", "test").names
+    assert with_fraction(f"{spec},values=age", 0.5) == f"{spec},values=age,test_fraction=0.5"
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("binary=age", "line 2: age is '31.5', not 1, 0, true, false, yes or no"),
+        ("values=glasses", "line 2: glasses is 'no', not a finite number"),
+        ("values=weight", "has no column 'weight': it has file, smiling"),
+        ("values=file", "the column 'file' can't be a label too"),
+        ("values=age+age", "must name each column once"),
+        ("values=age,binary=smiling", "give binary or values, not both"),
+    ],
+)
+def test_columns_that_are_no_labels(pets, option, says):
+    with pytest.raises(SoftcacheError, match=says):
+        open_samples(f"{write(pets / 'pets.csv', OUTPUTS)},{option}", "train")
+
+
+@needs_pyarrow
+def test_labels_of_other_kinds_in_a_parquet_file(pets):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = {
+        "file": ["a.png", "deep/b.jpg", "c"], "smiling": pa.array([True, False, None]),
+        "age": pa.array([31.5, None, 7.0], pa.float32()), "glasses": pa.array([1, 0, None], pa.int8()),
+    }  # fmt: skip
+    pq.write_table(pa.table(rows), pets / "pets.parquet")
+    spec = f"parquet:{pets / 'pets.parquet'}"
+    train = open_samples(f"{spec},binary=smiling+glasses,test_fraction=0", "train")
+    assert train.labels.tolist() == [[1, 1], [0, 0], [255, 255]]
+    ages = open_samples(f"{spec},values=age,test_fraction=0", "train").labels
+    assert np.array_equal(ages, np.float32([31.5, np.nan, 7]), equal_nan=True)
 
 
 @needs_pyarrow

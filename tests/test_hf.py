@@ -229,6 +229,36 @@ def test_columns_of_numbers(here: Path) -> None:
         open_samples("hf:numbers,columns=age+weight", "train")
 
 
+def test_columns_are_labels_of_other_kinds(here: Path) -> None:
+    rows = {
+        "text": ["w1", "w2 w3", "w4"], "label": [0.5, None, -2.0], "kind": [True, False, None], "rude": [1, None, 0],
+        "length": [3, 4, 5],
+    }  # fmt: skip
+    kinds = datasets.Features(
+        text=datasets.Value("string"), label=datasets.Value("float64"), kind=datasets.Value("bool"),
+        rude=datasets.Value("int64"), length=datasets.Value("int64"),
+    )  # fmt: skip
+    whole = datasets.Dataset.from_dict(rows, features=kinds)
+    datasets.DatasetDict(train=whole.select([2, 0, 1]), test=whole).save_to_disk("rated")
+    rated = open_samples("hf:rated,columns=length", "train")
+    assert (rated.label_kind, rated.classes) == ("values", ("0",))
+    assert np.array_equal(rated.labels, np.float32([-2, 0.5, np.nan]), equal_nan=True)
+    answers = open_samples("hf:rated,binary=kind+rude,columns=length", "test")
+    assert (answers.label_kind, answers.classes) == ("binary", ("kind", "rude"))
+    assert answers.labels.tolist() == [[1, 1], [0, 255], [255, 0]]
+    assert set(answers.values) == {"length"}
+    numbers = open_samples("hf:rated,values=label+length,columns=length", "test").labels
+    assert np.array_equal(numbers, np.float32([[0.5, 3], [np.nan, 4], [-2, 5]]), equal_nan=True)
+    for option, says in {
+        "binary=length": "length has 5, not 0, 1 or nothing", "values=text": "text is a column of string",
+        "values=age": "has no column 'age'",
+    }.items():  # fmt: skip
+        with pytest.raises(DatasetError, match=says):
+            open_samples(f"hf:rated,columns=length,{option}", "train")
+    with pytest.raises(UsageError, match="label, binary and values all name labels"):
+        open_samples("hf:rated,label=kind,binary=rude", "train")
+
+
 def test_columns_of_images_are_pictures(here: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 40, 40, 3), dtype=np.uint8)
     kinds = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"]))

@@ -94,7 +94,8 @@ def labels_of_columns(
     """Labels of several splits, of which the first decides which classes there are, and their names.
 
     names: of the numbers in the columns, where those are known. Texts are the names of their classes, which are sorted;
-    whole numbers without names have numbers for them. A row without a value is -1.
+    whole numbers without names have numbers for them, and a row without a value is -1. Floating numbers are values to
+    be predicted, float32, NaN where there is none.
 
     Errors: ``DatasetError`` for labels of another type, and for a class that the first split lacks.
     """
@@ -110,10 +111,11 @@ def labels_of_columns(
         columns = [column.cast(pa.int8()) for column in columns]
     if not (pa.types.is_integer(columns[0].type) or pa.types.is_floating(columns[0].type)):
         raise DatasetError(f"{where}: labels are whole numbers or names of classes, found {columns[0].type}")
+    if pa.types.is_floating(columns[0].type):
+        return [column.cast(pa.float64()).to_numpy().astype(np.float32) for column in columns], ("0",)
     labels = [_joined(column).fill_null(-1).to_numpy(zero_copy_only=False) for column in columns]
     if names is None:
-        highest = labels[0].max(initial=-1) if labels[0].dtype.kind in "iu" else -1
-        names = [str(label) for label in range(int(highest) + 1)]
+        names = [str(label) for label in range(int(labels[0].max(initial=-1)) + 1)]
     return labels, tuple(names)
 
 

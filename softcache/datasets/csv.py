@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from softcache.datasets._fraction import check_fraction
+from softcache.datasets._outputs import Outputs, asked_outputs
 from softcache.datasets._samples import Samples
 from softcache.datasets._table import Table, pick_columns, read_table_file, table_samples
 from softcache.errors import DatasetError
@@ -21,13 +22,18 @@ class Csv:
     Paths are relative to the folder of the CSV file and stay in it; absolute ones are taken as they are. Labels are
     class names; a row with an empty one (or -1 where all others are whole numbers) has no label. An optional column
     ``split`` says ``train``, or ``test``, ``val``, ``valid`` or ``validation``; without it ``test_fraction`` divides
-    the rows as ``Folder`` does. Rows are in the order of the file; other columns are not looked at.
+    the rows as ``Folder`` does. ``binary`` and ``values`` name columns, ``a+b``, that are labels of these kinds in
+    place of ``label``: 1 or 0 (``true``, ``yes``) each, or numbers; an empty one is unknown. Rows are in the order of
+    the file; other columns are not looked at.
     """
 
     path: str = field(metadata={"rest": True})
+    binary: str | None = None
+    values: str | None = None
     test_fraction: float | None = None
 
     def __post_init__(self) -> None:
+        asked_outputs(self.binary, self.values, "csv:")
         if self.test_fraction is not None:
             check_fraction(self.test_fraction)
 
@@ -37,15 +43,17 @@ class Csv:
         Errors: ``DatasetError`` that names the line for a table that is not as above, and for files that are missing.
         """
         path = Path(self.path).expanduser().resolve()
-        return table_samples(path, _read(path), split, source="csv", fraction=self.test_fraction)
+        outputs = asked_outputs(self.binary, self.values, "csv:")
+        table = _read(path, outputs)
+        return table_samples(path, table, split, source="csv", fraction=self.test_fraction, outputs=outputs)
 
 
-def _read(path: Path) -> Table:
+def _read(path: Path, outputs: Outputs | None) -> Table:
     try:
         text = read_table_file(path).decode("utf-8-sig")
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         header = next(reader, [])
-        chosen = pick_columns(path, header)
+        chosen = pick_columns(path, header, outputs)
         rows: list[Sequence[str]] = []
         lines: list[int] = []
         for row in reader:

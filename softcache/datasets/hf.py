@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from softcache.datasets._columns import (
     values_of_column,
 )
 from softcache.datasets._files import TEST_NAMES, say_test_split
+from softcache.datasets._outputs import asked_outputs
 from softcache.datasets._samples import Samples
 from softcache.datasets._tokenizer import open_tokenizer, tokenized
 from softcache.datasets._values import Values
@@ -51,7 +52,8 @@ class Hf:
     Without a tokenizer inputs are the columns of lists of numbers, or if there are none those of single numbers, or
     those in columns (``a+b``). pad: what shorter rows of input_ids are filled up with, where no tokenizer says it. A
     column of images makes the samples pictures, which are decoded when they are needed. label: the column of the
-    labels, by default ``label`` or ``labels``.
+    labels, by default ``label`` or ``labels``: whole numbers or names of classes; floating numbers are values. binary,
+    values: several columns of labels (``a+b``), each 0 or 1, or each a number to be predicted.
 
     Scripts of datasets are never run: the datasets library knows none.
     """
@@ -66,8 +68,12 @@ class Hf:
     columns: str | None = None
     pad: int | None = None
     label: str | None = None
+    binary: str | None = None
+    values: str | None = None
 
     def __post_init__(self) -> None:
+        if asked_outputs(self.binary, self.values, "hf:") is not None and self.label is not None:
+            raise UsageError("hf: label, binary and values all name labels: give one of them")
         hub.require("a dataset hf:…", "datasets", *(["transformers"] if self.tokenizer else []))
         if self.tokenizer is None and (self.text or self.max_length):
             raise UsageError("hf: text and max_length are for a tokenizer: add tokenizer=NAME_OR_PATH")
@@ -90,7 +96,9 @@ class Hf:
         settled = self if tokenizer is None else dataclasses.replace(self, tokenizer=tokenizer.place)
         spec = registry.canonical("hf", settled)
         splits = self._splits(spec)
-        label = self._label(splits, spec)
+        outputs = asked_outputs(self.binary, self.values, "hf:")
+        label = self._label(splits, spec) if outputs is None else None
+        taken = {label} if outputs is None else {*outputs.names}
         name = TRAIN if split == TRAIN else self._test(splits, label, spec)
         if name not in splits:
             raise DatasetError(f"{spec} has no {split} split: it has {', '.join(splits)}")
@@ -101,10 +109,14 @@ class Hf:
             columns = [_column(one, label) for one in (train, chosen)]
             numbers, classes = labels_of_columns(columns, _class_names(train.features[label]), f"{spec}: {label}")
             labels = {"labels": numbers[1], "classes": classes}
+        elif outputs is not None:
+            outputs.refuse_lacking(chosen.column_names, spec)
+            columns = [_column(chosen, name) for name in outputs.names]
+            labels = {"labels": outputs.of_columns(columns, spec), "classes": outputs.names}
         images = [name for name, kind in chosen.features.items() if type(kind).__name__ == "Image"]
         if images and tokenizer is None and self.columns is None:
             return samples_of_items(_Pictures(chosen, images[0], **labels), split=split, spec=spec)
-        names = self._inputs(chosen, label, spec) if tokenizer is None else self._texts(chosen, label, spec)
+        names = self._inputs(chosen, taken, spec) if tokenizer is None else self._texts(chosen, taken, spec)
 
         def inputs(dataset: Any) -> Mapping[str, Values]:
             if tokenizer is not None:
@@ -155,15 +167,15 @@ class Hf:
             say_test_split(spec, labelled)
         return next(iter([*labelled, *there]), None)
 
-    def _inputs(self, dataset: Any, label: str | None, spec: str) -> list[str]:
-        """The columns that are inputs."""
+    def _inputs(self, dataset: Any, taken: Collection[str | None], spec: str) -> list[str]:
+        """The columns that are inputs. ``taken``: those of labels."""
         kinds = {field.name: field.type for field in dataset.features.arrow_schema}
         if self.columns is not None:
             names = [name.strip() for name in self.columns.split("+")]
             if absent := [name for name in names if name not in kinds]:
                 raise DatasetError(f"{spec}: there is no column {absent[0]!r}: there are {', '.join(kinds)}")
             return names
-        known = [name for name, kind in kinds.items() if name not in (label, MASK) and is_of_numbers(kind)]
+        known = [name for name, kind in kinds.items() if name not in (*taken, MASK) and is_of_numbers(kind)]
         names = [name for name in known if is_of_lists(kinds[name])] or known
         if not names:
             raise DatasetError(
@@ -172,15 +184,15 @@ class Hf:
             )
         return names
 
-    def _texts(self, dataset: Any, label: str | None, spec: str) -> list[str]:
-        """The one or two columns that are tokenized."""
+    def _texts(self, dataset: Any, taken: Collection[str | None], spec: str) -> list[str]:
+        """The one or two columns that are tokenized. ``taken``: those of labels."""
         kinds = {field.name: str(field.type) for field in dataset.features.arrow_schema}
         if self.text is not None:
             names = [name.strip() for name in self.text.split("+")]
             if len(names) > 2 or any(name not in kinds for name in names):
                 raise DatasetError(f"{spec}: text is one column or two, a+b, of {', '.join(kinds)}")
             return names
-        names = [name for name, kind in kinds.items() if kind in ("string", "large_string") and name != label]
+        names = [name for name, kind in kinds.items() if kind in ("string", "large_string") and name not in taken]
         if len(names) != 1:
             raise DatasetError(
                 f"{spec} has {len(names)} columns of text ({', '.join(names)}): say which, text=COLUMN or a+b"

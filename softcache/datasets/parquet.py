@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from softcache.datasets._fraction import check_fraction
+from softcache.datasets._outputs import Outputs, asked_outputs
 from softcache.datasets._samples import Samples
 from softcache.datasets._table import Table, pick_columns, read_table_file, table_samples
 from softcache.errors import DatasetError, MissingExtraError
@@ -19,9 +20,12 @@ class Parquet:
     """``parquet:FILE``: the columns of ``csv:`` in a Parquet file. Labels: texts, whole numbers, null for none."""
 
     path: str = field(metadata={"rest": True})
+    binary: str | None = None
+    values: str | None = None
     test_fraction: float | None = None
 
     def __post_init__(self) -> None:
+        asked_outputs(self.binary, self.values, "parquet:")
         if self.test_fraction is not None:
             check_fraction(self.test_fraction)
 
@@ -32,10 +36,12 @@ class Parquet:
         missing; ``MissingExtraError`` where pyarrow is not installed.
         """
         path = Path(self.path).expanduser().resolve()
-        return table_samples(path, _read(path), split, source="parquet", fraction=self.test_fraction)
+        outputs = asked_outputs(self.binary, self.values, "parquet:")
+        table = _read(path, outputs)
+        return table_samples(path, table, split, source="parquet", fraction=self.test_fraction, outputs=outputs)
 
 
-def _read(path: Path) -> Table:
+def _read(path: Path, outputs: Outputs | None) -> Table:
     if importlib.util.find_spec("pyarrow") is None:
         raise MissingExtraError("a parquet: dataset needs pyarrow: pip install 'softcache[parquet]'")
     import pyarrow as pa
@@ -44,15 +50,25 @@ def _read(path: Path) -> Table:
     content = read_table_file(path)
     try:
         file = pq.ParquetFile(io.BytesIO(content))
-        chosen = pick_columns(path, file.schema_arrow.names)
+        chosen = pick_columns(path, file.schema_arrow.names, outputs)
         table = file.read(columns=[file.schema_arrow.names[at] for at in chosen.values()])
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path} can't be read as Parquet: {' '.join(str(error).split())[:200]}") from None
     columns = {}
     for name, at in chosen.items():
         column = table.column(file.schema_arrow.names[at])
-        columns[name] = [_text(value, path, name) for value in column.to_pylist()]
+        to_text = _number_text if outputs is not None and name in outputs.names else _text
+        columns[name] = [to_text(value, path, name) for value in column.to_pylist()]
     return Table(columns, [f"row {row}" for row in range(len(columns["file"]))])
+
+
+def _number_text(value: Any, path: Path, column: str) -> str:
+    """Of a label that is a number or a truth value, as it stands in a CSV file."""
+    if value is None:
+        return ""
+    if not isinstance(value, (bool, int, float, str)):
+        raise DatasetError(f"{path}: the column {column} must hold numbers, found {type(value).__name__}")
+    return f"{value:g}" if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _text(value: Any, path: Path, column: str) -> str:
