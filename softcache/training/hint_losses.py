@@ -229,7 +229,7 @@ def _refuse_lengths(
     """Errors: ``UsageError`` where a hint loss can't compare rows that have lengths of their own, and where the student
     has other places. ``lengths``: (N,) how many places each row has in the teacher's layers; ``shapes``: of the
     student's layers, of the rows ``sampled``."""
-    if term.loss.of_lengths is None:
+    if term.loss.of_lengths not in ("places", "rows"):
         able = [name for name in registry.names("losses.hints") if hint_loss_type(name).of_lengths is not None]
         raise UsageError(
             f"hint loss {str(term)!r} takes no layers whose rows have lengths of their own, such as "
