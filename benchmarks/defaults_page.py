@@ -111,7 +111,7 @@ What was chosen, and why:
   defaults is better than alone by several times the spread, and the loss and its T are the best of those tried there
   too. Alone, the defaults are further behind the best way by hand than the point that we aim at: it has twice their
   rate, at which distilled students are worse. In float32 a student alone is about a point better there than in
-  bfloat16, in all three seeds; on the other sets it is no better, taken together.
+  bfloat16, in all three seeds; on the other sets that is not so, but for one run.
 - **Where a student can't gain**: on the digits with all labels, where students alone and their teacher are both right
   about 99 %; and on the flowers, whose teacher, a network that saw the same 540 photographs, is right about 76 % of the
   others, as students alone are when they are optimized well.

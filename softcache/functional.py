@@ -18,13 +18,12 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from softcache import registry
 from softcache.losses._loss import loss_type
 from softcache.losses._terms import Term
-from softcache.ragged import offsets_of, own_places
+from softcache.ragged import offsets_of
 
 
 def to_input(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -55,10 +54,10 @@ def _function(name: str) -> Callable[..., torch.Tensor]:
     ) -> torch.Tensor:
         term, offset = Term(name, cls(**options), standardize=standardize), None
         if mask is not None:
-            places = mask.sum(1).cpu().numpy().astype(np.int64)
-            offset = offsets_of(places)
-            student, teacher = own_places(student, places, "student"), own_places(teacher, places, "teacher")
-            labels = None if labels is None else own_places(labels, places, "labels")
+            own = mask.bool()
+            offset = offsets_of(own.sum(1).cpu().numpy())
+            student, teacher = student[own], teacher[own]
+            labels = None if labels is None else labels[own]
         return term(student, teacher, term.T_schedule().at(0, 1) if T is None else T, labels, offset)
 
     loss.__name__ = loss.__qualname__ = name

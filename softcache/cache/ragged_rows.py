@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
@@ -26,7 +27,6 @@ class RaggedRows:
         # Of each row where its places begin in its shard, and how many they are: side by side, so that a batch of rows
         # in any order is looked up at once.
         self._where = np.empty((sum(map(len, places)), 2), np.int64)
-        self._offset: Int64 | None = None
         self._ends: list[int] = []
         at = 0
         for some in places:
@@ -52,12 +52,10 @@ class RaggedRows:
         """How many places rows (B,) have."""
         return self._where[:, 1].take(rows)
 
-    @property
+    @functools.cached_property
     def offset(self) -> Int64:
         """(N + 1,) where the places of all rows begin, end to end."""
-        if self._offset is None:
-            self._offset = offsets_of(self._where[:, 1])
-        return self._offset
+        return offsets_of(self._where[:, 1])
 
     def index(self, rows: np.ndarray) -> Int64:
         """(P,) where the places of rows (B,) lie among those of all rows end to end."""

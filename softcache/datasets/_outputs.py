@@ -57,8 +57,8 @@ class Outputs:
             kind = column.type
             if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
                 raise DatasetError(f"{owner}: {name} is a column of {kind}, not of numbers")
-            numbers = column.cast(pa.float64()) if not pa.types.is_boolean(kind) else column.cast(pa.int8())
-            array = numbers.cast(pa.float64()).to_numpy().astype(np.float64)  # null is NaN
+            numbers = column.cast(pa.int8()) if pa.types.is_boolean(kind) else column
+            array = numbers.cast(pa.float64()).to_numpy()  # null is NaN
             if self.kind == "binary":
                 wrong = array[~np.isin(array, (0, 1)) & ~np.isnan(array)]
                 if len(wrong):
