@@ -83,3 +83,10 @@ def test_mean_average_precision_of_large_logits_is_that_of_their_order() -> None
     for logits in (10 * z + 60, 10 * z - 60, z):
         found = multilabel_scores(torch.from_numpy(logits), torch.from_numpy(labels))
         assert found.map == pytest.approx(metrics.average_precision_score(labels, logits, average="macro"), abs=1e-6)
+
+
+def test_one_output_alone_is_scored() -> None:
+    """Two of three are ranked rightly: precision 1/1 and 2/3; of the two that are said to be yes one is."""
+    found = multilabel_scores(torch.tensor([[3.0], [1.0], [-1.0], [9.0]]), torch.tensor([[1], [0], [1], [255]]).byte())
+    assert found.map == pytest.approx((1 + 2 / 3) / 2)
+    assert found.f1 == pytest.approx(0.5)

@@ -100,21 +100,22 @@ def class_counts(logits_bc: torch.Tensor, labels_b: torch.Tensor) -> list[torch.
 
 def multilabel_scores(logits_nk: torch.Tensor, labels_nk: torch.Tensor) -> Multilabel:
     """Logits (N, K) float32 and labels (N, K) uint8, 255 for none, on the CPU. With no yes at all both means are 0."""
-    from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
+    from torchmetrics.functional.classification import binary_average_precision, binary_f1_score
 
     known = labels_nk != UNKNOWN
     losses = F.binary_cross_entropy_with_logits(logits_nk, labels_nk.clamp_max(1).float(), reduction="none")
     loss = losses[known].mean().item()
-    some = (labels_nk == 1).any(0)
-    count, samples = int(some.sum()), int(known.any(1).sum())
-    if not count:
+    samples, precisions, f1s = int(known.any(1).sum()), [], []
+    for logits, labels in zip(logits_nk.T, labels_nk.T.long(), strict=True):
+        if not (labels == 1).any():
+            continue
+        # Ranks in place of sigmoids, which are equal for all logits that are large: the order is all that it looks at.
+        ranks = logits.unique(return_inverse=True)[1].double() / len(logits)
+        precisions.append(binary_average_precision(ranks, labels, ignore_index=UNKNOWN))
+        f1s.append(binary_f1_score((logits > 0).double(), labels, ignore_index=UNKNOWN))
+    if not precisions:
         return Multilabel(0.0, 0.0, loss, samples)
-    logits, wanted = logits_nk[:, some], labels_nk[:, some].long()
-    # Ranks in place of sigmoids, which are equal for all logits that are large: the order is all that it looks at.
-    ranks = torch.stack([column.unique(return_inverse=True)[1] for column in logits.T], dim=1).double() / len(logits)
-    how: dict[str, Any] = {"num_labels": count, "average": "macro", "ignore_index": UNKNOWN}
-    precision = multilabel_average_precision(ranks, wanted, **how).item()
-    return Multilabel(precision, multilabel_f1_score((logits > 0).double(), wanted, **how).item(), loss, samples)
+    return Multilabel(torch.stack(precisions).mean().item(), torch.stack(f1s).mean().item(), loss, samples)
 
 
 def regression_scores(found_nk: torch.Tensor, wanted_nk: torch.Tensor) -> Regression:
