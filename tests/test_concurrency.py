@@ -31,6 +31,7 @@ from softcache.cache.reader import Cache
 from softcache.cache.shard import ShardWriter
 from softcache.cache.writer import update_state
 from softcache.errors import CacheError, LockedError
+from softcache.locks import locked
 from softcache.training.folder import training_into
 
 PARTS = 4
@@ -88,8 +89,7 @@ def test_the_same_part_twice_where_there_are_no_locks_is_refused(setting, warm, 
     """A file's existence is the lock there."""
     folder = tmp_path / "cache"
     first = warm.start(setting.command(folder), prepare=SLOWER + NO_LOCKS)
-    while not list(folder.glob(".writing-1of1.lock.soft")):
-        time.sleep(0.01)
+    until_signed(folder / ".writing-1of1.lock.soft")
     second = warm.run(setting.command(folder), prepare=NO_LOCKS)
     assert second.status == 1, second.output
     assert f"{folder} is being written by process {first} on " in second.output
@@ -97,13 +97,31 @@ def test_the_same_part_twice_where_there_are_no_locks_is_refused(setting, warm, 
     assert warm.wait(first).status == 0
     check(folder, undisturbed)
     killed = warm.start(setting.command(folder, "--views", "4"), prepare=SLOWER + NO_LOCKS)
-    while not list(folder.glob(".writing-1of1.lock.soft")):
-        time.sleep(0.01)
+    until_signed(folder / ".writing-1of1.lock.soft")
     os.kill(killed, signal.SIGKILL)
     warm.wait(killed)
     assert (folder / ".writing-1of1.lock.soft").exists()
     last = warm.run(setting.command(folder, "--views", "4"), prepare=NO_LOCKS)
     assert last.status == 0, last.output
+
+
+def until_signed(lock: Path) -> None:
+    """Waits until the lock's file says who holds it, which is a moment after it is there."""
+    while not lock.exists() or not lock.read_text():
+        time.sleep(0.01)
+
+
+def test_a_lock_whose_holder_was_killed_before_it_could_sign_is_not_taken_over(tmp_path):
+    """Nobody can know that such a holder is gone: it may have been stopped in that moment."""
+    lock = tmp_path / ".writing-1of1.lock.soft"
+    lock.touch()
+    os.utime(lock, (0, 0))
+    with (
+        pytest.raises(LockedError, match=rf"held by another process: .* if it is gone already, remove {lock}"),
+        locked(lock, "held", soft=True),
+    ):
+        pass
+    assert lock.exists()
 
 
 def test_parts_that_are_killed_and_started_again(setting, warm, undisturbed, tmp_path):
