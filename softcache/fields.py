@@ -74,7 +74,7 @@ class Fields:
         )
 
 
-Inputs = Tensor | Fields  # of a batch of keys: pixels (B, H, W, C) uint8, or whatever else the dataset has
+Inputs = Tensor | Fields  # of a batch of keys: pixels (B, H, W, C) uint8 or uint16, or whatever else the dataset has
 
 
 def arrays_of(inputs: Inputs) -> dict[str, np.ndarray | list[np.ndarray]]:

@@ -21,13 +21,15 @@ from typing import Any
 import torch
 
 from softcache import registry
+from softcache.inputs import WHITE
 from softcache.losses._loss import loss_type
 from softcache.losses._terms import Term
 from softcache.ragged import offsets_of
 
 
 def to_input(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Pixels (B, H, W, C) uint8 → (B, C, H, W) float32, ``(pixels / 255 - mean) / std`` with one number a channel.
+    """Pixels (B, H, W, C) uint8 → (B, C, H, W) float32, ``(pixels / 255 - mean) / std`` with one number a channel;
+    uint16 are divided by 65535.
 
     Grey pixels and three numbers give three channels.
 
@@ -35,7 +37,7 @@ def to_input(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) 
     tensor([2.])
     """
     shift, scale = (torch.tensor(numbers, device=pixels.device).view(1, -1, 1, 1) for numbers in (mean, std))
-    return (pixels.permute(0, 3, 1, 2).float() / 255 - shift) / scale
+    return (pixels.permute(0, 3, 1, 2).float() / WHITE[str(pixels.dtype).removeprefix("torch.")] - shift) / scale
 
 
 @functools.cache

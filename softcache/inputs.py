@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from softcache.errors import UsageError
 
-PIXELS = "pixels"  # of pictures: uint8 (H, W, C)
-# Dtype → bytes of one number. torch has these in full; it knows uint16 and uint32 only in part.
+PIXELS = "pixels"  # of pictures: (H, W, C)
+WHITE = {"uint8": 255, "uint16": 65535}  # a picture's dtype → its largest value; the smallest is 0
+MAX_CHANNELS = 1024  # of a picture; sensors of many wavelengths have hundreds
+# Dtype of other inputs → bytes of one number. torch has these in full; it knows uint16 and uint32 only in part.
 DTYPES = {
     **{"uint8": 1, "int8": 1, "int16": 2, "int32": 4, "int64": 8},
     **{"float16": 2, "float32": 4, "float64": 8},
@@ -46,6 +48,15 @@ class InputField:
         """``16 float32``, ``L int64``: L is a row's own length; ``L int64 filled up with 1``."""
         sizes = "×".join("L" if size is None else str(size) for size in self.shape) or "1"
         return f"{sizes} {self.dtype}" + (f" filled up with {self.pad}" if self.pad else "")
+
+
+def number_bytes(dtype: str) -> int:
+    """Bytes of one number of an input; 0 for dtypes that none has.
+
+    >>> number_bytes("uint16"), number_bytes("complex64")
+    (2, 0)
+    """
+    return 2 if dtype == "uint16" else DTYPES.get(dtype, 0)
 
 
 def mask_names(ragged: Sequence[str]) -> dict[str, str]:

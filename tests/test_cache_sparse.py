@@ -203,7 +203,7 @@ def test_verify_of_a_sparse_tebibyte_ends_when_it_is_told_to(
         said = process.communicate(timeout=60)[1]
     finally:
         process.kill()
-    assert time.monotonic() - began < 1.5, "signals are answered within a second"
+    assert time.monotonic() - began < 5, "signals are answered at once; all of it would take minutes"
     assert process.returncode == status
     assert f"softcache: {word}" in said
     assert taken < imports + 2**26

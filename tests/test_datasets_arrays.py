@@ -156,7 +156,7 @@ def images_of(shape, dtype=np.uint8):
             "train",
             r"must be uint8 .* found float32 \(20, 8, 8\)",
         ),
-        ({"train_images": images_of((20, 3, 8, 8))}, "train", r"C 1 or 3, found uint8 \(20, 3, 8, 8\)"),
+        ({"train_images": images_of((20, 3, 8, 8))}, "train", r"is \(20, 3, 8, 8\): the channels come last"),
         ({"train_images": images_of((20, 64))}, "train", r"found uint8 \(20, 64\)"),
         ({"train_images": images_of((20, 0, 8))}, "train", "images without pixels"),
         (
@@ -169,7 +169,7 @@ def images_of(shape, dtype=np.uint8):
             "train",
             "no other inputs of that split: found test_images.npy, ",
         ),
-        ({"train_images": images_of((20, 8, 8))}, "test", "train has 1 channels, test has 3"),
+        ({"train_images": images_of((20, 8, 8))}, "test", "train has uint8 and 1 channel, test has uint8 and 3"),
         (
             {"train_labels": np.zeros(19, int)},
             "train",

@@ -120,7 +120,8 @@ def test_noise_is_normal_and_clipped() -> None:
     black = Noise(std=0.1).change(np.zeros((1, 32, 32, 1), np.uint8), keys(1))
     assert (black == 0).mean() == pytest.approx(0.5, abs=0.06)
     np.testing.assert_array_equal(Noise(std=0).change(grey, keys(20)), grey)
-    assert normal_steps(0.1)[-1] == round(4.3249 * 25.5)
+    assert normal_steps(0.1, 255)[-1] == round(4.3249 * 25.5)
+    assert abs(normal_steps(0.1, 65535)[-1] - 4.3249 * 6553.5) < 1
 
 
 def test_mixup_is_the_rounded_weighted_mean() -> None:
@@ -184,7 +185,7 @@ def test_wrapped_augmentations_are_torchvisions_with_the_keys_seed(augmentation,
     [
         "flip:p=1.5",
         "crop:pad=-1",
-        "crop:fill=256",
+        "crop:fill=65536",
         "crop:pad=x",
         "rrc:scale=0-1",
         "rrc:scale=0.9-0.1",

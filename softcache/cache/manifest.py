@@ -20,7 +20,6 @@ from softcache.cache.schema import (
     COLUMN,
     KINDS,
     MANIFEST,
-    MAX_CHANNELS,
     MAX_COLUMNS,
     MAX_INPUTS,
     MAX_MANIFEST_BYTES,
@@ -42,7 +41,16 @@ from softcache.cache.schema import (
     short,
 )
 from softcache.errors import CacheError, IntegrityError
-from softcache.inputs import DTYPES, MAX_LENGTH, PIXELS, InputField, is_input_name
+from softcache.inputs import (
+    DTYPES,
+    MAX_CHANNELS,
+    MAX_LENGTH,
+    PIXELS,
+    WHITE,
+    InputField,
+    is_input_name,
+    number_bytes,
+)
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _TAKEN = {"rows", "samples", "cache"}  # names of other files
@@ -223,7 +231,7 @@ def _of_identity(identity: Identity, recipe: _Recipe) -> str:
     """What no cache can have; empty where there is nothing."""
     grid, inputs = identity.grid, identity.dataset.inputs
     sized = all(map(_is_sized, inputs.values()))
-    row_bytes = [math.prod(given.tail) * DTYPES.get(given.dtype, 0) if sized else 0 for given in inputs.values()]
+    row_bytes = [math.prod(given.tail) * number_bytes(given.dtype) if sized else 0 for given in inputs.values()]
     pictures: dict[str, tuple[object, bool]] = {}
     if isinstance(recipe, _OfPixels):
         sides, given = [recipe.size, recipe.size], inputs[PIXELS]
@@ -234,7 +242,7 @@ def _of_identity(identity: Identity, recipe: _Recipe) -> str:
             "inputs.pixels": (
                 given,
                 len(inputs) == 1
-                and given.dtype == "uint8"
+                and given.dtype in WHITE
                 and given.pad == 0
                 and given.shape[:2] == sides
                 and len(channels) == 1
@@ -253,7 +261,11 @@ def _of_identity(identity: Identity, recipe: _Recipe) -> str:
             "recipe.seed": (recipe.seed, 0 <= recipe.seed < 2**64),
             "inputs": (list(inputs), 0 < len(inputs) <= MAX_INPUTS and all(map(is_input_name, inputs))),
             "inputs.shape": (list(inputs.values()), sized),
-            "inputs.dtype": (list(inputs.values()), all(0 < n <= MAX_ROW_BYTES for n in row_bytes)),
+            "inputs.dtype": (
+                list(inputs.values()),
+                all(0 < n <= MAX_ROW_BYTES for n in row_bytes)
+                and (bool(pictures) or all(given.dtype in DTYPES for given in inputs.values())),
+            ),
         }
     )
 
@@ -288,7 +300,7 @@ def _of_state(manifest: Manifest) -> str:
         return f"samples_lengths {short(together)}"
     if not wrong:
         places = {name: together[name] if given.ragged else state.samples for name, given in inputs.items()}
-        size = sum(places[name] * math.prod(given.tail) * DTYPES[given.dtype] for name, given in inputs.items())
+        size = sum(places[name] * math.prod(given.tail) * number_bytes(given.dtype) for name, given in inputs.items())
         if not 0 < state.samples <= identity.dataset.rows or (state.samples > 1 and size > MAX_SAMPLES_BYTES):
             return f"samples {short(state.samples)} of {short(size)} bytes"
     if not wrong and manifest.all_shards() > MAX_SHARDS:

@@ -31,7 +31,6 @@ KINDS = ("classes", "binary", "values")
 KEPT_SAMPLES = 64  # rows whose pixels are kept where nobody asks for more
 MAX_SAMPLES_BYTES = 4 * 2**30  # of kept pixels; they are written in pieces and mapped, never held in memory
 MAX_VIEWS = 10_000  # numbers from here on are left to views that no cache records
-MAX_CHANNELS = 4
 MAX_COLUMNS = 1_000
 MAX_INPUTS = 64
 MAX_SIDE = 2**13  # pixels of a view's side

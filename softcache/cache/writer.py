@@ -39,7 +39,7 @@ from softcache.cache.schema import (
 from softcache.cache.shard import Attributes, ShardWriter, opened, write_temporary
 from softcache.cache.surplus import find_surplus, remove_surplus
 from softcache.errors import CacheError, IntegrityError
-from softcache.inputs import DTYPES, InputField
+from softcache.inputs import InputField, number_bytes
 from softcache.ragged import Int64, offsets_of
 
 CHUNK_BYTES = 2**26  # of kept pixels that are made and written at once
@@ -170,7 +170,7 @@ def _written_beside(
 def _write_samples(path: Path, attributes: Attributes, samples: KeptSamples) -> Path:
     writer = ShardWriter(path, attributes, sample_arrays(samples.inputs, len(samples.rows), samples.together))
     longest = sum(
-        math.prod(field.tail) * DTYPES[field.dtype] * (int(samples.lengths[name].max()) if field.ragged else 1)
+        math.prod(field.tail) * number_bytes(field.dtype) * (int(samples.lengths[name].max()) if field.ragged else 1)
         for name, field in samples.inputs.items()
     )
     step, at = max(1, CHUNK_BYTES // max(1, longest)), dict.fromkeys(samples.inputs, 0)

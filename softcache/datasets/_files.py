@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from softcache.datasets._labels import Labels
-from softcache.datasets._pixels import IMAGENET_STATISTICS
+from softcache.datasets._pixels import GREY_STATISTICS, IMAGENET_STATISTICS
 from softcache.datasets._samples import Samples
 from softcache.errors import DatasetError
 
@@ -20,19 +20,21 @@ SHOWN = 5
 
 
 def file_samples(
-    spec: str, split: str, root: Path, names: list[str], labels: Labels, classes: tuple[str, ...]
+    spec: str, split: str, root: Path, names: list[str], labels: Labels, classes: tuple[str, ...], bits: int = 8
 ) -> Samples:
-    """Samples of the image files ``root / name``, in this order, as colour images of 224 pixels."""
+    """Samples of the image files ``root / name``, in this order, as images of 224 pixels: in colour, or grey ones of
+    16 ``bits``."""
     return Samples(
         spec=spec,
         split=split,
         classes=classes,
         labels=labels,
-        channels=3,
+        channels=3 if bits == 8 else 1,
+        dtype=f"uint{bits}",
         size=224,
         resize=256,
         recipe="rrc+flip",
-        statistics=IMAGENET_STATISTICS,
+        statistics=IMAGENET_STATISTICS if bits == 8 else GREY_STATISTICS,
         names=names,
         root=root,
     )

@@ -10,7 +10,7 @@ import re
 from softcache.errors import UsageError
 
 SOURCES = ("folder", "csv", "parquet")
-_OPTION = re.compile(r",\s*test_fraction\s*=([^,=]*)$")
+_OPTION = re.compile(r",\s*test_fraction\s*=([^,=]*)(?=,\s*bits\s*=[^,=]*$|$)")
 
 
 def split_fraction(spec: str) -> tuple[str, float | None]:
@@ -26,7 +26,7 @@ def split_fraction(spec: str) -> tuple[str, float | None]:
     except ValueError:
         raise UsageError(f"{spec!r}: test_fraction={found[1]!r} is not a number") from None
     check_fraction(fraction)
-    return spec[: found.start()], fraction
+    return spec[: found.start()] + spec[found.end() :], fraction
 
 
 def with_fraction(spec: str, fraction: float) -> str:

@@ -16,18 +16,20 @@ import numpy.typing as npt
 from PIL import Image
 
 from softcache.errors import DatasetError
+from softcache.inputs import MAX_CHANNELS, WHITE
 
-Pixels = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.unsignedinteger]  # uint8 or uint16
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 IMAGENET_STATISTICS: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+GREY_STATISTICS: Statistics = ((0.449,), (0.226,))  # their means
 BITS_PER_SAMPLE, PHOTOMETRIC, BLACK_IS_ZERO = 258, 262, 1  # tags of TIFF, and a value of the second
 CHUNK_BYTES = 1 << 24
 MEASURED_BYTES = 1 << 28  # a larger train split is measured on evenly spaced rows of about this many bytes
 
 
-def read_image(path: Path, channels: int) -> Pixels:
-    """Decodes a file with Pillow to uint8 (H, W, channels).
+def read_image(path: Path, channels: int, dtype: str = "uint8") -> Pixels:
+    """Decodes a file with Pillow to (H, W, channels) of uint8, or of uint16 with one channel.
 
     As in torchvision EXIF orientation is not applied, transparency is dropped, and an animation is its first frame.
 
@@ -36,7 +38,7 @@ def read_image(path: Path, channels: int) -> Pixels:
     """
     try:
         with open_regular(path) as file, _opened(file, path) as image:
-            pixels = np.array(_eight_bits(image, channels, str(path)))
+            pixels = _sixteen_bits(image, str(path)) if dtype == "uint16" else _eight_bits(image, channels, str(path))
     # Pillow's decoders raise SyntaxError for broken headers, ValueError and EOFError for some broken bodies
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -56,17 +58,15 @@ def open_regular(path: Path) -> BinaryIO:
     return file
 
 
-def as_pixels(image: Any, channels: int, where: str) -> Pixels:
-    """A Pillow image or a uint8 array, (H, W) or (H, W, C), as uint8 (H, W, channels).
+def as_pixels(image: Any, channels: int, where: str, dtype: str = "uint8") -> Pixels:
+    """A Pillow image, which becomes uint8, or an array of ``dtype``, (H, W) or (H, W, C), as (H, W, channels).
 
     Errors: ``DatasetError`` for anything else.
     """
-    if isinstance(image, Image.Image):
-        image = _eight_bits(image, channels, where)
-    pixels = np.array(image)
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+    pixels = _eight_bits(image, channels, where) if isinstance(image, Image.Image) else np.array(image)
+    if pixels.dtype != dtype or pixels.ndim not in (2, 3):
         raise DatasetError(
-            f"{where}: an image must be a Pillow image or uint8 of shape (H, W) or (H, W, C), "
+            f"{where}: an image must be a Pillow image or {dtype} of shape (H, W) or (H, W, C), "
             f"found {type(image).__name__} of {pixels.dtype} {pixels.shape}"
         )
     pixels = pixels.reshape(*pixels.shape[:2], -1)
@@ -96,22 +96,45 @@ def _too_large(path: Path, pixels: int) -> DatasetError:
     )
 
 
-def _eight_bits(image: Image.Image, channels: int, where: str) -> Image.Image:
-    """An image in mode RGB or L. Pillow's own conversion cuts wider values off at 255, so they are scaled here.
+def _eight_bits(image: Image.Image, channels: int, where: str) -> npt.NDArray[np.uint8]:
+    """(H, W, 3), or (H, W). Pillow's own conversion cuts wider values off at 255, so they are scaled here.
 
     16 bits become 8 by division by 257 and rounding, the exact inverse of how 8 bits are widened to 16 (65535 is
     white in both). Colour of 16 bits a channel is decoded by Pillow to the upper 8 of them.
     """
-    if image.mode.startswith("I"):
-        if not _has_16_bits(image):
-            raise DatasetError(f"{where} has whole numbers of {_unknown_range(image)}")
-        values = np.asarray(image).astype(np.uint32)  # (H, W), 0..65535
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise DatasetError(f"{where} has floating-point numbers of {_unknown_range(image)}")
+    wide = _wide_values(image, where)
+    if wide is not None:
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns where such a palette is made RGB at once
-    return image.convert("RGB" if channels == 3 else "L")
+    return np.array(image.convert("RGB" if channels == 3 else "L"))
+
+
+def _sixteen_bits(image: Image.Image, where: str) -> npt.NDArray[np.uint16]:
+    """(H, W). Grey of 8 bits is widened, so that 65535 is white.
+
+    Errors: ``DatasetError`` for colour, of which Pillow decodes 8 bits a channel.
+    """
+    wide = _wide_values(image, where)
+    if wide is not None:
+        return wide.astype(np.uint16)
+    if image.mode not in ("1", "L", "LA"):
+        raise DatasetError(f"{where} is in colour ({image.mode}), of which 8 bits are read: leave out bits=16")
+    return np.array(image.convert("L")).astype(np.uint16) * np.uint16(257)
+
+
+def _wide_values(image: Image.Image, where: str) -> npt.NDArray[np.uint32] | None:
+    """The values, 0..65535, of a grey image of 16 bits, (H, W); None for one of 8 bits a channel.
+
+    Errors: ``DatasetError`` for values whose black and white are not known.
+    """
+    if image.mode == "F":
+        raise DatasetError(f"{where} has floating-point numbers of {_unknown_range(image)}")
+    if not image.mode.startswith("I"):
+        return None
+    if not _has_16_bits(image):
+        raise DatasetError(f"{where} has whole numbers of {_unknown_range(image)}")
+    return np.asarray(image).astype(np.uint32)
 
 
 def _has_16_bits(image: Image.Image) -> bool:
@@ -129,11 +152,12 @@ def _unknown_range(image: Image.Image) -> str:
 
 @dataclass(frozen=True)
 class ItemDecoder:
-    """Decodes rows of a map-style dataset whose items are (Pillow image or uint8 array, label)."""
+    """Decodes rows of a map-style dataset whose items are (Pillow image or array of pixels, label)."""
 
     dataset: Any
     channels: int
     spec: str
+    dtype: str = "uint8"
 
     def __call__(self, index: int) -> Pixels:
         where = f"{self.spec}, row {index}"
@@ -141,7 +165,7 @@ class ItemDecoder:
             image = self.dataset[index][0]
         except Exception as error:  # foreign code may raise anything; the cause stays attached
             raise DatasetError(f"{where} can't be read: {type(error).__name__}: {error}") from error
-        return as_pixels(image, self.channels, where)
+        return as_pixels(image, self.channels, where, self.dtype)
 
 
 def checked_images(images: npt.NDArray, where: str) -> Pixels:
@@ -149,11 +173,14 @@ def checked_images(images: npt.NDArray, where: str) -> Pixels:
 
     Errors: ``DatasetError`` for another dtype or shape.
     """
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
+    fits = images.ndim == 3 or (images.ndim == 4 and images.shape[3] <= MAX_CHANNELS)
+    if images.dtype.name not in WHITE or not fits:
         raise DatasetError(
-            f"{where} must be uint8 of shape (N, H, W) or (N, H, W, C) with C 1 or 3, "
+            f"{where} must be uint8 or uint16 of shape (N, H, W) or (N, H, W, C) with up to {MAX_CHANNELS} channels, "
             f"found {images.dtype} {images.shape}"
         )
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] > 4:
+        raise DatasetError(f"{where} is {images.shape}: the channels come last, (N, H, W, C)")
     if 0 in images.shape[1:]:
         raise DatasetError(f"{where} has images without pixels, shape {images.shape}")
     return images[..., None] if images.ndim == 3 else images
@@ -174,17 +201,18 @@ def row_chunks(images: Pixels) -> Iterator[Pixels]:
 
 
 def measure(images: Pixels) -> Statistics:
-    """Per-channel mean and deviation of (N, H, W, C) uint8 as fractions of 255.
+    """Per-channel mean and deviation of (N, H, W, C) as fractions of white, 255 or 65535.
 
-    From exact counts of the 256 values, so neither chunks nor their order show in the result. Splits above
+    From exact counts of the values, so neither chunks nor their order show in the result. Splits above
     256 MiB are measured on evenly spaced rows. A channel that is constant gets a deviation of 1.
     """
     step = max(1, -(-images.nbytes // MEASURED_BYTES))
-    counts = np.zeros((images.shape[3], 256), dtype=np.int64)
+    white = WHITE[images.dtype.name]
+    counts = np.zeros((images.shape[3], white + 1), dtype=np.int64)
     for chunk in row_chunks(images[::step]):
         for channel in range(images.shape[3]):
-            counts[channel] += np.bincount(np.ascontiguousarray(chunk[..., channel]).ravel(), minlength=256)
-    values = np.arange(256) / 255.0
+            counts[channel] += np.bincount(np.ascontiguousarray(chunk[..., channel]).ravel(), minlength=white + 1)
+    values = np.arange(white + 1) / white
     total = counts.sum(axis=1).clip(min=1)
     mean = counts @ values / total  # (C,)
     deviation = np.sqrt((counts * (values - mean[:, None]) ** 2).sum(axis=1) / total)

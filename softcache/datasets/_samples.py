@@ -27,7 +27,7 @@ from softcache.datasets._pixels import (
 )
 from softcache.datasets._values import Values, measure_inputs
 from softcache.errors import DatasetError
-from softcache.inputs import PIXELS
+from softcache.inputs import MAX_CHANNELS, PIXELS, WHITE
 
 SPLITS = ("train", "test")
 PROBED = 64  # rows whose pixels stand for a dataset that has neither an array nor files
@@ -37,13 +37,13 @@ PROBED = 64  # rows whose pixels stand for a dataset that has neither an array n
 class Samples:
     """One split of one dataset.
 
-    spec: canonical spec (``"digits"``, ``"folder:/data/pets"``). split: ``"train"`` or ``"test"``.
-    classes: names in label order, empty where there are no labels. labels: (N,) int32, -1 unlabelled; or of another
-    kind, see ``datasets._labels``: then ``classes`` are the names of the outputs.
-    channels: 1 or 3. size: default side of a recorded view in pixels. resize: the shorter side before a centre
-    crop of ``size``. recipe: default view recipe. statistics: per-channel mean and deviation of the train split,
-    of pixels in 0..1. Pixels are in ``images`` (N, H, W, C) uint8, or in the files ``root / names[i]``, or come
-    from ``decode(i)``. ``mapped`` is the .npy file behind ``images``: then pickling keeps the path, not the pixels.
+    spec: canonical spec (``"digits"``, ``"folder:/data/pets"``). split: ``"train"`` or ``"test"``. classes: names in
+    label order, empty where there are no labels. labels: (N,) int32, -1 unlabelled; or of another kind, see
+    ``datasets._labels``: then ``classes`` are the names of the outputs. channels: of pixels. dtype: of pixels,
+    ``"uint8"`` or ``"uint16"``. size: default side of a recorded view in pixels. resize: the shorter side before a
+    centre crop of ``size``. recipe: default view recipe. statistics: per-channel mean and deviation of the train split,
+    of pixels in 0..1. Pixels are in ``images`` (N, H, W, C), or in the files ``root / names[i]``, or come from
+    ``decode(i)``. ``mapped`` is the .npy file behind ``images``: then pickling keeps the path, not the pixels.
     ``advice``: what to say where nobody chose a recipe. ``values``: of samples that are no pictures, input → what it is
     in all rows; ``channels`` is then 0, ``size`` and ``resize`` 1, and statistics are of the one input of floating
     numbers, one for each of the last axis or one for all.
@@ -64,13 +64,15 @@ class Samples:
     root: Path | None = None
     decode: Callable[[int], Pixels] | None = None
     mapped: Path | None = None
+    dtype: str = "uint8"
     advice: str = ""
     values: dict[str, Values] = field(default_factory=dict)
     max_image_pixels: int | None = field(default_factory=lambda: Image.MAX_IMAGE_PIXELS)
 
     def __post_init__(self) -> None:
         assert self.split in SPLITS, self.split
-        assert self.channels in ((1, 3) if self.pictures else (0,)), self.channels
+        assert (0 < self.channels <= MAX_CHANNELS) if self.pictures else self.channels == 0, self.channels
+        assert self.dtype in WHITE, self.dtype
         assert label_kind(self.labels), (self.labels.dtype, self.labels.shape)
         assert len(self.statistics[0]) == len(self.statistics[1]), self.statistics
         if not self.pictures:
@@ -78,7 +80,7 @@ class Samples:
             return
         assert len(self.statistics[0]) == self.channels, self.statistics
         if self.images is not None:
-            assert self.images.dtype == np.uint8, self.images.dtype
+            assert self.images.dtype == self.dtype, (self.images.dtype, self.dtype)
             assert self.images.shape[3:] == (self.channels,), self.images.shape
             assert len(self.images) == len(self.labels)
         elif self.names is not None:
@@ -115,7 +117,7 @@ class Samples:
         return round(size * self.resize / self.size)
 
     def image(self, index: int) -> Pixels:
-        """Pixels of a row as decoded: uint8 (H, W, C), C-contiguous, writable.
+        """Pixels of a row as decoded: (H, W, C), C-contiguous, writable.
 
         Errors: ``DatasetError`` that names the file where one can't be decoded.
         """
@@ -123,7 +125,7 @@ class Samples:
             return np.array(self.images[index], order="C", subok=False)
         if self.names is not None:
             assert self.root is not None
-            return read_image(self.root / self.names[index], self.channels)
+            return read_image(self.root / self.names[index], self.channels, self.dtype)
         assert self.decode is not None
         return self.decode(index)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from softcache.console import counted
 from softcache.datasets._labels import Labels, checked_labels, label_kind, label_width, labelled, numbered
 from softcache.datasets._pixels import Pixels, checked_images, geometry, measure, open_regular
 from softcache.datasets._samples import Samples, samples_of_values
@@ -30,12 +31,13 @@ class Arrays:
     {train,test}_NAME_offsets (N + 1,) says where each begins and where the last ends. The floating numbers of one input
     are standardized by the train split; whole numbers, and several floating inputs, go to the network as they are.
 
-    Images are uint8, (N, H, W) or (N, H, W, C) with C 1 or 3; the .npy files are memory-mapped. Labels are whole
-    numbers (N,), -1 where unlabelled; or uint8 (N, K), 0 or 1 for each of K outputs, 255 where unlabelled; or float32
-    (N,) or (N, K), NaN where unlabelled. A train split without a labels file is unlabelled. Names of classes or outputs
-    are the lines of ``classes.txt`` beside the arrays, or else numbers. The default size of a view is the
-    longer side where that is 32 to 96, 32 for smaller images, 224 (from 256) for larger ones. The default recipe is
-    ``none``: what may be cropped or mirrored depends on what the arrays show, and nothing here says that.
+    Images are uint8, or uint16 where 65535 is white, (N, H, W) or (N, H, W, C) with 1 to 1024 channels; the .npy files
+    are memory-mapped. Labels are whole numbers (N,), -1 where unlabelled; or uint8 (N, K), 0 or 1 for each of K
+    outputs, 255 where unlabelled; or float32 (N,) or (N, K), NaN where unlabelled. A train split without a labels file
+    is unlabelled. Names of classes or outputs are the lines of ``classes.txt`` beside the arrays, or else numbers. The
+    default size of a view is the longer side where that is 32 to 96, 32 for smaller images, 224 (from 256) for larger
+    ones. The default recipe is ``none``: what may be cropped or mirrored depends on what the arrays show, and nothing
+    here says that.
     """
 
     path: str = field(metadata={"rest": True})
@@ -57,8 +59,11 @@ class Arrays:
         train = images if split == "train" else _images(source, "train")
         if train is None:
             train = images
-        elif train.shape[3] != images.shape[3]:
-            raise DatasetError(f"{source}: train has {train.shape[3]} channels, test has {images.shape[3]}")
+        elif (train.dtype, train.shape[3]) != (images.dtype, images.shape[3]):
+            raise DatasetError(
+                f"{source}: train has {train.dtype} and {counted(train.shape[3], 'channel')}, "
+                f"test has {images.dtype} and {counted(images.shape[3], 'channel')}"
+            )
         labels, classes = _labels(source, split, len(images))
         return Samples(
             spec=f"arrays:{source}",
@@ -66,6 +71,7 @@ class Arrays:
             classes=classes,
             labels=labels,
             channels=images.shape[3],
+            dtype=images.dtype.name,
             **{**geometry(images), "recipe": "none"},
             advice=_advice(images),
             statistics=measure(train),

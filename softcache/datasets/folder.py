@@ -23,7 +23,7 @@ from softcache.datasets._fraction import check_fraction, fraction_option
 from softcache.datasets._labels import Labels
 from softcache.datasets._samples import Samples
 from softcache.datasets._subset import held_out_files
-from softcache.errors import DatasetError
+from softcache.errors import DatasetError, UsageError
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,17 @@ class Folder:
 
     ``test_fraction``: without a test folder, the share of the files in ``train/``, or in class folders right under
     PATH, that are the test split: those whose path has a hash below it, so a file's split doesn't depend on others.
+
+    ``bits``: 8, colour, or 16, grey: PNG, PGM and TIFF of 16 bits keep them, and grey of 8 bits is widened.
     """
 
     path: str = field(metadata={"rest": True})
+    bits: int = 8
     test_fraction: float | None = None
 
     def __post_init__(self) -> None:
+        if self.bits not in (8, 16):
+            raise UsageError(f"folder: bits={self.bits} of a grey value must be 8 or 16")
         if self.test_fraction is not None:
             check_fraction(self.test_fraction)
 
@@ -56,14 +61,15 @@ class Folder:
         if not root.is_dir():
             raise DatasetError(f"no folder at {root}")
         try:
+            spec = f"folder:{root}" + (",bits=16" if self.bits == 16 else "")
             if self.test_fraction is None:
-                return class_folders(root, split, spec=f"folder:{root}")
-            return _divided(root, split, self.test_fraction)
+                return class_folders(root, split, spec=spec, bits=self.bits)
+            return _divided(root, split, self.test_fraction, spec + fraction_option(self.test_fraction), self.bits)
         except OSError as error:
             raise DatasetError(f"{error.filename} can't be read: {error.strerror}") from None
 
 
-def class_folders(root: Path, split: str, *, spec: str, classes: tuple[str, ...] = ()) -> Samples:
+def class_folders(root: Path, split: str, *, spec: str, classes: tuple[str, ...] = (), bits: int = 8) -> Samples:
     """Lists a folder laid out as ``Folder`` says, as the samples of ``spec``; ``classes`` instead of train's."""
     train = root / "train"
     in_train = class_names(train) if train.is_dir() else ()
@@ -72,17 +78,17 @@ def class_folders(root: Path, split: str, *, spec: str, classes: tuple[str, ...]
         names = sorted(_images_directly_in(place, root))
         if not names:
             raise DatasetError(_no_train(root, place))
-        return file_samples(spec, split, root, names, np.full(len(names), -1, dtype=np.int32), ())
+        return file_samples(spec, split, root, names, np.full(len(names), -1, dtype=np.int32), (), bits)
     place = train if split == "train" else _test_folder(root)
     own = class_names(place)
     known = classes or in_train or own
     if unknown := sorted(set(own) - set(known)):
         raise DatasetError(f"{place} has classes that {train} lacks: {several(unknown)}")
     names, labels = _labelled(place, root, own, known)
-    return file_samples(spec, split, root, names, labels, known)
+    return file_samples(spec, split, root, names, labels, known, bits)
 
 
-def _divided(root: Path, split: str, fraction: float) -> Samples:
+def _divided(root: Path, split: str, fraction: float, spec: str, bits: int) -> Samples:
     """One of the two parts of the class folders in train/, or right under the root."""
     if there := [name for name in TEST_NAMES if (root / name).is_dir()]:
         raise DatasetError(f"{root} has a test split, {there[0]}/: leave out --test-fraction, or move the folder away")
@@ -96,8 +102,7 @@ def _divided(root: Path, split: str, fraction: float) -> Samples:
     if not len(rows):
         share = f"--test-fraction {fraction:g} leaves it none of {len(names)} files"
         raise DatasetError(f"{root} has no {split} split: {share}")
-    spec = f"folder:{root}{fraction_option(fraction)}"
-    return file_samples(spec, split, root, [names[row] for row in rows], labels[rows], classes)
+    return file_samples(spec, split, root, [names[row] for row in rows], labels[rows], classes, bits)
 
 
 def _test_folder(root: Path) -> Path:

@@ -14,7 +14,7 @@ from softcache.datasets._pixels import ItemDecoder, checked_images, geometry, me
 from softcache.datasets._samples import Samples, samples_of_values
 from softcache.datasets._values import Values, values_of
 from softcache.errors import DatasetError, SoftcacheError, UsageError
-from softcache.inputs import PIXELS, is_input_name
+from softcache.inputs import MAX_CHANNELS, PIXELS, WHITE, is_input_name
 from softcache.userfile import named_object
 
 LABELS = ("labels", "label")  # names that are no inputs
@@ -25,9 +25,9 @@ MEASURED_ROWS = 256  # rows of a map-style dataset that are decoded to measure i
 class Python:
     """``python:package.module:factory`` or ``path/to/file.py:factory``: ``factory(split)`` gives the samples.
 
-    It returns ``Samples``; or a tuple (images (N, H, W) or (N, H, W, C) uint8, labels as ``arrays:`` has them or None,
-    names of the classes or outputs or None); or a map-style dataset whose items are (Pillow image or uint8 array, label
-    or None).
+    It returns ``Samples``; or a tuple (images (N, H, W) or (N, H, W, C) uint8 or uint16, labels as ``arrays:`` has them
+    or None, names of the classes or outputs or None); or a map-style dataset whose items are (Pillow image or array of
+    pixels, label or None).
 
     For inputs that are no pictures it returns a dictionary of arrays (N, …) and of lists of N rows that have lengths of
     their own, with ``labels`` and ``classes`` among them if there are any; or a map-style dataset whose items are
@@ -138,6 +138,7 @@ def _from_arrays(images: Any, labels: Any, classes: Any, *, split: str, spec: st
         classes=names,
         labels=numbers,
         channels=pixels.shape[3],
+        dtype=pixels.dtype.name,
         **geometry(pixels),
         statistics=measure(pixels),
         images=pixels,
@@ -145,7 +146,7 @@ def _from_arrays(images: Any, labels: Any, classes: Any, *, split: str, spec: st
 
 
 def samples_of_items(dataset: Any, *, split: str, spec: str) -> Samples:
-    """Pictures, from a map-style dataset of (Pillow image or uint8 array, label or None). Where it has them, its
+    """Pictures, from a map-style dataset of (Pillow image or array of pixels, label or None). Where it has them, its
     ``targets`` are the labels and its ``classes`` their names. An image is decoded each time that it is needed.
 
     Errors: ``DatasetError`` for items that are no such pairs.
@@ -153,17 +154,13 @@ def samples_of_items(dataset: Any, *, split: str, spec: str) -> Samples:
     if not len(dataset):
         raise DatasetError(f"{spec} has no samples in its {split} split")
     first = _item(dataset, 0, spec)[0]
-    if hasattr(first, "mode"):
-        grey = first.mode in ("1", "L", "F") or first.mode.startswith("I")
-    else:
-        grey = np.ndim(first) == 2 or np.shape(first)[2] == 1
-    channels = 1 if grey else 3
+    channels, dtype = _pixels_like(first)
     labels = getattr(dataset, "targets", None)
     if labels is None or len(labels) != len(dataset):
         labels = [_item(dataset, row, spec)[1] for row in range(len(dataset))]
     labels = [-1 if label is None else label for label in labels]
     numbers, names = _labels(labels, len(dataset), getattr(dataset, "classes", None), spec)
-    items = ItemDecoder(dataset, channels, spec)
+    items = ItemDecoder(dataset, channels, spec, dtype)
     pixels = items(0)
     rows = np.unique(np.linspace(0, len(dataset) - 1, MEASURED_ROWS).astype(int))
     probe = np.concatenate([items(int(row)).reshape(-1, 1, 1, channels) for row in rows])
@@ -173,10 +170,21 @@ def samples_of_items(dataset: Any, *, split: str, spec: str) -> Samples:
         classes=names,
         labels=numbers,
         channels=channels,
+        dtype=dtype,
         **geometry(pixels),
         statistics=measure(probe),
         decode=items,
     )
+
+
+def _pixels_like(image: Any) -> tuple[int, str]:
+    """Channels and dtype of a dataset whose first image this is; what it is not, the decoder says."""
+    if hasattr(image, "mode"):
+        grey = image.mode in ("1", "L", "F") or image.mode.startswith("I")
+        return 1 if grey else 3, "uint8"
+    array = np.asarray(image)
+    channels = array.shape[2] if array.ndim == 3 else 1
+    return min(channels, MAX_CHANNELS), array.dtype.name if array.dtype.name in WHITE else "uint8"
 
 
 def _item(dataset: Any, row: int, spec: str) -> tuple[Any, Any]:

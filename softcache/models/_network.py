@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.parameter import UninitializedParameter
 
+from softcache.console import counted
 from softcache.errors import ModelError, UsageError, nearest
 from softcache.fields import Fields, Inputs
+from softcache.inputs import WHITE
 from softcache.models._array_model import ArrayModel
 from softcache.models._hooks import classifier_path
 from softcache.models._preprocess import Preprocess
 from softcache.models._through import Through
 
-__all__ = ["Network", "Preprocess", "input_channels", "logits_of", "output_of"]
+__all__ = ["Network", "Preprocess", "logits_of", "output_of"]
 
 
 class Network(nn.Module):
@@ -29,8 +31,8 @@ class Network(nn.Module):
     model: the bare architecture, from normalized floats (B, channels, H, W) to logits (B, classes); the names
         of its parameters are the names in saved files.
     spec: how ``open_network`` finds the architecture again.
-    classes, channels: width of the logits, 0 where nobody knows it; what the architecture's first layer takes (1 or 3;
-        0 where the inputs are no pictures).
+    classes, channels: width of the logits, 0 where nobody knows it; what the architecture's first layer takes (0 where
+        the inputs are no pictures).
     preprocess: size and normalization.
     fresh: names of parameters that kept their random start when weights were loaded (a new classifier).
     weights_path: the file that the parameters were read from, if any.
@@ -57,7 +59,7 @@ class Network(nn.Module):
         self._set_constants()
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """Logits (B, classes), in the dtype that the architecture computes in, for uint8 pixels (B, H, W, C) or other
+        """Logits (B, classes), in the dtype that the architecture computes in, for pixels (B, H, W, C) or other
         inputs.
 
         Errors: ``ModelError`` where pixels or logits don't have that shape, or the architecture takes other inputs.
@@ -135,27 +137,31 @@ class Network(nn.Module):
         return logits
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """The architecture's input (B, channels, H', W') for uint8 pixels (B, H, W, C), C 1 or 3. A function of arrays
+        """The architecture's input (B, channels, H', W') for uint8 or uint16 pixels (B, H, W, C). A function of arrays
         gets the pixels as they are.
 
         Grey pixels are repeated where three channels are wanted. The arithmetic is float32 (float64 for a
         network in float64); the result has the dtype, device and memory format of the parameters.
 
-        Errors: ``ModelError`` for other shapes or dtypes, and for colour pixels in a network of one channel.
+        Errors: ``ModelError`` for other shapes, dtypes or numbers of channels, such as colour in a network of one.
         """
         if isinstance(self.model, ArrayModel):  # a function gets what the data have, and where they are
             return pixels
-        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3):
-            raise ModelError(f"pixels must be uint8 (B, H, W, 1 or 3), not {pixels.dtype} {tuple(pixels.shape)}")
-        if pixels.shape[3] > self.channels:
-            raise ModelError(f"{self.spec} takes grey images, but the data is in colour")
+        dtype = str(pixels.dtype).removeprefix("torch.")
+        if dtype not in WHITE or pixels.ndim != 4:
+            raise ModelError(f"pixels must be uint8 or uint16 (B, H, W, C), not {dtype} {tuple(pixels.shape)}")
+        if pixels.shape[3] != self.channels and (pixels.shape[3], self.channels) != (1, 3):
+            if (self.channels, pixels.shape[3]) == (1, 3):
+                raise ModelError(f"{self.spec} takes grey images, but the data is in colour")
+            counts = f"{counted(self.channels, 'channel')}, but the data has {pixels.shape[3]}"
+            raise ModelError(f"{self.spec} takes images of {counts}")
         like = next((p for p in self.model.parameters() if p.is_floating_point()), self._mean)
         layout = torch.channels_last if _is_channels_last(self.model) else torch.contiguous_format
         x = pixels.to(like.device).permute(0, 3, 1, 2).to(self._mean.dtype, memory_format=layout)  # (B, C, H, W)
         target = self.preprocess.target(x.shape[2], x.shape[3])
         if tuple(x.shape[2:]) != target:
             x = interpolate(x, size=target, mode="bilinear", antialias=True, align_corners=False)
-        x = x.div(255).sub(self._mean).div(self._std)  # (B, 1 or 3, H', W') with (channels, 1, 1)
+        x = x.div(WHITE[dtype]).sub(self._mean).div(self._std)  # (B, 1 or 3, H', W') with (channels, 1, 1)
         return x.to(like.dtype).contiguous(memory_format=layout)
 
     def _standardized(self, fields: Fields) -> Fields:
@@ -254,14 +260,6 @@ def output_of(output: Any, name: str, rows: int, spec: str = "the model") -> Ten
         shape = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise ModelError(f"{spec}: the output {name!r} is {shape}, not floating numbers (B, …) for {rows} samples")
     return found
-
-
-def input_channels(model: nn.Module) -> int:
-    """Channels that the first convolution takes, where that is 1 or 3; else 3."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels if module.in_channels in (1, 3) else 3
-    return 3
 
 
 def _is_channels_last(model: nn.Module) -> bool:

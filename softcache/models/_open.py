@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from softcache.console import counted
 from softcache.datasets._labels import numbered
 from softcache.errors import ModelError, UsageError
+from softcache.models._channels import input_channels, take_channels
 from softcache.models._folder import is_folder_spec, read_folder
-from softcache.models._network import Network, input_channels
+from softcache.models._network import Network
 from softcache.models._preprocess import Preprocess, Statistics, choose_statistics
 from softcache.models._source import Weights, source_of
 from softcache.models._weights import classes_in, fit
@@ -75,9 +77,16 @@ def open_network(
     if found is not None and not new_classifier:
         _refuse_other_classes(found, found.classes, classes)
         _refuse_other_names(found, tuple(class_names or ()), classes)
+    normalized_by = recorded.preprocess.mean if recorded else statistics[0] if statistics else ()
+    given = len(normalized_by) if pictures and normalized_by else None
+    if found is not None and found.statistics and given not in (None, 1, 3, len(found.statistics[0])):
+        theirs = counted(len(found.statistics[0]), "channel")
+        raise ModelError(f"{found.title} is for {theirs}, and the data has {given}: begin without weights")
     size = size or (recorded.preprocess.size if recorded else None) or (found.size if found else None)
     with _seeded(seed), _without_memory() if skeleton else contextlib.nullcontext():
         model = source.build(classes, size)
+        if given not in (None, 1, 3) and not isinstance(source, Python):
+            take_channels(model, given, spec)
         if recorded is not None:
             model = recorded.wrap(model, classes)
     fresh: tuple[str, ...] = ()
@@ -88,7 +97,7 @@ def open_network(
         new = classes if new_classifier else None
         fresh = fit(model, state, owner=found.title, new_classifier=new, base=found.base)
     fixed, minimum = source.input_size(size)
-    channels = input_channels(model) if pictures else 0
+    channels = input_channels(model, given) if pictures else 0
     known = recorded.weights.statistics if recorded else found.statistics if found else None
     mean, std = choose_statistics(normalize, dataset=statistics, weights=known, channels=channels or None)
     if recorded:

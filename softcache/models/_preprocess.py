@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from softcache.console import counted
 from softcache.errors import ModelError, UsageError
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation per channel, pixels in 0..1
@@ -15,9 +16,10 @@ IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How uint8 pixels become a network's input: ``(pixel / 255 - mean) / std`` at the network's size.
+    """How pixels become a network's input: ``(pixel / white - mean) / std`` at the network's size; white is 255, or
+    65535 of 16 bits.
 
-    mean, std: one number a channel of the network (1 or 3), for pixels in 0..1. Of inputs that are no pictures one for
+    mean, std: one number a channel of the network, for pixels in 0..1. Of inputs that are no pictures one for
         each number of the last axis, or one for all: ``(value - mean) / std``.
     size: the one input size that the network takes, in pixels; ``None`` where it takes what it is given.
     minimum: smallest side that a network without a size of its own can take.
@@ -70,9 +72,9 @@ def choose_statistics(
     normalize: ``"imagenet"``, ``"dataset"``, ``"none"`` (pixels in 0..1 as they are),
         ``"0.5,0.5,0.5/0.2,0.2,0.2"`` (means/standard deviations), or ``None``: the statistics of the weights,
         else those of the data set.
-    dataset: the data set's statistics (1 or 3 channels); weights: those that come with the weights.
+    dataset: the data set's statistics, a number for each channel; weights: those that come with the weights.
 
-    Grey statistics are repeated for a network of three channels.
+    Grey statistics are repeated for a network of three channels, and those of ``"none"`` for any.
 
     Errors: ``UsageError`` for anything else as ``normalize``; ``ModelError`` for colour statistics and a
     network of one channel, or where statistics are needed that nobody gave.
@@ -90,10 +92,13 @@ def choose_statistics(
     if found is None:
         raise ModelError("no mean and standard deviation are known here: pass --normalize imagenet, none or MEANS/STDS")
     mean, std = tuple(map(float, found[0])), tuple(map(float, found[1]))
-    if len(mean) == 1 and channels == 3:
-        return mean * 3, std * 3
+    if len(mean) == 1 and channels is not None and (channels == 3 or normalize == "none"):
+        return mean * channels, std * channels
     if channels is not None and len(mean) != channels:
-        raise ModelError(f"the network takes {channels} channel(s), but the normalization is for {len(mean)}")
+        raise ModelError(
+            f"the network takes {counted(channels, 'channel')}, but the normalization is for {len(mean)}: is it for "
+            "these data?"
+        )
     return mean, std
 
 
@@ -103,6 +108,6 @@ def _parse(text: str) -> Statistics:
         mean, std = (tuple(float(part) for part in half.split(",")) for half in text.split("/"))
     except ValueError:
         raise UsageError(problem) from None
-    if len(mean) != len(std) or len(mean) not in (1, 3) or not all(s > 0 for s in std):
+    if len(mean) != len(std) or not all(s > 0 for s in std):
         raise UsageError(problem)
     return mean, std

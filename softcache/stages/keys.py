@@ -33,15 +33,15 @@ Key = tuple[int, int]  # row, view
 class KeyBatch:
     """Keys with all that a loss needs. Every key's pixels have been compared with what the teacher saw.
 
-    ``rows``, ``views`` (B,) int64. ``inputs``: ``pixels`` (B, H, W, C) uint8, or what the dataset has instead, by name
-    (B, ...); of rows that have lengths of their own (B, L, ...), filled up to the longest, with ``attention_mask``
-    (B, L) int64, 1 for a row's own places. ``targets``: outputs of the teacher by
-    their names, ``logits`` (B, C) raw, and hints by their layers' names, all (B, ...) float32; of columns whose rows
-    have lengths of their own (B, L, ...), filled up to the longest with 0. ``masks``: of each of these targets, by its
-    name, (B, L) int64, 1 for a row's own places. ``labels`` (B,) int64, -1 for none; or of another kind (B, K) uint8 or
-    (B,) or (B, K) float32, as the dataset has them. ``mixed``: of samples that their recipe mixed with a partner, the
-    partners' labels (B,) int64 and the weight of the own label (B,) float32; None for recipes that don't mix. ``pads``:
-    of inputs whose rows have lengths of their own, what they are filled up with.
+    ``rows``, ``views`` (B,) int64. ``inputs``: ``pixels`` (B, H, W, C) uint8 or uint16, or what the dataset has
+    instead, by name (B, ...); of rows that have lengths of their own (B, L, ...), filled up to the longest, with
+    ``attention_mask`` (B, L) int64, 1 for a row's own places. ``targets``: outputs of the teacher by their names,
+    ``logits`` (B, C) raw, and hints by their layers' names, all (B, ...) float32; of columns whose rows have lengths of
+    their own (B, L, ...), filled up to the longest with 0. ``masks``: of each of these targets, by its name, (B, L)
+    int64, 1 for a row's own places. ``labels`` (B,) int64, -1 for none; or of another kind (B, K) uint8 or (B,) or (B,
+    K) float32, as the dataset has them. ``mixed``: of samples that their recipe mixed with a partner, the partners'
+    labels (B,) int64 and the weight of the own label (B,) float32; None for recipes that don't mix. ``pads``: of inputs
+    whose rows have lengths of their own, what they are filled up with.
     """
 
     rows: torch.Tensor

@@ -50,7 +50,7 @@ class TargetSource(Protocol):
 class Batch:
     """A batch holds only labels that may be used in training; -1 stands for the others and for no label.
 
-    ``inputs``: pixels (B, H, W, C) uint8, or other named tensors. ``visible``: the rows' labels, (B,) int64 of classes;
+    ``inputs``: pixels (B, H, W, C), or other named tensors. ``visible``: the rows' labels, (B,) int64 of classes;
     else (B, K) uint8 or (B,) or (B, K) float32, with 255 or NaN for none. ``mixed``: of samples that are mixed with a
     partner, the partners' labels and the weight of the own label (B,) float32. ``labels``: for losses that take one
     label a sample; of a mixed sample the label with the larger weight. ``offsets``: of targets whose rows

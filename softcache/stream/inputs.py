@@ -1,6 +1,6 @@
 """Inputs of keys, batch by batch: made by indexing what is in memory, or by worker processes.
 
-Both give the same bytes: pixels (B, H, W, C) uint8, or whatever else the dataset has.
+Both give the same bytes: pixels (B, H, W, C), or whatever else the dataset has.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class ResidentInputs:
         self._place = device if self.on_device else torch.device("cpu")
         base = host_tensor(viewed.base_images()) if isinstance(viewed, ViewedDataset) else viewed.base()
         self._base: Inputs = base.to(self._place)
+        self._dtype = getattr(torch, viewed.samples.dtype)  # of pixels, which the base has the bits of
         self._pinned = None if self.on_device else PinnedBuffers(device, pinned=device.type == "cuda")
 
     def clean(self) -> ResidentInputs:
@@ -81,7 +82,7 @@ class ResidentInputs:
             keys = slice(at, at + sum(map(len, parts)))
             made: Inputs
             if isinstance(self._viewed, ViewedDataset) and isinstance(self._base, torch.Tensor):
-                base = self._base.index_select(0, here[keys])
+                base = self._base.index_select(0, here[keys]).view(self._dtype)
                 made = self._viewed.move_by(base, {name: of[keys] for name, of in motion.items()})
             else:
                 made = self._base[here[keys]]
@@ -110,9 +111,9 @@ class ResidentInputs:
         wanted = {name: (tensor.numpy().dtype.str, tuple(tensor.shape)) for name, tensor in tensors.items()}
         buffers = self._pinned.arrays(wanted)
         for name, tensor in tensors.items():
-            host_tensor(buffers[name]).copy_(tensor)
+            torch.from_numpy(buffers[name]).copy_(tensor)
         sent = self._pinned.send(buffers)
-        return Fields(sent) if isinstance(inputs, Fields) else sent[PIXELS]
+        return Fields(sent) if isinstance(inputs, Fields) else sent[PIXELS].view(inputs.dtype)
 
 
 class WorkerInputs:

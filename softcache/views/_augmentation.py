@@ -9,7 +9,8 @@
 Every augmentation has a ``revision``, which is raised whenever the same spec and key give other pixels than before. An
 augmentation never changes its input, and its result for one key doesn't depend on the other keys in the batch.
 
-Those with a method ``check_fields`` take inputs that are no pictures too.
+Pixels are uint8 or uint16, and every result has their dtype. Augmentations with a method ``check_pixels`` say which
+pictures they can't take; those with a method ``check_fields`` take inputs that are no pictures too.
 """
 
 from __future__ import annotations
@@ -37,6 +38,14 @@ class Augmentation(Protocol):
     revision: ClassVar[int]
 
 
+@typing.runtime_checkable
+class ChecksPixels(Protocol):
+    """Can't take pictures of any dtype and number of channels."""
+
+    def check_pixels(self, dtype: str, channels: int) -> None:
+        """Errors: ``UsageError`` where it can't change such pixels."""
+
+
 class MoveAugmentation(Augmentation, Protocol):
     """Only moves bytes."""
 
@@ -50,7 +59,7 @@ class ImageAugmentation(Augmentation, Protocol):
     words: ClassVar[int]
 
     def view(self, image: Pixels, words: UInt64, size: int) -> Pixels:
-        """image: (H, W, C) uint8; words: (``words``,) uint64 drawn from the key. Result: (size, size, C) uint8."""
+        """image: (H, W, C); words: (``words``,) uint64 drawn from the key. Result: (size, size, C)."""
 
 
 @typing.runtime_checkable
@@ -58,7 +67,7 @@ class PixelsAugmentation(Augmentation, Protocol):
     """Changes the values of pixels."""
 
     def change(self, images: Pixels, keys: Keys) -> Pixels:
-        """images: (B, S, S, C) uint8. Result: the same shape."""
+        """images: (B, S, S, C). Result: the same shape."""
 
 
 class MixAugmentation(Augmentation, Protocol):
@@ -68,7 +77,7 @@ class MixAugmentation(Augmentation, Protocol):
         """(B,) float32: the weight of the own label."""
 
     def mix(self, images: Pixels, partners: Pixels, keys: Keys) -> Pixels:
-        """images, partners: (B, S, S, C) uint8. Result: the same shape."""
+        """images, partners: (B, S, S, C). Result: the same shape."""
 
 
 @typing.runtime_checkable

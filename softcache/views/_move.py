@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from softcache.views._image import Pixels
 from softcache.views._keys import Int64
 
 
@@ -49,8 +50,10 @@ def move(
 ) -> torch.Tensor:
     """Images moved as in ``Motion``, on their device and without waiting for it.
 
-    images: (B, S, S, C) uint8; top, left, mirror: (B,) integers on the same device. Result: (B, S, S, C) uint8.
+    images: (B, S, S, C) uint8 or uint16; top, left, mirror: (B,) integers on the same device. Result: as ``images``.
     """
+    if images.dtype == torch.uint16:  # torch indexes it on some devices alone; int16 has the same bits
+        return move(images.view(torch.int16), top, left, mirror, pad, _signed(fill)).view(torch.uint16)
     count, size, _, channels = images.shape
     if pad == 0:
         return torch.where(mirror.bool()[:, None, None, None], images.flip(2), images)
@@ -67,7 +70,12 @@ def move(
     return padded.view(-1, channels).index_select(0, index).view(images.shape)
 
 
-def move_array(images: npt.NDArray[np.uint8], motion: Motion) -> npt.NDArray[np.uint8]:
+def _signed(value: int) -> int:
+    """The int16 of the same bits."""
+    return value - (1 << 16) if value >= 1 << 15 else value
+
+
+def move_array(images: Pixels, motion: Motion) -> Pixels:
     """``move`` for (B, S, S, C) arrays on the host."""
     if not motion.pad and not motion.mirror.any():
         return images

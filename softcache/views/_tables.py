@@ -83,8 +83,9 @@ def beta_shares(words: UInt64, alpha: float) -> Int64:
 
 
 @functools.lru_cache(maxsize=16)
-def normal_steps(std: float) -> npt.NDArray[np.int16]:
-    """(65536,) int16: the quantiles of a normal of deviation ``std`` (1 is the range of pixels), in pixel values."""
-    scale = round(std * 255 * ONE)
+def normal_steps(std: float, white: int) -> npt.NDArray[np.int16] | npt.NDArray[np.int32]:
+    """(65536,): the quantiles of a normal of deviation ``std`` (1 is the range of pixels, 0..``white``), in pixel
+    values; int16 for pixels of 8 bits, int32 for wider ones."""
+    scale = round(std * white * ONE)
     steps = (normal() * scale + (1 << 31)) >> 32
-    return np.clip(steps, -255, 255).astype(np.int16)
+    return np.clip(steps, -white, white).astype(np.int16 if white < 1 << 15 else np.int32)

@@ -1,4 +1,4 @@
-"""The dataset of keys: a row and a view give uint8 pixels, equal in every process and on every machine."""
+"""The dataset of keys: a row and a view give pixels, equal in every process and on every machine."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 
 from softcache.datasets._samples import Samples
 from softcache.errors import DatasetError, UsageError
-from softcache.inputs import PIXELS, InputField
-from softcache.views._augmentation import MoveAugmentation, PixelsAugmentation, partner_rows
+from softcache.inputs import PIXELS, InputField, number_bytes
+from softcache.views._augmentation import ChecksPixels, MoveAugmentation, PixelsAugmentation, partner_rows
 from softcache.views._digest import PixelsDigest
 from softcache.views._image import Pixels, resize_and_crop
 from softcache.views._keys import Int64, Keys
@@ -30,8 +30,9 @@ BASE_LIMIT = 1 << 30  # the most bytes of evaluation pixels that are kept in mem
 class ViewedDataset:
     """Samples that are pictures, augmented by a recipe.
 
-    recipe: a spec, by default that of the samples. seed: of the views, 0..2**64-1. size: the side of a view in pixels,
-    by default that of the samples. ``indices`` are integers (B,): rows. No method changes the state of a random
+    Pixels are uint8, or uint16 for pictures of 16 bits. recipe: a spec, by default that of the samples. seed: of the
+    views, 0..2**64-1. size: the side of a view in pixels, by default that of the samples. ``indices`` are integers
+    (B,): rows. No method changes the state of a random
     generator. Resized images that are kept in memory are not pickled.
 
     >>> from softcache.views._open import open_viewed
@@ -51,6 +52,9 @@ class ViewedDataset:
             log.info(samples.advice)
         self.recipe = parse_recipe(samples.recipe if recipe is None else recipe)
         assert samples.pictures, samples.input_names
+        for augmentation in self.recipe.augmentations:
+            if isinstance(augmentation, ChecksPixels):
+                augmentation.check_pixels(samples.dtype, samples.channels)
         self.seed = seed
         self.size = samples.size if size is None else size
         if self.size < 1:
@@ -77,12 +81,12 @@ class ViewedDataset:
     @property
     def inputs(self) -> dict[str, InputField]:
         """Dtype and shape of a key's inputs, by name."""
-        return {PIXELS: InputField("uint8", list(self.shape))}
+        return {PIXELS: InputField(self.samples.dtype, list(self.shape))}
 
     @property
     def row_bytes(self) -> int:
         """Of one key's pixels."""
-        return math.prod(self.shape)
+        return math.prod(self.shape) * number_bytes(self.samples.dtype)
 
     @property
     def bytes(self) -> int:
@@ -104,11 +108,11 @@ class ViewedDataset:
         return {}
 
     def pixels(self, index: int, view: int) -> Pixels:
-        """One key's pixels: uint8 (size, size, C), C-contiguous."""
+        """One key's pixels: (size, size, C), C-contiguous."""
         return np.ascontiguousarray(self._views(_rows([index]), [view])[0][0])
 
     def batch(self, indices: npt.ArrayLike, view: int) -> torch.Tensor:
-        """Pixels of keys of one view: uint8 (B, size, size, C)."""
+        """Pixels of keys of one view: (B, size, size, C)."""
         return self.batch_views(indices, [view])[0]
 
     def batch_views(self, indices: npt.ArrayLike, views: Sequence[int]) -> list[torch.Tensor]:
@@ -116,11 +120,11 @@ class ViewedDataset:
         return [torch.from_numpy(images) for images in self._views(_rows(indices), views)]
 
     def clean(self, indices: npt.ArrayLike) -> torch.Tensor:
-        """Evaluation pixels, the view of ``none``: uint8 (B, size, size, C)."""
+        """Evaluation pixels, the view of ``none``: (B, size, size, C)."""
         return torch.from_numpy(self._base(_rows(indices)))
 
     def base_images(self) -> Pixels:
-        """Evaluation pixels of all rows: (N, size, size, C) uint8, read-only by convention.
+        """Evaluation pixels of all rows: (N, size, size, C), read-only by convention.
 
         This is the array of the samples where its images have the view's size already. Otherwise it is computed once.
         Errors: ``DatasetError`` for samples that are not in memory.
@@ -131,7 +135,7 @@ class ViewedDataset:
         if images.shape[1:3] == (self.size, self.size) and self.resize == self.size:
             return images
         if self._bases is None:
-            bases = np.empty((len(images), self.size, self.size, images.shape[3]), np.uint8)
+            bases = np.empty((len(images), self.size, self.size, images.shape[3]), images.dtype)
             for row, image in enumerate(images):
                 bases[row] = resize_and_crop(image, self.resize, self.size)
             self._bases = bases
@@ -148,11 +152,11 @@ class ViewedDataset:
         images = self.samples.images
         if images is None:
             return False
-        needed = len(images) * self.size * self.size * images.shape[3]
+        needed = self.bytes
         return self._bases is not None or needed <= BASE_LIMIT or images.shape[1:3] == (self.size, self.size)
 
     def keep_bases(self, bases: Pixels) -> None:
-        """Uses ``base_images`` (N, size, size, C) uint8 that another process computed."""
+        """Uses ``base_images`` (N, size, size, C) that another process computed."""
         assert bases.shape == (len(self), *self.shape), bases.shape
         self._bases = bases
 
@@ -171,7 +175,7 @@ class ViewedDataset:
     def move_by(self, base: torch.Tensor, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
         """Views from evaluation pixels, by indexing and without waiting for the device.
 
-        base: (B, size, size, C) uint8; parameters: as ``parameters`` gives, (B,) integers on the same device.
+        base: (B, size, size, C); parameters: as ``parameters`` gives, (B,) integers on the same device.
         Result: the same bytes as ``batch``.
         """
         outside = self._motion(_rows([]), 0)
@@ -203,7 +207,7 @@ class ViewedDataset:
         return bases
 
     def _empty(self, count: int) -> Pixels:
-        return np.empty((count, *self.shape), np.uint8)
+        return np.empty((count, *self.shape), self.samples.dtype)
 
     def _views(self, rows: Int64, views: Sequence[int]) -> list[Pixels]:
         """Finished views, (B, size, size, C) each."""

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from softcache.console import counted
 from softcache.datasets._hash import UInt64
-from softcache.errors import DatasetError
+from softcache.errors import DatasetError, UsageError
 from softcache.views._image import Pixels, from_pil, to_pil
 from softcache.views._keys import Keys
 
@@ -39,6 +40,15 @@ def seed_generators(words: UInt64) -> None:
     np.random.seed(int(words[2]) >> 32)
 
 
+def check_operations(dtype: str, channels: int, owner: str) -> None:
+    """Errors: ``UsageError`` for pictures that Pillow's operations on contrast and colour can't take."""
+    if dtype != "uint8" or channels not in (1, 3):
+        raise UsageError(
+            f"{owner} is for pictures of 8 bits with 1 or 3 channels, these are {dtype} with "
+            f"{counted(channels, 'channel')}: crop, flip, rrc, noise, mixup and cutmix take any"
+        )
+
+
 def change_each(transform: Callable[[Image.Image], Any], images: Pixels, keys: Keys, owner: str) -> Pixels:
     """Applies a transform of Pillow images to (B, S, S, C) views, seeded with each key. Result: the same shape."""
     changed = np.empty_like(images)
@@ -46,17 +56,17 @@ def change_each(transform: Callable[[Image.Image], Any], images: Pixels, keys: K
     with generators_kept():
         for place, image in enumerate(images):
             seed_generators(words[place])
-            result = as_pixels(transform(to_pil(image)), image.shape[2], owner)
+            result = as_pixels(transform(to_pil(image)), image, owner)
             if result.shape != image.shape:
                 raise DatasetError(f"{owner} gave pixels of shape {result.shape} for {image.shape}")
             changed[place] = result
     return changed
 
 
-def as_pixels(result: Any, channels: int, owner: str) -> Pixels:
-    """(H, W, channels) uint8 of what a transform returned: a Pillow image, (C, H, W) tensor or (H, W[, C]) array.
+def as_pixels(result: Any, given: Pixels, owner: str) -> Pixels:
+    """(H, W, C) of what a transform of ``given`` returned: a Pillow image, (C, H, W) tensor or (H, W[, C]) array.
 
-    Errors: ``DatasetError`` for other types, dtypes and numbers of channels.
+    Errors: ``DatasetError`` for other types, and for another dtype or number of channels than those of ``given``.
     """
     if isinstance(result, Image.Image):
         pixels = from_pil(result)
@@ -67,9 +77,9 @@ def as_pixels(result: Any, channels: int, owner: str) -> Pixels:
         pixels = np.asarray(result)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != channels:
+    if pixels.dtype != given.dtype or pixels.ndim != 3 or pixels.shape[2] != given.shape[2]:
         raise DatasetError(
-            f"{owner} gave {type(result).__name__} of {pixels.dtype} {pixels.shape}: a view is uint8 with {channels} "
-            "channels (conversion to float and normalization belong to the model)"
+            f"{owner} gave {type(result).__name__} of {pixels.dtype} {pixels.shape}: a view is {given.dtype} with "
+            f"{counted(given.shape[2], 'channel')} here (conversion to float and normalization belong to the model)"
         )
     return pixels

@@ -8,13 +8,16 @@ from typing import ClassVar
 import numpy as np
 
 from softcache.errors import UsageError
+from softcache.inputs import WHITE
 from softcache.views._keys import Keys, integers
 from softcache.views._move import Motion
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Pads by ``pad`` pixels of value ``fill`` (0..255) and crops the view's size at a uniformly drawn offset.
+    """Pads by ``pad`` pixels of value ``fill`` and crops the view's size at a uniformly drawn offset.
+
+    ``fill``: 0..255, of pictures of 16 bits 0..65535.
 
     At the same offset the result is that of torchvision's ``RandomCrop(size, padding=pad, fill=fill)``.
 
@@ -33,8 +36,14 @@ class Crop:
     def __post_init__(self) -> None:
         if self.pad < 0:
             raise UsageError(f"view recipe 'crop': pad={self.pad} is negative: give a number of pixels from 0")
-        if not 0 <= self.fill <= 255:
-            raise UsageError(f"view recipe 'crop': fill={self.fill} is not a pixel value: give one in 0..255")
+        self.check_pixels("uint16", 1)
+
+    def check_pixels(self, dtype: str, channels: int) -> None:
+        """Errors: ``UsageError`` where ``fill`` is no value of such pixels."""
+        if not 0 <= self.fill <= WHITE[dtype]:
+            raise UsageError(
+                f"view recipe 'crop': fill={self.fill} is not a pixel value: give one in 0..{WHITE[dtype]}"
+            )
 
     def motion(self, keys: Keys, size: int) -> Motion:
         """Offsets, uniform over the (2·pad + 1)² positions."""

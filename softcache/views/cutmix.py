@@ -60,7 +60,7 @@ class Cutmix:
         return edges[0][0], edges[1][0], edges[0][1], edges[1][1]
 
     def mix(self, images: Pixels, partners: Pixels, keys: Keys) -> Pixels:
-        """images, partners: (B, S, S, C) uint8. Result: the same shape."""
+        """images, partners: (B, S, S, C). Result: the same shape."""
         mixed = images.copy()
         boxes = np.stack(self.boxes(keys, images.shape[1]), axis=1).tolist()
         for place, (top, left, bottom, right) in enumerate(boxes):

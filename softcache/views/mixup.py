@@ -50,9 +50,10 @@ class Mixup:
         return (self._shares(keys) / ONE).astype(np.float32)
 
     def mix(self, images: Pixels, partners: Pixels, keys: Keys) -> Pixels:
-        """images, partners: (B, S, S, C) uint8. Result: the same shape."""
-        share = self._shares(keys).astype(np.int32)[:, None, None, None]
-        return ((images * share + partners * (ONE - share) + ONE // 2) >> 16).astype(np.uint8)
+        """images, partners: (B, S, S, C) uint8 or uint16. Result: the same shape and dtype."""
+        wide = np.int32 if images.dtype == np.uint8 else np.int64  # holds every pixel times ONE
+        share = self._shares(keys).astype(wide)[:, None, None, None]
+        return ((images * share + partners * (ONE - share) + ONE // 2) >> 16).astype(images.dtype)
 
     def check_fields(self, inputs: Mapping[str, InputField]) -> None:
         """Errors: ``UsageError`` where an input is no array of floating numbers of a fixed shape: nothing lies between

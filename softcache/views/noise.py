@@ -11,7 +11,7 @@ import torch
 
 from softcache.errors import UsageError
 from softcache.fields import Fields
-from softcache.inputs import InputField
+from softcache.inputs import WHITE, InputField
 from softcache.views._augmentation import floating_fields
 from softcache.views._image import Pixels
 from softcache.views._keys import Keys
@@ -20,8 +20,8 @@ from softcache.views._tables import ONE, normal, normal_steps
 
 @dataclass(frozen=True)
 class Noise:
-    """Adds a normal random number to every pixel and channel, rounds, and clips to 0..255; or to every number of the
-    inputs that are floating and of a fixed shape.
+    """Adds a normal random number to every pixel and channel, rounds, and clips to black and white; or to every number
+    of the inputs that are floating and of a fixed shape.
 
     std: the standard deviation, of pixels as a share of their range: 0.1 is 25.5 of 255; of other inputs in their own
     units, before a network standardizes them.
@@ -45,8 +45,9 @@ class Noise:
             )
 
     def change(self, images: Pixels, keys: Keys) -> Pixels:
-        """images: (B, S, S, C) uint8. Result: the same shape."""
-        table = normal_steps(self.std)
+        """images: (B, S, S, C) uint8 or uint16. Result: the same shape and dtype."""
+        white = WHITE[images.dtype.name]
+        table = normal_steps(self.std, white)
         count = images[0].size if len(images) else 0
         noisy = np.empty_like(images)
         # A few images at a time: their 64-bit words and steps stay in the cache of a core.
@@ -56,7 +57,7 @@ class Noise:
             words = keys.part(part).words(-(-count // 4)).astype("<u8", copy=False)
             draws = words.view("<u2")[:, :count]  # each word gives four numbers of 16 bits, lowest first
             summed = images[part].reshape(-1, count) + table[draws]
-            noisy[part] = summed.clip(0, 255).astype(np.uint8).reshape(images[part].shape)
+            noisy[part] = summed.clip(0, white).astype(images.dtype).reshape(images[part].shape)
         return noisy
 
     def check_fields(self, inputs: Mapping[str, InputField]) -> None:

@@ -16,7 +16,7 @@ from softcache.datasets.python import named_function
 from softcache.errors import DatasetError, SoftcacheError, UsageError
 from softcache.fields import Fields
 from softcache.inputs import InputField
-from softcache.views._image import Pixels, resize_and_crop, to_pil
+from softcache.views._image import Pixels, fits_pillow, resize_and_crop, to_pil
 from softcache.views._keys import Keys
 from softcache.views._wrapped import WORDS, as_pixels, generators_kept, seed_generators
 
@@ -25,10 +25,11 @@ from softcache.views._wrapped import WORDS, as_pixels, generators_kept, seed_gen
 class Python:
     """``python:package.module:factory`` or ``path/to/file.py:factory``: ``factory()`` gives the transform.
 
-    The transform is called with a Pillow image, as torchvision's transforms are. Before each call the generators of
+    The transform is called with a Pillow image, as torchvision's transforms are, or with the (H, W, C) array of pixels
+    that Pillow has no image for (other than 1 or 3 channels, or several of 16 bits). Before each call the generators of
     torch, ``random`` and numpy are seeded from the key. A transform with the attribute ``keyed = True`` is called with
-    the (H, W, C) uint8 array and four uint64 words of the key instead, and must draw from nothing else. The result is a
-    Pillow image, a (C, H, W) tensor or an (H, W, C) array, uint8, with as many channels as the input.
+    the (H, W, C) array and four uint64 words of the key instead, and must draw from nothing else. The result is a
+    Pillow image, a (C, H, W) tensor or an (H, W, C) array, with the dtype and as many channels as the input.
 
     A transform that stands first in its recipe gets the decoded image (``none+python:…``: the evaluation pixels). A
     later one gets the view so far. A result of another size is resized by its shorter side and centre-cropped.
@@ -52,12 +53,12 @@ class Python:
         _made(self.target)  # a missing transform is found before any work is done
 
     def view(self, image: Pixels, words: UInt64, size: int) -> Pixels:
-        """image: (H, W, C) uint8; words: (4,) uint64. Result: (size, size, C) uint8."""
+        """image: (H, W, C); words: (4,) uint64. Result: (size, size, C)."""
         with generators_kept():
             return self._view(image, words, size)
 
     def change(self, images: Pixels, keys: Keys) -> Pixels:
-        """images: (B, S, S, C) uint8. Result: the same shape."""
+        """images: (B, S, S, C). Result: the same shape."""
         words = keys.words(WORDS)
         changed = np.empty_like(images)
         with generators_kept():
@@ -108,14 +109,16 @@ class Python:
             transform = _made(self.target)
             if _is_keyed(transform):
                 return transform(given, words)
-            return transform(to_pil(given) if isinstance(given, np.ndarray) else given)
+            if isinstance(given, np.ndarray) and fits_pillow(given):
+                given = to_pil(given)
+            return transform(given)
         except SoftcacheError:
             raise
         except Exception as error:  # foreign code may raise anything; the cause stays attached for --debug
             raise DatasetError(f"{self._owner} failed: {type(error).__name__}: {error}") from error
 
     def _view(self, image: Pixels, words: UInt64, size: int) -> Pixels:
-        return resize_and_crop(as_pixels(self._called(image, words), image.shape[2], self._owner), size, size)
+        return resize_and_crop(as_pixels(self._called(image, words), image, self._owner), size, size)
 
 
 @typing.runtime_checkable

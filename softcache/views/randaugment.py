@@ -10,7 +10,7 @@ from torchvision.transforms import RandAugment
 from softcache.errors import UsageError
 from softcache.views._image import Pixels
 from softcache.views._keys import Keys
-from softcache.views._wrapped import change_each
+from softcache.views._wrapped import change_each, check_operations
 
 BINS = 31
 
@@ -40,6 +40,10 @@ class Randaugment:
             raise UsageError(f"view recipe 'randaugment': n={self.n} is too small: give 1 operation or more")
         if not 0 <= self.m < BINS:
             raise UsageError(f"view recipe 'randaugment': m={self.m} is not a magnitude: give one in 0..{BINS - 1}")
+
+    def check_pixels(self, dtype: str, channels: int) -> None:
+        """Errors: ``UsageError`` for pictures that Pillow has no such operations for."""
+        check_operations(dtype, channels, "view recipe 'randaugment'")
 
     def change(self, images: Pixels, keys: Keys) -> Pixels:
         """images: (B, S, S, C) uint8. Result: the same shape."""

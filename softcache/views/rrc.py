@@ -46,7 +46,7 @@ class Rrc:
             )
 
     def view(self, image: Pixels, words: UInt64, size: int) -> Pixels:
-        """image: (H, W, C) uint8; words: (20,) uint64. Result: (size, size, C) uint8."""
+        """image: (H, W, C); words: (20,) uint64. Result: (size, size, C)."""
         return resize_box(image, self.box(image.shape[0], image.shape[1], words), size)
 
     def box(self, height: int, width: int, words: UInt64) -> tuple[int, int, int, int]:

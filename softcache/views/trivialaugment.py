@@ -9,7 +9,7 @@ from torchvision.transforms import TrivialAugmentWide
 
 from softcache.views._image import Pixels
 from softcache.views._keys import Keys
-from softcache.views._wrapped import change_each
+from softcache.views._wrapped import change_each, check_operations
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Trivialaugment:
 
     kind: ClassVar[str] = "pixels"
     revision: ClassVar[int] = 1
+
+    def check_pixels(self, dtype: str, channels: int) -> None:
+        """Errors: ``UsageError`` for pictures that Pillow has no such operations for."""
+        check_operations(dtype, channels, "view recipe 'trivialaugment'")
 
     def change(self, images: Pixels, keys: Keys) -> Pixels:
         """images: (B, S, S, C) uint8. Result: the same shape."""

@@ -49,7 +49,7 @@ class _Compared:
 
     @property
     def pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ours and theirs of pictures, (K, H, W, C) uint8."""
+        """Ours and theirs of pictures, (K, H, W, C)."""
         return np.asarray(self.ours[PIXELS]), np.asarray(self.theirs[PIXELS])
 
 
