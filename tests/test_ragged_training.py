@@ -12,14 +12,17 @@ import torch
 from harness_ragged import CLASSES, ROWS, WIDTH, asked, lengths_of_rows, make_place, model, rows_of
 from harness_train import weights
 from torch.nn.functional import kl_div, log_softmax
+from torch.utils.data import DataLoader
 
 import softcache.functional as F
 from softcache.cache.blocks import BlockReader
 from softcache.cache.reader import Cache
 from softcache.errors import ModelError, SoftcacheError, UsageError
 from softcache.losses._terms import parse_term
+from softcache.models._open import open_network
 from softcache.ragged import offsets_of
 from softcache.stages.dump import dump
+from softcache.stages.keys import Keys
 from softcache.stages.train import Trained, train
 from softcache.stream.mean import MeanTargets
 from softcache.stream.parts import Part
@@ -77,6 +80,35 @@ def test_cached_equals_live_to_the_bit(place: Path, cache: Path, tmp_path: Path,
     trained(place, tmp_path / "start", cache=cache, **learning, lr=1e-9)
     start = weights(tmp_path / "start")
     assert not any(torch.allclose(cached[name], start[name], atol=1e-3) for name in ("tags.weight", "states.weight"))
+
+
+def test_a_loop_of_ones_own_with_rows_of_like_length(place: Path, cache: Path, tmp_path: Path) -> None:
+    """Bit for bit as ``softcache train --bucket``: the same rows in the same order."""
+    plain = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "clip_grad": 0}
+    options = {**plain, "schedule": "constant", "amp": "off", "seed": 4, "bucket": True}
+    trained(place, tmp_path / "run", cache=cache, loss=("kl",), T=2, alpha=1, beta=0.5, **options)
+    keys = Keys(cache, f"arrays:{place}")
+    student = open_network(
+        f"{place / 'models.py'}:learner", classes=CLASSES, statistics=((0.0,), (1.0,)), pictures=False, seed=4
+    )
+    optimizer = torch.optim.SGD(student.train().parameters(), lr=0.1, fused=True)
+    sampler = keys.sampler(16, seed=4, bucket=True)
+    lengths, padded = lengths_of_rows(), []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        for batch in DataLoader(keys, batch_sampler=sampler, collate_fn=keys.collate):
+            padded.append(batch.inputs["ids"].shape[1] * len(batch.rows) - lengths[batch.rows].sum())
+            logits = student.model(batch.inputs["ids"], batch.inputs["attention_mask"])["logits"]
+            soft = F.kl(logits, batch.targets["logits"], T=2)
+            (soft + 0.5 * torch.nn.functional.cross_entropy(logits, batch.labels)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    theirs = weights(tmp_path / "run")
+    assert all(torch.equal(value, theirs[name]) for name, value in student.model.state_dict().items())
+    assert sum(padded) < 400  # places that rows are filled up in; 1,414 with the same batches in any order
+    halves = [list(keys.sampler(8, seed=4, bucket=True, rank=rank, ranks=2)) for rank in (0, 1)]
+    whole = list(keys.sampler(16, seed=4, bucket=True))
+    assert [one + other for one, other in zip(*halves, strict=True)] == whole
 
 
 def test_the_loss_of_places_is_the_mean_over_all_of_a_batch(place: Path) -> None:

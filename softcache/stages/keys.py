@@ -21,7 +21,7 @@ from softcache.config.parsed import parse
 from softcache.config.train import TrainConfig
 from softcache.errors import CacheError, UsageError
 from softcache.fields import Fields, stacked
-from softcache.inputs import PIXELS
+from softcache.inputs import PIXELS, bucket_input
 from softcache.stream.batches import trained_labels
 from softcache.stream.plan import Plan
 from softcache.stream.transfer import host_tensor, unsigned
@@ -171,11 +171,19 @@ class Keys(Dataset[KeyBatch]):
         return made if isinstance(made, KeyBatch) else joined(made)
 
     def sampler(
-        self, batch_size: int, *, seed: int = 0, rows: Sequence[int] | None = None, rank: int = 0, ranks: int = 1
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rows: Sequence[int] | None = None,
+        bucket: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> KeySampler:
         """Batches of keys in the order of ``softcache train``: each row once an epoch, in the epoch's view.
 
-        ``rows``: those that are drawn from, by default all. ``ranks``: how many processes train together, this being
+        ``rows``: those that are drawn from, by default all. ``bucket``: whether rows of like length share a batch, as
+        with ``softcache train --bucket``. ``ranks``: how many processes train together, this being
         the one of number ``rank``: each has its share of the keys, none has one of another, and all have as many
         batches of ``batch_size``.
         """
@@ -184,7 +192,8 @@ class Keys(Dataset[KeyBatch]):
         if not 0 <= rank < ranks:
             raise UsageError(f"rank {rank} of {ranks} ranks: they count from 0")
         drawn = np.arange(len(self.viewed)) if rows is None else np.asarray(rows, np.int64)
-        return KeySampler(Plan(drawn, batch_size * ranks, seed, self.views), rank, ranks)
+        lengths = self.viewed.lengths()[bucket_input(self.viewed.inputs, self.viewed.samples.spec)] if bucket else None
+        return KeySampler(Plan(drawn, batch_size * ranks, seed, self.views, lengths=lengths), rank, ranks)
 
     def _keys(self, items: Sequence[Key | int]) -> tuple[np.ndarray, np.ndarray]:
         """Rows and views, (B,) int64 each."""
