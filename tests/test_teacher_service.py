@@ -13,7 +13,6 @@ import pytest
 from harness_train import command
 
 from softcache.cache.reader import Cache
-from softcache.errors import CacheError
 from softcache.stages.verify import verify
 
 ROWS, FEATURES, BLOCK = 700, 5, 64
@@ -91,7 +90,7 @@ def test_a_service_that_fails_is_asked_again_only_for_what_is_missing(
     assert 0 < missing < ROWS // BLOCK
     service.left, service.asked = 10**6, 0
     assert command(*asked) == 0
-    # beside the rows of missing shards one batch that says whether the teacher is still the same, and one for its shapes
+    # beside the rows of missing shards a batch that says whether the teacher is still the same, and one for its shapes
     assert service.asked <= missing * BLOCK + 2 * 32
     cache = Cache("cache")
     assert np.array_equal(cache.column("logits").gather(0, np.arange(ROWS))["values"], 2 * features[:, :3])

@@ -23,7 +23,8 @@ class ArrayModel(nn.Module):
     ``function``: gets pixels (B, H, W, C) of pictures, uint8 or uint16, and the values of other inputs, not
     standardized: one array (B, …), or of several inputs a dictionary of them. Where rows have lengths of their own, a
     list of B arrays stands for an array. It has no parameters that softcache could hash, so what it is known by comes
-    from itself: its attribute ``fingerprint``, any text; or ``files``, paths whose bytes are hashed; or else the code of ``factory``, which made it. It is not trained.
+    from itself: its attribute ``fingerprint``, any text; or ``files``, paths whose bytes are hashed; or else the code
+    of ``factory``, which made it. It is not trained.
     """
 
     def __init__(self, function: Callable[[Any], Any], factory: str):
