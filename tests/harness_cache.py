@@ -10,6 +10,8 @@ import torch
 
 from softcache import registry
 from softcache.atomic import commit
+from softcache.cache.column import Column
+from softcache.cache.constants import constants_of, constants_sha256
 from softcache.cache.reader import Cache
 from softcache.cache.schema import (
     LOGITS,
@@ -77,10 +79,12 @@ def make_cache(
     recipe = viewed.identity() if viewed is not None else RECIPE
     size = int(str(recipe["size"]))
     columns = {LOGITS: ColumnRecord("classes", [classes], codec, shard_rows)}
-    columns |= {hint_column(layer): record for layer, record in hints.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = identity(rows, max([shard_rows, *(hint.shard_rows for hint in hints.values())]), recipe)
+    columns |= {hint_column(layer): fitted(folder, whole, layer, record) for layer, record in hints.items()}
     made = create_or_extend(
         folder,
-        identity(rows, max(record.shard_rows for record in columns.values()), recipe),
+        whole,
         views=views,
         columns=columns,
         made={},
@@ -101,7 +105,7 @@ def make_cache(
         held = {LOGITS: {name: array.numpy() for name, array in coded.items()}}
         for layer, hint in hints.items():
             values = torch.from_numpy(rng.standard_normal((rows, *hint.shape)))
-            made_hint = registry.create("codecs", hint.codec).encode(values)
+            made_hint = cache.layout(hint_column(layer)).encode(values)
             held[hint_column(layer)] = {name: array.numpy() for name, array in made_hint.items()}
         for column, arrays in held.items():
             for number in range(cache.manifest.shards(column)):
@@ -111,6 +115,16 @@ def make_cache(
                 part = {name: array[first : first + count] for name, array in {"digest": digests, **arrays}.items()}
                 write_shard(path, cache.shard_attributes(view, column, number), part)
     return cache, expected
+
+
+def fitted(folder: Path, whole: Identity, layer: str, record: ColumnRecord) -> ColumnRecord:
+    """The record of a hint, with constants fitted to random numbers where its codec has any; they lie in the folder."""
+    column = Column.of(hint_column(layer), record, registry.create("codecs", record.codec))
+    if not column.has_constants:
+        return record
+    arrays = column.fit(torch.from_numpy(np.random.default_rng(4).standard_normal((100, *column.shape))))
+    write_shard(*constants_of(folder, whole.cache_id(), column.name, record), arrays)
+    return dataclasses.replace(record, constants=constants_sha256(arrays))
 
 
 def make_ragged(folder: Path, lengths: list[int], *, shard_rows: int, views: int = 2) -> Cache:

@@ -33,8 +33,8 @@ SECONDS, BYTES = 5, 1 << 30
 
 
 def small_cache(folder: Path, codec: str = "fp16") -> Cache:
-    """Two views of 20 rows in shards of 16, logits and one hint: 8 shards of some 20 KiB."""
-    hints = {"layer3": ColumnRecord("values", [2, 3], "fp16", 16)}
+    """Two views of 20 rows in shards of 16, logits, and a hint whose codec has constants: 8 shards of some 20 KiB."""
+    hints = {"layer3": ColumnRecord("values", [2, 3], "int8", 16)}
     return make_cache(folder, rows=20, classes=40, shard_rows=16, views=2, codec=codec, hints=hints)[0]
 
 

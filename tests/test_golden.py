@@ -93,15 +93,26 @@ class Plain:
 
         with h5py.File(path, "r") as file:
             texts = {"format": b"softcache", "cache_id": self.id.encode(), "column": column.encode()}
-            if column in self.state["columns"]:
+            if name == f"column-{column}.h5".replace(":", "@"):
+                texts["codec"] = self.state["columns"][column]["codec"].encode()
+            elif column in self.state["columns"]:
                 record = self.state["columns"][column]
                 meaning = {name: value for name, value in record.items() if name != "error"}
-                assert set(meaning) == {"kind", "shape", "codec", "shard_rows", "lengths", "stride"}
+                assert set(meaning) == {"kind", "shape", "codec", "constants", "shard_rows", "lengths", "stride"}
                 texts["column_sha256"] = hashlib.sha256(canonical(meaning)).hexdigest().encode()
             if column == "rows":
                 texts["labels_sha256"] = self.state["labels"].encode()
             assert dict(file.attrs) == {**texts, "version": 2, **attributes}
             file.visititems(visit)
+        return found
+
+    def constants(self, column: str) -> dict[str, np.ndarray]:
+        """What the codec of a column was fitted to."""
+        found = self.file(f"column-{column}.h5".replace(":", "@"), column)
+        digest = hashlib.sha256()
+        for name, array in sorted(found.items()):
+            digest.update(f"{name}\0{array.dtype.str}\0{','.join(map(str, array.shape))}\0".encode() + array.tobytes())
+        assert digest.hexdigest() == self.state["columns"][column]["constants"]
         return found
 
     def column(self, view: int, column: str) -> dict[str, np.ndarray]:
@@ -193,7 +204,7 @@ def test_a_reader_made_from_the_specification_reads_inputs_and_columns_of_all_ki
     plain, expected = Plain(GOLDEN / "table"), EXPECTED["table"]
     assert plain.identity["dataset"]["inputs"] == {"features": {"dtype": "float32", "shape": [5], "pad": 0}}
     assert {name: record["kind"] for name, record in plain.state["columns"].items()} == {
-        "logits": "classes", "tags": "binary", "vector": "values", "whole": "values",
+        "logits": "classes", "steps": "values", "tags": "binary", "vector": "values", "whole": "values",
     }  # fmt: skip
     features = np.frombuffer(bytes.fromhex(expected["features"]), "<f4").reshape(ROWS, 5)
     header = hashlib.sha256(b'["features", "float32", [5]]').digest()[:8]
@@ -212,6 +223,15 @@ def test_a_reader_made_from_the_specification_reads_inputs_and_columns_of_all_ki
     vector = softcache.column("vector")
     widened = np.frombuffer(bytes.fromhex(expected["views"][0]["vector"]), "<u2").astype("<u4") << 16
     assert vector.decode(vector.gather(0, np.arange(ROWS))).numpy().tobytes() == widened.tobytes()
+    assert {name: record["constants"] is None for name, record in plain.state["columns"].items()} == {
+        name: name != "steps" for name in plain.state["columns"]
+    }
+    low, step = (plain.constants("steps")[name] for name in ("low", "step"))
+    assert {"low": low.tobytes().hex(), "step": step.tobytes().hex()} == expected["constants"]
+    steps = softcache.column("steps")
+    decoded = low + step * plain.column(0, "steps")["values"].astype(np.float32)
+    assert steps.decode(steps.gather(0, np.arange(ROWS))).numpy().tobytes() == decoded.tobytes()
+    assert np.abs(decoded - (features - np.float32(1))).max() <= step.max() * 0.5001
 
 
 def test_a_reader_made_from_the_specification_reads_rows_that_have_lengths_of_their_own() -> None:

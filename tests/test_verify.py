@@ -67,7 +67,7 @@ def test_a_sound_cache_and_every_byte_of_it_is_read(cache: Cache) -> None:
     found = verify(cache.folder)
     assert found.ok
     assert [found.damaged, found.missing, found.foreign, found.parts] == [[], [], [], []]
-    assert found.files == len(files_of(cache.folder)) == 11
+    assert found.files == len(files_of(cache.folder)) == 12
     assert found.bytes == sum(path.stat().st_size for path in files_of(cache.folder))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ class Column:
     """``name``: of an output of the teacher, such as ``logits``, or ``hint.LAYER``. ``kind``: what its last axis is:
     ``classes``, ``binary`` or ``values``. ``shape``: of one key's values; of a ragged column, in which rows have
     lengths of their own, of one place's. ``codec``: how they are kept. ``shard_rows``: rows a shard. ``lengths``: of a
-    ragged column, the input whose lengths it goes by: a row that is n long there has ceil(n / ``stride``) places."""
+    ragged column, the input whose lengths it goes by: a row that is n long there has ceil(n / ``stride``) places.
+    ``constants``: reads those that the codec was fitted to, if it has any and was."""
 
     name: str
     kind: str
@@ -33,11 +34,40 @@ class Column:
     shard_rows: int
     lengths: str | None = None
     stride: int = 1
+    constants: Callable[[], dict[str, torch.Tensor]] | None = None
 
     @classmethod
     def of(cls, name: str, record: ColumnRecord, codec: Any) -> Column:
         """``codec``: as ``open_codec`` gives the one that the record names."""
         return cls(name, record.kind, record.tail, codec, record.shard_rows, record.lengths, record.stride)
+
+    @property
+    def has_constants(self) -> bool:
+        """Whether the codec is fitted to values before it is used."""
+        return hasattr(self.codec, "constants")
+
+    @functools.cached_property
+    def constant_arrays(self) -> Arrays:
+        """Name → dtype and shape of what it is fitted to."""
+        found: Arrays = self.codec.constants(self.shape)
+        return found
+
+    def fit(self, values: torch.Tensor) -> dict[str, np.ndarray]:
+        """The codec's constants for values (K, …) float32 on the CPU, as they are kept."""
+        made: dict[str, torch.Tensor] = self.codec.fit(values)
+        return {
+            name: made[name].numpy().astype(np.dtype(dtype).newbyteorder("<")).reshape(shape)
+            for name, (dtype, shape) in self.constant_arrays.items()
+        }
+
+    @functools.cached_property
+    def coder(self) -> Any:
+        """What encodes and decodes: the codec, with its constants if it has any, which are read once.
+
+        Errors: ``IntegrityError`` where their file is missing or damaged.
+        """
+        assert (self.constants is not None) == self.has_constants, self.name
+        return self.codec if self.constants is None else self.codec.fitted(self.constants())
 
     @property
     def ragged(self) -> bool:
@@ -75,7 +105,7 @@ class Column:
     def encode(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
         """Values (B, …) on any device → arrays with one row a key, by the names that they have in a shard. Of a ragged
         column both have one row a place."""
-        coded: dict[str, torch.Tensor] = self.codec.encode(values)
+        coded: dict[str, torch.Tensor] = self.coder.encode(values)
         return coded
 
     def decode(self, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> torch.Tensor:
@@ -90,7 +120,7 @@ class Column:
                 f"the column {self.name!r} has {_told(self._tails)} of each key, not "
                 f"{_told({name: tuple(array.shape[1:]) for name, array in coded.items()})}"
             )
-        values: torch.Tensor = self.codec.decode(coded)
+        values: torch.Tensor = self.coder.decode(coded)
         return values
 
     @functools.cached_property

@@ -17,10 +17,11 @@ from pathlib import Path
 from softcache.errors import LockedError, SoftcacheError
 from softcache.locks import SOFT, holder, is_held, locked
 
-MANIFEST_LOCK = ".cache.json.lock"
+MANIFEST_LOCK, FITTING_LOCK = ".cache.json.lock", ".fitting.lock"
 # One small file is read and written, and small ones are renamed, while the manifest is locked: milliseconds, or seconds
 # on a disk that has much else to do. Who waits longer than this waits for a process that is stopped or lost.
 PATIENCE_S = 60.0
+FITTING_S = 86400.0
 _LOCK = re.compile(r"\.writing-(\d+)of(\d+)\.lock(\.soft)?")
 
 
@@ -43,6 +44,13 @@ def writing(folder: Path, part: tuple[int, int] = (1, 1)) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def fitting(folder: Path) -> Iterator[None]:
+    """Held while codecs are fitted, for which the teacher runs on a few thousand keys; waits as long as that takes."""
+    with locked(folder / FITTING_LOCK, f"codecs of {folder} are being fitted", wait=FITTING_S):
+        yield
+
+
+@contextlib.contextmanager
 def changing(folder: Path) -> Iterator[None]:
     """Held while the manifest is read, changed and written; waits for its turn.
 
@@ -55,13 +63,13 @@ def changing(folder: Path) -> Iterator[None]:
 
 def is_lock(name: str) -> bool:
     """Whether a file in a cache's folder belongs to one of these locks."""
-    return name.startswith(MANIFEST_LOCK) or _LOCK.match(name) is not None
+    return name.startswith((MANIFEST_LOCK, FITTING_LOCK)) or _LOCK.match(name) is not None
 
 
 def remove_stale_locks(folder: Path) -> None:
     """Removes the locks of processes that were killed while they held them."""
     shares = [path for path in folder.glob(".writing-*.lock*") if _LOCK.fullmatch(path.name)]
-    for path in (*shares, folder / MANIFEST_LOCK):
+    for path in (*shares, folder / MANIFEST_LOCK, *folder.glob(f"{FITTING_LOCK}*")):
         if os.path.lexists(path):
             with contextlib.suppress(SoftcacheError):  # no lock, or not ours: whoever needs that name is told
                 is_held(path, soft=path.name == MANIFEST_LOCK or path.name.endswith(SOFT))

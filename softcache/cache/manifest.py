@@ -280,6 +280,10 @@ def _of_state(manifest: Manifest) -> str:
             "labels": (state.labels, bool(_HEX.fullmatch(state.labels))),
             "name_bytes": (state.name_bytes, 0 <= state.name_bytes < 2**16),
             "columns": (list(columns), 0 < len(columns) <= MAX_COLUMNS and all(map(is_column, columns))),
+            "columns.constants": (
+                [c.constants for c in columns.values()],
+                all(c.constants is None or _HEX.fullmatch(c.constants) for c in columns.values()),
+            ),
             "columns.kind": ([c.kind for c in columns.values()], all(c.kind in KINDS for c in columns.values())),
             "columns.shape": ([c.shape for c in columns.values()], all(map(_is_shape, columns.values()))),
             "columns.shard_rows": (

@@ -17,7 +17,8 @@ import torch
 from softcache import registry
 from softcache.cache.checksum import checksum
 from softcache.cache.column import DIGEST, OFFSET, Column
-from softcache.cache.hdf5 import read_structure
+from softcache.cache.constants import when_needed
+from softcache.cache.label_form import label_form
 from softcache.cache.manifest import Manifest
 from softcache.cache.mapping import Rows, map_shards
 from softcache.cache.ragged_rows import RaggedRows
@@ -77,6 +78,7 @@ class Cache:
             try:
                 with registry.guarded(option_of(record.codec), f"codec {option_of(record.codec)!r}"):
                     found.arrays(1)
+                    found = when_needed(found, record, self.folder, self.manifest.cache_id)
             except UsageError as error:  # what the manifest says is no usage
                 raise CacheError(f"{self.folder}: codec not available: {error}") from None
             self._columns[column] = found
@@ -179,24 +181,11 @@ class Cache:
 
     def rows_arrays(self) -> Arrays:
         """What ``rows.h5`` holds."""
-        held: Arrays = {"label": self._label_form()}
+        held: Arrays = {"label": label_form(self.folder / ROWS, self.rows, len(self.manifest.state.class_names))}
         width = self.manifest.state.name_bytes
         ragged = [name for name, given in self.manifest.identity.dataset.inputs.items() if given.ragged]
         lengths: Arrays = {length_array(name): ("<i8", (self.rows,)) for name in ragged}
         return held | ({"name": (f"S{width}", (self.rows,))} if width else {}) | lengths
-
-    def _label_form(self) -> tuple[str, tuple[int, ...]]:
-        """Dtype and shape of the labels, of which kind the file itself says; those of classes where it says nothing
-        that labels may be."""
-        rows, outputs = self.rows, len(self.manifest.state.class_names)
-        forms = [("<i4", (rows,)), ("|u1", (rows, outputs)), ("<f4", (rows,)), ("<f4", (rows, outputs))]
-        try:
-            with opened(self.folder / ROWS) as (fd, size):
-                node = read_structure(fd, size).nodes.get("label")
-        except (IntegrityError, OSError):  # whoever opens it says what is wrong with it
-            return forms[0]
-        found = (node.dtype.str, node.shape) if node is not None and node.dtype is not None else None
-        return next((form for form in forms if form == found), forms[0])
 
     def samples_arrays(self) -> Arrays:
         """What ``samples.h5`` holds."""
@@ -205,9 +194,8 @@ class Cache:
 
     def file_attributes(self, column: str) -> Attributes:
         """Root attributes of ``rows.h5`` and ``samples.h5``, and the first ones of shards."""
-        common: Attributes = {"format": FORMAT, "version": VERSION, "cache_id": self.manifest.cache_id}
         labels: Attributes = {"labels_sha256": self.manifest.state.labels} if column == "rows" else {}
-        return {**common, "column": column, **labels}
+        return {"format": FORMAT, "version": VERSION, "cache_id": self.manifest.cache_id, "column": column, **labels}
 
     def shard_attributes(self, view: int, column: str, number: int) -> Attributes:
         first, rows = self.shard_range(column, number)
@@ -284,7 +272,6 @@ class Cache:
         for path in self.folder.rglob("*"):
             with contextlib.suppress(FileNotFoundError):  # a writer's temporary file may be gone by now
                 size += path.stat().st_size if path.is_file() else 0
-        shards = self.views * sum(map(self.manifest.shards, self.manifest.columns))
         return {
             "path": str(self.folder),
             "cache_id": self.manifest.cache_id,
@@ -305,7 +292,7 @@ class Cache:
             "complete": not absent,
             "missing_shards": len(absent),
             "incomplete_views": sorted({view for view, _, _ in absent}),
-            "shards": shards,
+            "shards": self.views * sum(map(self.manifest.shards, self.manifest.columns)),
             "made": state.made,
         }
 
@@ -318,6 +305,7 @@ class ColumnReader:
         self.name = column
         self.layout = cache.layout(column)
         self._shard_rows = self.layout.shard_rows
+        _ = self.layout.coder  # reads the codec's constants, if it has any
         self._tails = {n: (np.dtype(dtype), shape[1:]) for n, (dtype, shape) in self.layout.arrays(1).items()}
         self.ragged = self._lay_out() if self.layout.ragged else None
         self._maps: dict[int, dict[str, Rows]] = {}

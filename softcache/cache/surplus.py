@@ -17,6 +17,7 @@ from softcache.cache.schema import COLUMN
 from softcache.errors import CacheError
 
 _VIEW = re.compile(r"view-(\d{4,5})")
+_CONSTANTS = re.compile(rf"column-({COLUMN.pattern})\.h5")
 _SHARD = re.compile(rf"({COLUMN.pattern})-(\d{{5,7}})\.h5")
 
 
@@ -42,6 +43,12 @@ def find_surplus(folder: Path, views: int, columns: Collection[str]) -> list[Sur
     Errors: ``CacheError`` where a view's folder is a link.
     """
     return [file for file in _shards(folder) if file.view >= views or file.column not in columns]
+
+
+def surplus_constants(folder: Path, columns: Collection[str]) -> list[Path]:
+    """Files of constants of codecs that belong to none of ``columns``."""
+    found = ((path, _CONSTANTS.fullmatch(path.name)) for path in sorted(folder.glob("column-*.h5")))
+    return [path for path, match in found if match and match[1].replace("@", ":") not in columns]
 
 
 def remove_surplus(folder: Path, surplus: list[Surplus]) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 ATTRIBUTES = ("arrays", "encode", "decode")
+FITTED_ATTRIBUTES = ("arrays", "constants", "fit", "fitted")  # of a codec that has constants
 # A shard has digests and offsets of rows beside what a codec keeps.
 _NAME = re.compile(r"(?!(?:digest|offset)$)[A-Za-z_][A-Za-z0-9_]*")
 _HASH = " sha256="
@@ -31,9 +32,13 @@ def open_codec(spec: str) -> Any:
     """
     name, _ = registry.split_component(spec)
     owner = f"codec {name!r}"
-    registry.check_attributes(registry.component("codecs", name), ATTRIBUTES, owner)
+    cls = registry.component("codecs", name)
+    has_constants = hasattr(cls, "constants")
+    registry.check_attributes(cls, FITTED_ATTRIBUTES if has_constants else ATTRIBUTES, owner)
     codec = registry.create("codecs", spec)
-    return _Own(codec, owner) if registry.is_code(name) else codec
+    if not registry.is_code(name):
+        return codec
+    return _OwnFitted(codec, owner) if has_constants else _Own(codec, owner)
 
 
 class _Own:
@@ -43,16 +48,19 @@ class _Own:
         self._codec, self._owner = codec, owner
 
     def arrays(self, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
+        return self._announced("arrays", shape)
+
+    def _announced(self, method: str, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
         with told(self._owner):
             found = {
                 str(name): (np.dtype(dtype).str, tuple(map(int, tail)))
-                for name, (dtype, tail) in self._codec.arrays(shape).items()
+                for name, (dtype, tail) in getattr(self._codec, method)(shape).items()
             }
         for name, (dtype, tail) in found.items():
             if not _NAME.fullmatch(name) or np.dtype(dtype).kind not in "iuf" or not all(n > 0 for n in tail):
-                raise UsageError(f"{self._owner}: arrays() has {name!r} of {dtype} {tail}, which can't be stored")
+                raise UsageError(f"{self._owner}: {method}() has {name!r} of {dtype} {tail}, which can't be stored")
         if not found:
-            raise UsageError(f"{self._owner}: arrays() names no array")
+            raise UsageError(f"{self._owner}: {method}() names no array")
         return found
 
     def encode(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -71,6 +79,38 @@ class _Own:
         if len(shape) < 1 or shape[0] != rows:
             raise UsageError(f"{self._owner}: decode() must give values (B, …) of {rows} samples, gave {shape}")
         return found
+
+
+class _OwnFitted(_Own):
+    """One that is fitted to values."""
+
+    def constants(self, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
+        return self._announced("constants", shape)
+
+    def fit(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
+        with told(self._owner):
+            found: dict[str, torch.Tensor] = dict(self._codec.fit(values))
+            shapes = {name: tuple(array.shape) for name, array in found.items()}
+        wanted = {name: shape for name, (_, shape) in self.constants(tuple(values.shape[1:])).items()}
+        if shapes != wanted:
+            raise UsageError(f"{self._owner}: fit() gave {shapes}, constants() says {wanted}")
+        return found
+
+    def fitted(self, constants: dict[str, torch.Tensor]) -> _Own:
+        with told(self._owner):
+            codec = self._codec.fitted(constants)
+        return _Coding(codec, self)
+
+
+class _Coding(_Own):
+    """What ``fitted`` gave, which encodes and decodes."""
+
+    def __init__(self, codec: Any, whole: _OwnFitted):
+        super().__init__(codec, whole._owner)
+        self._whole = whole
+
+    def arrays(self, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
+        return self._whole.arrays(shape)
 
 
 def recorded_codec(spec: str) -> str:

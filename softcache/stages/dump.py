@@ -20,6 +20,7 @@ from softcache.cache.agreement.identity import refuse_other
 from softcache.cache.agreement.labels import refuse_relabelled
 from softcache.cache.agreement.recorded import Recorded
 from softcache.cache.agreement.samples import check_pixels
+from softcache.cache.constants import constants_name
 from softcache.cache.locks import remove_stale_locks, writing
 from softcache.cache.reader import Cache
 from softcache.cache.schema import (
@@ -43,6 +44,7 @@ from softcache.device import DTYPES, pick_device, reproducible
 from softcache.distributed import local_rank, rank, world
 from softcache.dumping.batch_size import pick_batch
 from softcache.dumping.columns import columns_to_keep, is_kept, layouts, listed, wanted_signals
+from softcache.dumping.constants import with_constants
 from softcache.dumping.estimate import Estimate, estimate, refuse_too_large, timed
 from softcache.dumping.finish import finish
 from softcache.dumping.forward import Forward
@@ -190,6 +192,7 @@ def dump(asked: DumpConfig) -> Dumped:
         refuse_too_large(guess, folder)
         make_folder(folder)
         with _told(folder), writing(folder, part):
+            records = with_constants(folder, identity, viewed, forward, records, kept, views)
             keys = _compute(folder, identity, viewed, forward, records, views, samples_kept, config)
             finish(folder, config.named_codec)
     return _done(folder, config, began, keys)
@@ -264,6 +267,7 @@ def _is_whole(cache: Cache, config: DumpConfig, signals: Sequence[Signal], sampl
         and samples_kept <= state.samples
         and all(is_kept(state, signal, config.codec) for signal in signals)
         and all((cache.folder / name).exists() for name in (ROWS, SAMPLES))
+        and all((cache.folder / constants_name(n)).exists() for n, column in state.columns.items() if column.constants)
         and not cache.missing(cache.manifest.columns, views)
     )
 

@@ -13,7 +13,7 @@ from softcache.cache.locks import writing
 from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
 from softcache.cache.schema import VIRTUAL, State, hint_column, is_hint, layer_of
-from softcache.cache.surplus import Surplus, find_surplus, remove_empty_views, remove_surplus
+from softcache.cache.surplus import Surplus, find_surplus, remove_empty_views, remove_surplus, surplus_constants
 from softcache.cache.writer import update_state
 from softcache.config.folders import pick_cache
 from softcache.dumping.finish import finish
@@ -75,6 +75,8 @@ def trim(
         (folder / VIRTUAL).unlink(missing_ok=True)
         update_state(folder, lambda state: _without(state, views, drop))
         remove_surplus(folder, surplus)
+        for path in surplus_constants(folder, Manifest.load(folder).state.columns):
+            path.unlink(missing_ok=True)
         remove_empty_views(folder, trimmed.views)
         finish(folder, codec)
     return trimmed
@@ -95,9 +97,11 @@ def _planned(folder: Path, views: int | None, drop: Sequence[str]) -> tuple[Trim
         if name not in manifest.state.columns and name not in {file.column for file in surplus}:
             what = f"hint {layer_of(name)!r}" if is_hint(name) else f"output {name!r}"
             raise UsageError(f"{folder} has no {what}: it has {_all(manifest)}")
-    files = [file.path for file in surplus]
+    constants = surplus_constants(folder, state.columns)
+    files = [file.path for file in surplus] + [path.name for path in constants]
+    size = sum(file.bytes for file in surplus) + sum(path.lstat().st_size for path in constants)
     columns = Manifest(manifest.identity, state).columns
-    return Trimmed(folder, state.views, columns, files, sum(file.bytes for file in surplus)), surplus
+    return Trimmed(folder, state.views, columns, files, size), surplus
 
 
 def _all(manifest: Manifest) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from softcache.atomic import is_temporary, remove_dead_temporaries, sync_folder
 from softcache.cache.checksum import Flaw, check_file
 from softcache.cache.column import OFFSET
+from softcache.cache.constants import constants_name, constants_of
 from softcache.cache.locks import is_lock, writing
 from softcache.cache.manifest import parse, read_manifest, render
 from softcache.cache.reader import Cache
@@ -82,7 +83,7 @@ class Verified:
 
 @dataclass(frozen=True)
 class _File:
-    """A file of a cache that is there: ``rows`` or ``samples``, or a ``column``'s shard."""
+    """A file of a cache that is there: ``rows`` or ``samples``, a ``column``'s constants, or a shard of it."""
 
     name: str
     column: str
@@ -240,6 +241,13 @@ def _present(cache: Cache, missing: list[str]) -> Iterator[_File]:
             yield _File(name, name.removesuffix(".h5"))
         else:
             missing.append(name)
+    for column in cache.manifest.columns:
+        if cache.manifest.state.columns[column].constants is None:
+            continue
+        if os.path.lexists(cache.folder / constants_name(column)):
+            yield _File(constants_name(column), column)
+        else:
+            missing.append(constants_name(column))
     absent = set(cache.missing(cache.manifest.columns, cache.views))
     for view in range(cache.views):
         for column in cache.manifest.columns:
@@ -267,6 +275,8 @@ def _check_all(cache: Cache, files: list[_File], workers: int, shown: Bar) -> It
             flaws = _misfits(cache, file, file.shard)
         if file.name in (ROWS, SAMPLES) and not flaws and (cache.folder / ROWS).exists():
             flaws = _wrong_lengths(cache, file)
+        if file.name == constants_name(file.column) and not flaws:
+            flaws = _other_constants(cache, file)
         return flaws
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="softcache-verify")
@@ -299,8 +309,20 @@ def _wrong_lengths(cache: Cache, file: _File) -> list[Flaw]:
     return []
 
 
+def _other_constants(cache: Cache, file: _File) -> list[Flaw]:
+    """Whether constants, whose bytes are sound, are those that the manifest names."""
+    try:
+        _ = cache.layout(file.column).coder
+    except IntegrityError as error:
+        return [Flaw(None, str(error).removeprefix(f"{cache.folder / file.name} "))]
+    return []
+
+
 def _expected(cache: Cache, file: _File) -> tuple[Attributes, Arrays]:
     """What a file must hold."""
+    if file.name == constants_name(file.column):
+        record, layout = cache.manifest.state.columns[file.column], cache.layout(file.column)
+        return constants_of(cache.folder, cache.manifest.cache_id, file.column, record)[1], layout.constant_arrays
     if file.shard is None:
         return cache.file_attributes(file.column), cache.rows_arrays() if file.name == ROWS else cache.samples_arrays()
     view, number = file.shard

@@ -5,7 +5,8 @@ teacher's own output, in ``expected.json``: arrays as their bytes in hexadecimal
 
 - ``fp16``: 20 grey images given as arrays, 2 views, a hint, one shard a column.
 - ``fp32``: 20 colour images in a folder (so rows have names), 1 view, two shards.
-- ``table``: 20 rows of 5 numbers, asked of a function; outputs of every kind, in every codec, two shards.
+- ``table``: 20 rows of 5 numbers, asked of a function; outputs of every kind, in every codec, two shards. One codec has
+  constants.
 - ``words``: 20 rows of 0 to 5 whole numbers, and 2 floating ones each; the function answers with their sums, with two
   numbers for each of the whole ones, in two codecs, and with one for every two; two shards.
 """
@@ -95,7 +96,8 @@ import numpy as np
 def make(num_classes=3):
     def answer(features):
         numbers = features[:, :3] * np.float32(7.3)
-        return {"logits": numbers, "vector": features * np.float32(0.1), "tags": -numbers, "whole": numbers.sum(1)}
+        return {"logits": numbers, "vector": features * np.float32(0.1), "tags": -numbers, "whole": numbers.sum(1),
+                "steps": features - np.float32(1)}
 
     return answer
 """
@@ -108,7 +110,7 @@ def _table(out: Path, data: Path) -> dict[str, Any]:
         np.save(data / f"{split}_features.npy", features)
         np.save(data / f"{split}_labels.npy", np.arange(ROWS) % CLASSES - (np.arange(ROWS) == 7))
     (data / "answer.py").write_text(FUNCTION)
-    outputs = ("logits", "vector:codec=bf16", "tags:kind=binary:codec=fp32", "whole")
+    outputs = ("logits", "vector:codec=bf16", "tags:kind=binary:codec=fp32", "whole", "steps:codec=int8")
     dump(
         f"{data / 'answer.py'}:make", dataset=f"arrays:{data}", out=out, output=outputs, batch_size=BATCH,
         shard_rows=16, codec="fp16", device="cpu",
@@ -116,7 +118,9 @@ def _table(out: Path, data: Path) -> dict[str, Any]:
     space: dict[str, Any] = {}
     exec(FUNCTION, space)
     said = {name: torch.from_numpy(values) for name, values in space["make"]()(features).items()}
+    low, step = _steps(said["steps"].double())
     stored = {
+        "steps": ((said["steps"] - low) / step).round().byte(),
         "logits": said["logits"].half(),
         "vector": said["vector"].bfloat16().view(torch.int16),
         "tags": said["tags"],
@@ -124,7 +128,16 @@ def _table(out: Path, data: Path) -> dict[str, Any]:
     }
     held = {name: values.numpy().tobytes().hex() for name, values in stored.items()}
     return {"labels": (np.arange(ROWS) % CLASSES - (np.arange(ROWS) == 7)).tolist(), "views": [held],
-            "features": features.tobytes().hex()}  # fmt: skip
+            "features": features.tobytes().hex(),
+            "constants": {"low": low.numpy().tobytes().hex(), "step": step.numpy().tobytes().hex()}}  # fmt: skip
+
+
+def _steps(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of ``int8``: 255 steps from the smallest number of each place to the largest, a 16th of that on both sides."""
+    low, high = values.amin(0), values.amax(0)
+    assert not ((low == 0) | (high == 0)).any()
+    low, high = low - (high - low) / 16, high + (high - low) / 16
+    return low.float(), ((high - low) / 255).float()
 
 
 SUMS = """

@@ -1,0 +1,81 @@
+"""What a codec was fitted to, once a cache: ``column-NAME.h5``, with which every shard of the column is decoded.
+
+Its arrays are constants of the codec, such as a scale for each channel. They are fitted before the column's first shard
+is written and never again while there is one, and the column's record in the manifest names them by their hash.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from softcache.cache.column import Column
+from softcache.cache.schema import FORMAT, MANIFEST, VERSION, ColumnRecord, in_files
+from softcache.cache.shard import Arrays, Attributes, open_shard, read_array
+from softcache.errors import IntegrityError
+
+
+def constants_name(column: str) -> str:
+    """``column-hint.fc@in.h5``."""
+    return f"column-{in_files(column)}.h5"
+
+
+def constants_attributes(cache_id: str, column: str, codec: str) -> Attributes:
+    """Root attributes of the file. ``codec``: as the manifest names it."""
+    return {"format": FORMAT, "version": VERSION, "cache_id": cache_id, "column": column, "codec": codec}
+
+
+def constants_sha256(arrays: Mapping[str, np.ndarray]) -> str:
+    """Of names, dtypes, shapes and bytes, in the order of names."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        digest.update(f"{name}\0{little.dtype.str}\0{','.join(map(str, little.shape))}\0".encode())
+        digest.update(little.tobytes())
+    return digest.hexdigest()
+
+
+def read_arrays(path: Path, attributes: Attributes, arrays: Arrays) -> dict[str, np.ndarray]:
+    """The constants in a file.
+
+    Errors: ``IntegrityError`` where it is missing, damaged, or of something else.
+    """
+    with open_shard(path, attributes, arrays) as file:
+        return {name: read_array(file, name) for name in arrays}
+
+
+def read_constants(path: Path, attributes: Attributes, arrays: Arrays, sha256: str) -> dict[str, torch.Tensor]:
+    """The constants that a column's record names by their hash, on the CPU.
+
+    Errors: as ``read_arrays``, and ``IntegrityError`` where they are others.
+    """
+    found = read_arrays(path, attributes, arrays)
+    if constants_sha256(found) != sha256:
+        raise IntegrityError(f"{path} holds other constants than those that the shards were made with")
+    return {name: torch.from_numpy(array.copy()) for name, array in found.items()}
+
+
+def when_needed(column: Column, record: ColumnRecord, folder: Path, cache_id: str) -> Column:
+    """A column of a cache, which reads its codec's constants when they are first needed: others are read without them.
+
+    Errors: ``IntegrityError`` where the record has constants and the codec has none, or the other way round.
+    """
+    if column.has_constants != (record.constants is not None):
+        what = "no constants" if column.has_constants else "constants, of which its codec has none"
+        raise IntegrityError(f"{folder / MANIFEST}: the column {column.name!r} has {what}")
+    if record.constants is None:
+        return column
+    path, attributes = constants_of(folder, cache_id, column.name, record)
+    read = functools.partial(read_constants, path, attributes, column.constant_arrays, record.constants)
+    return dataclasses.replace(column, constants=read)
+
+
+def constants_of(folder: Path, cache_id: str, column: str, record: ColumnRecord) -> tuple[Path, Attributes]:
+    """The file of a column's constants and its attributes."""
+    return folder / constants_name(column), constants_attributes(cache_id, column, record.codec)

@@ -1,0 +1,157 @@
+"""Fitting the codecs that have constants, before anything of their columns is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from softcache.atomic import commit
+from softcache.cache.column import Column
+from softcache.cache.constants import constants_of, constants_sha256, read_arrays
+from softcache.cache.locks import fitting
+from softcache.cache.manifest import Manifest
+from softcache.cache.schema import MANIFEST, ColumnRecord, Identity
+from softcache.cache.shard import write_temporary
+from softcache.console import counted
+from softcache.dumping.forward import Forward
+from softcache.errors import CacheError, IntegrityError, NumericsError
+from softcache.ragged import own_places, places_of
+from softcache.views._open import Viewed
+
+log = logging.getLogger(__name__)
+
+KEYS = 4096
+MOST_BYTES = 256 << 20  # of a column's values: maps are fitted on fewer keys
+
+
+def with_constants(
+    folder: Path,
+    identity: Identity,
+    viewed: Viewed,
+    forward: Forward,
+    records: Mapping[str, ColumnRecord],
+    columns: Sequence[Column],
+    views: int,
+) -> dict[str, ColumnRecord]:
+    """The records of columns, each with the hash of its codec's constants, which lie in the folder afterwards.
+
+    One process fits them and writes their files, others wait for it and take what they find. A file that is missing is
+    made again, if that gives the same numbers.
+
+    ``columns``: how those of ``records`` are kept. ``views``: how many the cache will have.
+
+    Errors: ``IntegrityError`` for a damaged file, ``CacheError`` where shards are there that nothing can decode any
+    more, ``NumericsError`` where nothing that the teacher says is finite.
+    """
+    found, having = dict(records), [column for column in columns if column.has_constants]
+    if not having:
+        return found
+    with fitting(folder):
+        held = Manifest.load(folder).state.columns if (folder / MANIFEST).exists() else {}
+        missing = []
+        for column in having:
+            recorded = held[column.name].constants if column.name in held else None
+            sha256 = _kept(folder, identity, column, records[column.name], recorded)
+            if sha256 is None:
+                missing.append(column)
+            else:
+                found[column.name] = dataclasses.replace(records[column.name], constants=sha256)
+        for name, arrays in _fit(identity, viewed, forward, missing, views).items():
+            sha256 = constants_sha256(arrays)
+            if name in held and held[name].constants not in (None, sha256):
+                raise CacheError(
+                    f"the constants of {name} are lost, and the teacher now gives others: its shards can't be read any "
+                    "more; take it away with softcache trim and dump it again"
+                )
+            path, attributes = constants_of(folder, identity.cache_id(), name, records[name])
+            commit(write_temporary(path, attributes, arrays), path)
+            found[name] = dataclasses.replace(records[name], constants=sha256)
+    return found
+
+
+def _kept(folder: Path, identity: Identity, column: Column, record: ColumnRecord, recorded: str | None) -> str | None:
+    """The hash of the constants that lie in the folder; None where none do, or only some of another column or dump.
+    ``recorded``: the hash that the manifest has."""
+    path, attributes = constants_of(folder, identity.cache_id(), column.name, record)
+    if not path.exists():
+        return None
+    try:
+        sha256 = constants_sha256(read_arrays(path, attributes, column.constant_arrays))
+        if recorded not in (None, sha256):
+            raise IntegrityError(f"{path} holds other constants than those that the shards were made with")
+    except IntegrityError as error:
+        if recorded is None:
+            return None  # left by a dump that was killed, or by one of something else
+        raise IntegrityError(f"{error}: softcache verify {folder} --repair takes it away") from None
+    return sha256
+
+
+def _fit(
+    identity: Identity, viewed: Viewed, forward: Forward, columns: Sequence[Column], views: int
+) -> dict[str, dict[str, np.ndarray]]:
+    if not columns:
+        return {}
+    keys = drawn_keys(identity.cache_id(), len(viewed), views)
+    said = _said(viewed, forward, columns, keys, identity.grid.batch)
+    for column in columns:
+        what = "place" if column.ragged else "key"
+        log.info(f"{column.name}: the codec is fitted on {counted(len(said[column.name]), what)} of all views")
+    return {column.name: column.fit(said[column.name]) for column in columns}
+
+
+def drawn_keys(cache_id: str, rows: int, views: int) -> np.ndarray:
+    """(K, 2) int64: the views and rows of up to 4,096 keys, in random order, drawn over all by the cache's hash.
+
+    >>> drawn_keys("00" * 32, 3, 2).shape
+    (6, 2)
+    """
+    total = rows * views
+    chosen = np.random.default_rng(int(cache_id, 16)).choice(total, min(KEYS, total), replace=False)
+    return np.stack(np.divmod(chosen, rows), axis=1)
+
+
+def _said(
+    viewed: Viewed, forward: Forward, columns: Sequence[Column], keys: np.ndarray, batch: int
+) -> dict[str, torch.Tensor]:
+    """What the teacher says of these keys, (K, …) float32 on the CPU by column, or until they are too many bytes; of a
+    ragged column of all places, one after the other."""
+    run = Forward(forward.network, [column.name for column in columns], forward.device, amp=forward.amp)
+    found: dict[str, list[torch.Tensor]] = {column.name: [] for column in columns}
+    size = dict.fromkeys(found, 0)
+    for view, rows in _batches(keys, batch):
+        full = [name for name, held in size.items() if held >= MOST_BYTES]
+        if len(full) == len(columns):
+            break
+        made = run(viewed.batch(rows, view).to(forward.device))
+        for column in columns:
+            if column.name in full:
+                continue
+            values = made[column.name].float()
+            if column.lengths is not None:
+                places = places_of(viewed.lengths()[column.lengths][rows], column.stride)
+                values = own_places(values, places, f"the teacher's {column.name}")
+            found[column.name].append(values.cpu())
+            size[column.name] += values.nbytes
+    return {name: _finite(torch.cat(parts), name) for name, parts in found.items()}
+
+
+def _batches(keys: np.ndarray, batch: int) -> list[tuple[int, np.ndarray]]:
+    """Views and rows, by the batch: a few keys of every view come before the next ones of the first."""
+    found = []
+    for view in np.unique(keys[:, 0]).tolist():
+        rows = keys[keys[:, 0] == view, 1]
+        found += [(at, view, rows[at : at + batch]) for at in range(0, len(rows), batch)]
+    return [(view, rows) for _, view, rows in sorted(found, key=lambda part: part[:2])]
+
+
+def _finite(values: torch.Tensor, name: str) -> torch.Tensor:
+    """Samples of which all numbers are finite; the dump itself refuses the others by their keys."""
+    kept = values[values.flatten(1).isfinite().all(1)] if values.ndim > 1 else values[values.isfinite()]
+    if not len(kept):
+        raise NumericsError(f"nothing that the teacher says as {name} is finite, so its codec can't be fitted")
+    return kept
