@@ -212,6 +212,7 @@ def test_a_transform_of_ones_own_gets_the_array_where_pillow_has_no_image(five: 
         (np.zeros((40, 3, 32, 32), np.uint8), r"\(20, 3, 32, 32\): the channels come last"),
         (np.zeros((40, 32, 32, 1025), np.uint8), "up to 1024 channels"),
         (np.zeros((40, 32, 32, 3), np.int16), "must be uint8 or uint16"),
+        (np.zeros((40, 32, 32, 3), np.float32), "give floating numbers another name"),
         (np.zeros((40, 32, 32, 0), np.uint16), "has images without pixels"),
     ],
 )

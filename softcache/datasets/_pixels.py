@@ -174,6 +174,11 @@ def checked_images(images: npt.NDArray, where: str) -> Pixels:
     Errors: ``DatasetError`` for another dtype or shape.
     """
     fits = images.ndim == 3 or (images.ndim == 4 and images.shape[3] <= MAX_CHANNELS)
+    if images.dtype.kind == "f":
+        raise DatasetError(
+            f"{where} is {images.dtype}, and pictures are uint8 or uint16: give floating numbers another name "
+            "(train_spectrogram.npy); they are then read as they are, of any shape"
+        )
     if images.dtype.name not in WHITE or not fits:
         raise DatasetError(
             f"{where} must be uint8 or uint16 of shape (N, H, W) or (N, H, W, C) with up to {MAX_CHANNELS} channels, "
