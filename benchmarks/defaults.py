@@ -10,7 +10,7 @@ one, and the same command goes on with what is missing; ``--cases``, ``--rows`` 
 ``benchmarks.defaults_page`` writes docs/defaults.md. All of CIFAR-100 has a script of its own, ``benchmarks.cifar100``.
 
 The last set is one that nothing was chosen on: it says how far the choices hold elsewhere. ``--pretrained`` is a
-network of CIFAR-100's classes, which is the teacher of 5,000 of its rows, and which is fine-tuned to other sets.
+network of CIFAR-100's classes, which is the teacher of 5,000 and 10,000 of its rows, and which is fine-tuned to other sets.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ DATA = {
     "flowers": Data("flowers", 540, 180, "rrc+flip", 64, "resnet34", 30),
     "fashionmnist": Data("fashionmnist", 12_000, 10_000, "crop:pad=4+flip", 32, "cifar:resnet20", 20),
     "fashionmnist2500": Data("fashionmnist", 2_500, 10_000, "crop:pad=4+flip", 32, "cifar:resnet20", 40),
+    "cifar10000": Data("cifar100", 10_000, 5_000, "crop:pad=4+flip", 32, "{pretrained} --teacher-weights {weights}", 0),
     "cifar5000": Data("cifar100", 5_000, 5_000, "crop:pad=4+flip", 32, "{pretrained} --teacher-weights {weights}", 0),
     "flowers32": Data("flowers", 540, 180, "rrc+flip", 32, "", 0),
 }
@@ -83,7 +84,8 @@ CASES = {
     "fashionmnist, transformer": Case("fashionmnist", "{networks}transformer", "transformer", 64, 12),
     "flowers of 32 pixels, fine-tuned": Case("flowers32", PRETRAINED, "fine-tuning", 32, 12),
     "fashionmnist, 2,500 rows": Case("fashionmnist2500", "cifar:resnet8", "convnet", 32, 8),
-    "cifar100, 5,000 rows": Case("cifar5000", "cifar:resnet8", "convnet", 64, 12, chosen_on=False),
+    "cifar100, 5,000 rows": Case("cifar5000", "cifar:resnet8", "convnet", 64, 12),
+    "cifar100, 10,000 rows, a deeper student": Case("cifar10000", "cifar:resnet20", "convnet", 64, 12, chosen_on=False),
 }
 # optimizer, learning rate, weight decay, schedule
 RECIPES = {
