@@ -10,7 +10,8 @@ one, and the same command goes on with what is missing; ``--cases``, ``--rows`` 
 ``benchmarks.defaults_page`` writes docs/defaults.md. All of CIFAR-100 has a script of its own, ``benchmarks.cifar100``.
 
 The last set is one that nothing was chosen on: it says how far the choices hold elsewhere. ``--pretrained`` is a
-network of CIFAR-100's classes, which is the teacher of 5,000 and 10,000 of its rows, and which is fine-tuned to other sets.
+network of CIFAR-100's classes, which is the teacher of 5,000 and of 10,000 of its rows, and which is fine-tuned to
+other sets.
 """
 
 from __future__ import annotations
@@ -147,6 +148,8 @@ def rows(name: str) -> list[Trial]:
         ways[recipe] = optimized(optimizer, lr, decay, batch=case.batch, schedule=schedule)
     table = {f"alone, {way}": f"{alone} --epochs {case.epochs} {options}" for way, options in ways.items()}
     table[FLOAT32] = f"{table[DEFAULT]} --amp off --no-channels-last"
+    if case.batch == 64 and by_hand is RECIPES:  # what it is like at the rate of distilled students
+        table["alone, sgd 0.2, float32"] = f"{table['alone, sgd 0.2']} --amp off --no-channels-last"
     for what, options in (LOSSES | TARGETS if data.teacher else {}).items():
         table[f"distilled, {what}"] = f"{cached} --epochs {case.epochs} {as_given(distilled)} {options}"
     for factor, rate in ((0.5, "half the rate"), (2, "twice the rate")) if data.teacher else ():
