@@ -148,7 +148,7 @@ def rows(name: str) -> list[Trial]:
         ways[recipe] = optimized(optimizer, lr, decay, batch=case.batch, schedule=schedule)
     table = {f"alone, {way}": f"{alone} --epochs {case.epochs} {options}" for way, options in ways.items()}
     table[FLOAT32] = f"{table[DEFAULT]} --amp off --no-channels-last"
-    if case.batch == 64 and by_hand is RECIPES:  # what it is like at the rate of distilled students
+    if case.batch == 64 and case.preset == "convnet":  # what it is like at the rate of distilled students
         table["alone, sgd 0.2, float32"] = f"{table['alone, sgd 0.2']} --amp off --no-channels-last"
     for what, options in (LOSSES | TARGETS if data.teacher else {}).items():
         table[f"distilled, {what}"] = f"{cached} --epochs {case.epochs} {as_given(distilled)} {options}"
