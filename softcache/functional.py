@@ -37,7 +37,8 @@ def to_input(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) 
     tensor([2.])
     """
     shift, scale = (torch.tensor(numbers, device=pixels.device).view(1, -1, 1, 1) for numbers in (mean, std))
-    return (pixels.permute(0, 3, 1, 2).float() / WHITE[str(pixels.dtype).removeprefix("torch.")] - shift) / scale
+    white = WHITE.get(str(pixels.dtype).removeprefix("torch."), WHITE["uint8"])  # also of floats, mixed of such pixels
+    return (pixels.permute(0, 3, 1, 2).float() / white - shift) / scale
 
 
 @functools.cache

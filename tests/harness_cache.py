@@ -122,6 +122,7 @@ def fitted(folder: Path, whole: Identity, layer: str, record: ColumnRecord) -> C
     column = Column.of(hint_column(layer), record, registry.create("codecs", record.codec))
     if not column.has_constants:
         return record
+    record = dataclasses.replace(record, fitted_views=1)
     arrays = column.fit(torch.from_numpy(np.random.default_rng(4).standard_normal((100, *column.shape))))
     write_shard(*constants_of(folder, whole.cache_id(), column.name, record), arrays)
     return dataclasses.replace(record, constants=constants_sha256(arrays))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -151,8 +152,8 @@ def test_large_maps_are_fitted_on_fewer_keys(
     monkeypatch.setattr(softcache.dumping.constants, "MOST_BYTES", 4 * 7 * BATCH + 1)  # logits of a batch and a half
     assert command(*setting.command(tmp_path / "cache", *CODEC)) == 0
     said = capfd.readouterr().err
-    assert f"logits: the codec is fitted on {2 * BATCH} keys of all views" in said
-    assert f"hint.body.2: the codec is fitted on {BATCH} keys of all views" in said
+    assert f"logits: the codec is fitted on {2 * BATCH} keys of 3 views" in said
+    assert f"hint.body.2: the codec is fitted on {BATCH} keys of 3 views" in said
 
 
 def test_parts_of_a_dump_share_one_fit(setting: Setting, warm: Warm, whole: Path, tmp_path: Path) -> None:
@@ -232,6 +233,38 @@ def test_lost_constants_are_made_again_and_damaged_ones_are_found(
     assert verify(copy).ok
 
 
+def test_lost_constants_of_a_cache_that_has_grown_since(setting: Setting, warm: Warm, tmp_path: Path) -> None:
+    """They are fitted again on keys of as many views as at first."""
+    folder = tmp_path / "cache"
+    for views in (1, 2):
+        assert warm.run(setting.command(folder, *CODEC, "--views", str(views), base=True)).status == 0
+    path = folder / "column-logits.h5"
+    before = path.read_bytes()
+    path.unlink()
+    ended = warm.run(setting.command(folder, "--views", "3", base=True))
+    assert ended.status == 0, ended.output
+    assert "of 1 view" in ended.output
+    assert path.read_bytes() == before
+    assert verify(folder).ok
+    assert command("-q", "trim", folder, "--views", "1") == 0
+    path.unlink()
+    assert warm.run(setting.command(folder, base=True)).status == 0
+    assert path.read_bytes() == before
+
+
+def test_a_codec_that_loses_much_says_so(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (here / "far.py").write_text(
+        "import numpy as np\n\n\ndef make():\n    def answer(features):\n"
+        "        return {'logits': features, 'far': np.where(features > 2.9, 1e4, features)}\n\n    return answer\n"
+    )
+    np.savez(here / "data.npz", train_features=np.random.default_rng(0).uniform(1, 3, (400, 3)).astype(np.float32))
+    asked = ["dump", "--teacher", "far.py:make", "--dataset", f"arrays:{here}/data.npz", "--out", "cache"]
+    assert command(*asked, "--output", "logits", "--output", "far:codec=int8", "--device", "cpu") == 0
+    said = capfd.readouterr().err
+    assert "warning: far: its codec loses" in said
+    assert "logits: its codec loses" not in said
+
+
 def test_other_constants_are_refused_even_with_sound_checksums(copy: Path, setting: Setting, tmp_path: Path) -> None:
     """Those of another cache of the same teacher: the shards would be decoded to other numbers."""
     manifest = json.loads((copy / MANIFEST).read_text())
@@ -263,7 +296,7 @@ def test_a_teacher_that_gives_others_now_is_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"constants": None}, "the column 'logits' has no constants"),
+        ({"constants": None, "fitted_views": None}, "the column 'logits' has no constants"),
         ({"codec": "fp16"}, "has constants, of which its codec has none"),
         ({"constants": "abc"}, "columns.constants"),
     ],
@@ -348,6 +381,21 @@ def test_code_of_ones_own_may_be_fitted(setting: Setting, exact: Path, here: Pat
     (here / "own.py").write_text(OWN.replace("WRONG", "[None]"))
     with pytest.raises(UsageError, match=r"fit\(\) gave .*, constants\(\) says"):
         open_codec("own.py:Centred").fit(torch.zeros(4, 3))
+    for wrong, message in (
+        (".numpy() * float('nan')", "fit() gave 'mean' with numbers that are not finite"),
+        ("[:2]", "fit() gave"),
+    ):
+        (here / "own.py").write_text(OWN.replace(" WRONG", wrong))
+        with pytest.raises(UsageError, match=re.escape(message)):
+            open_codec("own.py:Centred").fit(torch.ones(4, 3))
+    (here / "own.py").write_text(OWN.replace(" WRONG", ".bfloat16().requires_grad_()"))
+    assert open_codec("own.py:Centred").fit(torch.ones(4, 3))["mean"].tolist() == [1.0] * 3
+    (here / "own.py").write_text(OWN.replace(" WRONG", "").replace('{"mean": ("<f8", shape)}', '{"mean": ("<f8", ())}'))
+    with pytest.raises(UsageError, match=re.escape("'mean' of shape (): make it (1,)")):
+        open_codec("own.py:Centred").constants((3,))
+    (here / "own.py").write_text(OWN.replace(" WRONG", "").replace("def decode", "def other"))
+    with pytest.raises(UsageError, match=re.escape("fitted() gave Ready without encode or decode")):
+        open_codec("own.py:Centred").fit(torch.ones(4, 3))
     (here / "lacks.py").write_text(OWN.replace("def fitted", "def other").replace("WRONG", ""))
     with pytest.raises(UsageError, match="lacks fitted"):
         open_codec("lacks.py:Centred")

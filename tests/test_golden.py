@@ -95,10 +95,20 @@ class Plain:
             texts = {"format": b"softcache", "cache_id": self.id.encode(), "column": column.encode()}
             if name == f"column-{column}.h5".replace(":", "@"):
                 texts["codec"] = self.state["columns"][column]["codec"].encode()
+                attributes = {"views": self.state["columns"][column]["fitted_views"]}
             elif column in self.state["columns"]:
                 record = self.state["columns"][column]
                 meaning = {name: value for name, value in record.items() if name != "error"}
-                assert set(meaning) == {"kind", "shape", "codec", "constants", "shard_rows", "lengths", "stride"}
+                assert set(meaning) == {
+                    "kind",
+                    "shape",
+                    "codec",
+                    "constants",
+                    "fitted_views",
+                    "shard_rows",
+                    "lengths",
+                    "stride",
+                }
                 texts["column_sha256"] = hashlib.sha256(canonical(meaning)).hexdigest().encode()
             if column == "rows":
                 texts["labels_sha256"] = self.state["labels"].encode()

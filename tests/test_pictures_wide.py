@@ -132,6 +132,7 @@ def test_a_network_sees_the_same_in_8_and_in_16_bits(device: str) -> None:
     network = Network(model, spec="x", classes=4, channels=3, preprocess=preprocess).to(device)
     assert torch.equal(network.prepare(narrow), network.prepare(wide))
     assert torch.equal(to_input(narrow, [0.5], [0.2]), to_input(wide, [0.5], [0.2]))
+    assert torch.equal(to_input(narrow, [0.5], [0.2]), to_input(narrow.float(), [0.5], [0.2]))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -210,6 +211,8 @@ def test_a_transform_of_ones_own_gets_the_array_where_pillow_has_no_image(five: 
     ("images", "wanted"),
     [
         (np.zeros((40, 3, 32, 32), np.uint8), r"\(20, 3, 32, 32\): the channels come last"),
+        (np.zeros((40, 4, 32, 32), np.uint8), r"\(20, 4, 32, 32\): the channels come last"),
+        (np.zeros((40, 32, 32, 3), ">u2"), "is >u2, the bytes in another order: save it as uint16"),
         (np.zeros((40, 32, 32, 1025), np.uint8), "up to 1024 channels"),
         (np.zeros((40, 32, 32, 3), np.int16), "must be uint8 or uint16"),
         (np.zeros((40, 32, 32, 3), np.float32), "give floating numbers another name"),
@@ -219,6 +222,20 @@ def test_a_transform_of_ones_own_gets_the_array_where_pillow_has_no_image(five: 
 def test_arrays_that_are_no_pictures(tmp_path: Path, images: np.ndarray, wanted: str) -> None:
     with pytest.raises(DatasetError, match=wanted):
         open_samples(arrays(tmp_path / "data", images), "train")
+
+
+def test_functions_may_give_bytes_in_another_order(tmp_path: Path) -> None:
+    images = RNG.integers(0, 65536, (12, 32, 32, 2), dtype=np.uint16)
+    np.save(tmp_path / "images.npy", images)
+    (tmp_path / "mine.py").write_text(
+        f"import numpy as np\n\nIMAGES = np.load({str(tmp_path / 'images.npy')!r}).astype('>u2')\n\n\n"
+        "def together(split):\n    return IMAGES, None, None\n\n\n"
+        "def each(split):\n    return [(image, None) for image in IMAGES]\n"
+    )
+    for name in ("together", "each"):
+        samples = open_samples(f"python:{tmp_path}/mine.py:{name}", "train")
+        np.testing.assert_array_equal(samples.image(3), images[3])
+        assert samples.image(3).dtype.isnative
 
 
 def test_splits_of_other_pixels(tmp_path: Path) -> None:
@@ -235,8 +252,15 @@ def test_networks_for_other_channels_are_refused(five: str, tmp_path: Path) -> N
         "    layers = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)\n"
         "    return nn.Sequential(*layers)\n"
     )
-    with pytest.raises(ModelError, match="takes 3 channels, but the normalization is for 5"):
+    with pytest.raises(ModelError, match="takes 3 channels, and the data has 5"):
         open_network(f"{tmp_path}/mine.py:make", classes=3, statistics=statistics)
+    with pytest.raises(ModelError, match="takes 3 channels, but the normalization is for 2"):
+        open_network("cifar:resnet8", classes=3, statistics=((0.5,) * 3, (0.5,) * 3), normalize="0.5,0.5/1,1")
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n\n\ndef make(num_classes=3):\n"
+        "    return nn.ModuleDict({'unused': nn.Conv2d(1, 1, 1), 'first': nn.Conv2d(5, 4, 3)})\n"
+    )
+    assert open_network(f"{tmp_path}/mine.py:make", classes=3, statistics=statistics).channels == 5
     network = open_network("cifar:resnet8", classes=3, statistics=statistics)
     with pytest.raises(ModelError, match="takes images of 5 channels, but the data has 3"):
         network(torch.zeros(2, 32, 32, 3, dtype=torch.uint8))

@@ -26,9 +26,10 @@ def constants_name(column: str) -> str:
     return f"column-{in_files(column)}.h5"
 
 
-def constants_attributes(cache_id: str, column: str, codec: str) -> Attributes:
-    """Root attributes of the file. ``codec``: as the manifest names it."""
-    return {"format": FORMAT, "version": VERSION, "cache_id": cache_id, "column": column, "codec": codec}
+def constants_attributes(cache_id: str, column: str, codec: str, views: int) -> Attributes:
+    """Root attributes of the file. ``codec``: as the manifest names it. ``views``: of which keys were drawn."""
+    common: Attributes = {"format": FORMAT, "version": VERSION, "cache_id": cache_id}
+    return {**common, "column": column, "codec": codec, "views": views}
 
 
 def constants_sha256(arrays: Mapping[str, np.ndarray]) -> str:
@@ -77,5 +78,7 @@ def when_needed(column: Column, record: ColumnRecord, folder: Path, cache_id: st
 
 
 def constants_of(folder: Path, cache_id: str, column: str, record: ColumnRecord) -> tuple[Path, Attributes]:
-    """The file of a column's constants and its attributes."""
-    return folder / constants_name(column), constants_attributes(cache_id, column, record.codec)
+    """The file of a column's constants and its attributes; the record says of how many views keys were drawn."""
+    assert record.fitted_views is not None, column
+    attributes = constants_attributes(cache_id, column, record.codec, record.fitted_views)
+    return folder / constants_name(column), attributes

@@ -2,13 +2,14 @@
 
 A share is held with ``flock``. Where a file system grants that to everybody, a share may be computed twice, and
 nothing worse: every writer has temporary names of its own, and what two of them commit under one name are the same
-bytes. The manifest is the one file that is read, changed and written, so its lock is a file that only one process can
-create, which is exclusive on those file systems too.
+bytes. The manifest is read, changed and written, and codecs are fitted once, so those locks are files that only one
+process can create, which is exclusive on those file systems too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from softcache.errors import LockedError, SoftcacheError
 from softcache.locks import SOFT, holder, is_held, locked
+
+log = logging.getLogger(__name__)
 
 MANIFEST_LOCK, FITTING_LOCK = ".cache.json.lock", ".fitting.lock"
 # One small file is read and written, and small ones are renamed, while the manifest is locked: milliseconds, or seconds
@@ -45,8 +48,18 @@ def writing(folder: Path, part: tuple[int, int] = (1, 1)) -> Iterator[None]:
 
 @contextlib.contextmanager
 def fitting(folder: Path) -> Iterator[None]:
-    """Held while codecs are fitted, for which the teacher runs on a few thousand keys; waits as long as that takes."""
-    with locked(folder / FITTING_LOCK, f"codecs of {folder} are being fitted", wait=FITTING_S):
+    """Held while codecs are fitted, for which the teacher runs on a few thousand keys; waits as long as that takes, and
+    says for whom after ``PATIENCE_S`` seconds.
+
+    Errors: ``LockedError`` after a day.
+    """
+    path, what = folder / FITTING_LOCK, f"codecs of {folder} are being fitted"
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, what, wait=PATIENCE_S, soft=True))
+        except LockedError as error:
+            log.info(f"waiting: {error}")
+            stack.enter_context(locked(path, what, wait=FITTING_S, soft=True))
         yield
 
 
@@ -69,7 +82,7 @@ def is_lock(name: str) -> bool:
 def remove_stale_locks(folder: Path) -> None:
     """Removes the locks of processes that were killed while they held them."""
     shares = [path for path in folder.glob(".writing-*.lock*") if _LOCK.fullmatch(path.name)]
-    for path in (*shares, folder / MANIFEST_LOCK, *folder.glob(f"{FITTING_LOCK}*")):
+    for path in (*shares, folder / MANIFEST_LOCK, folder / FITTING_LOCK):
         if os.path.lexists(path):
             with contextlib.suppress(SoftcacheError):  # no lock, or not ours: whoever needs that name is told
-                is_held(path, soft=path.name == MANIFEST_LOCK or path.name.endswith(SOFT))
+                is_held(path, soft=path.name in (MANIFEST_LOCK, FITTING_LOCK) or path.name.endswith(SOFT))

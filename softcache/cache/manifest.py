@@ -284,6 +284,13 @@ def _of_state(manifest: Manifest) -> str:
                 [c.constants for c in columns.values()],
                 all(c.constants is None or _HEX.fullmatch(c.constants) for c in columns.values()),
             ),
+            "columns.fitted_views": (
+                [c.fitted_views for c in columns.values()],
+                all(
+                    c.fitted_views is None if c.constants is None else 0 < (c.fitted_views or 0) < MAX_VIEWS
+                    for c in columns.values()
+                ),
+            ),
             "columns.kind": ([c.kind for c in columns.values()], all(c.kind in KINDS for c in columns.values())),
             "columns.shape": ([c.shape for c in columns.values()], all(map(_is_shape, columns.values()))),
             "columns.shard_rows": (

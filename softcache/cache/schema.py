@@ -113,7 +113,8 @@ class ColumnRecord:
     ``values``. ``shape``: of one key; None for a first axis that each row has a length of its own in. ``codec``: as
     ``recorded_codec`` names it. ``shard_rows``: a power of two. ``lengths``: where the first axis is None, the input
     whose lengths it goes by: a row that is n long there has ceil(n / ``stride``) places here. ``constants``: the hash
-    of those that the codec was fitted to, see ``cache.constants``; None where it has none. ``error``: of the codec
+    of those that the codec was fitted to, see ``cache.constants``, on keys of the first ``fitted_views`` views; None
+    where it has none. ``error``: of the codec
     on the first keys, by name, and how many ``keys`` it was measured on; empty before.
     """
 
@@ -124,6 +125,7 @@ class ColumnRecord:
     lengths: str | None = None
     stride: int = 1
     constants: str | None = None
+    fitted_views: int | None = None
     error: dict[str, float] = field(default_factory=dict)
 
     @property

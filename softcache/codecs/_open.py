@@ -85,21 +85,38 @@ class _OwnFitted(_Own):
     """One that is fitted to values."""
 
     def constants(self, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
-        return self._announced("constants", shape)
+        found = self._announced("constants", shape)
+        if single := [name for name, (_, tail) in found.items() if not tail]:
+            raise UsageError(f"{self._owner}: constants() has {single[0]!r} of shape (): make it (1,)")
+        return found
 
     def fit(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
         with told(self._owner):
-            found: dict[str, torch.Tensor] = dict(self._codec.fit(values))
+            found = {str(name): _plain(array) for name, array in self._codec.fit(values).items()}
             shapes = {name: tuple(array.shape) for name, array in found.items()}
         wanted = {name: shape for name, (_, shape) in self.constants(tuple(values.shape[1:])).items()}
         if shapes != wanted:
             raise UsageError(f"{self._owner}: fit() gave {shapes}, constants() says {wanted}")
+        if wrong := [name for name, array in found.items() if not bool(array.isfinite().all())]:
+            raise UsageError(f"{self._owner}: fit() gave {wrong[0]!r} with numbers that are not finite")
+        coder = self.fitted(found)
+        coder.decode(coder.encode(values[:1]))  # fails now, and not when a cache has been made
         return found
 
     def fitted(self, constants: dict[str, torch.Tensor]) -> _Own:
         with told(self._owner):
             codec = self._codec.fitted(constants)
+        if not (hasattr(codec, "encode") and hasattr(codec, "decode")):
+            raise UsageError(f"{self._owner}: fitted() gave {type(codec).__name__} without encode or decode")
         return _Coding(codec, self)
+
+
+def _plain(array: Any) -> torch.Tensor:
+    """A tensor that NumPy has a dtype for."""
+    import torch
+
+    found = torch.as_tensor(array).detach().cpu()
+    return found.float() if found.dtype == torch.bfloat16 else found
 
 
 class _Coding(_Own):

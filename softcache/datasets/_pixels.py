@@ -64,6 +64,8 @@ def as_pixels(image: Any, channels: int, where: str, dtype: str = "uint8") -> Pi
     Errors: ``DatasetError`` for anything else.
     """
     pixels = _eight_bits(image, channels, where) if isinstance(image, Image.Image) else np.array(image)
+    if pixels.dtype.name == dtype:
+        pixels = pixels.astype(dtype, copy=False)  # the bytes may be in another order
     if pixels.dtype != dtype or pixels.ndim not in (2, 3):
         raise DatasetError(
             f"{where}: an image must be a Pillow image or {dtype} of shape (H, W) or (H, W, C), "
@@ -179,12 +181,14 @@ def checked_images(images: npt.NDArray, where: str) -> Pixels:
             f"{where} is {images.dtype}, and pictures are uint8 or uint16: give floating numbers another name "
             "(train_spectrogram.npy); they are then read as they are, of any shape"
         )
+    if images.dtype.name in WHITE and not images.dtype.isnative:
+        raise DatasetError(f"{where} is {images.dtype.str}, the bytes in another order: save it as {images.dtype.name}")
     if images.dtype.name not in WHITE or not fits:
         raise DatasetError(
             f"{where} must be uint8 or uint16 of shape (N, H, W) or (N, H, W, C) with up to {MAX_CHANNELS} channels, "
             f"found {images.dtype} {images.shape}"
         )
-    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] > 4:
+    if images.ndim == 4 and images.shape[1] <= 4 < images.shape[3]:
         raise DatasetError(f"{where} is {images.shape}: the channels come last, (N, H, W, C)")
     if 0 in images.shape[1:]:
         raise DatasetError(f"{where} has images without pixels, shape {images.shape}")

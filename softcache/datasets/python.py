@@ -130,7 +130,8 @@ def samples_of_fields(fields: Mapping[str, Any], train: Mapping[str, Any], *, sp
 
 
 def _from_arrays(images: Any, labels: Any, classes: Any, *, split: str, spec: str) -> Samples:
-    pixels = checked_images(np.asarray(images), f"{spec}: images")
+    given = np.asarray(images)
+    pixels = checked_images(given.astype(given.dtype.newbyteorder("="), copy=False), f"{spec}: images")
     numbers, names = _labels(labels, len(pixels), classes, spec)
     return Samples(
         spec=spec,

@@ -41,7 +41,7 @@ def with_constants(
     """The records of columns, each with the hash of its codec's constants, which lie in the folder afterwards.
 
     One process fits them and writes their files, others wait for it and take what they find. A file that is missing is
-    made again, if that gives the same numbers.
+    made again, of the same keys, if that gives the same numbers.
 
     ``columns``: how those of ``records`` are kept. ``views``: how many the cache will have.
 
@@ -53,39 +53,41 @@ def with_constants(
         return found
     with fitting(folder):
         held = Manifest.load(folder).state.columns if (folder / MANIFEST).exists() else {}
-        missing = []
+        missing: dict[int, list[Column]] = {}  # by the number of views that keys are drawn of
         for column in having:
-            recorded = held[column.name].constants if column.name in held else None
-            sha256 = _kept(folder, identity, column, records[column.name], recorded)
+            record = held.get(column.name) or records[column.name]
+            found[column.name] = dataclasses.replace(record, fitted_views=record.fitted_views or views)
+            sha256 = _kept(folder, identity, column, found[column.name])
             if sha256 is None:
-                missing.append(column)
+                missing.setdefault(record.fitted_views or views, []).append(column)
             else:
-                found[column.name] = dataclasses.replace(records[column.name], constants=sha256)
-        for name, arrays in _fit(identity, viewed, forward, missing, views).items():
-            sha256 = constants_sha256(arrays)
-            if name in held and held[name].constants not in (None, sha256):
-                raise CacheError(
-                    f"the constants of {name} are lost, and the teacher now gives others: its shards can't be read any "
-                    "more; take it away with softcache trim and dump it again"
-                )
-            path, attributes = constants_of(folder, identity.cache_id(), name, records[name])
-            commit(write_temporary(path, attributes, arrays), path)
-            found[name] = dataclasses.replace(records[name], constants=sha256)
+                found[column.name] = dataclasses.replace(found[column.name], constants=sha256)
+        for drawn_of, some in missing.items():
+            for name, arrays in _fit(identity, viewed, forward, some, drawn_of).items():
+                sha256 = constants_sha256(arrays)
+                if found[name].constants not in (None, sha256):
+                    raise CacheError(
+                        f"the constants of {name} are lost, and the teacher now gives others: its shards can't be read "
+                        "any more; take it away with softcache trim, or the cache where it is the only column, and "
+                        "dump it again"
+                    )
+                path, attributes = constants_of(folder, identity.cache_id(), name, found[name])
+                commit(write_temporary(path, attributes, arrays), path)
+                found[name] = dataclasses.replace(found[name], constants=sha256)
     return found
 
 
-def _kept(folder: Path, identity: Identity, column: Column, record: ColumnRecord, recorded: str | None) -> str | None:
-    """The hash of the constants that lie in the folder; None where none do, or only some of another column or dump.
-    ``recorded``: the hash that the manifest has."""
+def _kept(folder: Path, identity: Identity, column: Column, record: ColumnRecord) -> str | None:
+    """The hash of the constants that lie in the folder; None where none do, or only some of another column or dump."""
     path, attributes = constants_of(folder, identity.cache_id(), column.name, record)
     if not path.exists():
         return None
     try:
         sha256 = constants_sha256(read_arrays(path, attributes, column.constant_arrays))
-        if recorded not in (None, sha256):
+        if record.constants not in (None, sha256):
             raise IntegrityError(f"{path} holds other constants than those that the shards were made with")
     except IntegrityError as error:
-        if recorded is None:
+        if record.constants is None:
             return None  # left by a dump that was killed, or by one of something else
         raise IntegrityError(f"{error}: softcache verify {folder} --repair takes it away") from None
     return sha256
@@ -94,13 +96,11 @@ def _kept(folder: Path, identity: Identity, column: Column, record: ColumnRecord
 def _fit(
     identity: Identity, viewed: Viewed, forward: Forward, columns: Sequence[Column], views: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    if not columns:
-        return {}
     keys = drawn_keys(identity.cache_id(), len(viewed), views)
     said = _said(viewed, forward, columns, keys, identity.grid.batch)
     for column in columns:
-        what = "place" if column.ragged else "key"
-        log.info(f"{column.name}: the codec is fitted on {counted(len(said[column.name]), what)} of all views")
+        count = counted(len(said[column.name]), "place" if column.ragged else "key")
+        log.info(f"{column.name}: the codec is fitted on {count} of {counted(views, 'view')}")
     return {column.name: column.fit(said[column.name]) for column in columns}
 
 

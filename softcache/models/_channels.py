@@ -13,8 +13,11 @@ _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 
 def input_channels(model: nn.Module, given: int | None) -> int:
     """Channels that the first convolution takes, where that is 1 or 3; else as many as the data have, ``given``, and 3
-    for grey data or where nobody knows: the convolution that was made first may lie deeper inside."""
+    for grey data or where nobody knows: the convolution that was made first may lie deeper inside. Where the data have
+    other than 1 or 3, and some convolution takes as many, that one is the first."""
     found = _first_convolution(model)
+    if given not in (None, 1, 3) and any(c.in_channels == given for c in model.modules() if isinstance(c, nn.Conv2d)):
+        return given
     if found is not None and found[1].in_channels in (1, 3):
         return found[1].in_channels
     return given if given is not None and given > 1 else 3

@@ -80,9 +80,12 @@ def open_network(
         _refuse_other_names(found, tuple(class_names or ()), classes)
     normalized_by = recorded.preprocess.mean if recorded else statistics[0] if statistics else ()
     given = len(normalized_by) if pictures and normalized_by else None
-    if found is not None and found.statistics and given not in (None, 1, 3, len(found.statistics[0])):
-        theirs = counted(len(found.statistics[0]), "channel")
-        raise ModelError(f"{found.title} is for {theirs}, and the data has {given}: begin without weights")
+    if found is not None and found.statistics and given is not None:
+        theirs = len(found.statistics[0])
+        if theirs != given and not {theirs, given} <= {1, 3}:
+            raise ModelError(
+                f"{found.title} is for {counted(theirs, 'channel')}, and the data has {given}: begin without weights"
+            )
     size = size or (recorded.preprocess.size if recorded else None) or (found.size if found else None)
     with _seeded(seed), _without_memory() if skeleton else contextlib.nullcontext():
         model = source.build(classes, size)

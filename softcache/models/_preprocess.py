@@ -95,6 +95,8 @@ def choose_statistics(
     if len(mean) == 1 and channels is not None and (channels == 3 or normalize == "none"):
         return mean * channels, std * channels
     if channels is not None and len(mean) != channels:
+        if normalize is None:
+            raise ModelError(f"the network takes {counted(channels, 'channel')}, and the data has {len(mean)}")
         raise ModelError(
             f"the network takes {counted(channels, 'channel')}, but the normalization is for {len(mean)}: is it for "
             "these data?"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import time
@@ -68,6 +69,8 @@ from softcache.models._network import Network
 from softcache.views._open import Viewed, view_samples
 
 log = logging.getLogger(__name__)
+
+MUCH = 0.05  # of the size of a signal, that a codec loses of it without being worth a warning
 
 
 @dataclass
@@ -254,7 +257,7 @@ def _compute(
             blocks,
             workers=config.workers,
             recorded=recorded,
-            measured=lambda *found: update_state(folder, lambda state: _with_error(state, *found)),
+            measured=functools.partial(_measured, folder),
         )
     return keys
 
@@ -308,6 +311,16 @@ def _remember(cache: Cache, config: DumpConfig) -> None:
 def _remove_leftovers(folder: Path) -> None:
     for leftover in remove_dead_temporaries(folder):
         log.info(f"removed {leftover.name}: its writer is gone")
+
+
+def _measured(folder: Path, column: str, error: dict[str, float], keys: int) -> None:
+    lost = error.get("relative_error_mean", 0.0)
+    if lost > MUCH:
+        log.warning(
+            f"{column}: its codec loses {lost:.0%} of what the teacher says (relative error, mean of {keys:,} keys): "
+            "keep it in fp16, bf16 or fp32, after softcache trim has taken it away"
+        )
+    update_state(folder, lambda state: _with_error(state, column, error, keys))
 
 
 def _with_error(state: State, column: str, error: dict[str, float], keys: int) -> State:
