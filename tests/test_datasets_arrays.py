@@ -154,7 +154,7 @@ def images_of(shape, dtype=np.uint8):
         (
             {"train_images": images_of((20, 8, 8), np.float32)},
             "train",
-            "is float32, and pictures are uint8 or uint16",
+            "must be uint8 .* found float32: as an input of another name",
         ),
         ({"train_images": images_of((20, 3, 8, 8))}, "train", r"is \(20, 3, 8, 8\): the channels come last"),
         ({"train_images": images_of((20, 64))}, "train", r"found uint8 \(20, 64\)"),

@@ -215,7 +215,7 @@ def test_a_transform_of_ones_own_gets_the_array_where_pillow_has_no_image(five: 
         (np.zeros((40, 32, 32, 3), ">u2"), "is >u2, the bytes in another order: save it as uint16"),
         (np.zeros((40, 32, 32, 1025), np.uint8), "up to 1024 channels"),
         (np.zeros((40, 32, 32, 3), np.int16), "must be uint8 or uint16"),
-        (np.zeros((40, 32, 32, 3), np.float32), "give floating numbers another name"),
+        (np.zeros((40, 32, 32, 3), np.float32), "as an input of another name"),
         (np.zeros((40, 32, 32, 0), np.uint16), "has images without pixels"),
     ],
 )

@@ -178,8 +178,8 @@ def checked_images(images: npt.NDArray, where: str) -> Pixels:
     fits = images.ndim == 3 or (images.ndim == 4 and images.shape[3] <= MAX_CHANNELS)
     if images.dtype.kind == "f":
         raise DatasetError(
-            f"{where} is {images.dtype}, and pictures are uint8 or uint16: give floating numbers another name "
-            "(train_spectrogram.npy); they are then read as they are, of any shape"
+            f"{where} must be uint8 or uint16 to be pictures, found {images.dtype}: as an input of another name "
+            "(train_spectrogram.npy, or {'spectrogram': …} from a function) floating numbers are read as they are"
         )
     if images.dtype.name in WHITE and not images.dtype.isnative:
         raise DatasetError(f"{where} is {images.dtype.str}, the bytes in another order: save it as {images.dtype.name}")
