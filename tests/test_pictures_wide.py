@@ -175,7 +175,7 @@ def test_from_five_channels_of_16_bits_to_a_student(
         np.testing.assert_array_equal(file["pixels"][:], viewed.batch(file["index"][:], 0).numpy())
     results = []
     for number, resident in enumerate(("auto", "off")):
-        student = ["train", "--cache", "cache", "--student", "resnet18", "--size", "32", "--resident", resident]
+        student = ["train", "--cache", "cache", "--student", "cifar:resnet8", "--resident", resident]
         assert run([*student, "--out", f"run{number}", *small]) == 0
         lines = (tmp_path / f"run{number}/metrics.jsonl").read_text().splitlines()
         results.append([json.loads(line)["loss"] for line in lines])
