@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from softcache.datasets._fraction import with_fraction
+from softcache.datasets._fraction import split_fraction, with_fraction
 from softcache.datasets._open import open_samples
 from softcache.errors import DatasetError, SoftcacheError
 
@@ -261,3 +261,17 @@ def test_without_pyarrow_the_extra_is_named(pets):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == "softcache: a parquet: dataset needs pyarrow: pip install 'softcache[parquet]'\n"
+
+
+@pytest.mark.parametrize(
+    ("spec", "plain"),
+    [
+        ("csv:a.csv,test_fraction=0.25", "csv:a.csv"),
+        ("csv:a.csv,test_fraction=0.25,values=age", "csv:a.csv,values=age"),
+        ("csv:a.csv,binary=x+y,test_fraction=0.25", "csv:a.csv,binary=x+y"),
+        ("folder:a,test_fraction=0.25,bits=16", "folder:a,bits=16"),
+    ],
+)
+def test_the_share_is_found_wherever_it_stands_among_the_options(spec: str, plain: str) -> None:
+    assert split_fraction(spec) == (plain, 0.25)
+    assert split_fraction(with_fraction(plain, 0.25)) == (plain, 0.25)

@@ -10,7 +10,7 @@ import re
 from softcache.errors import UsageError
 
 SOURCES = ("folder", "csv", "parquet")
-_OPTION = re.compile(r",\s*test_fraction\s*=([^,=]*)(?=,\s*bits\s*=[^,=]*$|$)")
+_OPTION = re.compile(r",\s*test_fraction\s*=([^,=]*)(?=(?:,\s*[a-z_]+\s*=[^,=]*)*$)")
 
 
 def split_fraction(spec: str) -> tuple[str, float | None]:
