@@ -15,6 +15,7 @@ from softcache.cache.agreement.decoders import close_samples
 from softcache.cache.reader import Cache
 from softcache.cli._main import run
 from softcache.datasets._open import open_samples
+from softcache.datasets._pixels import measure
 from softcache.errors import DatasetError, ModelError, UsageError
 from softcache.functional import to_input
 from softcache.models._network import Network
@@ -120,6 +121,17 @@ def test_statistics_are_of_white(five: str) -> None:
     assert samples.images is not None
     flat = samples.images.reshape(-1, 5) / 65535
     np.testing.assert_allclose(samples.statistics, [flat.mean(0), flat.std(0)], rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_statistics_of_hundreds_of_channels(dtype: type) -> None:
+    """They are counted some channels at a time."""
+    images = RNG.integers(0, np.iinfo(dtype).max, (4, 6, 7, 150), dtype=dtype, endpoint=True)
+    images[..., 70] = 5
+    flat = images.reshape(-1, 150) / np.iinfo(dtype).max
+    deviation = np.where(flat.std(0) == 0, 1, flat.std(0))
+    deviation[70] = 1  # of a channel that is constant
+    np.testing.assert_allclose(measure(images), [flat.mean(0), deviation], rtol=1e-9)
 
 
 @pytest.mark.parametrize("device", DEVICES)
