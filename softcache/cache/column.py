@@ -56,8 +56,8 @@ class Column:
         """The codec's constants for values (K, …) float32 on the CPU, as they are kept."""
         made: dict[str, torch.Tensor] = self.codec.fit(values)
         return {
-            name: made[name].numpy().astype(np.dtype(dtype).newbyteorder("<")).reshape(shape)
-            for name, (dtype, shape) in self.constant_arrays.items()
+            name: made[name].numpy().astype(np.dtype(dtype).newbyteorder("<"))
+            for name, (dtype, _) in self.constant_arrays.items()
         }
 
     @functools.cached_property

@@ -26,12 +26,6 @@ def constants_name(column: str) -> str:
     return f"column-{in_files(column)}.h5"
 
 
-def constants_attributes(cache_id: str, column: str, codec: str, views: int) -> Attributes:
-    """Root attributes of the file. ``codec``: as the manifest names it. ``views``: of which keys were drawn."""
-    common: Attributes = {"format": FORMAT, "version": VERSION, "cache_id": cache_id}
-    return {**common, "column": column, "codec": codec, "views": views}
-
-
 def constants_sha256(arrays: Mapping[str, np.ndarray]) -> str:
     """Of names, dtypes, shapes and bytes, in the order of names."""
     digest = hashlib.sha256()
@@ -42,24 +36,20 @@ def constants_sha256(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def read_arrays(path: Path, attributes: Attributes, arrays: Arrays) -> dict[str, np.ndarray]:
-    """The constants in a file.
+def read_arrays(path: Path, attributes: Attributes, arrays: Arrays, sha256: str | None) -> dict[str, np.ndarray]:
+    """The constants in a file, which are those that a column's record names by their hash, where it names any.
 
-    Errors: ``IntegrityError`` where it is missing, damaged, or of something else.
+    Errors: ``IntegrityError`` where the file is missing, damaged, or of something else.
     """
     with open_shard(path, attributes, arrays) as file:
-        return {name: read_array(file, name) for name in arrays}
-
-
-def read_constants(path: Path, attributes: Attributes, arrays: Arrays, sha256: str) -> dict[str, torch.Tensor]:
-    """The constants that a column's record names by their hash, on the CPU.
-
-    Errors: as ``read_arrays``, and ``IntegrityError`` where they are others.
-    """
-    found = read_arrays(path, attributes, arrays)
-    if constants_sha256(found) != sha256:
+        found = {name: read_array(file, name) for name in arrays}
+    if sha256 not in (None, constants_sha256(found)):
         raise IntegrityError(f"{path} holds other constants than those that the shards were made with")
-    return {name: torch.from_numpy(array.copy()) for name, array in found.items()}
+    return found
+
+
+def _read(path: Path, attributes: Attributes, arrays: Arrays, sha256: str) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(array) for name, array in read_arrays(path, attributes, arrays, sha256).items()}
 
 
 def when_needed(column: Column, record: ColumnRecord, folder: Path, cache_id: str) -> Column:
@@ -73,12 +63,12 @@ def when_needed(column: Column, record: ColumnRecord, folder: Path, cache_id: st
     if record.constants is None:
         return column
     path, attributes = constants_of(folder, cache_id, column.name, record)
-    read = functools.partial(read_constants, path, attributes, column.constant_arrays, record.constants)
+    read = functools.partial(_read, path, attributes, column.constant_arrays, record.constants)
     return dataclasses.replace(column, constants=read)
 
 
 def constants_of(folder: Path, cache_id: str, column: str, record: ColumnRecord) -> tuple[Path, Attributes]:
     """The file of a column's constants and its attributes; the record says of how many views keys were drawn."""
     assert record.fitted_views is not None, column
-    attributes = constants_attributes(cache_id, column, record.codec, record.fitted_views)
-    return folder / constants_name(column), attributes
+    common: Attributes = {"format": FORMAT, "version": VERSION, "cache_id": cache_id, "column": column}
+    return folder / constants_name(column), {**common, "codec": record.codec, "views": record.fitted_views}
