@@ -83,7 +83,7 @@ def test_grey_pixels_are_repeated_and_colour_is_refused_by_a_grey_network():
     assert torch.equal(three, network().prepare(grey.expand(-1, -1, -1, 3).contiguous()))
     one = network(small(channels=1), statistics=((0.5,), (0.25,)))
     assert one.prepare(grey).shape == (2, 1, 6, 6)
-    with pytest.raises(ModelError, match="takes grey images, but the data is in colour"):
+    with pytest.raises(ModelError, match="takes images of 1 channel, but the data has 3"):
         one(pixels(2, 6, 6, 3))
 
 

@@ -151,17 +151,15 @@ class Network(nn.Module):
         if dtype not in WHITE or pixels.ndim != 4:
             raise ModelError(f"pixels must be uint8 or uint16 (B, H, W, C), not {dtype} {tuple(pixels.shape)}")
         if pixels.shape[3] != self.channels and (pixels.shape[3], self.channels) != (1, 3):
-            if (self.channels, pixels.shape[3]) == (1, 3):
-                raise ModelError(f"{self.spec} takes grey images, but the data is in colour")
-            counts = f"{counted(self.channels, 'channel')}, but the data has {pixels.shape[3]}"
-            raise ModelError(f"{self.spec} takes images of {counts}")
+            theirs = counted(self.channels, "channel")
+            raise ModelError(f"{self.spec} takes images of {theirs}, but the data has {pixels.shape[3]}")
         like = next((p for p in self.model.parameters() if p.is_floating_point()), self._mean)
         layout = torch.channels_last if _is_channels_last(self.model) else torch.contiguous_format
         x = pixels.to(like.device).permute(0, 3, 1, 2).to(self._mean.dtype, memory_format=layout)  # (B, C, H, W)
         target = self.preprocess.target(x.shape[2], x.shape[3])
         if tuple(x.shape[2:]) != target:
             x = interpolate(x, size=target, mode="bilinear", antialias=True, align_corners=False)
-        x = x.div(WHITE[dtype]).sub(self._mean).div(self._std)  # (B, 1 or 3, H', W') with (channels, 1, 1)
+        x = x.div(WHITE[dtype]).sub(self._mean).div(self._std)  # (B, C, H', W') with (channels, 1, 1)
         return x.to(like.dtype).contiguous(memory_format=layout)
 
     def _standardized(self, fields: Fields) -> Fields:

@@ -20,7 +20,6 @@ from softcache.models._network import Network
 from softcache.models._preprocess import Preprocess, Statistics, choose_statistics
 from softcache.models._source import Weights, source_of
 from softcache.models._weights import classes_in, fit
-from softcache.models.hf import Hf
 from softcache.models.python import Python
 
 
@@ -89,7 +88,7 @@ def open_network(
     size = size or (recorded.preprocess.size if recorded else None) or (found.size if found else None)
     with _seeded(seed), _without_memory() if skeleton else contextlib.nullcontext():
         model = source.build(classes, size)
-        if given not in (None, 1, 3) and not isinstance(source, (Python, Hf)):  # those are made as they are meant
+        if given not in (None, 1, 3) and source.any_channels:
             take_channels(model, given, spec)
         if recorded is not None:
             model = recorded.wrap(model, classes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -42,7 +42,13 @@ class Weights:
 
 
 class NetworkSource(Protocol):
-    """The one dataclass of a file in ``softcache/models``: its field names an architecture."""
+    """The one dataclass of a file in ``softcache/models``: its field names an architecture.
+
+    any_channels: whether the first convolution of what it builds may be replaced, for pictures of other than 1 or 3
+        channels. Where it is false, a network takes the channels that it was made for.
+    """
+
+    any_channels: ClassVar[bool]
 
     def build(self, classes: int, size: int | None = None) -> nn.Module:
         """The architecture with random parameters and ``classes`` outputs.

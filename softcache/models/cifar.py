@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import nn
 
@@ -46,6 +47,8 @@ class Cifar:
     """
 
     name: str = field(metadata={"rest": True})
+
+    any_channels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ class Hf:
     """
 
     name: str = field(metadata={"rest": True})
+
+    any_channels: ClassVar[bool] = False
     revision: str | None = None
     auto: str | None = None
     trust_remote_code: bool | None = None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -30,6 +30,8 @@ class Python:
     """
 
     factory: str = field(metadata={"rest": True})
+
+    any_channels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         place, colon, name = self.factory.rpartition(":")

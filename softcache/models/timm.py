@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -25,6 +25,8 @@ class Timm:
     """
 
     name: str = field(metadata={"rest": True})
+
+    any_channels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         timm = _timm()

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torchvision.models
@@ -36,6 +36,8 @@ class Torchvision:
     """
 
     name: str = field(metadata={"rest": True})
+
+    any_channels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         known = torchvision.models.list_models(module=torchvision.models)
