@@ -12,7 +12,7 @@ import torch
 from softcache.errors import ModelError
 
 Int64 = npt.NDArray[np.int64]
-NUMBERS = 1 << 16
+NUMBERS = 1 << 16  # places of a batch up to which their numbers are kept
 Offsets = Mapping[str, Int64]  # name of a column → (B + 1,) where the places of a batch's rows begin end to end
 
 

@@ -1,14 +1,13 @@
-"""Arrays, Pillow images, and resizing. Pillow resizes 8 bits in integer arithmetic, equal on every machine, and 16 bits
-in float64, rounded: a machine that fuses multiplication and addition can differ only where a value lies within 1e-10
-of a half."""
+"""Arrays, Pillow images, and resizing. Pillow resizes pictures of 8 bits in integer arithmetic, equal on every machine,
+and those of 16 bits in float64, rounding at the end: there a processor that computes in another order could, where a
+value lies at a half, give the number beside it, which the digest of that key would show."""
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-Pixels = npt.NDArray[np.unsignedinteger]  # uint8 or uint16
+from softcache.datasets._pixels import Pixels as Pixels
 
 
 def to_pil(pixels: Pixels) -> Image.Image:

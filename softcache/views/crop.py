@@ -36,7 +36,7 @@ class Crop:
     def __post_init__(self) -> None:
         if self.pad < 0:
             raise UsageError(f"view recipe 'crop': pad={self.pad} is negative: give a number of pixels from 0")
-        self.check_pixels("uint16", 1)
+        self.check_pixels("uint16", 1)  # the widest pixels; narrower ones are checked when the data are known
 
     def check_pixels(self, dtype: str, channels: int) -> None:
         """Errors: ``UsageError`` where ``fill`` is no value of such pixels."""
