@@ -10,9 +10,8 @@ from torch import Tensor, nn
 class CifarResNet(nn.Module):
     """``depth = 6n + 2`` layers: a convolution, three stages of n blocks of two, a linear classifier.
 
-    widths: channels of the first convolution and of the three stages, (16, 16, 32, 64) in the paper. The
-        paper's
-    identity shortcuts with padding are 1x1 convolutions with batch norm here, as in the distillation papers.
+    widths: channels of the first convolution and of the three stages, (16, 16, 32, 64) in the paper. The paper's
+        identity shortcuts with padding are 1x1 convolutions with batch norm here, as in the distillation papers.
 
     (B, 3, H, W) floats → (B, classes) logits; the stages' outputs have H, H/2, H/4 rows.
     """

@@ -159,7 +159,9 @@ class Network(nn.Module):
         target = self.preprocess.target(x.shape[2], x.shape[3])
         if tuple(x.shape[2:]) != target:
             x = interpolate(x, size=target, mode="bilinear", antialias=True, align_corners=False)
-        x = x.div(WHITE[dtype]).sub(self._mean).div(self._std)  # (B, C, H', W') with (channels, 1, 1)
+        # A GPU would multiply by the reciprocal of a number, which rounds twice; it divides by a tensor.
+        white = torch.full((), WHITE[dtype], dtype=x.dtype, device=x.device)
+        x = x.div(white).sub(self._mean).div(self._std)  # (B, C, H', W') with (channels, 1, 1)
         return x.to(like.dtype).contiguous(memory_format=layout)
 
     def _standardized(self, fields: Fields) -> Fields:
