@@ -37,8 +37,9 @@ def to_input(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) 
     tensor([2.])
     """
     shift, scale = (torch.tensor(numbers, device=pixels.device).view(1, -1, 1, 1) for numbers in (mean, std))
-    largest = WHITE.get(str(pixels.dtype).removeprefix("torch."), WHITE["uint8"])  # also of floats, mixed of such pixels
-    # A tensor, because a GPU multiplies by the reciprocal of a number, which rounds twice.
+    # Floats are mixed of pixels of 8 bits. A GPU divides by a tensor; of a number it takes the reciprocal first, which
+    # rounds twice.
+    largest = WHITE.get(str(pixels.dtype).removeprefix("torch."), WHITE["uint8"])
     white = torch.full((), float(largest), device=pixels.device)
     return (pixels.permute(0, 3, 1, 2).float() / white - shift) / scale
 
