@@ -9,9 +9,9 @@ judged on training rows that are held out: no test split is looked at. Runs are 
 one, and the same command goes on with what is missing; ``--cases``, ``--rows`` and ``--seeds`` do a part.
 ``benchmarks.defaults_page`` writes docs/defaults.md. All of CIFAR-100 has a script of its own, ``benchmarks.cifar100``.
 
-The last set is one that nothing was chosen on: it says how far the choices hold elsewhere. ``--pretrained`` is a
-network of CIFAR-100's classes, which is the teacher of 5,000 and of 10,000 of its rows, and which is fine-tuned to
-other sets.
+The last two sets say how far the defaults of distilled students hold elsewhere: only the rate of students alone was
+chosen on them. ``--pretrained`` is a network of CIFAR-100's classes, which is the teacher of 5,000 and of 10,000 of its
+rows, and which is fine-tuned to other sets.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Data:
 class Case:
     """What is trained on which data, and by which preset. ``epochs``: the same in all ways; ``batch``: of the ways by
     hand. ``labels``: the share of the rows whose labels students see; the teacher has seen all of them.
-    ``chosen_on``: whether defaults were chosen by it."""
+    ``distilled_chosen_on``: whether defaults of distilled students were chosen by it; where not, only the rate of
+    students alone was."""
 
     data: str
     student: str
@@ -61,7 +62,7 @@ class Case:
     batch: int
     epochs: int
     labels: float = 1.0
-    chosen_on: bool = True
+    distilled_chosen_on: bool = True
 
 
 # One for each size of set that the preset tells apart, but for large ones, for which there is CIFAR-100. The digits are
@@ -76,6 +77,7 @@ DATA = {
     "flowers32": Data("flowers", 540, 180, "rrc+flip", 32, "", 0),
 }
 PRETRAINED = "{pretrained} --weights {weights}"
+FEWER, DEEPER = "cifar100, 5,000 rows", "cifar100, 10,000 rows, a deeper student"
 CASES = {
     "digits": Case("digits", "cifar:resnet8", "convnet", 32, 8),
     "digits, 5 % of the labels": Case("digits", "cifar:resnet8", "convnet", 32, 8, 0.05),
@@ -85,8 +87,8 @@ CASES = {
     "fashionmnist, transformer": Case("fashionmnist", "{networks}transformer", "transformer", 64, 12),
     "flowers of 32 pixels, fine-tuned": Case("flowers32", PRETRAINED, "fine-tuning", 32, 12),
     "fashionmnist, 2,500 rows": Case("fashionmnist2500", "cifar:resnet8", "convnet", 32, 8),
-    "cifar100, 5,000 rows": Case("cifar5000", "cifar:resnet8", "convnet", 64, 12),
-    "cifar100, 10,000 rows, a deeper student": Case("cifar10000", "cifar:resnet20", "convnet", 64, 12, chosen_on=False),
+    FEWER: Case("cifar5000", "cifar:resnet8", "convnet", 64, 12, distilled_chosen_on=False),
+    DEEPER: Case("cifar10000", "cifar:resnet20", "convnet", 64, 12, distilled_chosen_on=False),
 }
 # optimizer, learning rate, weight decay, schedule
 RECIPES = {

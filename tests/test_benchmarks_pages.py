@@ -72,3 +72,23 @@ def test_the_page_of_the_defaults_says_what_was_not_run() -> None:
     for name in defaults_page.CASES:
         assert f"## {name}\n" in page
     assert page.count("Not run yet.") == len(defaults_page.CASES) + 2  # those of CIFAR-100
+
+
+def test_figures_in_the_words_of_the_page_of_the_defaults_are_those_of_the_runs() -> None:
+    reached = {"alone, default": 0.30, "alone, sgd 0.2": 0.31, "alone, sgd 0.4": 0.29, "distilled, dist": 0.36}
+    done = {
+        trial.key: {"key": trial.key, "top1": reached[trial.name]}
+        for trial in defaults_page.rows(defaults_page.DEEPER)
+        if trial.name in reached and trial.seed == 0
+    }
+    page = " ".join(defaults_page.page(done, {}).split())
+    assert "with a deeper student, 0.2 is better than 0.4 by 2.00." in page
+    assert "is at most 1.00 points behind the best way that was tried on the same set" in page
+    assert "by (not run yet) points on the 5,000 rows and by 6.00 on the 10,000." in page
+    assert f"| {defaults_page.DEEPER} | 31.00 (1) | 30.00 (1) | 29.00 (1) |" in page
+
+
+def test_a_student_in_float32_is_not_the_best_way_by_hand() -> None:
+    runs = {"alone, default": [50.0], "alone, sgd 0.2": [51.0], "alone, sgd 0.2, float32": [52.0], "distilled": [60.0]}
+    assert defaults_page.best_alone(runs) == "alone, sgd 0.2"
+    assert defaults_page.best_alone({"alone, default": [50.0]}) is None, "there is nothing to compare it with"
