@@ -29,7 +29,7 @@ from softcache.errors import ModelError
 from softcache.models._folder import save_network
 from softcache.models._open import open_network
 from softcache.stages.eval import evaluate
-from softcache.training import loop
+from softcache.training import learner, loop
 from softcache.training.initialize import copy_parameters
 from softcache.views._open import open_viewed
 
@@ -60,9 +60,9 @@ def test_stage_1_lowers_the_hint_error_and_touches_nothing_above_the_guided_laye
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states: list[dict[str, Any]] = []
-    save = loop.save_checkpoint
+    save = learner.save_checkpoint
     monkeypatch.setattr(
-        loop, "save_checkpoint", lambda folder, state: (states.append(_copied(state)), save(folder, state))
+        learner, "save_checkpoint", lambda folder, state: (states.append(_copied(state)), save(folder, state))
     )
     fit(tmp_path / "run", **cached(made, hint=HINT, hint_epochs=3, epochs=2, optimizer="adamw", lr=2e-3))
     before, after = fresh(), states[2]["student"]
@@ -158,7 +158,7 @@ def test_held_out_rows_are_never_trained_on_and_choose_the_epoch(
     tested: list[int] = []
     epoch_of = loop.Stream.epoch
     kept: list[dict[str, torch.Tensor]] = []
-    save = loop.save_checkpoint
+    save = learner.save_checkpoint
 
     def watched(self: Any, epoch: int) -> Any:
         for batch in epoch_of(self, epoch):
@@ -168,9 +168,9 @@ def test_held_out_rows_are_never_trained_on_and_choose_the_epoch(
 
     monkeypatch.setattr(loop.Stream, "epoch", watched)
     monkeypatch.setattr(
-        loop, "save_checkpoint", lambda folder, state: (kept.append(_copied(state)["student"]), save(folder, state))
+        learner, "save_checkpoint", lambda folder, state: (kept.append(_copied(state)["student"]), save(folder, state))
     )
-    monkeypatch.setattr("softcache.stages.train.evaluator", lambda *a, **k: lambda network: tested.append(1))
+    monkeypatch.setattr("softcache.stages._material.evaluator", lambda *a, **k: lambda judged: [tested.append(1)])
     done = fit(tmp_path / "run", **cached(made, val_fraction=0.25, epochs=4, lr=0.03, seed=11))
     samples = open_viewed("digits", "train").samples
     held = holdout_rows(samples.labels, 0.25, 0)

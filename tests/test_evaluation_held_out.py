@@ -16,7 +16,7 @@ from softcache.training.evaluation import evaluate_network, held_out_evaluator
 from softcache.views._viewed import ViewedDataset
 
 CPU = torch.device("cpu")
-OPTIONS = {"resident": "auto", "workers": 0, "start_method": "auto", "amp": "off"}
+OPTIONS = {"resident": "auto", "workers": 0, "start_method": "auto"}
 
 
 @pytest.mark.parametrize("way", ["resident", "workers"])
@@ -31,13 +31,13 @@ def test_held_out_rows_take_the_memory_of_these_rows_at_most(way: str) -> None:
     try:
         validate = held_out_evaluator(viewed, training, held, CPU, **OPTIONS)
         next(iter(training.epoch(in_view([held[:4]], 0))))
-        found = validate(network) if way == "workers" else None
+        found = validate([(network, "off")])[0] if way == "workers" else None
         grown = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     # for workers: the kept pixels, the rows of an evaluation batch, and the small images that are copied
     assert grown < (everything / 100 if way == "resident" else everything * 0.45)
-    found = validate(network)
+    found = validate([(network, "off")])[0]
     clean = ViewedDataset(viewed.samples, "none", size=96)
     expected = evaluate_network(network, WorkerInputs(clean, CPU, 0), viewed.samples.labels, CPU, rows=held)
     assert found == expected

@@ -12,7 +12,7 @@ from harness_cache import write_shard
 from harness_train import command, weights
 from torch.utils.data import DataLoader
 
-import softcache.training.loop
+import softcache.training.learner
 from softcache.cache.agreement.data import check_dataset
 from softcache.cache.reader import Cache
 from softcache.datasets._open import open_samples
@@ -312,7 +312,7 @@ def test_a_training_that_is_killed_goes_on(both: str, here: Path, monkeypatch: p
     dump("models.py:both", teacher_weights=saved(here, "models.py:both"), dataset=both, **DUMP)
     options = {**STUDENT, "student": "models.py:both", "epochs": 3, "cache": "cache", "dataset": both}
     train(**options, out="whole")
-    saving = softcache.training.loop.save_checkpoint
+    saving = softcache.training.learner.save_checkpoint
 
     def dying(folder: Path, state: dict[str, Any]) -> None:
         saving(folder, state)
@@ -320,7 +320,7 @@ def test_a_training_that_is_killed_goes_on(both: str, here: Path, monkeypatch: p
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(softcache.training.loop, "save_checkpoint", dying)
+        patched.setattr(softcache.training.learner, "save_checkpoint", dying)
         with pytest.raises(KeyboardInterrupt):
             train(**options, out="killed")
     train(resume="killed")

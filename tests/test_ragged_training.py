@@ -29,7 +29,7 @@ from softcache.stream.parts import Part
 from softcache.stream.plan import Plan
 from softcache.stream.targets import CachedTargets, Targets
 from softcache.stream.windows import Windows
-from softcache.training import loop
+from softcache.training import learner
 from softcache.training.rows import choose_rows
 
 KEPT = ("logits", "states:codec=fp32", "tags:kind=classes:codec=fp32", "pairs:codec=fp32")
@@ -238,14 +238,14 @@ def test_a_run_that_is_killed_goes_on_with_the_same_bits(
 ) -> None:
     learning = {"loss": TERMS, "hint": HINTS, "alpha": 1, "beta": 0.5, "epochs": 3}
     trained(place, tmp_path / "whole", cache=cache, **learning)
-    save = loop.save_checkpoint
+    save = learner.save_checkpoint
 
     def stop(folder: Path, state: dict[str, Any]) -> None:
         save(folder, state)
         if state["epoch"] == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save_checkpoint", stop)
+    monkeypatch.setattr(learner, "save_checkpoint", stop)
     with pytest.raises(KeyboardInterrupt):
         trained(place, tmp_path / "killed", cache=cache, **learning)
     monkeypatch.undo()

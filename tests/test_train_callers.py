@@ -56,7 +56,7 @@ def test_the_same_arithmetic_trains_and_evaluates(
     import softcache.stages.eval as stage
     import softcache.training.evaluation as evaluation
 
-    allowed, asked, open_viewed, evaluate_network = [], [], stage.open_viewed, stage.evaluate_network
+    allowed, asked, open_viewed, evaluate_networks = [], [], stage.open_viewed, stage.evaluate_networks
 
     def opening(*arguments: object, **options: object) -> object:
         asked.append((options["data_dir"], options["download"]))
@@ -64,11 +64,11 @@ def test_the_same_arithmetic_trains_and_evaluates(
 
     def evaluating(*arguments: object, **options: object) -> object:
         allowed.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
-        return evaluate_network(*arguments, **options)  # type: ignore[arg-type]
+        return evaluate_networks(*arguments, **options)  # type: ignore[arg-type]
 
     for module in (stage, evaluation):
         monkeypatch.setattr(module, "open_viewed", opening)
-        monkeypatch.setattr(module, "evaluate_network", evaluating)
+        monkeypatch.setattr(module, "evaluate_networks", evaluating)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     there = {"size": 8, "data_dir": "elsewhere", "download": True}
     teach(STUDENT, epochs=1, out="teacher", **there)
@@ -86,19 +86,19 @@ def test_means_of_a_resumed_run_are_over_the_views_that_it_began_with(
 ) -> None:
     """A cache that has grown in between doesn't change what a run learns."""
     train(STUDENT, cache=(cache,), epochs=2, targets=targets, out="whole")
-    import softcache.training.loop as loop
+    import softcache.training.learner as learner
 
-    save, calls = loop.save_checkpoint, []
+    save, calls = learner.save_checkpoint, []
 
     def once(*arguments: object) -> None:
         save(*arguments)  # type: ignore[arg-type]
         calls.append(1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save_checkpoint", once)
+    monkeypatch.setattr(learner, "save_checkpoint", once)
     with pytest.raises(KeyboardInterrupt):
         train(STUDENT, cache=(cache,), epochs=2, targets=targets, out="stopped")
-    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(learner, "save_checkpoint", save)
     dump("teacher", views=2, size=8, out=cache)
     train(resume="stopped")
     assert calls == [1]

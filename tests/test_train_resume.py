@@ -14,7 +14,7 @@ from softcache.config.given import remember_folder
 from softcache.config.record import read_record
 from softcache.errors import CacheError, NotNamedError
 from softcache.stages.train import train
-from softcache.training import loop
+from softcache.training import learner
 
 TIMES = ("epoch_s", "data_s", "eval_s", "teacher_s")
 ASKED: dict[str, dict[str, Any]] = {
@@ -55,7 +55,7 @@ class Stopped(Exception):
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, epochs: int, *, saved: bool) -> None:
     """Ends a training with its n-th epoch: when all but the checkpoint is written, or with that too."""
-    count, save = [0], loop.save_checkpoint
+    count, save = [0], learner.save_checkpoint
 
     def stopping(folder: Path, state: dict[str, Any]) -> None:
         count[0] += 1
@@ -64,7 +64,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, epochs: int, *, saved: bool) ->
         if count[0] == epochs:
             raise Stopped
 
-    monkeypatch.setattr(loop, "save_checkpoint", stopping)
+    monkeypatch.setattr(learner, "save_checkpoint", stopping)
 
 
 def timeless(folder: Path) -> list[dict[str, Any]]:

@@ -97,6 +97,12 @@ from softcache.cli._print import as_json, rows
     _options.data("the cache"),
     _options.augment,
     option("--view-seed", type=int, help="Seed of the views, without a cache.  [default: 0, or the cache's]"),
+    option(
+        "--order-seed",
+        type=int,
+        help="Seed of the order of rows and of --label-fraction: with one, students of several --seed see the same "
+        "batches.  [default: --seed]",
+    ),
 )
 @section(
     "Student",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from softcache.cache.agreement.samples import check_pixels, close_rows
 from softcache.cache.manifest import Manifest, find_caches
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, hint_column, is_hint, layer_of
+from softcache.config.caches import check_outputs, complete_views, find_hints, refuse_twice
 from softcache.config.dump import default_views
 from softcache.config.folders import pick_cache
 from softcache.config.given import recorded_dataset, recorded_recipe, remember_cache
@@ -84,6 +84,14 @@ class TrainingData:
         """Those that targets are read from, each once."""
         caches = [cache for caches in self.outputs.values() for cache in caches]
         return list({cache.folder: cache for cache in [*caches, *self.hints.values()]}.values())
+
+    def narrowed(self, outputs: Sequence[str], layers: Sequence[str]) -> TrainingData:
+        """The same, of which only these outputs and layers of the teacher are read."""
+        return dataclasses.replace(
+            self,
+            outputs={name: caches for name, caches in self.outputs.items() if name in outputs},
+            hints={layer: cache for layer, cache in self.hints.items() if layer in layers},
+        )
 
     def quick_fingerprint(self) -> str | None:
         """That of the samples, where a cache of them has recorded it."""
@@ -208,7 +216,7 @@ def open_data(
     if not names and (parsed.losses or not others):
         names = (None,)
     caches = [_open_cache(name, options, "--cache") for name in names]
-    _refuse_twice(caches)
+    refuse_twice(caches)
     leading = [*caches, *others][0]
     viewed, dataset = _open_recorded(leading, options)
     check_dataset(leading, viewed)
@@ -217,7 +225,7 @@ def open_data(
     viewed.samples = agreed_labels([*caches, *others], viewed.samples, options.labels)
     # Where alpha is 0 the logits aren't read, so that only what the hints need has to be there.
     read = {name: caches for name in parsed.outputs if columns is None}
-    _check_outputs(read)
+    check_outputs(read)
     data = TrainingData(
         viewed, dataset, None, read, find_hints(parsed.teacher_layers, [*others, *caches]), named=caches, lent=others
     )
@@ -318,83 +326,3 @@ def _open_recorded(cache: Cache, options: TrainConfig) -> tuple[Viewed, str]:
 
 def _first(views: int | None) -> tuple[int, ...] | None:
     return None if views is None else tuple(range(views))
-
-
-def complete_views(
-    columns: Sequence[tuple[Cache, str]], count: int | None, numbers: Sequence[int] | None = None
-) -> tuple[int, ...]:
-    """The views of which every one of these columns is there: those with these ``numbers``, else the first ``count``
-    of them, else all.
-
-    Errors: ``CacheError`` where there are fewer.
-    """
-    complete = sorted(set.intersection(*(set(cache.complete_views(column)) for cache, column in columns)))
-    folders = ", ".join(dict.fromkeys(str(cache.folder) for cache, _ in columns))
-    if numbers is not None:
-        absent = sorted(set(numbers) - set(complete))
-        if absent:
-            raise CacheError(f"{folders} has no complete view {absent[0]} any more, which the run began with")
-        return tuple(numbers)
-    if len(complete) < (count or 1):
-        together = " that all have" if len({cache.folder for cache, _ in columns}) > 1 else ""
-        raise CacheError(
-            f"{folders} has {len(complete)} complete views{together}, {count or 1} are asked for: "
-            f"run the same softcache dump again with --views {count or 1}"
-        )
-    wanted = max(cache.views for cache, _ in columns)
-    if count is None and len(complete) < wanted:
-        log.warning(
-            f"{folders} is not complete: this training uses {len(complete)} of {wanted} views; run the same softcache "
-            "dump again to complete it"
-        )
-    return tuple(complete[:count])
-
-
-def _check_outputs(outputs: Mapping[str, Sequence[Cache]]) -> None:
-    """Errors: ``CacheError`` for a cache without an output that is asked for, and where caches have it in different
-    shapes or of different kinds, so that it can't be averaged."""
-    for name, caches in outputs.items():
-        first = caches[0].layout(name)
-        for cache in caches:
-            found = cache.layout(name)
-            if (found.kind, found.shape) != (first.kind, first.shape):
-                raise CacheError(
-                    f"{caches[0].folder} has {name} of kind {first.kind} and shape {first.shape}, {cache.folder} of "
-                    f"kind {found.kind} and shape {found.shape}: they can't be combined"
-                )
-            if (found.lengths, found.stride) != (first.lengths, first.stride):
-                raise CacheError(
-                    f"{caches[0].folder} and {cache.folder} have other places of {name} in a row: they can't be "
-                    "combined"
-                )
-
-
-def _refuse_twice(caches: Sequence[Cache]) -> None:
-    seen: dict[str, Path] = {}
-    for cache in caches:
-        other = seen.setdefault(cache.manifest.cache_id, cache.folder)
-        if len(seen) < len(caches) and other is not cache.folder:
-            raise UsageError(f"--cache {other} and --cache {cache.folder} are one cache: leave one out")
-
-
-def find_hints(layers: Sequence[str], caches: Sequence[Cache]) -> dict[str, Cache]:
-    """The first cache that has each of the teacher's layers."""
-    found: dict[str, Cache] = {}
-    for layer in layers:
-        having = [cache for cache in caches if hint_column(layer) in cache.manifest.columns]
-        if not having:
-            raise CacheError(_lacking(layer, caches))
-        found[layer] = having[0]
-    return found
-
-
-def _lacking(layer: str, caches: Sequence[Cache]) -> str:
-    held = "; ".join(f"{c.folder} has {', '.join(c.manifest.hints) or 'none'}" for c in caches)
-    cache = caches[0]
-    made, dataset = cache.manifest.state.made, cache.manifest.identity.dataset
-    command = [
-        "softcache", "dump", "--teacher", made.get("teacher", cache.manifest.identity.teacher.spec),
-        "--dataset", made.get("dataset", dataset.spec), "--split", dataset.split,
-        "--hint", layer, "--out", cache.folder,
-    ]  # fmt: skip
-    return f"no cache has the hint {layer!r} ({held}): add it with `{shlex.join(map(str, command))}`"

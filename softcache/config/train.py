@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from softcache.cache.agreement.labels import LABELS
 from softcache.config.fit import FitConfig
@@ -18,6 +18,18 @@ CHOICES = {
     "dtype": ("float32", "float64"),
     "shuffle": SHUFFLES,
 }
+
+# What students of a cohort may each have of their own; all other options say which inputs and targets come in which
+# order, and from where.
+OF_A_STUDENT = frozenset(
+    {
+        "student", "seed", "T", "alpha", "beta", "loss", "hint", "hint_epochs", "teacher_weight", "combine",
+        "preset", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "momentum", "nesterov", "schedule",
+        "warmup", "milestones", "gamma", "label_smoothing", "clip_grad", "accumulate", "amp", "channels_last",
+        "compile", "normalize", "student_size", "weights", "init", "init_map", "freeze", "log_every", "out", "resume",
+        "order_seed",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +47,9 @@ class TrainConfig(FitConfig):
     sum 1. ``hint_epochs``: epochs on the hints alone, before the others. ``val_fraction``: the share of rows that
     choose the best epoch. ``views_per_image``: views of an image that share a batch and a decode. ``shuffle``: of
     rows (full), or of blocks of them, for caches that don't fit into memory. ``view_seed``: that of views that no
-    cache has recorded, by default 0. ``student_size``, ``teacher_size`` (with ``online``): sides of the networks'
+    cache has recorded, by default 0. ``order_seed``: that of the order of rows and of which labels may be used, by
+    default ``seed``; students of several seeds and one ``order_seed`` see the same batches. ``student_size``,
+    ``teacher_size`` (with ``online``): sides of the networks'
     inputs, where they aren't that of the views. ``init_map``: pairs STUDENT=TEACHER of layers. ``codec``: that of a
     cache that was made with code of a user's own. ``out``: the run's folder, by default ``runs/STUDENT-<n>``.
     ``resume``: a run that was interrupted, whose own options are taken.
@@ -81,6 +95,7 @@ class TrainConfig(FitConfig):
     pixels: str = "exact"
     codec: str | None = None
     verify_reads: bool = False
+    order_seed: int | None = None
     log_every: int = 0
     out: str | None = None
     resume: str | None = None
@@ -99,6 +114,8 @@ class TrainConfig(FitConfig):
             raise UsageError(f"--val-fraction must be at least 0 and below 1, is {self.val_fraction:g}")
         if self.view_seed is not None:
             refuse_seed(self.view_seed, "--view-seed", 64)
+        if self.order_seed is not None:
+            refuse_seed(self.order_seed, "--order-seed")
         if self.views is not None and self.views < 1:
             raise UsageError(f"--views must be at least 1, is {self.views}")
         for name in ("hint_epochs", "log_every"):
@@ -108,3 +125,13 @@ class TrainConfig(FitConfig):
             raise UsageError(
                 f"--views-per-image {self.views_per_image} must be at least 1 and divide --batch-size {self.batch_size}"
             )
+
+    @property
+    def ordered_by(self) -> int:
+        """The seed of the order of rows."""
+        return self.seed if self.order_seed is None else self.order_seed
+
+    def shared(self) -> tuple[tuple[str, object], ...]:
+        """What students have in common that are trained from one stream."""
+        common = [(own.name, getattr(self, own.name)) for own in fields(self) if own.name not in OF_A_STUDENT]
+        return (*common, ("ordered_by", self.ordered_by))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +12,13 @@ import numpy as np
 import torch
 
 from softcache.cache.schema import LOGITS, hint_column
-from softcache.config.data import TrainingData, open_data
+from softcache.config.data import TrainingData
 from softcache.config.fit import Fitting
 from softcache.config.parsed import Parsed
 from softcache.config.record import Record
 from softcache.config.teachers import open_teacher
 from softcache.config.train import TrainConfig
 from softcache.datasets._labels import label_width, labelled
-from softcache.device import pick_device
 from softcache.dumping.identity import default_batch
 from softcache.errors import UsageError
 from softcache.fields import Inputs
@@ -31,17 +29,11 @@ from softcache.models._arithmetic import Arithmetic, pick_arithmetic
 from softcache.models._network import Network
 from softcache.models._open import open_network
 from softcache.ragged import Int64, own_places
-from softcache.stream.batches import Stream
-from softcache.stream.inputs import InputSource, ResidentInputs, pick_inputs
-from softcache.stream.memory import available_memory
-from softcache.stream.plan import FreshShare, Plan
-from softcache.stream.windows import Windows, pick_windows
-from softcache.training.evaluation import open_test
+from softcache.stages._material import Material
+from softcache.stream.windows import Windows
 from softcache.training.hint_losses import HintLosses, build_hint_losses
 from softcache.training.initialize import initialize_student, keep_frozen_still
-from softcache.training.loop import Stage
-from softcache.training.objective import Objective
-from softcache.training.rows import TrainingRows, choose_rows, without_held
+from softcache.training.rows import TrainingRows, choose_rows
 from softcache.training.scores import LEADING
 from softcache.views._open import Viewed
 
@@ -50,18 +42,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that is opened and checked before anything is written. ``logits``: whether the student's logits are read, so
+    """All that is opened and checked before anything is written. ``material``: what it has in common with other
+    students of its cohort, ``data`` what this one reads of it. ``logits``: whether the student's logits are read, so
     that they can be compared with labels; else it learns other outputs alone."""
 
     parsed: Parsed
+    material: Material
     data: TrainingData
-    test: Viewed | None
     rows: TrainingRows
-    device: torch.device
     network: Network
     hint_losses: HintLosses | None
     start: dict[str, Any]
-    inputs: InputSource
     fitting: Fitting
     live: Arithmetic | None
     logits: bool
@@ -75,11 +66,17 @@ class Prepared:
         return "cosine" if math.prod(self.data.output_shape(self.parsed.outputs[0])) > 1 else "r2"
 
 
-def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[TrainConfig] | None = None) -> Prepared:
-    """``begun``: how a resumed run's student started, where that is behind it; ``record``: that of the resumed run."""
+def prepare(
+    parsed: Parsed,
+    begun: dict[str, Any] | None = None,
+    record: Record[TrainConfig] | None = None,
+    material: Material | None = None,
+) -> Prepared:
+    """``begun``: how a resumed run's student started, where that is behind it; ``record``: that of the resumed run.
+    ``material``: what was opened for its cohort, by default for it alone."""
+    material = material or Material.of([parsed], record.view_numbers if record is not None else None)
+    data, device = material.data.narrowed(parsed.outputs, parsed.teacher_layers), material.device
     options = parsed.options
-    device = pick_device(options.device)
-    data = open_data(parsed, record.view_numbers if record is not None else None)
     parsed = parsed.for_data(data.kind_of(LOGITS) or "classes", data.classes())
     if LOGITS in parsed.outputs and data.ragged(LOGITS):
         parsed = _without_labels(parsed, data, options.beta)
@@ -89,14 +86,13 @@ def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[
     classes = data.classes() if logits else (data.output_shape(parsed.outputs[0]) or (1,))[-1]
     if data.views is not None and options.views_per_image > len(data.views):
         raise UsageError(f"--views-per-image {options.views_per_image}: there are {len(data.views)} recorded views")
-    test = None
     if logits:
-        test = open_test(data.dataset, data.viewed.size, data_dir=options.data_dir, download=options.download)
+        _ = material.test  # opened, or found missing, before anything that takes long
     rows = choose_rows(
         samples.labels,
         val_fraction=options.val_fraction,
         label_fraction=options.label_fraction,
-        seed=options.seed,
+        seed=options.ordered_by,
         labels_alone=parsed.labels_alone,
         needing_labels=[term.name for term in parsed.losses if "labels" in term.needs],
         choosing_by_labels=logits,
@@ -149,12 +145,8 @@ def prepare(parsed: Parsed, begun: dict[str, Any] | None = None, record: Record[
     options = options.settled(network, rows.length, pretrained=pretrained, distilled=not parsed.labels_alone)
     options = options.with_arithmetic(network, sample, device)
     parsed = dataclasses.replace(parsed, options=options)
-    inputs = pick_inputs(
-        data.viewed, device, resident=options.resident, workers=options.workers, start=options.start_method
-    )
-    return Prepared(
-        parsed, data, test, rows, device, network, hint_losses, start, inputs, options.fitting(), live, logits
-    )
+    _ = material.inputs  # refuses --resident where it can't be
+    return Prepared(parsed, material, data, rows, network, hint_losses, start, options.fitting(), live, logits)
 
 
 def _refuse_kinds(parsed: Parsed, data: TrainingData) -> None:
@@ -283,73 +275,3 @@ def _lengths(viewed: Viewed, windows: Windows | None) -> Int64:
             "waits for the disk where the cache is larger than memory, or leave it out"
         )
     return viewed.lengths()[by]
-
-
-def training_stages(prepared: Prepared) -> list[Stage]:
-    """One stage, or with ``--hint-epochs`` one on the hints alone before it."""
-    parsed, data, rows, inputs = prepared.parsed, prepared.data, prepared.rows, prepared.inputs
-    options, fitting = parsed.options, prepared.fitting
-    windows, order = pick_windows(
-        data.columns(), options.shuffle, available_memory(), per_image=options.views_per_image
-    )
-    plan = Plan(
-        rows.train,
-        fitting.batch_size,
-        options.seed,
-        data.views,
-        length=rows.length,
-        windows=windows,
-        per_image=options.views_per_image,
-        fits=without_held(data.viewed, rows.held),
-        fresh=FreshShare(parsed.fresh_share, fitting.epochs) if parsed.fresh_share is not None else None,
-        lengths=_lengths(data.viewed, windows) if options.bucket else None,
-    )
-
-    def stream(*, outputs: Sequence[str], hints: bool) -> Stream:
-        targets = data.targets(
-            prepared.device,
-            outputs=outputs,
-            layers=parsed.teacher_layers if hints else (),
-            arithmetic=prepared.live,
-            views_per_image=options.views_per_image,
-            resident=isinstance(inputs, ResidentInputs) and inputs.on_device,
-            hold_all=options.resident == "device",
-            windows=windows,
-        )
-        columns = [*outputs, *(map(hint_column, parsed.teacher_layers) if hints else ())]
-        return Stream(
-            data.viewed,
-            inputs,
-            plan,
-            prepared.device,
-            visible=rows.visible,
-            teacher=targets,
-            close=data.close,
-            places=data.places(columns),
-        )
-
-    joint = bool(parsed.hints) and not options.hint_epochs
-    main = stream(outputs=parsed.outputs, hints=joint)
-    if data.columns():
-        log.info(f"targets {main.targets}; {order}")
-
-    def objective(epochs: int, *, hints: bool) -> Objective:
-        return parsed.objective(
-            epochs,
-            hints=hints,
-            label_smoothing=fitting.label_smoothing,
-            binary=[name for name in parsed.outputs if data.kind_of(name) == "binary"],
-            labels=prepared.logits,
-        )
-
-    last = Stage(main, objective(fitting.epochs, hints=joint), fitting.epochs, prepared.hint_losses if joint else None)
-    if not options.hint_epochs:
-        return [last]
-    first = Stage(
-        stream(outputs=(), hints=True),
-        objective(options.hint_epochs, hints=True),
-        options.hint_epochs,
-        prepared.hint_losses,
-        hints_alone=True,
-    )
-    return [first, last]

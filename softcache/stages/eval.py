@@ -20,7 +20,7 @@ from softcache.errors import DatasetError, UsageError
 from softcache.models._arithmetic import Arithmetic
 from softcache.models._open import open_network
 from softcache.stream.inputs import pick_inputs
-from softcache.training.evaluation import evaluate_network
+from softcache.training.evaluation import evaluate_networks
 from softcache.views._open import open_viewed
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def evaluate(
     with reproducible(tf32=tf32):
         network = arithmetic.apply(network.to(chosen))
         labels = viewed.samples.labels
-        scores = evaluate_network(network, pixels, labels, chosen, amp=arithmetic.amp, calibration=True)
+        scores = evaluate_networks([(network, arithmetic.amp)], pixels, labels, chosen, calibration=True)[0]
     return {"model": model, "dataset": dataset, "split": split, **dataclasses.asdict(scores)}
 
 

@@ -33,7 +33,8 @@ from softcache.stream.inputs import pick_inputs
 from softcache.stream.plan import Plan
 from softcache.training.evaluation import evaluator, open_test
 from softcache.training.folder import training_into
-from softcache.training.loop import Stage, fit
+from softcache.training.learner import Learner, Settings, Stage
+from softcache.training.loop import fit
 from softcache.training.objective import Objective
 from softcache.training.scores import LEADING, Scores, scores_from
 from softcache.views._open import Viewed, open_viewed
@@ -138,29 +139,24 @@ def _teach(
         resident=config.resident,
         workers=config.workers,
         start_method=config.start_method,
-        amp=fitting.arithmetic.amp,
     )
+    settings = Settings(
+        fitting.optimization,
+        fitting.arithmetic,
+        config.seed,
+        config.compile,
+        config.profile,
+        leading=LEADING[train.samples.label_kind],
+    )
+    learner = Learner(network, [Stage(alone, fitting.epochs)], settings, device, folder, evaluate)
     log.info(
         f"teach {config.model} on {config.dataset}: {len(plan.rows):,} rows, {len(train.samples.classes)} classes, "
         f"{'; '.join(map(str, train.inputs.values()))}, recipe {train.recipe}, {counted(fitting.epochs, 'epoch')} on "
         f"{device}"
     )
     with advising(lambda: "run the same command again to go on"):
-        fitted = fit(
-            network,
-            [Stage(stream, alone, fitting.epochs)],
-            fitting.optimization,
-            device,
-            folder,
-            evaluate,
-            seed=config.seed,
-            arithmetic=fitting.arithmetic,
-            compiled=config.compile,
-            profile=config.profile,
-            resume=resume,
-            leading=LEADING[train.samples.label_kind],
-        )
-    reached = evaluate(network)
+        (fitted,) = fit([learner], lambda columns: stream, steps=plan.steps, device=device, resume=resume)
+    (reached,) = evaluate([(network, fitting.arithmetic.amp)])
     save_network(network, folder, TEACHER_FILE)
     result = {"test": dataclasses.asdict(reached) if reached else None, "seconds": round(fitted.seconds, 3)}
     dataclasses.replace(record, result=result).save(folder)

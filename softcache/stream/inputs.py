@@ -134,6 +134,8 @@ class WorkerInputs:
             pin_memory=device.type == "cuda",
             multiprocessing_context=method if workers > 0 else None,
             worker_init_fn=follow_parent,
+            # Of its own, so that an epoch's inputs draw nothing from the generator that dropout draws from.
+            generator=torch.Generator(),
         )
 
     def epoch(self, batches: Sequence[Parts]) -> Keys:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from softcache.stream.inputs import InputSource, ResidentInputs, pick_inputs
 from softcache.stream.parts import in_view
 from softcache.training.scores import (
     Accuracy,
-    Regression,
     Scores,
     class_counts,
     multilabel_scores,
@@ -30,28 +30,66 @@ from softcache.views._open import Viewed, open_viewed, view_samples
 log = logging.getLogger(__name__)
 
 
+# A network, and the precision of autocast that it is evaluated in: bf16, fp16 or off.
+Judged = tuple[Network, str]
+# Scores of each of several networks on the same inputs, which are made once; None where there is nothing to compare.
+Evaluate = Callable[[Sequence[Judged]], list[Scores | None]]
+
+
 @torch.inference_mode()
 def predict(
-    network: Network,
+    judged: Sequence[Judged],
     inputs: InputSource,
     rows: np.ndarray,
     device: torch.device,
     *,
     batch: int = 256,
-    amp: str = "off",
     output: str = LOGITS,
     view: int = 0,
-) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Rows (B,) and an output of them in a view, (B, …) float32 on the device, in evaluation mode and in order."""
-    was_training = network.training
-    network.eval()
+) -> Iterator[tuple[np.ndarray, list[torch.Tensor]]]:
+    """Rows (B,) and an output of them in a view, (B, …) float32 on the device, of each network, in evaluation mode and
+    in order."""
+    was_training = [network.training for network, _ in judged]
+    for network, _ in judged:
+        network.eval()
     batches = [rows[k : k + batch] for k in range(0, len(rows), batch)]
     try:
         for (part,), _, made in inputs.epoch(in_view(batches, view)):
-            with autocast(device, amp):
-                yield part.rows, network.outputs(made, [output])[output].float()
+            said = []
+            for network, amp in judged:
+                with autocast(device, amp):
+                    said.append(network.outputs(made, [output])[output].float())
+            yield part.rows, said
     finally:
-        network.train(was_training)
+        for (network, _), training in zip(judged, was_training, strict=True):
+            network.train(training)
+
+
+def evaluate_networks(
+    judged: Sequence[Judged],
+    inputs: InputSource,
+    labels: Labels,
+    device: torch.device,
+    *,
+    rows: np.ndarray | None = None,
+    calibration: bool = False,
+) -> list[Scores]:
+    """Scores of each network's logits on the labelled rows (of ``rows``, by default all), by the kind of the labels.
+
+    ``calibration``: whether the calibration error of classes is wanted too.
+    """
+    chosen = np.arange(len(labels)) if rows is None else rows
+    chosen = chosen[labelled(labels)[chosen]]
+    kind = label_kind(labels)
+    if kind == "classes":
+        return list(_accuracies(judged, inputs, labels, chosen, device, calibration))
+    said: list[list[torch.Tensor]] = [[] for _ in judged]
+    for _, logits in predict(judged, inputs, chosen, device):
+        for own, values in zip(said, logits, strict=True):
+            own.append(values.cpu())
+    wanted = torch.from_numpy(labels[chosen]).view(len(chosen), -1)
+    found = [torch.cat(own) if own else torch.empty(0, labels[:1].size) for own in said]
+    return [(multilabel_scores if kind == "binary" else regression_scores)(values, wanted) for values in found]
 
 
 def evaluate_network(
@@ -64,43 +102,35 @@ def evaluate_network(
     amp: str = "off",
     calibration: bool = False,
 ) -> Scores:
-    """Scores of the logits on the labelled rows (of ``rows``, by default all), by the kind of the labels.
-
-    ``calibration``: whether the calibration error of classes is wanted too.
-    """
-    chosen = np.arange(len(labels)) if rows is None else rows
-    chosen = chosen[labelled(labels)[chosen]]
-    kind = label_kind(labels)
-    if kind == "classes":
-        return _accuracy(network, inputs, labels, chosen, device, amp, calibration)
-    said = [logits.cpu() for _, logits in predict(network, inputs, chosen, device, amp=amp)]
-    found = torch.cat(said) if said else torch.empty(0, labels[:1].size)
-    wanted = torch.from_numpy(labels[chosen]).view(len(chosen), -1)
-    return multilabel_scores(found, wanted) if kind == "binary" else regression_scores(found, wanted)
+    """``evaluate_networks`` of one."""
+    return evaluate_networks([(network, amp)], inputs, labels, device, rows=rows, calibration=calibration)[0]
 
 
-def _accuracy(
-    network: Network,
+def _accuracies(
+    judged: Sequence[Judged],
     inputs: InputSource,
     labels: Labels,
     rows: np.ndarray,
     device: torch.device,
-    amp: str,
     calibration: bool,
-) -> Accuracy:
-    totals = torch.zeros(3, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
-    metric = None
-    for done, logits in predict(network, inputs, rows, device, amp=amp):
+) -> Iterator[Accuracy]:
+    where = "cpu" if device.type == "mps" else device
+    totals = [torch.zeros(3, dtype=torch.float64, device=where) for _ in judged]
+    metrics: list[Any] = [None for _ in judged]
+    for done, said in predict(judged, inputs, rows, device):
         y = torch.from_numpy(labels[done].astype(np.int64)).to(device)
-        totals += torch.stack(class_counts(logits, y)).to(totals.device).to(totals.dtype)
-        if calibration and logits.shape[1] > 1:
-            if metric is None:
-                from torchmetrics.classification import MulticlassCalibrationError
+        for number, logits in enumerate(said):
+            totals[number] += torch.stack(class_counts(logits, y)).to(where).to(torch.float64)
+            if calibration and logits.shape[1] > 1:
+                if metrics[number] is None:
+                    from torchmetrics.classification import MulticlassCalibrationError
 
-                metric = MulticlassCalibrationError(num_classes=logits.shape[1], n_bins=15, norm="l1").to(device)
-            metric.update(logits.softmax(1), y)
-    top1, top5, loss = (totals / max(len(rows), 1)).tolist()
-    return Accuracy(top1, top5, loss, len(rows), None if metric is None else metric.compute().item())
+                    metric = MulticlassCalibrationError(num_classes=logits.shape[1], n_bins=15, norm="l1")
+                    metrics[number] = metric.to(device)
+                metrics[number].update(logits.softmax(1), y)
+    for own, metric in zip(totals, metrics, strict=True):
+        top1, top5, loss = (own / max(len(rows), 1)).tolist()
+        yield Accuracy(top1, top5, loss, len(rows), None if metric is None else metric.compute().item())
 
 
 def output_evaluator(
@@ -115,9 +145,9 @@ def output_evaluator(
     resident: str,
     workers: int,
     start_method: str,
-    amp: str,
-) -> Callable[[Network], Regression]:
-    """``network → Regression``: how near an output is to the teachers', on ``rows`` (M,) int64 in a recorded view.
+) -> Evaluate:
+    """How near an output of each network is to the teachers', as ``Regression``, on ``rows`` (M,) int64 in a recorded
+    view.
 
     ``readers``: the column of each teacher, of one name; ``shares``: their weights in the mean, none for equal ones.
     Where rows have lengths of their own, each of their places counts once.
@@ -129,13 +159,15 @@ def output_evaluator(
     if not isinstance(training, ResidentInputs):
         inputs = pick_inputs(viewed, device, resident=resident, workers=workers, start=start_method)
 
-    def evaluate(network: Network) -> Regression:
-        said = []
-        for done, values in predict(network, inputs, rows, device, amp=amp, output=name, view=view):
-            if ragged is not None:
-                values = own_places(values, ragged.places(done), f"the student's output {name!r}")
-            said.append(values.cpu())
-        return regression_scores(torch.cat(said).view(len(wanted), -1), wanted.view(len(wanted), -1))
+    def evaluate(judged: Sequence[Judged]) -> list[Scores | None]:
+        said: list[list[torch.Tensor]] = [[] for _ in judged]
+        for done, outputs in predict(judged, inputs, rows, device, output=name, view=view):
+            for own, values in zip(said, outputs, strict=True):
+                if ragged is not None:
+                    values = own_places(values, ragged.places(done), f"the student's output {name!r}")
+                own.append(values.cpu())
+        flat = wanted.view(len(wanted), -1)
+        return [regression_scores(torch.cat(own).view(len(wanted), -1), flat) for own in said]
 
     return evaluate
 
@@ -149,19 +181,19 @@ def held_out_evaluator(
     resident: str,
     workers: int,
     start_method: str,
-    amp: str,
-) -> Callable[[Network], Scores]:
-    """``network → Scores`` on the clean inputs of ``rows`` (M,) int64 of the training's own data, and of no others.
+) -> Evaluate:
+    """``Scores`` of each network on the clean inputs of ``rows`` (M,) int64 of the training's own data, and on no
+    others.
 
     ``training``: where the training's inputs come from. If they are resident, clean inputs are made from the same
     memory; otherwise a source for these rows alone is opened.
     """
     if isinstance(training, ResidentInputs):
         shared, labels = training.clean(), viewed.samples.labels
-        return lambda network: evaluate_network(network, shared, labels, device, rows=rows, amp=amp)
+        return lambda judged: list(evaluate_networks(judged, shared, labels, device, rows=rows))
     alone = view_samples(viewed.samples.subset(rows), "none", size=viewed.size)
     own = pick_inputs(alone, device, resident=resident, workers=workers, start=start_method)
-    return lambda network: evaluate_network(network, own, alone.samples.labels, device, amp=amp)
+    return lambda judged: list(evaluate_networks(judged, own, alone.samples.labels, device))
 
 
 def open_test(dataset: str, size: int, *, data_dir: str | None, download: bool) -> Viewed | None:
@@ -180,12 +212,10 @@ def open_test(dataset: str, size: int, *, data_dir: str | None, download: bool) 
     return test
 
 
-def evaluator(
-    test: Viewed | None, device: torch.device, *, resident: str, workers: int, start_method: str, amp: str
-) -> Callable[[Network], Scores | None]:
-    """``network → Scores`` on what ``open_test`` gave, or ``None`` where that is None."""
+def evaluator(test: Viewed | None, device: torch.device, *, resident: str, workers: int, start_method: str) -> Evaluate:
+    """``Scores`` of each network on what ``open_test`` gave, or ``None`` where that is None."""
     if test is None:
-        return lambda network: None
+        return lambda judged: [None for _ in judged]
     inputs = pick_inputs(test, device, resident=resident, workers=workers, start=start_method)
     labels = test.samples.labels
-    return lambda network: evaluate_network(network, inputs, labels, device, amp=amp)
+    return lambda judged: list(evaluate_networks(judged, inputs, labels, device))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ NAMES = ("loss", "soft_loss", "hard_loss", "hint_loss")
 
 
 class Meter:
-    """Sums on the device, read once an epoch, so that no step waits for another; and the time spent on waiting.
+    """Sums on the device, read once an epoch, so that no step waits for another.
 
     ``hints``: names of the hint losses, whose own values are summed too.
     """
@@ -32,17 +31,6 @@ class Meter:
         self._absent: set[str] = set()
         self._steps = 0
         self._samples = 0
-        self.data_s = 0.0
-
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The clock starts before a batch is asked for."""
-        while True:
-            began = time.perf_counter()
-            batch = next(batches, None)
-            self.data_s += time.perf_counter() - began
-            if batch is None:
-                return
-            yield batch
 
     def add(self, parts: LossValues, batch: Batch) -> None:
         self._sums += scalars(parts)

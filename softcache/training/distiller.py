@@ -1,0 +1,79 @@
+"""The student and its hint losses as one module: all that the loss's gradient flows through."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softcache.cache.schema import LOGITS
+from softcache.fields import Inputs
+from softcache.models._network import Network
+from softcache.ragged import Offsets, counts_of, own_places
+from softcache.training.hint_losses import HintLosses, run_up_to
+
+
+class Distiller(nn.Module):
+    """``outputs``: names of the student's outputs that are read; none where ``hints_alone`` ends its forward pass after
+    the last guided layer. ``classifies``: whether logits are one vector a sample. ``compiled``: whether the student
+    runs through ``torch.compile``."""
+
+    def __init__(
+        self,
+        student: Network,
+        hint_losses: HintLosses | None,
+        outputs: Sequence[str],
+        *,
+        hints_alone: bool = False,
+        classifies: bool = True,
+        compiled: bool = False,
+    ):
+        super().__init__()
+        self.student = student
+        self.hint_losses = hint_losses
+        self.outputs = list(outputs)
+        self.hints_alone = hints_alone
+        self._taps: Mapping[str, Tensor] = {}
+        # The network itself gives such logits, and is more easily compiled than ``outputs``, which gives several.
+        self._itself = classifies and self.outputs == [LOGITS]
+        bare: Any = student if self._itself else student.outputs
+        self._run = torch.compile(bare) if compiled else bare
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within it the student's guided layers are listened to. A forward pass with hint losses needs it; evaluation
+        goes without."""
+        if self.hint_losses is None:
+            yield
+            return
+        with self.hint_losses.watching(self.student, stop=self.hints_alone) as taps:
+            self._taps = taps
+            yield
+
+    def forward(
+        self,
+        inputs: Inputs,
+        hints: Mapping[str, Tensor] = MappingProxyType({}),
+        rows: Tensor | None = None,
+        labels: Tensor | None = None,
+        offsets: Offsets = MappingProxyType({}),
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """The student's outputs by name, (B, …), and the values of the hint losses, not weighted.
+
+        ``hints``, ``rows``, ``labels``: as ``HintLosses`` takes them. ``offsets``: of columns whose rows have lengths
+        of their own, where each row's places begin; such outputs are (P, …), the rows' own places end to end.
+        """
+        outputs: dict[str, Tensor] = {}
+        if self.hints_alone:
+            run_up_to(self.student, inputs)
+        else:
+            outputs = {LOGITS: self._run(inputs)} if self._itself else self._run(inputs, self.outputs)
+        for name in offsets.keys() & outputs.keys():
+            outputs[name] = own_places(outputs[name], counts_of(offsets[name]), f"the student's output {name!r}")
+        if self.hint_losses is None:
+            return outputs, []
+        return outputs, self.hint_losses(self._taps, hints, rows, labels, offsets)
