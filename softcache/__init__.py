@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from softcache.errors import SoftcacheError
     from softcache.functional import to_input
     from softcache.models._open import open_network
+    from softcache.stages._cohort import train_cohort
     from softcache.stages.dump import dump
     from softcache.stages.eval import evaluate
     from softcache.stages.keys import KeyBatch, Keys, KeySampler
@@ -45,6 +46,7 @@ _HOMES = {
     "teach": "softcache.stages.teach",
     "to_input": "softcache.functional",
     "train": "softcache.stages.train",
+    "train_cohort": "softcache.stages._cohort",
 }
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "teach",
     "to_input",
     "train",
+    "train_cohort",
 ]
 
 

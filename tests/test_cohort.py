@@ -1,0 +1,224 @@
+"""Students that share a stream have the bits that they have alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness_train import FEATURES, HINTS, STUDENT, lines, make_cache, make_teacher, same, weights
+from torch import nn
+
+from softcache.config.train import TrainConfig
+from softcache.errors import SoftcacheError, UsageError
+from softcache.stages._cohort import train_cohort
+from softcache.stages.train import Trained, train
+from softcache.stream.batches import Stream
+from softcache.training import learner
+
+TIMES = ("epoch_s", "data_s", "eval_s", "teacher_s")
+DROPPING = f"{Path(__file__)}:dropping"
+FAILING = f"{Path(__file__)}:failing"
+# Students that differ in all that they may: network, loss, T, alpha, rate, seed, hints, stages, epochs.
+UNLIKE: dict[str, dict[str, Any]] = {
+    "plain": {"student": STUDENT, "loss": ("kl",), "T": "8:2:linear", "alpha": 0.9},
+    "dropout": {"student": DROPPING, "seed": 7, "loss": ("dkd",), "optimizer": "sgd", "lr": 0.05, "epochs": 3},
+    "hints": {
+        "student": STUDENT,
+        "seed": 3,
+        "hint": ("fitnet:teacher=layer2,student=layer1", "crd:teacher=fc:in,student=fc:in,negatives=32"),
+        "accumulate": 2,
+        "log_every": 5,
+    },
+    "stages": {"student": FEATURES, "hint": ("fitnet:teacher=layer1,student=layer1",), "hint_epochs": 1, "lr": 0.01},
+}
+COMMON: dict[str, Any] = {"epochs": 2, "batch_size": 64, "order_seed": 5, "device": "cpu"}
+
+
+class Dropping(nn.Module):
+    def __init__(self, classes: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Dropout(0.5), nn.ReLU(), nn.Linear(32, classes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x.mean(1))
+
+
+class Failing(Dropping):
+    """Fails in its 30th forward pass in training, which is in the second epoch."""
+
+    def __init__(self, classes: int):
+        super().__init__(classes)
+        self.passes = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += self.training
+        if self.passes == 30:
+            raise RuntimeError("no more")
+        return super().forward(x)
+
+
+def dropping(num_classes: int) -> nn.Module:
+    return Dropping(num_classes)
+
+
+def failing(num_classes: int) -> nn.Module:
+    return Failing(num_classes)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("cohort")
+    make_teacher(folder / "teacher")
+    make_cache(folder / "cache", folder / "teacher", hint=HINTS, views=3, augment="crop:pad=1")
+    return str(folder / "cache")
+
+
+def configs(cache: str, folder: Path, names: Any = UNLIKE, **more: Any) -> list[TrainConfig]:
+    return [
+        TrainConfig.of(**{**COMMON, **UNLIKE[name], **more, "cache": (cache,), "out": str(folder / name)})
+        for name in names
+    ]
+
+
+def alone(cache: str, folder: Path, **more: Any) -> None:
+    for config in configs(cache, folder, **more):
+        train(config)
+
+
+def assert_same_runs(one: Path, other: Path, names: Any = UNLIKE) -> None:
+    for name in names:
+        assert same(weights(one / name), weights(other / name)), name
+        timeless = [
+            [{key: value for key, value in line.items() if key not in TIMES} for line in lines(folder / name)]
+            for folder in (one, other)
+        ]
+        assert timeless[0] == timeless[1], name
+        records = [(folder / name / "config.json").read_text().splitlines() for folder in (one, other)]
+        assert [a for a in records[0] if "seconds" not in a] == [b for b in records[1] if "seconds" not in b]
+    steps = [(folder / "hints" / "steps.jsonl").read_text() for folder in (one, other)]
+    assert steps[0] == steps[1]
+    assert same(weights(one / "hints", "regressors.safetensors"), weights(other / "hints", "regressors.safetensors"))
+
+
+@pytest.mark.parametrize("more", [{}, {"targets": "mean"}, {"val_fraction": 0.2, "workers": 1, "resident": "off"}])
+def test_four_unlike_students_of_a_cohort_have_the_bits_of_single_runs(
+    cache: str, tmp_path: Path, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [name for name in UNLIKE if "hint" not in UNLIKE[name]] if more.get("targets") == "mean" else list(UNLIKE)
+    epochs, epoch_of = [], Stream.epoch
+    with monkeypatch.context() as counting:
+        counting.setattr(Stream, "epoch", lambda self, epoch: (epochs.append(epoch), epoch_of(self, epoch))[1])
+        done = train_cohort(configs(cache, tmp_path / "together", names, **more))
+    assert all(isinstance(one, Trained) for one in done)
+    assert epochs == [0, 1, 2]  # one stream for all of them
+    for config in configs(cache, tmp_path / "alone", names, **more):
+        train(config)
+    if names == list(UNLIKE):
+        assert_same_runs(tmp_path / "alone", tmp_path / "together")
+    else:
+        for name in names:
+            assert same(weights(tmp_path / "alone" / name), weights(tmp_path / "together" / name))
+
+
+def test_students_of_several_seeds_share_an_order_only_where_it_is_given(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[int] = []
+    epoch_of = Stream.epoch
+    monkeypatch.setattr(Stream, "epoch", lambda self, e: (orders.append(self.plan.seed), epoch_of(self, e))[1])
+    common = {"cache": (cache,), "epochs": 1, "device": "cpu"}
+    for order_seed in (None, 4):
+        train_cohort(
+            [
+                TrainConfig.of(
+                    STUDENT, seed=seed, order_seed=order_seed, out=str(tmp_path / f"{order_seed}-{seed}"), **common
+                )
+                for seed in (0, 1)
+            ]
+        )
+    assert orders == [0, 1, 4]
+
+
+def test_students_that_want_other_keys_are_trained_apart(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    epoch_of = Stream.epoch
+    monkeypatch.setattr(Stream, "epoch", lambda self, e: (sizes.append(self.plan.batch_size), epoch_of(self, e))[1])
+    asked: list[dict[str, Any]] = [
+        {"batch_size": 64},
+        {"batch_size": 32},
+        {"batch_size": 64, "T": 2, "loss": "kl"},
+        {"batch_size": 64, "views": 1},
+    ]
+    done = train_cohort(
+        [
+            TrainConfig.of(STUDENT, cache=(cache,), epochs=1, device="cpu", out=str(tmp_path / str(number)), **more)
+            for number, more in enumerate(asked)
+        ]
+    )
+    assert sizes == [64, 32, 64]
+    assert [one.folder.name for one in done if isinstance(one, Trained)] == ["0", "1", "2", "3"]
+
+
+def test_a_learner_that_fails_leaves_and_the_others_keep_their_bits(cache: str, tmp_path: Path) -> None:
+    together = configs(cache, tmp_path / "together", ["plain", "dropout"])
+    together.insert(
+        1, TrainConfig.of(**{**COMMON, "student": FAILING, "cache": (cache,), "out": str(tmp_path / "failing")})
+    )
+    together.append(
+        TrainConfig.of(**{**COMMON, "student": "cifar:resnet9", "cache": (cache,), "out": str(tmp_path / "no")})
+    )
+    done = train_cohort(together)
+    assert isinstance(done[1], SoftcacheError)
+    assert "no more" in str(done[1])
+    assert len(lines(tmp_path / "failing")) == 1  # the epoch before stands
+    assert isinstance(done[3], SoftcacheError)
+    for config in configs(cache, tmp_path / "alone", ["plain", "dropout"]):
+        train(config)
+    for name in ("plain", "dropout"):
+        assert same(weights(tmp_path / "alone" / name), weights(tmp_path / "together" / name))
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("saves", [1, 2, 3, 5, 9])
+def test_a_cohort_that_is_interrupted_goes_on_to_the_same_bits(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
+) -> None:
+    """Between the checkpoints of its students too, where some are an epoch ahead of others."""
+    count, save = [0], learner.save_checkpoint
+
+    def stopping(folder: Path, state: dict[str, Any]) -> None:
+        save(folder, state)
+        count[0] += 1
+        if count[0] == saves:
+            raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(learner, "save_checkpoint", stopping)
+        with pytest.raises(Stopped):
+            train_cohort(configs(cache, tmp_path / "parts"))
+    done = train_cohort(configs(cache, tmp_path / "parts"))
+    assert all(isinstance(one, Trained) for one in done)
+    train_cohort(configs(cache, tmp_path / "whole"))
+    assert_same_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_what_a_cohort_refuses(cache: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    with pytest.raises(UsageError, match="needs out"):
+        train_cohort([TrainConfig.of(STUDENT, cache=(cache,))])
+    with pytest.raises(UsageError, match="have the folder"):
+        train_cohort([TrainConfig.of(STUDENT, cache=(cache,), out=out)] * 2)
+    with pytest.raises(UsageError, match="--profile"):
+        train_cohort([TrainConfig.of(STUDENT, cache=(cache,), out=out + n, profile=True) for n in "ab"])
+    first = TrainConfig.of(STUDENT, cache=(cache,), out=out, epochs=1, lr=0.01, device="cpu")
+    assert isinstance(train_cohort([first])[0], Trained)
+    (refused,) = train_cohort([TrainConfig.of(STUDENT, cache=(cache,), out=out, epochs=1, lr=0.02, device="cpu")])
+    assert isinstance(refused, UsageError)
+    assert "--lr 0.01, not 0.02" in str(refused)
