@@ -29,21 +29,21 @@ class Fields:
 
     def __getitem__(self, rows: slice | Tensor) -> Fields:
         """Some keys, by a slice or by their places (n,) int64. They stay as long as they are."""
-        return self._each(lambda tensor: tensor[rows])
+        return self.each(lambda tensor: tensor[rows])
 
     @property
     def device(self) -> torch.device:
         return next(iter(self.tensors.values())).device
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Fields:
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Fields:
-        return self._each(Tensor.pin_memory)
+        return self.each(Tensor.pin_memory)
 
     def share_memory_(self) -> Fields:
         """Moves all tensors into shared memory."""
-        return self._each(Tensor.share_memory_)
+        return self.each(Tensor.share_memory_)
 
     def mask(self, name: str) -> Tensor:
         """(B, L) bool: which places of an input are its rows' own."""
@@ -65,7 +65,8 @@ class Fields:
             )
         return found
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Fields:
+    def each(self, change: Callable[[Tensor], Tensor]) -> Fields:
+        """The same with changed tensors and lengths."""
         return Fields(
             {name: change(tensor) for name, tensor in self.tensors.items()},
             {name: change(lengths) for name, lengths in self.lengths.items()},

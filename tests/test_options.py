@@ -244,16 +244,16 @@ def test_a_record_with_anything_unknown_is_refused(
 
 def interrupted_after_an_epoch(monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
     """A training that Ctrl-C ends once its first checkpoint is written."""
-    from softcache.training import loop
+    from softcache.training import learner
 
-    save = loop.save_checkpoint
+    save = learner.save_checkpoint
 
     def once(*arguments: Any) -> None:
         save(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "save_checkpoint", once)
+        patched.setattr(learner, "save_checkpoint", once)
         with pytest.raises(KeyboardInterrupt):
             train(**options)
 

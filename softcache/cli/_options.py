@@ -225,6 +225,12 @@ channels_last = option(
     default=None,
 )
 compiled = flag("--compile", help="Compile the network with torch.compile.")
+cuda_graphs = option(
+    "--cuda-graphs/--no-cuda-graphs",
+    help="Record a GPU's training step once and replay it, to the same bits.  [default: for networks of torchvision, "
+    "timm and cifar: without code of your own]",
+    default=None,
+)
 json_ = flag("--json", "json_", help="Print the result as JSON.")
 
 
@@ -262,6 +268,7 @@ running = section(
     tf32,
     channels_last,
     compiled,
+    cuda_graphs,
     workers,
     option("--start-method", help="How worker processes start: fork, spawn, forkserver.  [default: auto]"),
     option("--resident", help="Keep inputs and targets in memory: auto, device, host, off.  [default: auto]"),

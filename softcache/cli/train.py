@@ -42,7 +42,7 @@ from softcache.cli._print import as_json, rows
         type=click.Path(),
         metavar="RUN",
         help="Go on with an interrupted run, with its own options; --device, --workers, --resident, --start-method, "
-        "--data-dir, --download, --max-image-pixels and --profile may be others.",
+        "--cuda-graphs, --data-dir, --download, --max-image-pixels and --profile may be others.",
     ),
     _options.json_,
 )

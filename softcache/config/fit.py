@@ -30,7 +30,8 @@ class FitConfig(Options):
     passes over the rows; ``lr`` the peak learning rate; ``warmup`` epochs of linear rise to it; ``milestones`` the
     epochs at which the step schedule multiplies it by ``gamma``; ``clip_grad`` a bound on the gradient's norm, 0 for
     none; ``accumulate`` batches per optimizer step. ``amp`` ``auto`` and ``channels_last`` ``None``: the fastest that
-    costs no accuracy (``models._arithmetic``).
+    costs no accuracy (``models._arithmetic``). ``cuda_graphs``: whether a GPU's steps are recorded and replayed; None
+    where that is known to be right.
     """
 
     preset: str = AUTO
@@ -52,6 +53,7 @@ class FitConfig(Options):
     tf32: bool = False
     channels_last: bool | None = None
     compile: bool = False
+    cuda_graphs: bool | None = None
     seed: int = 0
     device: str = "auto"
     workers: int = -1
@@ -130,6 +132,16 @@ class FitConfig(Options):
             network, inputs, self.batch_size, device, amp=self.amp, channels_last=self.channels_last
         )
         return dataclasses.replace(self, amp=chosen.amp, channels_last=chosen.channels_last)
+
+    def records(self, pure: bool, device: torch.device) -> bool:
+        """Whether steps are recorded as CUDA graphs. ``pure``: whether nothing in them is code that may do something on
+        the host that a recording leaves out.
+
+        Errors: ``UsageError`` where it is asked for without a GPU.
+        """
+        if self.cuda_graphs and device.type != "cuda":
+            raise UsageError(f"--cuda-graphs needs a CUDA device, this is {device}")
+        return device.type == "cuda" and (pure if self.cuda_graphs is None else self.cuda_graphs)
 
     def fitting(self) -> Fitting:
         """The numbers of options that are settled."""

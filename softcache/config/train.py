@@ -26,8 +26,8 @@ OF_A_STUDENT = frozenset(
         "student", "seed", "T", "alpha", "beta", "loss", "hint", "hint_epochs", "teacher_weight", "combine",
         "preset", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "momentum", "nesterov", "schedule",
         "warmup", "milestones", "gamma", "label_smoothing", "clip_grad", "accumulate", "amp", "channels_last",
-        "compile", "normalize", "student_size", "weights", "init", "init_map", "freeze", "log_every", "out", "resume",
-        "order_seed",
+        "compile", "cuda_graphs", "normalize", "student_size", "weights", "init", "init_map", "freeze", "log_every",
+        "out", "resume", "order_seed",
     }
 )  # fmt: skip
 

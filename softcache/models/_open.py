@@ -162,6 +162,11 @@ class _NotDrawn(TorchFunctionMode):
         return func(*args, **given)
 
 
+def pure(spec: str) -> bool:
+    """Whether a forward pass of what this spec names can be recorded, as ``NetworkSource.pure`` says."""
+    return source_of(read_folder(spec).spec if is_folder_spec(spec) else spec)[0].pure
+
+
 @contextlib.contextmanager
 def _without_memory() -> Iterator[None]:
     with torch.device("meta"), _NotDrawn():

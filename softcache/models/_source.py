@@ -46,9 +46,12 @@ class NetworkSource(Protocol):
 
     any_channels: whether the first convolution of what it builds may be replaced, for pictures of other than 1 or 3
         channels. Where it is false, a network takes the channels that it was made for.
+    pure: whether a forward pass of what it builds depends on nothing but its inputs, parameters, buffers and torch's
+        random numbers, so that a recording of one can stand for all (``training.graph``).
     """
 
     any_channels: ClassVar[bool]
+    pure: ClassVar[bool]
 
     def build(self, classes: int, size: int | None = None) -> nn.Module:
         """The architecture with random parameters and ``classes`` outputs.

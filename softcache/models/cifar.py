@@ -49,6 +49,7 @@ class Cifar:
     name: str = field(metadata={"rest": True})
 
     any_channels: ClassVar[bool] = True
+    pure: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:

@@ -51,6 +51,7 @@ class Hf:
     name: str = field(metadata={"rest": True})
 
     any_channels: ClassVar[bool] = False
+    pure: ClassVar[bool] = False
     revision: str | None = None
     auto: str | None = None
     trust_remote_code: bool | None = None

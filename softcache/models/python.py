@@ -32,6 +32,7 @@ class Python:
     factory: str = field(metadata={"rest": True})
 
     any_channels: ClassVar[bool] = False
+    pure: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         place, colon, name = self.factory.rpartition(":")

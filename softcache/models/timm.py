@@ -27,6 +27,7 @@ class Timm:
     name: str = field(metadata={"rest": True})
 
     any_channels: ClassVar[bool] = True
+    pure: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         timm = _timm()

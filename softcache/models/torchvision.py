@@ -38,6 +38,7 @@ class Torchvision:
     name: str = field(metadata={"rest": True})
 
     any_channels: ClassVar[bool] = True
+    pure: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         known = torchvision.models.list_models(module=torchvision.models)

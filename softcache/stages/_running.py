@@ -21,6 +21,7 @@ from softcache.datasets._index import describe_data
 from softcache.errors import PixelsError, UsageError
 from softcache.inputs import bucket_input
 from softcache.models._folder import describe, save_network, save_tensors
+from softcache.models._open import pure
 from softcache.models._weights import fit as load_parameters
 from softcache.models._weights import load_state
 from softcache.ragged import Int64
@@ -217,10 +218,11 @@ def _learner(prepared: Prepared, folder: Path, title: str) -> Learner:
         fitting.optimization,
         fitting.arithmetic,
         options.seed,
-        options.compile,
-        options.profile,
-        options.log_every,
-        prepared.leading,
+        compiled=options.compile,
+        cuda_graphs=options.records(_pure(prepared), prepared.material.device),
+        profile=options.profile,
+        log_every=options.log_every,
+        leading=prepared.leading,
     )
     return Learner(
         prepared.network,
@@ -232,6 +234,12 @@ def _learner(prepared: Prepared, folder: Path, title: str) -> Learner:
         validate=_validator(prepared),
         title=title,
     )
+
+
+def _pure(prepared: Prepared) -> bool:
+    """Whether neither the network nor a loss is code that may do something on the host in each step."""
+    names = [term.name for term in prepared.parsed.losses] + [term.name for term in prepared.parsed.hints]
+    return pure(prepared.network.spec) and not any(".py" in name for name in names)
 
 
 def _stages(prepared: Prepared) -> list[Stage]:

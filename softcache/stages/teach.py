@@ -27,7 +27,7 @@ from softcache.losses._schedule import Schedule
 from softcache.losses._terms import refuse_few_classes
 from softcache.models._folder import describe, save_network
 from softcache.models._network import Network
-from softcache.models._open import open_network
+from softcache.models._open import open_network, pure
 from softcache.stream.batches import Stream
 from softcache.stream.inputs import pick_inputs
 from softcache.stream.plan import Plan
@@ -43,7 +43,9 @@ log = logging.getLogger(__name__)
 
 
 # Where or how fast a teacher is trained doesn't make it another one.
-UNIMPORTANT = frozenset({"device", "workers", "resident", "start_method", "profile", "data_dir", "download", "out"})
+UNIMPORTANT = frozenset(
+    {"cuda_graphs", "device", "workers", "resident", "start_method", "profile", "data_dir", "download", "out"}
+)
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,9 @@ def _teach(
         fitting.optimization,
         fitting.arithmetic,
         config.seed,
-        config.compile,
-        config.profile,
+        compiled=config.compile,
+        cuda_graphs=config.records(pure(network.spec), device),
+        profile=config.profile,
         leading=LEADING[train.samples.label_kind],
     )
     learner = Learner(network, [Stage(alone, fitting.epochs)], settings, device, folder, evaluate)

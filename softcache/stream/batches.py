@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +13,7 @@ import torch
 from softcache.cache.agreement.digests import CloseRows, PixelCheck
 from softcache.cache.reader import Cache
 from softcache.datasets._labels import label_kind
-from softcache.fields import Inputs
+from softcache.fields import Fields, Inputs
 from softcache.ragged import Int64, Offsets, offsets_of
 from softcache.stream.inputs import InputSource
 from softcache.stream.parts import Part, Parts, key_rows
@@ -64,6 +64,25 @@ class Batch:
     mixed: tuple[torch.Tensor, torch.Tensor] | None
     targets: Targets
     offsets: Offsets
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """A batch of changed tensors, all in the same order in every batch of one stream. Digests are left out."""
+        outputs = {name: [change(values) for values in each] for name, each in self.targets.outputs.items()}
+        hints = {layer: change(values) for layer, values in self.targets.hints.items()}
+        return Batch(
+            change(self.rows),
+            self.inputs.each(change) if isinstance(self.inputs, Fields) else change(self.inputs),
+            change(self.labels),
+            change(self.visible),
+            None if self.mixed is None else (change(self.mixed[0]), change(self.mixed[1])),
+            Targets(outputs, hints),
+            self.offsets,
+        )
+
+    @property
+    def fixed(self) -> bool:
+        """Whether all rows of the inputs and targets are of one length."""
+        return not self.offsets and not (isinstance(self.inputs, Fields) and self.inputs.lengths)
 
 
 class Stream:

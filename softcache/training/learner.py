@@ -23,9 +23,10 @@ from softcache.stream.batches import Batch
 from softcache.training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from softcache.training.distiller import Distiller
 from softcache.training.evaluation import Evaluate
+from softcache.training.graph import GraphedStep
 from softcache.training.hint_losses import HintLosses
-from softcache.training.metrics import METRICS, Lines, Meter, StepLines, describe_epoch
-from softcache.training.objective import LossValues, Objective
+from softcache.training.metrics import METRICS, Lines, Meter, StepLines, absent, describe_epoch, scalars
+from softcache.training.objective import Objective
 from softcache.training.optimization import Optimization, set_learning_rate
 from softcache.training.profiling import Profile, Watch
 from softcache.training.scores import Scores, recorded_numbers
@@ -71,7 +72,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a learner is trained, beside its loss. ``seed``: of dropout and the like. ``profile``: trace an epoch.
+    """How a learner is trained, beside its loss. ``seed``: of dropout and the like.
+    ``cuda_graphs``: whether steps are recorded and replayed (``training.graph``). ``profile``: trace an epoch.
     ``log_every``: steps between lines of ``steps.jsonl``, 0 for none. ``leading``: of the scores, the number that
     chooses the best epoch."""
 
@@ -79,6 +81,7 @@ class Settings:
     arithmetic: Arithmetic
     seed: int = 0
     compiled: bool = False
+    cuda_graphs: bool = False
     profile: bool = False
     log_every: int = 0
     leading: str = "top1"
@@ -128,7 +131,7 @@ class Learner:
         raise AssertionError("a training has at least one stage")
 
     def columns(self, epoch: int) -> frozenset[str]:
-        """What an epoch reads of the teacher."""
+        """What an epoch reads of the teacher; after the last one what that read."""
         return self.stages[self.stage_of(epoch)[0]].columns
 
     def begin(self, files: contextlib.ExitStack, *, steps: int, resume: bool) -> None:
@@ -186,7 +189,9 @@ class Learner:
             classifies=stage.objective.labels,
             compiled=self.settings.compiled,
         )
-        self._optimizer = optimization.build([self._distiller], self.device)
+        recording = self.settings.cuda_graphs and optimization.accumulate == 1 and not self._scaler.is_enabled()
+        self._optimizer = optimization.build([self._distiller], self.device, recorded=recording)
+        self._graphed = GraphedStep(self._whole_step) if recording else None
         if self._optimizer_state is not None and resumed:
             self._optimizer.load_state_dict(self._optimizer_state)
         self._optimizer_state = None
@@ -194,36 +199,49 @@ class Learner:
 
     def step(self, number: int, batch: Batch) -> None:
         """The batch with this number in the epoch, forward and backward, and the optimizer's step where it is due."""
-        stage, optimization, watch = self._stage, self._optimization, self.watch
-        objective, every, local = stage.objective, optimization.accumulate, self._local
-        rate = optimization.learning_rate(local * self._steps + number, self._steps, stage.epochs)
-        set_learning_rate(self._optimizer, rate)
+        stage, every = self._stage, self._optimization.accumulate
+        step = self._local * self._steps + number
+        set_learning_rate(self._optimizer, self._optimization.learning_rate(step, self._steps, stage.epochs))
+        if self._graphed is not None and step > 0 and not self.settings.profile:
+            values = self._graphed(batch, stage.objective.numbers(self._local))
+        else:
+            # The last optimizer step of an epoch may have fewer batches.
+            together = min(every, self._steps - number // every * every)
+            due = (number + 1) % every == 0 or number + 1 == self._steps
+            values = self._whole_step(batch, together, due=due, first=step == 0)
+        self._meter.add(values, len(batch.rows), self._absent)
+        self._step_lines.add(self._epoch * self._steps + number, values, self._absent)
+        self.watch.step()
+
+    def _whole_step(self, batch: Batch, together: int = 1, *, due: bool = True, first: bool = False) -> torch.Tensor:
+        """``together``: batches of the optimizer's step, which is made where it is ``due``. Returns the values of the
+        loss, as ``scalars`` does."""
+        stage, watch = self._stage, self.watch
         with watch.phase("forward"), autocast(self.device, self.settings.arithmetic.amp):
             outputs, hints = self._distiller(batch.inputs, batch.targets.hints, batch.rows, batch.labels, batch.offsets)
         with watch.phase("loss"):
             if stage.hints_alone:
-                parts = objective.hint_only(hints, local)
+                parts = stage.objective.hint_only(hints, self._local)
             else:
-                parts = objective(
+                parts = stage.objective(
                     outputs,
                     batch.targets.outputs,
                     batch.labels,
                     batch.visible,
                     batch.mixed,
-                    local,
+                    self._local,
                     hints,
                     batch.offsets,
                 )
         with watch.phase("backward"):
-            # The last optimizer step of an epoch may have fewer batches.
-            together = min(every, self._steps - number // every * every)
             self._scaler.scale(parts.total / together).backward()
-        if (number + 1) % every == 0 or number + 1 == self._steps:
+        if due:
             with watch.phase("optimizer"):
                 self._update()
-        if local == 0 and number == 0:
-            objective.warn_of_dominance(parts, local)
-        self._count(number, parts, batch)
+        if first:
+            stage.objective.warn_of_dominance(parts, self._local)
+        self._absent = absent(parts)
+        return scalars(parts)
 
     def _update(self) -> None:
         if self._optimization.clip_grad:
@@ -232,11 +250,6 @@ class Learner:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-
-    def _count(self, number: int, parts: LossValues, batch: Batch) -> None:
-        self._meter.add(parts, batch)
-        self._step_lines.add(self._epoch * self._steps + number, parts)
-        self.watch.step()
 
     def end_steps(self, **seconds: float) -> None:
         """All batches of the epoch have come. ``seconds``: by name, for ``metrics.jsonl``.

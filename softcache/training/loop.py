@@ -54,7 +54,7 @@ def fit(
             active = [one for one in learners if one.done <= epoch < one.total and one.fitted.failure is None]
             if not active:
                 continue
-            stream, cohort = streams.at(epoch, active), _Cohort(active, device, alone=len(learners) == 1)
+            stream, cohort = streams.at(epoch), _Cohort(active, device, alone=len(learners) == 1)
             with contextlib.ExitStack() as watching:
                 began_epoch, asked, waits = time.perf_counter(), stream.teacher_seconds, _Waits()
                 for learner in cohort.active:
@@ -107,21 +107,20 @@ class _Cohort:
 
 
 class _Streams:
-    """The stream of each epoch: with what all learners read that are still learning. One that reads more than an epoch
-    needs serves it too, so that targets aren't loaded anew when a learner has ended."""
+    """The stream of each epoch, with what its learners read. What one that has ended read last is read on, so that
+    targets aren't loaded anew for the others."""
 
     def __init__(self, learners: Sequence[Learner], stream_of: StreamOf):
         self._learners, self._stream_of = learners, stream_of
-        self._stream: Stream | None = None
-        self._columns: frozenset[str] = frozenset()
+        self._made: tuple[frozenset[str], Stream] | None = None
 
-    def at(self, epoch: int, active: Sequence[Learner]) -> Stream:
-        needed = frozenset().union(*(learner.columns(epoch) for learner in active))
-        if self._stream is None or not needed <= self._columns:
-            if self._stream is not None:
-                self._stream.release()
-            self._stream, self._columns = self._stream_of(needed), needed
-        return self._stream
+    def at(self, epoch: int) -> Stream:
+        columns = frozenset[str]().union(*(learner.columns(epoch) for learner in self._learners))
+        if self._made is None or self._made[0] != columns:
+            if self._made is not None:
+                self._made[1].release()
+            self._made = columns, self._stream_of(columns)
+        return self._made[1]
 
 
 class _Waits:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from softcache.atomic import check_in_place, open_in_place, replace_file
-from softcache.stream.batches import Batch
 from softcache.training.objective import LossValues
 from softcache.training.scores import told
 
@@ -32,11 +31,12 @@ class Meter:
         self._steps = 0
         self._samples = 0
 
-    def add(self, parts: LossValues, batch: Batch) -> None:
-        self._sums += scalars(parts)
-        self._absent = absent(parts)
+    def add(self, values: torch.Tensor, samples: int, missing: set[str]) -> None:
+        """``values``: of a step, as ``scalars`` gives them; ``missing``: names of those that there aren't."""
+        self._sums += values
+        self._absent = missing
         self._steps += 1
-        self._samples += len(batch.rows)
+        self._samples += samples
 
     def means(self) -> dict[str, Any]:
         """By name; None for a loss that this stage doesn't have."""
@@ -81,9 +81,10 @@ class StepLines:
         if self._path.exists():
             _write_anew(self._path, [line for line in self._path.read_text().splitlines() if _step(line) < done])
 
-    def add(self, step: int, parts: LossValues) -> None:
+    def add(self, step: int, values: torch.Tensor, missing: set[str]) -> None:
+        """As ``Meter.add``; the values are copied."""
         if self._every and step % self._every == 0:
-            self._held.append((step, scalars(parts)[:4], absent(parts)))
+            self._held.append((step, values[:4].clone(), missing))
 
     def write(self) -> None:
         """One copy from the device for all steps since the last time."""

@@ -78,6 +78,12 @@ class Objective:
         """T of each term."""
         return [term.T_schedule(self.T).at(epoch, self.epochs) for term in self.terms]
 
+    def numbers(self, epoch: int) -> tuple[float, ...]:
+        """All weights and temperatures of an epoch."""
+        schedules = [term.weight_schedule() for term in self.terms] + [term.weight_schedule() for term in self.hints]
+        weights = [schedule.at(epoch, self.epochs) for schedule in schedules]
+        return (*self.weights(epoch), *self.temperatures(epoch), *weights)
+
     def soft_values(
         self,
         student: Mapping[str, torch.Tensor],

@@ -32,21 +32,25 @@ class Optimization:
     clip_grad: float = 0.0
     accumulate: int = 1
 
-    def build(self, modules: Iterable[nn.Module], device: torch.device) -> torch.optim.Optimizer:
-        """Over all parameters that want gradients, each once; fused kernels where the device has them."""
+    def build(
+        self, modules: Iterable[nn.Module], device: torch.device, *, recorded: bool = False
+    ) -> torch.optim.Optimizer:
+        """Over all parameters that want gradients, each once; fused kernels where the device has them. ``recorded``:
+        whether its steps go into a CUDA graph, which reads the learning rate from the device."""
         parameters = list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
         fused = device.type in ("cuda", "cpu")
+        lr: float | torch.Tensor = torch.tensor(self.lr, device=device) if recorded else self.lr
         if self.optimizer == "sgd":
             return torch.optim.SGD(
                 parameters,
-                lr=self.lr,
+                lr=lr,
                 momentum=self.momentum,
                 weight_decay=self.weight_decay,
                 nesterov=self.nesterov and self.momentum > 0,
                 fused=fused,
             )
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
-        return kind(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=fused)
+        return kind(parameters, lr=lr, weight_decay=self.weight_decay, fused=fused, capturable=recorded)
 
     def learning_rate(self, step: int, steps_per_epoch: int, epochs: int) -> float:
         """At ``step`` (from 0) of ``epochs · steps_per_epoch``: linear warm-up, then the schedule; cosine ends at 0."""
@@ -64,4 +68,7 @@ class Optimization:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
