@@ -12,6 +12,7 @@ import torch
 from softcache.device import DTYPES
 from softcache.dumping.forward import Forward
 from softcache.dumping.identity import default_batch
+from softcache.fields import Fields, Inputs
 from softcache.models._arithmetic import Arithmetic
 from softcache.models._network import Network
 from softcache.views._open import Viewed
@@ -37,13 +38,22 @@ def pick_batch(
     one = viewed.batch(np.arange(1), 0).to(device)
 
     def run(rows: int) -> None:
-        said = forward(one[torch.zeros(rows, dtype=torch.int64, device=device)])
+        said = forward(_repeated(one, rows))
         _coded = [values.clone() for values in said.values()]  # a dump has both at once, coded and as they are
         forward.wait()
 
     found = find_batch(lambda rows: _speed(run, rows), start=default_batch(viewed, device.type), limit=LIMIT)
     log.info(f"batches of {found} rows, found by trying (--batch-size sets another)")
     return found
+
+
+def _repeated(one: Inputs, rows: int) -> Inputs:
+    """The inputs of one key, ``rows`` times."""
+
+    def repeat(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.expand(rows, *tensor.shape[1:]).contiguous()
+
+    return one.each(repeat) if isinstance(one, Fields) else repeat(one)
 
 
 def find_batch(rows_per_second: Callable[[int], float], *, start: int, limit: int) -> int:

@@ -71,9 +71,11 @@ class GraphedStep:
             with self._cuda.graph(graph, capture_error_mode="thread_local"):
                 self._said = self._step(static)
         except RuntimeError as error:
+            # What the step itself raised says more than the end of the recording.
+            cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
             log.warning(
                 f"steps are launched kernel by kernel: one can't be recorded as a CUDA graph "
-                f"({' '.join(str(error).split())[:160]}); --no-cuda-graphs leaves that out"
+                f"({' '.join(str(cause).split())[:160]}); --no-cuda-graphs leaves that out"
             )
             self.off, self._held, self._said = True, [], None
             return False

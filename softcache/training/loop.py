@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from softcache.console import bar
-from softcache.errors import SoftcacheError
 from softcache.stream.batches import Batch, Stream
 from softcache.stream.transfer import SideStream
 from softcache.training.learner import Fitted, Learner
 from softcache.training.profiling import bottleneck
-from softcache.training.random_state import RandomState
 from softcache.training.scores import Scores
+from softcache.training.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ def fit(
             active = [one for one in learners if one.done <= epoch < one.total and one.fitted.failure is None]
             if not active:
                 continue
-            stream, cohort = streams.at(epoch), _Cohort(active, device, alone=len(learners) == 1)
+            stream, cohort = streams.at(epoch), Turns(active, device, alone=len(learners) == 1)
             with contextlib.ExitStack() as watching:
                 began_epoch, asked, waits = time.perf_counter(), stream.teacher_seconds, _Waits()
                 for learner in cohort.active:
@@ -64,12 +63,14 @@ def fit(
                     for learner in cohort.active:
                         with cohort.turn(learner):
                             learner.step(number, batch)
+                    cohort.meet()
                     shown.advance(1, f"epoch {epoch + 1}")
             epoch_s, teacher_s = time.perf_counter() - began_epoch, stream.teacher_seconds - asked
             for learner in cohort.active:
                 with cohort.turn(learner):
                     own_s = epoch_s - learner.watch.overhead
                     learner.end_steps(epoch_s=own_s, data_s=waits.seconds, teacher_s=teacher_s)
+            cohort.meet()
             looked_at = time.perf_counter()
             scores = _scores(cohort.active)
             eval_s = time.perf_counter() - looked_at
@@ -82,28 +83,6 @@ def fit(
     if trained:
         log.info(bottleneck(max((one.fitted.lines[one.begun_at :] for one in trained), key=len)))
     return [learner.fitted for learner in learners]
-
-
-class _Cohort:
-    """Learners that are given the same batches. ``active``: those that haven't failed."""
-
-    def __init__(self, active: Sequence[Learner], device: torch.device, *, alone: bool):
-        self.active = tuple(active)
-        self._alone = alone
-        self._random = {learner: RandomState(device) for learner in active} if len(active) > 1 else {}
-
-    @contextlib.contextmanager
-    def turn(self, learner: Learner) -> Iterator[None]:
-        """Within it a learner draws random numbers as if it were alone. Of several, one that fails leaves."""
-        state = self._random.get(learner)
-        try:
-            with state.own() if state is not None else contextlib.nullcontext():
-                yield
-        except (SoftcacheError, RuntimeError) as error:
-            if self._alone:
-                raise
-            learner.fail(error)
-            self.active = tuple(other for other in self.active if other is not learner)
 
 
 class _Streams:
