@@ -53,6 +53,10 @@ class Taps(Mapping[str, Tensor]):
             raise ModelError(f"layer {layer!r} gave no tensor in this run: it isn't used, or its values are no tensor")
         return self._caught[layer]
 
+    def clear(self) -> None:
+        """Lets go of what was caught, and so of the graph that it hangs on."""
+        self._caught.clear()
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.layers)
 

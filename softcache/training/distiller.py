@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from softcache.cache.schema import LOGITS
 from softcache.fields import Inputs
+from softcache.models._hooks import Taps
 from softcache.models._network import Network
 from softcache.ragged import Offsets, counts_of, own_places
 from softcache.training.hint_losses import HintLosses, run_up_to
@@ -37,7 +38,7 @@ class Distiller(nn.Module):
         self.hint_losses = hint_losses
         self.outputs = list(outputs)
         self.hints_alone = hints_alone
-        self._taps: Mapping[str, Tensor] = {}
+        self._taps: Taps | None = None
         # The network itself gives such logits, and is more easily compiled than ``outputs``, which gives several.
         self._itself = classifies and self.outputs == [LOGITS]
         bare: Any = student if self._itself else student.outputs
@@ -76,4 +77,8 @@ class Distiller(nn.Module):
             outputs[name] = own_places(outputs[name], counts_of(offsets[name]), f"the student's output {name!r}")
         if self.hint_losses is None:
             return outputs, []
-        return outputs, self.hint_losses(self._taps, hints, rows, labels, offsets)
+        assert self._taps is not None, "hint losses are computed under watching()"
+        values = self.hint_losses(self._taps, hints, rows, labels, offsets)
+        # Otherwise this step's graph would live on into the next, which can't be recorded then (training.graph).
+        self._taps.clear()
+        return outputs, values
