@@ -16,7 +16,19 @@ from typing import Any
 
 from benchmarks.measure import in_words, machine
 
-SCRIPTS = ("training", "dumping", "precision", "reads", "cold", "bounds", "first_batch", "decoding", "losses")
+SCRIPTS = (
+    "training",
+    "dumping",
+    "precision",
+    "reads",
+    "cold",
+    "bounds",
+    "first_batch",
+    "decoding",
+    "cohort",
+    "sharing",
+    "losses",
+)
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
 

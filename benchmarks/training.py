@@ -55,7 +55,7 @@ def _measured(
 ) -> list[Row]:
     data = make_arrays(folder / f"data-{size}", rows, size, classes)
     for name, spec in (("live", teacher), ("cached", "cifar:resnet8")):
-        _save(folder / f"{name}-{size}", spec, classes)
+        save_teacher(folder / f"{name}-{size}", spec, classes)
     seen: dict[str, Any] = {"dataset": data, "size": size, "augment": "crop+flip" if size <= 96 else "rrc+flip"}
     cache = str(dump(str(folder / f"cached-{size}"), views=2, out=f"cache-{size}", **seen).folder)
     common: dict[str, Any] = {
@@ -96,7 +96,8 @@ def _measured(
     return found
 
 
-def _save(folder: Path, spec: str, classes: int) -> None:
+def save_teacher(folder: Path, spec: str, classes: int) -> None:
+    """A teacher's folder with random parameters."""
     folder.mkdir()
     network = open_network(spec, classes=classes, statistics=((0.5,) * 3, (0.25,) * 3), seed=0)
     save_network(network, folder, TEACHER_FILE)

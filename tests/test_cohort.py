@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +211,55 @@ def test_a_cohort_that_is_interrupted_goes_on_to_the_same_bits(
     assert all(isinstance(one, Trained) for one in done)
     train_cohort(configs(cache, tmp_path / "whole"))
     assert_same_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_cohort import configs
+from softcache.stages._cohort import train_cohort
+from softcache.stages._running import Trained
+print("begun", flush=True)
+done = train_cohort(configs(sys.argv[2], Path(sys.argv[3])))
+assert all(isinstance(one, Trained) for one in done), done
+"""
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.torture)])
+def test_a_cohort_that_is_killed_goes_on_to_the_same_bits(cache: str, tmp_path: Path, kills: int) -> None:
+    command = [sys.executable, "-c", CHILD, str(Path(__file__).parent), cache]
+
+    def start(folder: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*command, str(tmp_path / folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert process.stdout is not None
+        with process.stdout as lines_of_it:
+            assert lines_of_it.readline() == "begun\n"
+        return process
+
+    began = time.perf_counter()
+    process = start("whole")
+    since = time.perf_counter()
+    assert process.wait() == 0
+    seconds = time.perf_counter() - since
+    rng, killed, begins = random.Random(kills), 0, 0
+    while killed < kills:
+        process = start(f"parts-{begins}")
+        try:
+            process.wait(rng.uniform(0, seconds))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            killed += 1
+        if process.wait() == 0:  # a training that has ended can't be killed any more: another one is begun
+            assert_same_runs(tmp_path / "whole", tmp_path / f"parts-{begins}")
+            begins += 1
+        assert time.perf_counter() - began < 850
+    process = start(f"parts-{begins}")
+    assert process.wait() == 0
+    assert_same_runs(tmp_path / "whole", tmp_path / f"parts-{begins}")
 
 
 def test_what_a_cohort_refuses(cache: str, tmp_path: Path) -> None:
