@@ -80,6 +80,9 @@ def add_running(parser: argparse.ArgumentParser, file: Path) -> None:
     parser.add_argument("--rows", help="only those whose names match this regular expression")
     parser.add_argument("--seeds", help="only these, as 0,1")
     parser.add_argument("--processes", type=int, default=1, help="trainings side by side")
+    parser.add_argument(
+        "--together", action="store_true", help="those of one seed in one process, from one stream where they can"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each")
     parser.add_argument("--minutes", type=float, default=math.inf, help="interrupt what runs after so many minutes")
 
@@ -117,9 +120,49 @@ def run(
         reached = f"{100 * record['top1']:.2f} %" if "top1" in record else record["failed"]
         say(f"{trial.table}, {trial.name}, seed {trial.seed}: {reached} in {record['seconds']:.0f} s")
 
+    def cohort(some: list[Trial]) -> None:
+        records = _run_together(some, place, paths, options) if seconds_left(options) > 0 else []
+        with lock:
+            for trial, record in zip(some, records, strict=False):
+                done[trial.key] = record
+                append(file, record)
+
     with ThreadPoolExecutor(options.processes) as pool:
-        list(pool.map(one, missing))
+        if options.together:
+            list(pool.map(cohort, [[t for t in missing if t.seed == seed] for seed in {t.seed: 0 for t in missing}]))
+        else:
+            list(pool.map(one, missing))
     return {trial.key: done[trial.key] for trial in wanted if trial.key in done}
+
+
+def _run_together(
+    some: list[Trial], place: Path, paths: Mapping[str, str], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """The records of trainings in one process; none where the time is up, and the next call goes on with them."""
+    told = [
+        {"arguments": shlex.split(trial.command.format(**paths))[1:], "seed": trial.seed, "out": trial.folder}
+        for trial in some
+    ]
+    began = time.monotonic()
+    command = [sys.executable, "-m", "benchmarks.rows_together", str(place), str(options.threads)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        left = seconds_left(options)
+        try:
+            output, _ = process.communicate(json.dumps(told), timeout=left if math.isfinite(left) else None)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.communicate()
+            return []
+    if process.returncode:
+        raise SystemExit(f"benchmarks.rows_together ended with {process.returncode}")
+    records = []
+    for trial, result in zip(some, json.loads(output.splitlines()[-1]), strict=True):
+        command_line = f"softcache {trial.command} --seed {trial.seed}"
+        record = {"key": trial.key, "table": trial.table, "name": trial.name, "command": command_line}
+        seconds = {"seed": trial.seed, "seconds": (time.monotonic() - began) / len(some), "together": len(some)}
+        records.append({**record, **seconds, **result, "threads": options.threads, **made_by()})
+        say(f"{trial.table}, {trial.name}, seed {trial.seed}: {result}")
+    return records
 
 
 def seconds_left(options: argparse.Namespace) -> float:
