@@ -1,6 +1,6 @@
 """Many trainings on one machine that read one cache: how much memory they take together, and how long one takes.
 
-Each is a process of its own, ``softcache train`` of a small student with a hint, whose targets are gathered from memory
+Each is a process of its own, ``softcache train`` of a student of one convolution with a hint, whose targets are gathered from memory
 maps. The pages of a mapped shard are the page cache's: they are there once, whoever maps them. What is compared is the
 memory that the shards take in all processes together (proportional set size, by Linux's ``/proc/PID/smaps``) with the
 size of the shards, and the time of an epoch of two trainings at once with that of one, where two cores are there.
@@ -25,10 +25,16 @@ from benchmarks.training import save_teacher
 from softcache.console import show_messages
 from softcache.stages.dump import dump
 
+STUDENT = """
+from torch import nn
+
+def make(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.AvgPool2d(32), nn.Flatten(), nn.Linear(16, num_classes))
+"""
 CHILD = """
 import json, sys
 from softcache.stages.train import train
-done = train("cifar:resnet8", cache=("cache",), hint=("fitnet:teacher=layer1,student=layer1",), epochs=int(sys.argv[2]),
+done = train("light.py:make", cache=("cache",), hint=("fitnet:teacher=layer1,student=0",), epochs=int(sys.argv[2]),
              batch_size=64, resident="off", device="cpu", out=sys.argv[1])
 print(json.dumps(done.lines[-1]["epoch_s"]))
 """
@@ -42,6 +48,7 @@ def main() -> Result:
     rows = 256 if options.tiny else 5_000
     try:
         os.chdir(folder)
+        Path("light.py").write_text(STUDENT)
         data = make_arrays(folder / "arrays", rows, 32, 10)
         save_teacher(folder / "teacher", "cifar:resnet20", 10)
         dump("teacher", dataset=data, augment="crop+flip", views=1, hint=("layer1",), out="cache", device="cpu")
