@@ -1,9 +1,10 @@
 """Many trainings on one machine that read one cache: how much memory they take together, and how long one takes.
 
-Each is a process of its own, ``softcache train`` of a student of one convolution with a hint, whose targets are gathered from memory
-maps. The pages of a mapped shard are the page cache's: they are there once, whoever maps them. What is compared is the
-memory that the shards take in all processes together (proportional set size, by Linux's ``/proc/PID/smaps``) with the
-size of the shards, and the time of an epoch of two trainings at once with that of one, where two cores are there.
+Each is a process of its own, ``softcache train`` of a student of one convolution with a hint, whose targets are
+gathered from memory maps. The pages of a mapped shard are the page cache's: they are there once, whoever maps them.
+What is compared is the memory that the shards take in all processes together (proportional set size, by Linux's
+``/proc/PID/smaps``) with the size of the shards, and the time of an epoch of two trainings at once with that of one,
+where two cores are there.
 """
 
 from __future__ import annotations
