@@ -12,6 +12,7 @@ from softcache.errors import UsageError
 from softcache.losses._schedule import Schedule
 from softcache.losses._terms import Term, parse_terms
 from softcache.losses.hints._spec import HintTerm, parse_hints
+from softcache.training.loss_modules import LossModules
 from softcache.training.objective import Objective
 
 # The gradient of kl depends on the scale of the teacher's logits: a temperature that is right for one teacher keeps a
@@ -67,10 +68,17 @@ class Parsed:
         return dataclasses.replace(parsed, options=dataclasses.replace(parsed.options, **settled))
 
     def objective(
-        self, epochs: int, *, hints: bool, label_smoothing: float, binary: Iterable[str] = (), labels: bool = True
+        self,
+        epochs: int,
+        *,
+        hints: bool,
+        label_smoothing: float,
+        binary: Iterable[str] = (),
+        labels: bool = True,
+        modules: LossModules | None = None,
     ) -> Objective:
         """What is minimized in a stage of ``epochs``, with the hint losses or without. ``binary``: the outputs of that
-        kind; ``labels``: whether the labels are looked at."""
+        kind; ``labels``: whether the labels are looked at; ``modules``: those of losses that have parameters."""
         options = self.options
         return Objective(
             self.losses,
@@ -84,6 +92,7 @@ class Parsed:
             options.combine,
             frozenset(binary),
             labels,
+            modules,
         )
 
 

@@ -246,6 +246,7 @@ def _stages(prepared: Prepared) -> list[Stage]:
             label_smoothing=fitting.label_smoothing,
             binary=[name for name in parsed.outputs if data.kind_of(name) == "binary"],
             labels=prepared.logits,
+            modules=prepared.loss_modules,
         )
 
     hinted = frozenset(map(hint_column, parsed.teacher_layers))

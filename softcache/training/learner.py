@@ -114,6 +114,7 @@ class Learner:
         self.total = sum(stage.epochs for stage in stages)
         self.done = self.begun_at = 0
         self._hint_losses = [stage.hint_losses for stage in stages if stage.hint_losses is not None]
+        self._loss_modules = [stages[-1].objective.modules] if stages[-1].objective.modules is not None else []
         self._scaler = torch.amp.GradScaler(device.type, enabled=settings.arithmetic.amp == "fp16")
         self._entered: Stage | None = None
         self._optimizer_state: dict[str, Any] | None = None
@@ -136,13 +137,14 @@ class Learner:
         closes. ``steps``: batches an epoch."""
         self._steps = steps
         self.settings.arithmetic.apply(self.student.to(self.device))
-        for module in self._hint_losses:
+        for module in (*self._hint_losses, *self._loss_modules):
             module.to(self.device)
         if resume and (self.folder / CHECKPOINT).exists():
             kept = load_checkpoint(self.folder, self.device)
             self.student.load_state_dict(kept["student"])
-            for module, state in zip(self._hint_losses, kept["hint_losses"], strict=True):
-                module.load_state_dict(state)
+            for name, modules in (("hint_losses", self._hint_losses), ("loss_modules", self._loss_modules)):
+                for module, state in zip(modules, kept[name], strict=True):
+                    module.load_state_dict(state)
             self._scaler.load_state_dict(kept["scaler"])
             self.done, self.fitted.lines = int(kept["epoch"]), kept["lines"]
             self._optimizer_state = kept["optimizer"]
@@ -169,6 +171,7 @@ class Learner:
         self.watch = Profile(self.folder, self.device) if watched else Watch()
         terms = stage.hint_losses.terms if stage.hint_losses is not None else ()
         self._meter = Meter(self.device, [str(term) for term in terms])
+        stage.objective.begin_epoch(self._local)
         self._distiller.train()
         files.enter_context(self._distiller.watching())
 
@@ -185,6 +188,7 @@ class Learner:
             hints_alone=stage.hints_alone,
             classifies=stage.objective.labels,
             compiled=self.settings.compiled,
+            loss_modules=None if stage.hints_alone else stage.objective.modules,
         )
         self._optimizer = optimization.build([self._distiller], self.device)
         if self._optimizer_state is not None and resumed:
@@ -274,6 +278,7 @@ class Learner:
                 "epoch": self.done,
                 "student": self.student.state_dict(),
                 "hint_losses": [module.state_dict() for module in self._hint_losses],
+                "loss_modules": [module.state_dict() for module in self._loss_modules],
                 "optimizer": self._optimizer.state_dict(),
                 "scaler": self._scaler.state_dict(),
                 "lines": self.fitted.lines,

@@ -28,6 +28,7 @@ class Meter:
     def __init__(self, device: torch.device, hints: Sequence[str] = ()):
         self._sums = torch.zeros(4 + len(hints), dtype=torch.float32, device=device)
         self._hints = list(hints)
+        self._shown: dict[tuple[str, str], tuple[torch.Tensor, int]] = {}  # sum and number of steps
         self._absent: set[str] = set()
         self._steps = 0
         self._samples = 0
@@ -35,15 +36,20 @@ class Meter:
     def add(self, parts: LossValues, batch: Batch) -> None:
         self._sums += scalars(parts)
         self._absent = absent(parts)
+        for name, value in parts.shown.items():
+            total, count = self._shown.get(name, (torch.zeros_like(value, dtype=torch.float32), 0))
+            self._shown[name] = total + value, count + 1
         self._steps += 1
         self._samples += len(batch.rows)
 
     def means(self) -> dict[str, Any]:
-        """By name; None for a loss that this stage doesn't have."""
+        """By name; None for a loss that this stage doesn't have. ``learnt``: what losses that have parameters show."""
         values = (self._sums / max(self._steps, 1)).tolist()
         line: dict[str, Any] = named(values, self._absent)
         if self._hints:
             line["hint_losses"] = dict(zip(self._hints, values[4:], strict=True))
+        for (spec, name), (total, count) in self._shown.items():
+            line.setdefault("learnt", {}).setdefault(spec, {})[name] = float(total) / count
         return {**line, "samples": self._samples}
 
 
@@ -117,6 +123,7 @@ def describe_epoch(line: dict[str, Any], epochs: int) -> str:
     if line.get("hint_losses"):
         parts.append(f"hint {line['hint_loss']:.4f}")
     shown = [f"epoch {line['epoch']:>3}/{epochs}", f"loss {line['loss']:.4f}", *(parts if len(parts) > 1 else ())]
+    shown += [f"{name} {value:.4g}" for numbers in line.get("learnt", {}).values() for name, value in numbers.items()]
     for key, value in line.items():
         split, _, name = key.partition("_")
         if split in ("val", "test") and value is not None:
