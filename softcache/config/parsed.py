@@ -131,6 +131,7 @@ def parse(options: TrainConfig) -> Parsed:
     _check_teacher(parsed)
     _check_targets(parsed)
     _check_hints(parsed)
+    _check_strong(parsed)
     return parsed
 
 
@@ -234,6 +235,29 @@ def _check_targets(parsed: Parsed) -> None:
         raise UsageError(
             f"{asked} with --views-per-image {options.views_per_image}: an image is in one view of an epoch, a fresh "
             "or a recorded one: leave out --views-per-image"
+        )
+
+
+def _check_strong(parsed: Parsed) -> None:
+    """Batches of a weak and a strong view of each row, each with the targets that its own cache has."""
+    options = parsed.options
+    if options.strong_cache is None:
+        return
+    if options.online or parsed.labels_alone:
+        raise UsageError("--strong-cache goes beside the --cache of weak views: it needs one, and --alpha above 0")
+    refused = (
+        ("--hint", bool(parsed.hints), "hints are read from one cache"),
+        (f"--targets {options.targets}", options.targets != "matched", "each view has the targets of its own"),
+        ("several --cache", len(options.cache) > 1, "it pairs the views of two caches"),
+        (f"--views-per-image {options.views_per_image}", options.views_per_image > 1, "a row is in two views already"),
+        ("--pixels close", options.pixels == "close", "close pixels are shown for one recipe"),
+    )
+    for name, given, why in refused:
+        if given:
+            raise UsageError(f"--strong-cache with {name}: {why}: leave one of them out")
+    if options.batch_size is not None and options.batch_size % 2:
+        raise UsageError(
+            f"--strong-cache has two views of each row in a batch: --batch-size {options.batch_size} is odd"
         )
 
 

@@ -20,8 +20,9 @@ class MLKD(Loss):
 
     G: ``p pᵀ`` (B, B), M: ``pᵀ p`` (C, C), p: the softmax at T', (B, C). So G says which samples are alike, and M which
     classes; the norms are Frobenius'. T' takes five values, 0.5, 0.75, 1, 1.25 and 1.5 times T: the paper's 2, 3, 4, 5
-    and 6 at T 4. The paper has their sum, which is what the default weight of 5 makes of the mean. It trains on a weak
-    and a strong view of each row in one batch (``--strong-cache``), with weights 0.9 and 0.1 as ``kl``.
+    and 6 at T 4. The paper has their sum, which is what the default weight of 5 makes of the mean. Its
+    code trains on a weak and a strong view of each row in one batch, as ``--strong-cache`` does, with weights 0.9 and
+    0.1 as ``kl``.
 
     In the released code the masks of confident samples and classes multiply scalars, so that they are factors of about
     a half and choose nothing; the matrices are those of weak views alone; and two of the five temperatures of strong

@@ -149,7 +149,7 @@ def prepare(
     options = options.settled(network, rows.length, pretrained=pretrained, distilled=not parsed.labels_alone)
     options = options.with_arithmetic(network, sample, device)
     parsed = dataclasses.replace(parsed, options=options)
-    _ = material.inputs  # refuses --resident where it can't be
+    _ = material.trained_inputs  # refuses --resident where it can't be
     fitting = options.fitting()
     return Prepared(parsed, material, data, rows, network, hint_losses, loss_modules, start, fitting, live, logits)
 
