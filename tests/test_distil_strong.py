@@ -183,9 +183,8 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("saves", [1, 2])
 def test_a_run_that_is_resumed_keeps_its_views_and_ends_with_the_same_bits(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strong = make_cache(tmp_path / "strong", made / "teacher", augment=STRONG)
     common = asked(made, strong_cache=str(strong), val_fraction=0.2)
@@ -195,7 +194,7 @@ def test_a_run_that_is_resumed_keeps_its_views_and_ends_with_the_same_bits(
     def stopping(folder: Path, state: dict[str, Any]) -> None:
         save(folder, state)
         count[0] += 1
-        if count[0] == saves:
+        if count[0] == 1:  # between two epochs that share an order
             raise Stopped
 
     with monkeypatch.context() as patched:

@@ -24,6 +24,9 @@ class MLKD(Loss):
     code trains on a weak and a strong view of each row in one batch, as ``--strong-cache`` does, with weights 0.9 and
     0.1 as ``kl``.
 
+    The term of classes grows about as (B / C)², so where there are fewer classes than samples ``per_class`` has to be
+    lower.
+
     In the released code the masks of confident samples and classes multiply scalars, so that they are factors of about
     a half and choose nothing; the matrices are those of weak views alone; and two of the five temperatures of strong
     views are those of weak ones again. Here all samples of a batch, whatever their views, are treated alike.
