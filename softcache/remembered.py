@@ -37,7 +37,7 @@ _PUBLISHED = re.compile(r"[A-Za-z0-9_]+")  # without a dot, so that no file of w
 _CODE = re.compile(r"(?:^|[+=,])\s*python:|\.py:")
 _FILES = ("folder", "csv", "parquet", "arrays")
 _NETWORKS = ("model", "student", "teacher")
-_PATHS = ("data_dir", "cache", "hint_cache", "weights", "teacher_weights")
+_PATHS = ("data_dir", "cache", "hint_cache", "strong_cache", "weights", "teacher_weights")
 _process: dict[str, Any] = {"writes": True, "allowed": ()}
 
 

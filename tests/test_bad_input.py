@@ -300,7 +300,21 @@ def test_one_class_is_refused_where_nothing_can_be_learned_from_it(
     teacher = small_teacher(here / "teacher", dataset=one_class)
     assert run(["-q", "dump", "--teacher", teacher, "--dataset", one_class, "--size", "8", "--out", "cache"]) == 0
     student = ("train", "--student", "cifar:resnet8", "--epochs", "1", "--workers", "0", "--out", "run")
-    for loss in ("kl", "ce", "hard", "dkd", "nkd", "wsld", "dist", "ttm", "wttm", "rld", "mse:standardize=true"):
+    for loss in (
+        "kl",
+        "ce",
+        "hard",
+        "dkd",
+        "nkd",
+        "wsld",
+        "dist",
+        "ttm",
+        "wttm",
+        "rld",
+        "ctkd",
+        "mlkd",
+        "mse:standardize=true",
+    ):
         message = fails(*student, "--cache", "cache", "--dataset", one_class, "--loss", loss, status=2)
         assert f"loss '{loss.partition(':')[0]}" in message
         assert "needs at least 2 classes, the data have 1 class" in message

@@ -199,7 +199,9 @@ def test_what_is_not_there_is_said(made: Path) -> None:
     assert set(hints_alone.targets) == {LAYER}
 
 
-@pytest.mark.parametrize("name", ["kl", "ce", "hard", "mse", "dkd", "nkd", "dist", "wsld", "ttm", "wttm", "rld"])
+@pytest.mark.parametrize(
+    "name", ["kl", "ce", "hard", "mse", "dkd", "nkd", "dist", "wsld", "ttm", "wttm", "rld", "mlkd"]
+)
 def test_losses_are_functions(name: str) -> None:
     student, teacher = torch.randn(6, 5), torch.randn(6, 5)
     labels = torch.arange(6) % 5

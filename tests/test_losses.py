@@ -90,6 +90,7 @@ def closed_smooth_l1(s, t, T):
 
 CLOSED = {
     "kl": closed_kl,
+    "ctkd": closed_kl,  # at a given T; what learns T is in test_losses_ctkd.py
     "ce": closed_ce,
     "hard": closed_hard,
     "mse": closed_mse,
@@ -193,7 +194,18 @@ def reference_wsld(s, t, T, y, weights=None):
     return T**2 * (weights * (p_t * np.log(p_t / p_s)).sum(1)).mean()
 
 
+def reference_mlkd(s, t, T, y=None, instance=1.0, batch=1.0, per_class=1.0):
+    total = []
+    for at in T * np.array([2, 3, 4, 5, 6]) / 4:
+        p_s, p_t = softmax(s / at), softmax(t / at)
+        of_samples, of_classes = p_t @ p_t.T - p_s @ p_s.T, p_t.T @ p_t - p_s.T @ p_s
+        total.append(instance * at**2 * (p_t * np.log(p_t / p_s)).sum(1).mean())
+        total[-1] += batch * (of_samples**2).sum() / len(s) + per_class * (of_classes**2).sum() / s.shape[1]
+    return np.mean(total)
+
+
 REFERENCES = {
+    "mlkd": (reference_mlkd, {"instance": 0.3, "batch": 2.0, "per_class": 3.0}),
     "dkd": (reference_dkd, {"alpha": 0.7, "beta": 2.0}),
     "nkd": (reference_nkd, {"gamma": 0.8}),
     "dist": (reference_dist, {"beta": 2.0, "gamma": 0.5}),
@@ -221,7 +233,7 @@ def differences(function, z, step=1e-5):
 def test_values_and_gradients_are_the_formula(name, seed, batch, classes, T):
     reference, options = REFERENCES[name]
     s, t = pair(seed, batch, classes, scale=1.5)
-    y = labels_of(seed, batch, classes, unlabelled=2 if name != "dist" else 0)
+    y = labels_of(seed, batch, classes, unlabelled=0 if name in ("dist", "mlkd") else 2)
     got, grad = value_and_grad(name, s, t, T, y, **options)
     assert got == pytest.approx(reference(s, t, T, y, **options), rel=1e-9, abs=1e-9)
     fixed = {"weights": wsld_weights(s[2:], t[2:], y[2:])} if name == "wsld" else {}
@@ -409,6 +421,8 @@ def test_is_a_mean_over_the_batch(loss):
         pytest.skip("it relates the samples of a batch")
     if type(loss).__name__ == "DIST":  # its columns are relations within the batch
         loss = dataclasses.replace(loss, gamma=0.0)
+    if type(loss).__name__ == "MLKD":  # so are its matrices
+        loss = dataclasses.replace(loss, batch=0.0, per_class=0.0)
     rows = [loss(s[i : i + 1], t[i : i + 1], T, y[i : i + 1]) for i in range(len(s))]
     torch.testing.assert_close(loss(s, t, T, y), torch.stack(rows).mean())
 

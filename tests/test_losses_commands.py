@@ -41,6 +41,8 @@ PAPERS = {
     "ttm": (1, 1, 45),  # the released code's example
     "wttm": (1, 1, 4),
     "rld": (1, 1, 1),
+    "ctkd": (0.9, 0.1, 1),
+    "mlkd": (0.9, 0.1, 5),  # the sum over five temperatures of which the loss is the mean
     "fitnet": (0, 1, 100),
     "at": (0, 1, 1000),
     "sp": (0, 1, 3000),

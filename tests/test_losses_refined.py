@@ -1,4 +1,4 @@
-"""``ttm``, ``wttm`` and ``rld`` where they differ from the other losses on logits: identities and edges."""
+"""``ttm``, ``wttm``, ``rld`` and ``mlkd`` where they differ from the other losses on logits: identities and edges."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from softcache.errors import UsageError
 from softcache.losses._schedule import Schedule
 from softcache.losses._terms import parse_term
 from softcache.losses.dkd import DKD
+from softcache.losses.mlkd import MLKD
 from softcache.losses.rld import RLD
 from softcache.losses.ttm import TTM
 from softcache.losses.wttm import WTTM
@@ -193,3 +194,30 @@ def test_powers_and_temperatures_are_above_0(wrong):
     for make in (lambda: TTM(gamma=wrong), lambda: WTTM(gamma=wrong), lambda: RLD(alpha_T=wrong)):
         with pytest.raises(UsageError, match="must be above 0"):
             make()
+
+
+# mlkd.
+
+
+def test_levels_of_a_student_that_says_nothing_beside_a_teacher_that_is_sure():
+    """p_s = 1/C and p_t one-hot, each class as often: both matrices are counted by hand."""
+    samples, classes = 12, 4
+    labels = torch.arange(samples) % classes
+    s = torch.zeros(samples, classes, dtype=torch.float64)
+    t = 1e4 * F.one_hot(labels, classes).double()
+    # pairs of samples of one class have 1 - 1/C, the others -1/C
+    pairs, same = samples**2, samples**2 / classes
+    batch = (same * (1 - 1 / classes) ** 2 + (pairs - same) / classes**2) / samples
+    # the teacher's C×C matrix has B/C on its diagonal, the student's B/C² everywhere
+    on, off = samples / classes - samples / classes**2, samples / classes**2
+    per_class = (classes * on**2 + classes * (classes - 1) * off**2) / classes
+    for level, wanted in (("batch", batch), ("per_class", per_class)):
+        loss = MLKD(**{name: float(name == level) for name in ("instance", "batch", "per_class")})
+        assert loss(s, t, 4.0).item() == pytest.approx(wanted, rel=1e-9)
+
+
+def test_the_mean_of_kl_at_five_temperatures_is_what_mlkd_says_of_each_sample():
+    s, t = logits()
+    kl = torch.stack([parse_term("kl")(s, t, float(T)) for T in (2, 3, 4, 5, 6)]).mean()
+    torch.testing.assert_close(MLKD(batch=0.0, per_class=0.0)(s, t, 4.0), kl)
+    assert parse_term("mlkd").weight_schedule().at(0, 1) == 5  # of the paper's sum

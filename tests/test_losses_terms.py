@@ -106,6 +106,8 @@ def test_bad_schedules_name_the_forms(text):
         "nkd:gamma=0.5,T=1",
         "rld:alpha_T=1,weight=0:1:warmup=1/12,T=4",
         "ttm:gamma=0.3,weight=0:45:warmup=3",
+        "ctkd:instance=true,loops=5,T_range=8,weight=2",
+        "mlkd:batch=0,T=2,standardize=true",
         "mse:standardize=true",
         "cosine:of=embedding,weight=2",
         "rkd:angle=0,of=embedding",
@@ -132,7 +134,7 @@ def test_losses_are_of_the_logits_unless_another_output_is_named():
     [
         ("kl", "binary", "binary_kl, mse$"),
         ("kl:of=embedding", "values", "cc, cosine, mse, pkt, rkd, smooth_l1, sp$"),
-        ("cosine", "classes", "ce, dist, dkd, hard, kl, mse, nkd, rld, ttm, wsld, wttm$"),
+        ("cosine", "classes", "ce, ctkd, dist, dkd, hard, kl, mlkd, mse, nkd, rld, ttm, wsld, wttm$"),
     ],
 )
 def test_an_output_of_another_kind_is_refused_with_the_losses_that_would_do(spec, kind, advice):
@@ -217,6 +219,7 @@ def test_whose_weight_holds():
     assert parse_term("dkd").weight_schedule() == Schedule.parse("0:1:warmup=1/12")
     assert parse_term("rld").weight_schedule() == Schedule.parse("0:1:warmup=1/12")
     assert parse_term("ttm").weight_schedule() == Schedule.constant(45)
+    assert parse_term("mlkd").weight_schedule() == Schedule.constant(5)
 
 
 def test_a_term_standardizes_both_sides():
@@ -303,7 +306,7 @@ def test_averaged_probabilities_stay_finite():
 def test_which_losses_take_averaged_probabilities():
     takers = {name for name in registry.names("losses") if parse_term(name).through_softmax}
     assert {"kl", "ce", "hard", "dkd", "dist", "ttm", "wttm", "rld"} <= takers
-    assert not takers & {"mse", "nkd", "wsld"}
+    assert not takers & {"mse", "nkd", "wsld", "ctkd", "mlkd"}  # the latter two have other temperatures
     assert not parse_term("rld:alpha_T=1").through_softmax
     assert not parse_term("kl:standardize=true").through_softmax
 
@@ -410,7 +413,7 @@ def test_every_loss_is_documented_with_its_defaults():
         (kind, line.split("`")[1]): line
         for kind, part in parts.items()
         for line in part.splitlines()
-        if line.startswith("| `") and "arXiv" in line
+        if line.startswith("| `") and ("arXiv" in line or "CVPR" in line)
     }
     for row in describe_losses():
         for part in (*row.options, row.weight, row.T, row.needs if row.kind == "loss" else ""):

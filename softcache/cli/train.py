@@ -62,6 +62,11 @@ from softcache.cli._print import as_json, rows
         help="With --targets both: the share of each batch in fresh views, or a schedule.  [default: 0.5]",
     ),
     option(
+        "--strong-cache",
+        metavar="CACHE",
+        help="Another cache of the dataset, of a stronger recipe: a batch has each row in a view of either.",
+    ),
+    option(
         "--teacher-weight",
         callback=_options.numbers("0.7,0.3", float),
         metavar="W,W",

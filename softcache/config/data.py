@@ -23,6 +23,7 @@ from softcache.config.dump import default_views
 from softcache.config.folders import pick_cache
 from softcache.config.given import recorded_dataset, recorded_recipe, remember_cache
 from softcache.config.parsed import Parsed
+from softcache.config.strong import Strong, open_strong
 from softcache.config.teachers import default_data, find_teacher
 from softcache.config.train import TrainConfig
 from softcache.device import DTYPES
@@ -38,6 +39,7 @@ from softcache.stream.batches import TargetSource
 from softcache.stream.both import BothTargets
 from softcache.stream.mean import MeanTargets
 from softcache.stream.memory import memory_budget
+from softcache.stream.paired import PairedTargets
 from softcache.stream.targets import CachedTargets, LiveTargets
 from softcache.stream.windows import Windows
 from softcache.views._open import Viewed, open_viewed
@@ -54,7 +56,8 @@ class TrainingData:
     network of ``--online``; ``named``, ``lent``: the caches of ``--cache`` and ``--hint-cache``; ``views``: the
     recorded views that are visited, None for a fresh one every epoch; ``averaged``: those whose mean is the target of a
     fresh view; with ``views`` beside it, for a share of each batch. ``close``: by a cache's folder, the rows whose
-    pixels may differ from what its teacher saw; None where none may.
+    pixels may differ from what its teacher saw; None where none may. ``strong``: what each row is seen in beside a view
+    of ``viewed``, in a view of the same number.
     """
 
     viewed: Viewed
@@ -67,6 +70,7 @@ class TrainingData:
     lent: list[Cache] = field(default_factory=list)
     averaged: tuple[int, ...] = ()
     close: dict[Path, CloseRows] | None = None
+    strong: Strong | None = None
     _shapes: dict[str, SignalShape] = field(default_factory=dict)
 
     @property
@@ -77,11 +81,12 @@ class TrainingData:
     @property
     def every_cache(self) -> list[Cache]:
         """Those that were named or are read, each once."""
-        return list({cache.folder: cache for cache in [*self.named, *self.lent, *self.all_caches]}.values())
+        strong = [self.strong.cache] if self.strong is not None else []
+        return list({cache.folder: cache for cache in [*self.named, *self.lent, *self.all_caches, *strong]}.values())
 
     @property
     def all_caches(self) -> list[Cache]:
-        """Those that targets are read from, each once."""
+        """Those that targets are read from, each once, but for the strong one."""
         caches = [cache for caches in self.outputs.values() for cache in caches]
         return list({cache.folder: cache for cache in [*caches, *self.hints.values()]}.values())
 
@@ -158,7 +163,8 @@ class TrainingData:
     def recorded(self) -> list[tuple[Cache, str]]:
         """The columns that targets are made of."""
         hinted = [(cache, hint_column(layer)) for layer, cache in self.hints.items()]
-        return [*((cache, name) for name, caches in self.outputs.items() for cache in caches), *hinted]
+        strong = [(self.strong.cache, name) for name in self.outputs] if self.strong is not None else []
+        return [*((cache, name) for name, caches in self.outputs.items() for cache in caches), *strong, *hinted]
 
     def targets(
         self,
@@ -189,12 +195,17 @@ class TrainingData:
         means = MeanTargets(caches, self.averaged, device) if self.averaged else None
         if self.views is None:
             return means
-        per_view = CachedTargets.bytes_per_view(caches, columns)
+        strong = {name: [self.strong.cache] for name in outputs} if self.strong is not None else {}
+        per_view = CachedTargets.bytes_per_view(caches, columns) + CachedTargets.bytes_per_view(strong, {})
         room = memory_budget(device)  # of what the inputs and means left
         keep = max(1, min(len(self.views), room // max(per_view, 1)))
         fits = hold_all or views_per_image * per_view <= room
         hold = resident and windows is None and fits
         recorded = CachedTargets(caches, columns, device, hold=hold, keep_views=keep, blocks=windows)
+        if strong:
+            return PairedTargets(
+                recorded, CachedTargets(strong, {}, device, hold=hold, keep_views=keep, blocks=windows)
+            )
         return recorded if means is None else BothTargets(recorded, means)
 
 
@@ -229,13 +240,18 @@ def open_data(
     data = TrainingData(
         viewed, dataset, None, read, find_hints(parsed.teacher_layers, [*others, *caches]), named=caches, lent=others
     )
+    if options.strong_cache is not None:
+        beside = _open_cache(options.strong_cache, options, "--strong-cache")
+        data = dataclasses.replace(data, strong=open_strong(beside, leading, viewed, read, options.labels))
     if parsed.labels_alone:  # the baseline beside a cache: its data and recipe, in fresh views
         return dataclasses.replace(data, views=_first(options.views))
     needed = data.recorded if columns is None else [(cache, name) for cache in caches for name in columns]
     for cache, name in needed:
         cache.layout(name)  # refuses one that isn't there
     visited = complete_views(needed, options.views, view_numbers)
-    used = list({cache.folder: cache for cache, _ in needed}.values())
+    # the strong cache is of other pixels by intent, and compared with the data when it is opened
+    weak = [cache for cache, _ in needed if data.strong is None or cache is not data.strong.cache]
+    used = list({cache.folder: cache for cache in weak}.values())
     check_together([leading, *used], visited)
     if options.pixels == "close":
         trained = visited[0] if options.targets != "mean" else None  # a mean's pixels are others by intent

@@ -12,6 +12,7 @@ from softcache.errors import UsageError
 from softcache.losses._schedule import Schedule
 from softcache.losses._terms import Term, parse_terms
 from softcache.losses.hints._spec import HintTerm, parse_hints
+from softcache.training.loss_modules import LossModules
 from softcache.training.objective import Objective
 
 # The gradient of kl depends on the scale of the teacher's logits: a temperature that is right for one teacher keeps a
@@ -67,10 +68,17 @@ class Parsed:
         return dataclasses.replace(parsed, options=dataclasses.replace(parsed.options, **settled))
 
     def objective(
-        self, epochs: int, *, hints: bool, label_smoothing: float, binary: Iterable[str] = (), labels: bool = True
+        self,
+        epochs: int,
+        *,
+        hints: bool,
+        label_smoothing: float,
+        binary: Iterable[str] = (),
+        labels: bool = True,
+        modules: LossModules | None = None,
     ) -> Objective:
         """What is minimized in a stage of ``epochs``, with the hint losses or without. ``binary``: the outputs of that
-        kind; ``labels``: whether the labels are looked at."""
+        kind; ``labels``: whether the labels are looked at; ``modules``: those of losses that have parameters."""
         options = self.options
         return Objective(
             self.losses,
@@ -84,6 +92,7 @@ class Parsed:
             options.combine,
             frozenset(binary),
             labels,
+            modules,
         )
 
 
@@ -122,6 +131,7 @@ def parse(options: TrainConfig) -> Parsed:
     _check_teacher(parsed)
     _check_targets(parsed)
     _check_hints(parsed)
+    _check_strong(parsed)
     return parsed
 
 
@@ -225,6 +235,29 @@ def _check_targets(parsed: Parsed) -> None:
         raise UsageError(
             f"{asked} with --views-per-image {options.views_per_image}: an image is in one view of an epoch, a fresh "
             "or a recorded one: leave out --views-per-image"
+        )
+
+
+def _check_strong(parsed: Parsed) -> None:
+    """Batches of a weak and a strong view of each row, each with the targets that its own cache has."""
+    options = parsed.options
+    if options.strong_cache is None:
+        return
+    if options.online or parsed.labels_alone:
+        raise UsageError("--strong-cache goes beside the --cache of weak views: it needs one, and --alpha above 0")
+    refused = (
+        ("--hint", bool(parsed.hints), "hints are read from one cache"),
+        (f"--targets {options.targets}", options.targets != "matched", "each view has the targets of its own"),
+        ("several --cache", len(options.cache) > 1, "it pairs the views of two caches"),
+        (f"--views-per-image {options.views_per_image}", options.views_per_image > 1, "a row is in two views already"),
+        ("--pixels close", options.pixels == "close", "close pixels are shown for one recipe"),
+    )
+    for name, given, why in refused:
+        if given:
+            raise UsageError(f"--strong-cache with {name}: {why}: leave one of them out")
+    if options.batch_size is not None and options.batch_size % 2:
+        raise UsageError(
+            f"--strong-cache has two views of each row in a batch: --batch-size {options.batch_size} is odd"
         )
 
 

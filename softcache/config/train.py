@@ -39,7 +39,8 @@ class TrainConfig(FitConfig):
     ``T``, ``alpha``, ``beta``: numbers, or schedules such as ``"8:2:cosine"``; ``T`` None is each loss's own
     default, ``alpha`` None that of its paper, ``beta`` None likewise or, where alpha is given, ``1 - alpha``.
     ``cache``: one or several, by default the only one in ``caches/``; ``loss`` and ``hint``: specs of losses and
-    hint losses; without any ``loss``, ``dist``. ``fresh_share``: with targets ``"both"``, the
+    hint losses; without any ``loss``, ``dist``. ``strong_cache``: of the same dataset in stronger views, so that each
+    row of a batch is in a view of either cache. ``fresh_share``: with targets ``"both"``, the
     share of each batch's rows that come in a fresh view, 0..1, or a schedule of it. ``views``: how many recorded
     views are visited in turn; by default all that the caches have. ``labels``: whose labels are trained on where
     the dataset was relabelled after the dump, ``"dataset"`` or ``"cache"``; None refuses such a dataset.
@@ -68,6 +69,7 @@ class TrainConfig(FitConfig):
     loss: tuple[str, ...] = ()
     hint: tuple[str, ...] = ()
     hint_cache: tuple[str, ...] = ()
+    strong_cache: str | None = None
     hint_epochs: int = 0
     targets: str = "matched"
     fresh_share: float | str = 0.5

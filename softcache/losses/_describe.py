@@ -75,7 +75,9 @@ def _describe_own(spec: str) -> LossRow:
     name, options = registry.split_component(spec)
     if options:
         raise UsageError(f"{spec!r} has options: leave them out, a loss is described with its defaults")
-    if hasattr(registry.component("losses", name), "build"):  # what the contract of hint losses asks for
+    cls = registry.component("losses", name)
+    called = any("__call__" in vars(base) for base in cls.__mro__)  # as a loss on outputs is, and a hint loss isn't
+    if hasattr(cls, "build") and not called:
         return _of_hint_loss(spec, hint_loss_type(name))
     return _of_loss(spec, loss_type(name))
 

@@ -11,12 +11,14 @@ from softcache.losses._contract import Kind, Need, check_contract
 if TYPE_CHECKING:
     import torch
 
+    from softcache.losses._module import LossModule
+
 
 class Loss(Protocol):
     """A loss on an output: a frozen dataclass whose fields are the options of its spec.
 
     A class that inherits from this one declares only what differs from the defaults. A class that doesn't inherit
-    declares all of the class variables.
+    declares all of the class variables, and ``build``.
 
     formula: one line; source: the paper.
     example: options of ``softcache train`` with the weights of the paper.
@@ -63,6 +65,14 @@ class Loss(Protocol):
     least_classes: ClassVar[int] = 2
     zero_for_perfect: ClassVar[bool] = False
     __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def build(self, *, classes: int, seed: int) -> LossModule | None:
+        """The module that is trained beside the student and called in the loss's place, on the CPU in float32; None for
+        a loss without parameters.
+
+        ``classes``: how many numbers a vector of the output has. ``seed``: of the module's initial parameters.
+        """
+        return None
 
     def __call__(
         self, student: torch.Tensor, teacher: torch.Tensor, T: float, labels: torch.Tensor | None = None

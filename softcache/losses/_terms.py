@@ -16,6 +16,7 @@ from softcache import registry
 from softcache.errors import UsageError, nearest
 from softcache.losses._contract import Kind, Need
 from softcache.losses._loss import Loss, loss_type
+from softcache.losses._module import LossModule
 from softcache.losses._schedule import Schedule
 from softcache.losses._standardize import standardize
 from softcache.ragged import Int64, row_means
@@ -47,13 +48,14 @@ class Term:
         T: float,
         labels: torch.Tensor | None = None,
         offset: Int64 | None = None,
+        module: LossModule | None = None,
     ) -> torch.Tensor:
         """Outputs (B, …, C) of student and teacher, labels (B,) int64 with -1 for none → a scalar, not weighted.
 
         Positions, the axes between, count as samples; a loss that needs vectors gets the mean over them. ``offset``:
         where rows have lengths of their own (B + 1,), where each begins in outputs (P, …, C) whose places lie end to
         end: these count as samples too, and the mean is over those of a row; rows that have none are left out, and
-        where no row has any, the loss is 0 with a graph. ``teacher`` gets no gradient.
+        where no row has any, the loss is 0 with a graph. ``module``: what ``build`` made. ``teacher`` gets no gradient.
 
         Errors: ``UsageError`` where labels are needed and none are given.
         """
@@ -69,11 +71,24 @@ class Term:
         if self.standardize:
             student, teacher = standardize(student), standardize(teacher)
         with registry.guarded(self.name, f"loss {self.name!r}"):
-            result: torch.Tensor = self.loss(student, teacher, T, labels)
+            result: torch.Tensor = (self.loss if module is None else module)(student, teacher, T, labels)
         if not isinstance(result, torch.Tensor) or result.ndim:
             found = f"shape {tuple(result.shape)}" if isinstance(result, torch.Tensor) else type(result).__name__
             raise UsageError(f"loss {self.name!r} must return a scalar tensor, returned {found}")
         return result
+
+    def build(self, *, classes: int, seed: int) -> LossModule | None:
+        """The module that is trained beside the student, see ``Loss.build``.
+
+        Errors: ``UsageError`` where a loss of the user's own gives something else.
+        """
+        with registry.guarded(self.name, f"loss {self.name!r}"):
+            module = self.loss.build(classes=classes, seed=seed)
+        if module is not None and not isinstance(module, LossModule):
+            raise UsageError(
+                f"loss {self.name!r}: build must return a softcache.losses.LossModule or None, returned {module!r:.60}"
+            )
+        return module
 
     @property
     def needs(self) -> frozenset[Need]:

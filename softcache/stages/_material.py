@@ -14,7 +14,8 @@ from softcache.config.parsed import Parsed
 from softcache.config.train import TrainConfig
 from softcache.device import pick_device
 from softcache.errors import UsageError
-from softcache.stream.inputs import InputSource, pick_inputs
+from softcache.stream.inputs import InputSource, ResidentInputs, pick_inputs
+from softcache.stream.paired import PairedInputs
 from softcache.training.evaluation import Evaluate, evaluator, held_out_evaluator, open_test, output_evaluator
 from softcache.training.rows import TrainingRows
 from softcache.views._open import Viewed
@@ -51,9 +52,23 @@ class Material:
 
     @cached_property
     def inputs(self) -> InputSource:
+        """In the views of the data's recipe, which is the weak one of two."""
+        return self._inputs_of(self.data.viewed)
+
+    @cached_property
+    def trained_inputs(self) -> InputSource:
+        """What students are trained on: ``inputs``, with those in strong views beside them where there are some."""
+        if self.data.strong is None:
+            return self.inputs
+        viewed, weak = self.data.strong.viewed, self.inputs
+        if isinstance(weak, ResidentInputs) and viewed.resident:
+            return PairedInputs(weak, weak.seen_in(viewed))
+        return PairedInputs(weak, self._inputs_of(viewed))
+
+    def _inputs_of(self, viewed: Viewed) -> InputSource:
         options = self._options
         return pick_inputs(
-            self.data.viewed,
+            viewed,
             self.device,
             resident=options.resident,
             workers=options.workers,

@@ -89,10 +89,11 @@ def order_of(prepared: Prepared) -> Order:
         data.views,
         length=rows.length,
         windows=windows,
-        per_image=options.views_per_image,
+        per_image=options.views_per_image if data.strong is None else 2,
         fits=without_held(data.viewed, rows.held),
         fresh=FreshShare(parsed.fresh_share, prepared.fitting.epochs) if parsed.fresh_share is not None else None,
         lengths=_lengths(data.viewed, windows) if options.bucket else None,
+        paired=data.strong is not None,
     )
     return Order(plan, why)
 
@@ -162,6 +163,7 @@ def record_of(prepared: Prepared) -> Record[TrainConfig]:
         view_seed=data.viewed.seed,
         cache=tuple(str(cache.folder.resolve()) for cache in data.named),
         hint_cache=tuple(str(cache.folder.resolve()) for cache in data.lent),
+        strong_cache=str(data.strong.cache.folder.resolve()) if data.strong is not None else None,
     )
     return Record(
         "train",
@@ -199,7 +201,7 @@ def _stream(prepared: Prepared, order: Order, columns: frozenset[str]) -> Stream
     )
     stream = Stream(
         data.viewed,
-        inputs,
+        material.trained_inputs,
         order.plan,
         material.device,
         visible=prepared.rows.visible,
@@ -254,6 +256,7 @@ def _stages(prepared: Prepared) -> list[Stage]:
             label_smoothing=fitting.label_smoothing,
             binary=[name for name in parsed.outputs if data.kind_of(name) == "binary"],
             labels=prepared.logits,
+            modules=prepared.loss_modules,
         )
 
     hinted = frozenset(map(hint_column, parsed.teacher_layers))
@@ -307,6 +310,8 @@ def _announcement(prepared: Prepared, plan: Plan) -> str:
     assert options.epochs is not None  # the preset's, where nobody said
     folders = ", ".join(str(cache.folder) for cache in data.all_caches)
     targets = "labels alone" if parsed.labels_alone else "live teacher" if options.online else f"cache {folders}"
+    if data.strong is not None:
+        targets += f" and {data.strong.cache.folder} of strong views ({data.strong.viewed.recipe})"
     if options.targets == "mean":
         targets = f"mean over the views of {targets}"
     views = "fresh views" if data.views is None else counted(len(data.views), "view")
@@ -315,5 +320,5 @@ def _announcement(prepared: Prepared, plan: Plan) -> str:
     first = f"{counted(options.hint_epochs, 'epoch')} on hints, then " if options.hint_epochs else ""
     return (
         f"train {options.student} on {data.dataset}: {plan.keys:,} keys an epoch, {views}, {targets}, "
-        f"stream {material.inputs.name}, {first}{counted(options.epochs, 'epoch')} on {material.device}"
+        f"stream {material.trained_inputs.name}, {first}{counted(options.epochs, 'epoch')} on {material.device}"
     )

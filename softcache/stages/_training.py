@@ -33,6 +33,7 @@ from softcache.stages._material import Material
 from softcache.stream.windows import Windows
 from softcache.training.hint_losses import HintLosses, build_hint_losses
 from softcache.training.initialize import initialize_student, keep_frozen_still
+from softcache.training.loss_modules import LossModules, build_loss_modules
 from softcache.training.rows import TrainingRows, choose_rows
 from softcache.training.scores import LEADING
 from softcache.views._open import Viewed
@@ -52,6 +53,7 @@ class Prepared:
     rows: TrainingRows
     network: Network
     hint_losses: HintLosses | None
+    loss_modules: LossModules | None
     start: dict[str, Any]
     fitting: Fitting
     live: Arithmetic | None
@@ -139,14 +141,17 @@ def prepare(
             sampled=sampled.tolist(),
         )
     _refuse_other_shapes(parsed, data, network, sample, sampled, logits=logits)
+    widths = [(data.output_shape(term.of) or (1,))[-1] for term in parsed.losses]
+    loss_modules = build_loss_modules(parsed.losses, widths, seed=options.seed)
     keep_frozen_still(network)
     live = _live_arithmetic(data, options, device, record)
     pretrained = options.weights is not None or parsed.copied is not None
     options = options.settled(network, rows.length, pretrained=pretrained, distilled=not parsed.labels_alone)
     options = options.with_arithmetic(network, sample, device)
     parsed = dataclasses.replace(parsed, options=options)
-    _ = material.inputs  # refuses --resident where it can't be
-    return Prepared(parsed, material, data, rows, network, hint_losses, start, options.fitting(), live, logits)
+    _ = material.trained_inputs  # refuses --resident where it can't be
+    fitting = options.fitting()
+    return Prepared(parsed, material, data, rows, network, hint_losses, loss_modules, start, fitting, live, logits)
 
 
 def _refuse_kinds(parsed: Parsed, data: TrainingData) -> None:

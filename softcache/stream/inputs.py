@@ -65,8 +65,12 @@ class ResidentInputs:
 
     def clean(self) -> ResidentInputs:
         """The evaluation inputs of the same rows, made from the same memory."""
+        return self.seen_in(view_samples(self._viewed.samples, "none", size=self._viewed.size))
+
+    def seen_in(self, viewed: Viewed) -> ResidentInputs:
+        """The same rows in the views of another recipe that can be made by indexing, from the same memory."""
         shared = copy.copy(self)
-        shared._viewed = view_samples(self._viewed.samples, "none", size=self._viewed.size)
+        shared._viewed = viewed
         return shared
 
     def epoch(self, batches: Sequence[Parts]) -> Keys:

@@ -13,11 +13,13 @@ class Part:
     """Keys of a batch: all ``rows`` (n,) int64 in the first of ``views``, then all in the second, …
 
     ``fresh``: whether the views are the epoch's own, so that no targets that were recorded go with these pixels.
+    ``strong``: whether they are of the strong recipe, where there are two.
     """
 
     rows: np.ndarray
     views: tuple[int, ...]
     fresh: bool = False
+    strong: bool = False
 
     def __len__(self) -> int:
         """Number of keys."""

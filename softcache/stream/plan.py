@@ -42,6 +42,7 @@ class Plan:
     rows that may are repeated in place of those that may not. ``fresh``: which rows of a batch come in a fresh view
     in place of a recorded one, with one view an image. ``lengths``: (N,) of all rows, where rows of like length are to
     share a batch: those of ``SORTED_BATCHES`` batches are sorted by length, and these batches then shuffled.
+    ``paired``: the two views of an image are one of the weak and one of the strong recipe, with the same number.
     """
 
     rows: np.ndarray
@@ -54,14 +55,20 @@ class Plan:
     fits: Callable[[np.ndarray, int], np.ndarray] | None = None
     fresh: FreshShare | None = None
     lengths: np.ndarray | None = None
+    paired: bool = False
 
     def __post_init__(self) -> None:
         if len(self.rows) == 0:
             raise UsageError("there are no rows to train on")
+        if self.paired and self.batch_size % 2:
+            raise UsageError(
+                f"--strong-cache has two views of each row in a batch: --batch-size {self.batch_size} is odd"
+            )
         if self.per_image < 1 or self.batch_size % self.per_image:
             raise UsageError(
                 f"--views-per-image {self.per_image} must be at least 1 and divide the batch of {self.batch_size}"
             )
+        assert not self.paired or (self.per_image == 2 and self.views is not None and self.fresh is None)
         assert self.lengths is None or self.windows is None, "sorted rows don't stay within windows"
         if self.fresh is not None:
             assert self.views is not None, "fresh views come beside recorded ones"
@@ -96,18 +103,25 @@ class Plan:
         return sum(any(self.fresh.count(earlier, size) < size for size in sizes) for earlier in range(epoch))
 
     def views_at(self, epoch: int) -> tuple[int, ...]:
-        """The views that each batch of an epoch holds of its images, but for those rows that ``fresh`` takes."""
+        """The views that each batch of an epoch holds of its images, but for those rows that ``fresh`` takes; one that
+        both recipes have where they are ``paired``."""
+        if self.paired:
+            return (self.view(epoch // 2),)  # two epochs share an order, and each has a half of the images
         first = epoch // self.per_image * self.per_image
         return tuple(self.view(first + k) for k in range(self.per_image))
 
     def batches(self, epoch: int) -> Iterator[Parts]:
-        """The keys of each batch: in one part, or with ``fresh`` in two, of which one without rows is left out.
+        """The keys of each batch: in one part, with ``fresh`` in two, of which one without rows is left out, or where
+        they are ``paired`` in a weak and a strong one.
 
         Fresh views that come beside recorded ones have numbers that no cache ever records, however it grows.
         """
         order, views = self.order(epoch), self.views_at(epoch)
         for first, last in self._bounds():
             rows = order[first:last]
+            if self.paired:
+                yield Part(rows, views), Part(rows, views, strong=True)
+                continue
             if self.fresh is None:
                 yield (Part(rows, views, fresh=self.views is None),)
                 continue

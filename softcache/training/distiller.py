@@ -1,4 +1,4 @@
-"""The student and its hint losses as one module: all that the loss's gradient flows through."""
+"""All that the loss's gradient flows through as one module: the student, its hint losses, what other losses train."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from softcache.models._hooks import Taps
 from softcache.models._network import Network
 from softcache.ragged import Offsets, counts_of, own_places
 from softcache.training.hint_losses import HintLosses, run_up_to
+from softcache.training.loss_modules import LossModules
 
 
 class Distiller(nn.Module):
     """``outputs``: names of the student's outputs that are read; none where ``hints_alone`` ends its forward pass after
     the last guided layer. ``classifies``: whether logits are one vector a sample. ``compiled``: whether the student
-    runs through ``torch.compile``."""
+    runs through ``torch.compile``. ``loss_modules``: those of losses on outputs. They are trained as a part of it, and
+    the objective calls them."""
 
     def __init__(
         self,
@@ -32,10 +34,12 @@ class Distiller(nn.Module):
         hints_alone: bool = False,
         classifies: bool = True,
         compiled: bool = False,
+        loss_modules: LossModules | None = None,
     ):
         super().__init__()
         self.student = student
         self.hint_losses = hint_losses
+        self.loss_modules = loss_modules
         self.outputs = list(outputs)
         self.hints_alone = hints_alone
         self._taps: Taps | None = None

@@ -10,36 +10,37 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from softcache.stream.batches import Batch
 
 log = logging.getLogger(__name__)
+Said = TypeVar("Said")
 
 UNRECORDED = 3  # steps before a recording, in which libraries choose algorithms and optimizers make their state
 
 
-class GraphedStep:
-    """``step``: forward, backward and the optimizer's step for a batch; returns a tensor. It must not wait for the
-    device.
+class GraphedStep(Generic[Said]):
+    """``step``: forward, backward and the optimizer's step for a batch; returns tensors, in whatever holds them. It
+    must not wait for the device.
 
     ``cuda``: where graphs come from, ``torch.cuda``, or in tests a fake of it.
     """
 
-    def __init__(self, step: Callable[[Batch], torch.Tensor], *, cuda: Any = torch.cuda):
+    def __init__(self, step: Callable[[Batch], Said], *, cuda: Any = torch.cuda):
         self._step, self._cuda = step, cuda
         self._graph: Any = None
         self._key: Hashable = None  # of what was recorded or is about to be
         self._seen = 0
         self._held: list[torch.Tensor] = []  # the recorded step reads its batch from these
-        self._said: torch.Tensor | None = None
+        self._said: Said | None = None
         self.off = False
 
-    def __call__(self, batch: Batch, numbers: Hashable) -> torch.Tensor:
-        """What ``step`` returns for the batch; it is overwritten by the next step. ``numbers``: all that the host
-        brings into a step."""
+    def __call__(self, batch: Batch, numbers: Hashable) -> Said:
+        """What ``step`` returns for the batch; its tensors are overwritten by the next step. ``numbers``: all that the
+        host brings into a step."""
         if self.off or not batch.fixed:
             return self._step(batch)
         tensors = _tensors(batch)

@@ -25,7 +25,7 @@ from softcache.training.distiller import Distiller
 from softcache.training.evaluation import Evaluate
 from softcache.training.graph import GraphedStep
 from softcache.training.hint_losses import HintLosses
-from softcache.training.metrics import METRICS, Lines, Meter, StepLines, absent, describe_epoch, scalars
+from softcache.training.metrics import METRICS, Lines, Meter, StepLines, StepValues, describe_epoch
 from softcache.training.objective import Objective
 from softcache.training.optimization import Optimization, set_learning_rate
 from softcache.training.profiling import Profile, Watch
@@ -117,6 +117,7 @@ class Learner:
         self.total = sum(stage.epochs for stage in stages)
         self.done = self.begun_at = 0
         self._hint_losses = [stage.hint_losses for stage in stages if stage.hint_losses is not None]
+        self._loss_modules = [stages[-1].objective.modules] if stages[-1].objective.modules is not None else []
         self._scaler = torch.amp.GradScaler(device.type, enabled=settings.arithmetic.amp == "fp16")
         self._entered: Stage | None = None
         self._optimizer_state: dict[str, Any] | None = None
@@ -139,13 +140,14 @@ class Learner:
         closes. ``steps``: batches an epoch."""
         self._steps = steps
         self.settings.arithmetic.apply(self.student.to(self.device))
-        for module in self._hint_losses:
+        for module in (*self._hint_losses, *self._loss_modules):
             module.to(self.device)
         if resume and (self.folder / CHECKPOINT).exists():
             kept = load_checkpoint(self.folder, self.device)
             self.student.load_state_dict(kept["student"])
-            for module, state in zip(self._hint_losses, kept["hint_losses"], strict=True):
-                module.load_state_dict(state)
+            for name, modules in (("hint_losses", self._hint_losses), ("loss_modules", self._loss_modules)):
+                for module, state in zip(modules, kept[name], strict=True):
+                    module.load_state_dict(state)
             self._scaler.load_state_dict(kept["scaler"])
             self.done, self.fitted.lines = int(kept["epoch"]), kept["lines"]
             self._optimizer_state = kept["optimizer"]
@@ -172,6 +174,7 @@ class Learner:
         self.watch = Profile(self.folder, self.device) if watched else Watch()
         terms = stage.hint_losses.terms if stage.hint_losses is not None else ()
         self._meter = Meter(self.device, [str(term) for term in terms])
+        stage.objective.begin_epoch(self._local)
         self._distiller.train()
         files.enter_context(self._distiller.watching())
 
@@ -188,6 +191,7 @@ class Learner:
             hints_alone=stage.hints_alone,
             classifies=stage.objective.labels,
             compiled=self.settings.compiled,
+            loss_modules=None if stage.hints_alone else stage.objective.modules,
         )
         recording = self.settings.cuda_graphs and optimization.accumulate == 1 and not self._scaler.is_enabled()
         self._optimizer = optimization.build([self._distiller], self.device, recorded=recording)
@@ -209,13 +213,12 @@ class Learner:
             together = min(every, self._steps - number // every * every)
             due = (number + 1) % every == 0 or number + 1 == self._steps
             values = self._whole_step(batch, together, due=due, first=step == 0)
-        self._meter.add(values, len(batch.rows), self._absent)
-        self._step_lines.add(self._epoch * self._steps + number, values, self._absent)
+        self._meter.add(values, len(batch.rows))
+        self._step_lines.add(self._epoch * self._steps + number, values)
         self.watch.step()
 
-    def _whole_step(self, batch: Batch, together: int = 1, *, due: bool = True, first: bool = False) -> torch.Tensor:
-        """``together``: batches of the optimizer's step, which is made where it is ``due``. Returns the values of the
-        loss, as ``scalars`` does."""
+    def _whole_step(self, batch: Batch, together: int = 1, *, due: bool = True, first: bool = False) -> StepValues:
+        """``together``: batches of the optimizer's step, which is made where it is ``due``."""
         stage, watch = self._stage, self.watch
         with watch.phase("forward"), autocast(self.device, self.settings.arithmetic.amp):
             outputs, hints = self._distiller(batch.inputs, batch.targets.hints, batch.rows, batch.labels, batch.offsets)
@@ -240,8 +243,7 @@ class Learner:
                 self._update()
         if first:
             stage.objective.warn_of_dominance(parts, self._local)
-        self._absent = absent(parts)
-        return scalars(parts)
+        return StepValues.of(parts)
 
     def _update(self) -> None:
         if self._optimization.clip_grad:
@@ -287,6 +289,7 @@ class Learner:
                 "epoch": self.done,
                 "student": self.student.state_dict(),
                 "hint_losses": [module.state_dict() for module in self._hint_losses],
+                "loss_modules": [module.state_dict() for module in self._loss_modules],
                 "optimizer": self._optimizer.state_dict(),
                 "scaler": self._scaler.state_dict(),
                 "lines": self.fitted.lines,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,25 @@ METRICS, STEPS = "metrics.jsonl", "steps.jsonl"
 NAMES = ("loss", "soft_loss", "hard_loss", "hint_loss")
 
 
+@dataclass(frozen=True)
+class StepValues:
+    """What a step's loss came to, on the device. ``scalars``: (4 + hints,) float32, those of ``NAMES`` and each hint's
+    own, 0 where there is none; ``absent``: names of those that there aren't; ``shown``: of losses that have
+    parameters, by the loss and what it shows."""
+
+    scalars: torch.Tensor
+    absent: frozenset[str]
+    shown: Mapping[tuple[str, str], torch.Tensor]
+
+    @classmethod
+    def of(cls, parts: LossValues) -> StepValues:
+        zero = torch.zeros_like(parts.total)
+        values = [zero if value is None else value for value in (parts.total, parts.soft, parts.hard, parts.hint)]
+        absent = {name for name, value in (("soft_loss", parts.soft), ("hard_loss", parts.hard)) if value is None}
+        every = torch.stack([value.detach().float() for value in (*values, *parts.hints)])
+        return cls(every, frozenset(absent), {name: value.detach() for name, value in parts.shown.items()})
+
+
 class Meter:
     """Sums on the device, read once an epoch, so that no step waits for another.
 
@@ -27,23 +47,28 @@ class Meter:
     def __init__(self, device: torch.device, hints: Sequence[str] = ()):
         self._sums = torch.zeros(4 + len(hints), dtype=torch.float32, device=device)
         self._hints = list(hints)
-        self._absent: set[str] = set()
+        self._shown: dict[tuple[str, str], tuple[torch.Tensor, int]] = {}  # sum and number of steps
+        self._absent: Collection[str] = ()
         self._steps = 0
         self._samples = 0
 
-    def add(self, values: torch.Tensor, samples: int, missing: set[str]) -> None:
-        """``values``: of a step, as ``scalars`` gives them; ``missing``: names of those that there aren't."""
-        self._sums += values
-        self._absent = missing
+    def add(self, values: StepValues, samples: int) -> None:
+        self._sums += values.scalars
+        self._absent = values.absent
+        for name, value in values.shown.items():
+            total, count = self._shown.get(name, (torch.zeros_like(value, dtype=torch.float32), 0))
+            self._shown[name] = total + value, count + 1
         self._steps += 1
         self._samples += samples
 
     def means(self) -> dict[str, Any]:
-        """By name; None for a loss that this stage doesn't have."""
+        """By name; None for a loss that this stage doesn't have. ``learnt``: what losses that have parameters show."""
         values = (self._sums / max(self._steps, 1)).tolist()
         line: dict[str, Any] = named(values, self._absent)
         if self._hints:
             line["hint_losses"] = dict(zip(self._hints, values[4:], strict=True))
+        for (spec, name), (total, count) in self._shown.items():
+            line.setdefault("learnt", {}).setdefault(spec, {})[name] = float(total) / count
         return {**line, "samples": self._samples}
 
 
@@ -76,15 +101,15 @@ class StepLines:
     def __init__(self, folder: Path, every: int, done: int):
         """``every``: n-th steps that are written, 0 for none; ``done``: steps that stand."""
         self._path, self._every = folder / STEPS, every
-        self._held: list[tuple[int, torch.Tensor, set[str]]] = []
+        self._held: list[tuple[int, torch.Tensor, Collection[str]]] = []
         check_in_place(self._path)
         if self._path.exists():
             _write_anew(self._path, [line for line in self._path.read_text().splitlines() if _step(line) < done])
 
-    def add(self, step: int, values: torch.Tensor, missing: set[str]) -> None:
-        """As ``Meter.add``; the values are copied."""
+    def add(self, step: int, values: StepValues) -> None:
+        """The values are copied."""
         if self._every and step % self._every == 0:
-            self._held.append((step, values[:4].clone(), missing))
+            self._held.append((step, values.scalars[:4].clone(), values.absent))
 
     def write(self) -> None:
         """One copy from the device for all steps since the last time."""
@@ -96,19 +121,7 @@ class StepLines:
         self._held.clear()
 
 
-def scalars(parts: LossValues) -> torch.Tensor:
-    """(4 + hints,) float32: total, soft, hard, hint and each hint's own, 0 where there is none."""
-    zero = torch.zeros_like(parts.total)
-    values = [zero if value is None else value for value in (parts.total, parts.soft, parts.hard, parts.hint)]
-    return torch.stack([value.detach().float() for value in (*values, *parts.hints)])
-
-
-def absent(parts: LossValues) -> set[str]:
-    found = {"soft_loss": parts.soft, "hard_loss": parts.hard}
-    return {name for name, value in found.items() if value is None}
-
-
-def named(values: Sequence[float], missing: set[str]) -> dict[str, Any]:
+def named(values: Sequence[float], missing: Collection[str]) -> dict[str, Any]:
     return {name: None if name in missing else value for name, value in zip(NAMES, values[:4], strict=True)}
 
 
@@ -118,6 +131,7 @@ def describe_epoch(line: dict[str, Any], epochs: int) -> str:
     if line.get("hint_losses"):
         parts.append(f"hint {line['hint_loss']:.4f}")
     shown = [f"epoch {line['epoch']:>3}/{epochs}", f"loss {line['loss']:.4f}", *(parts if len(parts) > 1 else ())]
+    shown += [f"{name} {value:.4g}" for numbers in line.get("learnt", {}).values() for name, value in numbers.items()]
     for key, value in line.items():
         split, _, name = key.partition("_")
         if split in ("val", "test") and value is not None:

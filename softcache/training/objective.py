@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
@@ -16,6 +16,7 @@ from softcache.losses._schedule import Schedule
 from softcache.losses._terms import Term
 from softcache.losses.hints._spec import HintTerm
 from softcache.ragged import Offsets
+from softcache.training.loss_modules import LossModules
 from softcache.training.task_loss import hard_loss
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ class LossValues:
 
     ``soft`` is the weighted sum of the losses on outputs, ``hint`` that of the hint losses. ``softs`` and ``hints`` are
     their single values, not weighted. In a stage on hints alone ``soft`` and ``hard`` are None; ``hard`` is also where
-    no labels are learnt and the student's logits aren't read.
+    no labels are learnt and the student's logits aren't read. ``shown``: of losses that have parameters, see
+    ``LossModules.shown``.
     """
 
     total: torch.Tensor
@@ -38,6 +40,7 @@ class LossValues:
     hint: torch.Tensor
     hints: tuple[torch.Tensor, ...] = ()
     softs: tuple[torch.Tensor, ...] = ()
+    shown: Mapping[tuple[str, str], torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Objective:
     overrides ``T``; without either the default of the loss holds. ``shares``: a weight for each teacher, by default 1.
     ``combine``: "logits" averages the teachers' outputs, "probs" their probabilities at each term's T. ``binary``:
     the outputs whose probabilities are a sigmoid each. ``labels``: whether the labels are learnt, or at least looked
-    at.
+    at. ``modules``: what losses on outputs train beside the student, None where none of them has parameters.
     """
 
     terms: Sequence[Term]
@@ -62,6 +65,7 @@ class Objective:
     combine: str = "logits"
     binary: frozenset[str] = frozenset()
     labels: bool = True
+    modules: LossModules | None = None
 
     @property
     def outputs(self) -> list[str]:
@@ -84,6 +88,11 @@ class Objective:
         weights = [schedule.at(epoch, self.epochs) for schedule in schedules]
         return (*self.weights(epoch), *self.temperatures(epoch), *weights)
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before each epoch."""
+        if self.modules is not None:
+            self.modules.begin_epoch(epoch, self.epochs)
+
     def soft_values(
         self,
         student: Mapping[str, torch.Tensor],
@@ -97,7 +106,7 @@ class Objective:
         rows have lengths of their own, where each begins; they are then (P, …) on both sides, the rows' own places."""
         values = []
         combined: dict[str, torch.Tensor] = {}
-        for term, T in zip(self.terms, self.temperatures(epoch), strict=True):
+        for number, (term, T) in enumerate(zip(self.terms, self.temperatures(epoch), strict=True)):
             said = teachers[term.of]
             if self.combine == "probs" and len(said) > 1:
                 # For a loss without a temperature the probabilities themselves are averaged.
@@ -108,7 +117,8 @@ class Objective:
                 if term.of not in combined:
                     combined[term.of] = self._combined(said)
                 teacher = combined[term.of]
-            values.append(term(student[term.of], teacher, T, labels_b, offsets.get(term.of)))
+            module = self.modules.of(number) if self.modules is not None else None
+            values.append(term(student[term.of], teacher, T, labels_b, offsets.get(term.of), module))
         return values
 
     def soft(self, values: Sequence[torch.Tensor], epoch: int) -> torch.Tensor:
@@ -159,11 +169,12 @@ class Objective:
         softs = self.soft_values(student, teachers, labels_b, epoch, offsets)
         soft = self.soft(softs, epoch) if softs else zero
         hint = self.hint(hints, epoch) if self.hints else zero
+        shown = self.modules.shown() if self.modules is not None else {}
         if not self.labels:
-            return LossValues(alpha * soft + hint, soft, None, hint, tuple(hints), tuple(softs))
+            return LossValues(alpha * soft + hint, soft, None, hint, tuple(hints), tuple(softs), shown)
         # Also computed where beta is 0, for the metrics; its gradient is then multiplied by 0.
         hard = hard_loss(student[LOGITS], visible, self.label_smoothing, mixed)
-        return LossValues(alpha * soft + beta * hard + hint, soft, hard, hint, tuple(hints), tuple(softs))
+        return LossValues(alpha * soft + beta * hard + hint, soft, hard, hint, tuple(hints), tuple(softs), shown)
 
     def warn_of_dominance(self, values: LossValues, epoch: int) -> None:
         """Logs a warning where one of several terms is more than ``DOMINANT`` of the loss. Waits for the device once.
