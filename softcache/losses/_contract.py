@@ -29,10 +29,13 @@ Kind = Literal["classes", "binary", "values"]
 
 
 Scope = Literal["samples", "batch"]
-"""What the value of a loss depends on: ``samples``, a mean of something that each sample has alone (of a loss that needs
-``labels``, over the labelled ones), so that means of parts of a batch, weighted by their counts, give that of the whole;
-``batch``, relations between the samples of a batch. On several ranks a loss of a batch is given the whole batch; under
-``--accumulate`` it sees one of the batches at a time."""
+"""What the value of a loss depends on.
+
+- ``samples``: it is a mean of something that each sample has alone, of a loss that needs ``labels`` over the labelled
+  samples. Means of the parts of a batch, weighted by their counts, are then that of the whole batch.
+- ``batch``: it relates the samples of a batch. Several ranks give it the whole batch; with ``--accumulate`` it sees one
+  batch at a time.
+"""
 
 
 def check_contract(cls: type, contract: type, method: str, owner: str) -> None:

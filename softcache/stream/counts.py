@@ -45,7 +45,9 @@ class Counts:
         """Of each key, one after the other."""
         if counted.what in ("labels", "task"):
             known = known_labels(self._labels).reshape(len(self._labels), -1)  # (N, K)
-            return np.concatenate([self._labels_of(part.rows, view, known, counted.what) for part, view in _views(every)])
+            return np.concatenate(
+                [self._labels_of(part.rows, view, known, counted.what) for part, view in _views(every)]
+            )
         rows = np.concatenate([key_rows(parts) for parts in every])
         if counted.column is None:
             return np.ones(len(rows), np.int64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from softcache.cache.schema import hint_column
 from softcache.console import size
 from softcache.errors import ModelError, UsageError
 from softcache.fields import Inputs
-from softcache.losses._counted import ROWS, Gather
+from softcache.losses._counted import ROWS, Counted, Gather
 from softcache.losses.hints._hint_loss import hint_loss_type
 from softcache.losses.hints._shapes import Shape
 from softcache.losses.hints._spec import HintModule, HintTerm
@@ -92,10 +91,7 @@ class HintLosses(nn.Module):
                 given = _of_lengths(term, given, offset)
             if gather is not None and term.loss.scope == "batch":
                 counted = term.counted(None if offset is None else hint_column(term.teacher[0]))
-                of_rows = ROWS if counted.what == "places" else counted
-                given = given.each(
-                    functools.partial(gather, counted=counted), functools.partial(gather, counted=of_rows)
-                )
+                given = given.gathered(gather, counted)
             if len(given.student[0]):
                 values.append(
                     term.value(built, given.student, given.teacher, positions=given.positions, labels=given.labels)
@@ -121,9 +117,11 @@ class _Given:
     positions: Tensor
     labels: Tensor
 
-    def each(self, change: Callable[[Tensor], Tensor], of_rows: Callable[[Tensor], Tensor]) -> _Given:
-        student, teacher = [change(x) for x in self.student], [change(x) for x in self.teacher]
-        return _Given(student, teacher, of_rows(self.positions), of_rows(self.labels))
+    def gathered(self, gather: Gather, counted: Counted) -> _Given:
+        """Of all ranks. ``counted``: what the activations have one of."""
+        of_rows = ROWS if counted.what == "places" else counted
+        student, teacher = [[gather(x, counted) for x in side] for side in (self.student, self.teacher)]
+        return _Given(student, teacher, gather(self.positions, of_rows), gather(self.labels, of_rows))
 
 
 def _of_lengths(term: HintTerm, given: _Given, offset: Int64) -> _Given:
@@ -161,9 +159,7 @@ def watched(terms: Sequence[HintTerm]) -> list[str]:
     return sorted({layer for term in terms for layer in term.student})
 
 
-def probe(
-    student: Network, layers: Sequence[str], inputs: Inputs
-) -> tuple[dict[str, tuple[int, ...]], int, list[str]]:
+def probe(student: Network, layers: Sequence[str], inputs: Inputs) -> tuple[dict[str, tuple[int, ...]], int, list[str]]:
     """Shapes of a student's layers without the batch, how often they run in one forward pass, and the names of the
     parameters that none of them depends on.
 

@@ -59,9 +59,13 @@ class TermValues:
     hints: tuple[torch.Tensor, ...] = ()
 
     def times(self, shares: Shares) -> TermValues:
-        softs = tuple(value * share for value, share in zip(self.softs, shares.softs, strict=True)) if self.softs else ()
-        hints = tuple(value * share for value, share in zip(self.hints, shares.hints, strict=True)) if self.hints else ()
-        return TermValues(softs, None if self.hard is None else self.hard * shares.hard, hints)
+        """``shares``: also of terms that this stage doesn't have."""
+
+        def each(values: Sequence[torch.Tensor], of: Sequence[float]) -> tuple[torch.Tensor, ...]:
+            return tuple(value * share for value, share in zip(values, of, strict=True)) if values else ()
+
+        hard = None if self.hard is None else self.hard * shares.hard
+        return TermValues(each(self.softs, shares.softs), hard, each(self.hints, shares.hints))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Alone, every method gives back what it was given, bit for bit, and no process gr
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import re
@@ -24,17 +25,15 @@ from softcache.errors import OtherRankError, SoftcacheError
 
 # How long a rank waits for the others: longer than any of them reads its data, and not for ever.
 TIMEOUT = datetime.timedelta(minutes=30)
-_LOST = re.compile(r"gloo|nccl|connection|socket|timed? ?out|store|peer|broken pipe", re.IGNORECASE)
+_LOST = re.compile(r"\bgloo\b|\bNCCL\b|Connection (closed|reset|refused)|Broken pipe|TCPStore|[Ss]ocket")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank ``index`` of ``count``. ``device``: where tensors have to be that are sent, the CPU of gloo, a GPU of
-    NCCL."""
+    """Rank ``index`` of ``count``. Tensors on a GPU are sent over NCCL, those on the CPU over gloo."""
 
     index: int = 0
     count: int = 1
-    device: torch.device = torch.device("cpu")
 
     @property
     def alone(self) -> bool:
@@ -50,15 +49,15 @@ class Ranks:
         return rows[len(rows) * self.index // self.count : len(rows) * (self.index + 1) // self.count]
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of all ranks' tensors of one shape, on the device of ``values``."""
+        """The sum of all ranks' tensors of one shape."""
         if self.alone:
             return values
-        sent = values.to(self.device, copy=True)
-        dist.all_reduce(sent)
-        return sent.to(values.device)
+        summed = values.clone()
+        dist.all_reduce(summed)
+        return summed
 
     def gathered(self, values: Tensor, sizes: Sequence[int]) -> Tensor:
-        """The tensors (n, …) of all ranks one after the other, ``sizes`` n of each; on the same device.
+        """The tensors (n, …) of all ranks one after the other, ``sizes`` n of each.
 
         Gradients flow back to each rank's own part. What all ranks compute from it alike is to be in each one's loss
         once: then the mean of the ranks' gradients is the gradient of that loss.
@@ -98,7 +97,7 @@ class Ranks:
         if self.alone:
             return
         for tensor in tensors:
-            sent = tensor.detach().to(self.device).contiguous()
+            sent = tensor.detach().contiguous()
             dist.broadcast(sent, 0)
             tensor.copy_(sent)
 
@@ -135,7 +134,9 @@ class Ranks:
         """
         if self.alone:
             return module
-        return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+        with warnings.catch_warnings():  # newer versions of torch have another name for it, older ones don't know that
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
 
 
 ALONE = Ranks()
@@ -148,7 +149,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, sizes: tuple[int, ...], ranks: Ranks) -> Tensor:
         own, longest, rest = sizes[ranks.index], max(sizes), values.shape[1:]
         ctx.own, ctx.first, ctx.count, ctx.shape = own, sum(sizes[: ranks.index]), ranks.count, values.shape
-        sent = torch.zeros((longest, *rest), dtype=values.dtype, device=ranks.device)
+        sent = torch.zeros((longest, *rest), dtype=values.dtype, device=values.device)
         sent[:own] = values[:own]
         if not longest:
             return values[:0].clone()
@@ -157,7 +158,7 @@ class _Gather(torch.autograd.Function):
         parts = [torch.empty_like(flat) for _ in sizes]
         dist.all_gather(parts, flat)
         whole = [part.view(values.dtype).view(sent.shape)[:size] for part, size in zip(parts, sizes, strict=True)]
-        return torch.cat(whole).to(values.device)
+        return torch.cat(whole)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -168,28 +169,23 @@ class _Gather(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[Ranks]:
-    """The ranks of torchrun, which find each other: over NCCL where the device is a GPU, else over gloo.
+def joined() -> Iterator[Ranks]:
+    """The ranks of torchrun, which find each other; they stay together until the process ends.
 
     Errors: ``SoftcacheError`` where another rank has gone.
     """
     if world() == 1:
         yield ALONE
         return
-    begun = not dist.is_initialized()
     try:
-        if begun:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-        on_gpu = dist.get_backend() == "nccl"
-        ranks = Ranks(dist.get_rank(), dist.get_world_size(), device if on_gpu else torch.device("cpu"))
-        with warnings.catch_warnings():
-            # Said once where every parameter is used, see ``Ranks.wrapped``.
-            warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified")
-            yield ranks
-        if begun:
-            dist.destroy_process_group()
+        if not dist.is_initialized():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+            atexit.register(dist.destroy_process_group)
+        yield Ranks(dist.get_rank(), dist.get_world_size())
     except RuntimeError as error:
         text = " ".join(str(error).split())
         if not _LOST.search(text):
             raise
-        raise SoftcacheError(f"rank {rank()} lost another rank, which ended or can't be reached ({text[:120]})") from error
+        raise SoftcacheError(
+            f"rank {rank()} lost another rank, which ended or can't be reached ({text[:120]})"
+        ) from error
