@@ -32,6 +32,11 @@ def restarts() -> int:
     return _number("TORCHELASTIC_MAX_RESTARTS", 0)
 
 
+def restarted() -> int:
+    """How often torchrun has started them again so far."""
+    return _number("TORCHELASTIC_RESTART_COUNT", 0)
+
+
 def refuse_several(command: str) -> None:
     """Errors: ``UsageError`` where torchrun has started several processes of a command that works in one."""
     if world() > 1:

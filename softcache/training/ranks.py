@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from softcache.distributed import rank, world
+from softcache.distributed import rank, restarted, world
 from softcache.errors import OtherRankError, SoftcacheError
 
 # How long a rank waits for the others: longer than any of them reads its data, and not for ever.
@@ -179,9 +179,12 @@ def joined() -> Iterator[Ranks]:
         return
     try:
         if not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+            _meet()
             atexit.register(dist.destroy_process_group)
-        yield Ranks(dist.get_rank(), dist.get_world_size())
+        with warnings.catch_warnings():
+            # Of a kernel of one pixel in channels_last, whose gradient is copied; said once, and nothing can be done.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            yield Ranks(dist.get_rank(), dist.get_world_size())
     except RuntimeError as error:
         text = " ".join(str(error).split())
         if not _LOST.search(text):
@@ -189,3 +192,19 @@ def joined() -> Iterator[Ranks]:
         raise SoftcacheError(
             f"rank {rank()} lost another rank, which ended or can't be reached ({text[:120]})"
         ) from error
+
+
+def _meet() -> None:
+    """Makes the process group.
+
+    torchrun keeps one store for all its starts. In it are still the addresses of processes that have ended: a rank that
+    read one of these would wait for it for ever, so that each start has names of its own.
+    """
+    store, number, count = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore(f"softcache/{restarted()}", store),
+        rank=number,
+        world_size=count,
+        timeout=TIMEOUT,
+    )
