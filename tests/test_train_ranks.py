@@ -219,17 +219,21 @@ def test_a_rank_that_is_killed_is_started_again_and_ends_as_undisturbed(
 ) -> None:
     whole, run = undisturbed[0], tmp_path / "run"
     rng = random.Random(kills)
-    started = subprocess.Popen(
+    with subprocess.Popen(
         torchrun(*command(made, run, epochs=EPOCHS), restarts=2 * kills),
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    for epoch in sorted(rng.choices(range(EPOCHS - 2), k=kills)):
-        while started.poll() is None and _epochs(run) <= epoch:
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.2))  # within this epoch or a later one, or at a start
-        assert started.poll() is None, started.communicate()
-        os.kill(rng.choice(_children(started.pid)), signal.SIGKILL)
-    output, _ = started.communicate(timeout=400)
+    ) as started:  # fmt: skip
+        try:
+            for epoch in sorted(rng.choices(range(EPOCHS - 2), k=kills)):
+                while started.poll() is None and _epochs(run) <= epoch:
+                    time.sleep(0.005)
+                time.sleep(rng.uniform(0, 0.2))  # within this epoch or a later one, or at a start
+                while started.poll() is None and not (ranks := _children(started.pid)):
+                    time.sleep(0.005)
+                os.kill(rng.choice(ranks), signal.SIGKILL)
+            output, _ = started.communicate(timeout=400)
+        finally:
+            started.terminate()  # torchrun takes its ranks with it
     assert started.returncode == 0, output
     assert "resuming after epoch" in output
     for name in ("student.safetensors", "regressors.safetensors"):

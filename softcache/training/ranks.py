@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
+import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from softcache.distributed import rank, restarted, world
-from softcache.errors import OtherRankError, SoftcacheError
+from softcache.errors import OtherRankError, SoftcacheError, UsageError
 
 # How long a rank waits for the others: longer than any of them reads its data, and not for ever.
 TIMEOUT = datetime.timedelta(minutes=30)
@@ -200,6 +201,10 @@ def _meet() -> None:
     torchrun keeps one store for all its starts. In it are still the addresses of processes that have ended: a rank that
     read one of these would wait for it for ever, so that each start has names of its own.
     """
+    if "MASTER_ADDR" not in os.environ:
+        raise UsageError(
+            f"WORLD_SIZE is {world()}, but nothing says where the other ranks are: use torchrun, or unset it"
+        )
     store, number, count = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
