@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 log = logging.getLogger(__name__)
-_shown = {"progress": False}
+_shown = {"progress": False, "advice": True}
 
 
 def show_messages(*, quiet: bool = False) -> None:
@@ -36,6 +36,21 @@ def show_messages(*, quiet: bool = False) -> None:
         logger.propagate = False
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
     _shown["progress"] = not quiet
+
+
+@contextmanager
+def silent(silent: bool = True) -> Iterator[None]:
+    """Shows errors alone, where ``silent``: for a process beside one that says the same."""
+    logger, before = logging.getLogger("softcache"), dict(_shown)
+    level = logger.level
+    if silent:
+        logger.setLevel(logging.ERROR)
+        _shown.update(progress=False, advice=False)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        _shown.update(before)
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -133,7 +148,7 @@ def advising(what: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, Exception):
+        if not isinstance(error, Exception) and _shown["advice"]:
             print(f"stopped: {what()}", file=sys.stderr, flush=True)
         raise
 

@@ -7,19 +7,20 @@ from collections.abc import Iterator
 
 import torch
 
+from softcache.distributed import local_rank, world
 from softcache.errors import UsageError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` takes a GPU where there is one.
+    """``auto`` takes a GPU where there is one; under torchrun each process has one of its own.
 
     Errors: ``UsageError`` for a device that torch doesn't know or doesn't have.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return _own_gpu()
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -31,7 +32,11 @@ def pick_device(name: str) -> torch.device:
         raise UsageError(f"--device {name}: this machine's CUDA devices are 0 to {torch.cuda.device_count() - 1}")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps: this machine has none, or torch can't see it")
-    return device
+    return _own_gpu() if device.type == "cuda" and device.index is None else device
+
+
+def _own_gpu() -> torch.device:
+    return torch.device("cuda", local_rank() % torch.cuda.device_count()) if world() > 1 else torch.device("cuda")
 
 
 def native_bf16(device: torch.device) -> bool:

@@ -22,6 +22,21 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", 0)
 
 
+def local_world() -> int:
+    """How many processes share this machine, 1 when it is alone."""
+    return _number("LOCAL_WORLD_SIZE", 1)
+
+
+def restarts() -> int:
+    """How often torchrun may start all processes again, when one of them ends."""
+    return _number("TORCHELASTIC_MAX_RESTARTS", 0)
+
+
+def restarted() -> int:
+    """How often torchrun has started them again so far."""
+    return _number("TORCHELASTIC_RESTART_COUNT", 0)
+
+
 def refuse_several(command: str) -> None:
     """Errors: ``UsageError`` where torchrun has started several processes of a command that works in one."""
     if world() > 1:

@@ -53,6 +53,14 @@ class NumericsError(SoftcacheError):
     """Logits, hints or losses that are not finite, or don't fit their codec."""
 
 
+class OtherRankError(SoftcacheError):
+    """Another rank of the same training failed, and says why: the command line says nothing for this one."""
+
+    def __init__(self, message: str, exit_status: int = 1):
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
 class MissingExtraError(SoftcacheError):
     """An optional dependency is not installed; the message names the extra."""
 

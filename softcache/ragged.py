@@ -107,7 +107,7 @@ def row_means(values: torch.Tensor, offset: npt.ArrayLike) -> torch.Tensor:
     places = places[places > 0]
     sums = padded(values, offsets_of(places)).sum(1)
     count = on_device(places, values.device).to(values.dtype)
-    return sums / count.view(-1, *[1] * (sums.ndim - 1))
+    return sums / count.view(len(places), *[1] * (sums.ndim - 1))
 
 
 def on_device(numbers: Int64, device: torch.device) -> torch.Tensor:

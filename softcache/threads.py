@@ -16,6 +16,8 @@ import time
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from softcache.distributed import local_world
+
 NUMBER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 SPINS = "10000"  # about a tenth of GCC's default: covers the gaps within a training step, and ends soon after
@@ -27,7 +29,8 @@ def settle_threads(
 ) -> str | None:
     """Sets OpenMP's variables in ``environment`` and returns a sentence on what was chosen.
 
-    ``asked``: a number of threads, ``None`` for one a core. ``workers``: busy processes that will run beside. Variables
+    ``asked``: a number of threads, ``None`` for one a core, and for a share of the cores where torchrun has started
+    several processes here. ``workers``: busy processes that will run beside. Variables
     that are set already are left as they are. Nothing is done, and ``None`` returned, where torch has been imported,
     because it reads them only then.
     """
@@ -36,7 +39,7 @@ def settle_threads(
     given = next((name for name in NUMBER if name in environment), None)
     if asked is None and given is not None:
         return f"CPU threads: {environment[given]}, as {given} says"
-    cores = usable_cores()
+    cores = max(1, usable_cores() // local_world())
     threads = asked or cores
     environment["OMP_NUM_THREADS"] = str(threads)
     said = f"{threads} CPU thread" + ("s" if threads > 1 else "")

@@ -144,12 +144,12 @@ def test_unwritable_output(here: Path, fails: Fails) -> None:
     assert "file/teacher" in message
 
 
-@pytest.mark.parametrize("command", ["teach", "train"])
-def test_a_training_under_torchrun_is_refused(
-    here: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch, command: str
+def test_a_teacher_is_trained_in_one_process_and_ranks_need_torchrun(
+    here: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert "without torchrun" in fails(command, *TINY, status=2)
+    assert "without torchrun" in fails("teach", *TINY, status=2)
+    assert "use torchrun, or unset it" in fails("train", *TINY, status=2)
     assert not list(here.iterdir())
 
 

@@ -17,6 +17,7 @@ from softcache.models._open import pure
 from softcache.stages._cohort import train_cohort
 from softcache.stages.train import Trained, train
 from softcache.stream.batches import Batch
+from softcache.stream.counts import Counts
 from softcache.stream.targets import Targets
 from softcache.training import learner
 from softcache.training.graph import UNRECORDED, GraphedStep
@@ -50,7 +51,16 @@ class Recorder:
 def batch(rows: int, value: float = 1.0) -> Batch:
     ids = torch.arange(rows)
     logits = torch.full((rows, 2), value)
-    return Batch(ids, torch.full((rows, 1), value), ids, ids, None, Targets({"logits": [logits]}), {})
+    return Batch(
+        ids,
+        torch.full((rows, 1), value),
+        ids,
+        ids,
+        None,
+        Targets({"logits": [logits]}),
+        {},
+        Counts([], ids.numpy(), {}, lambda *_: None),
+    )
 
 
 def test_a_step_is_recorded_once_and_then_gets_each_batch() -> None:

@@ -40,6 +40,7 @@ class Mine:  # inherits nothing, so it declares everything
     example = "--loss own.py:Mine"
     kinds = frozenset({"classes"})
     needs = frozenset()
+    scope = "samples"
     through_softmax = True
     zero_for_perfect = True
     least_classes = 2
@@ -391,7 +392,7 @@ def test_a_loss_of_ones_own_without_a_text_is_described(here, capsys):
     assert command("losses", "bare.py:L") == 0
     assert capsys.readouterr().out == (
         "option          --loss bare.py:L\noptions         none beside those of every loss\nneeds           classes\n"
-        "default weight  1\nalpha, beta     1, 1\n"
+        "scope           samples (a mean over samples)\ndefault weight  1\nalpha, beta     1, 1\n"
         "command         softcache train --loss bare.py:L\n"
     )
 

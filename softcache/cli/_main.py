@@ -13,7 +13,8 @@ import click
 import softcache.cli
 from softcache._version import __version__
 from softcache.console import show_messages
-from softcache.errors import SoftcacheError, nearest
+from softcache.distributed import rank
+from softcache.errors import OtherRankError, SoftcacheError, nearest
 from softcache.remembered import set_process
 
 ORDER = ("teach", "layers", "dump", "train", "eval", "info", "verify", "trim", "losses", "presets")
@@ -78,13 +79,15 @@ def run(arguments: list[str] | None = None) -> int:
     except SoftcacheError as error:
         if debug:
             raise
-        print(f"softcache: {error}", file=sys.stderr)
+        if not isinstance(error, OtherRankError):
+            print(f"softcache: {error}", file=sys.stderr)
         return error.exit_status
     except (KeyboardInterrupt, click.Abort):
         print("softcache: interrupted", file=sys.stderr)
         return 130
     except Terminated:
-        print("softcache: terminated", file=sys.stderr)
+        if rank() == 0:  # torchrun ends all of them
+            print("softcache: terminated", file=sys.stderr)
         return 143
     except BrokenPipeError:
         return 1

@@ -11,6 +11,7 @@ import click
 
 from softcache import strictjson
 from softcache.datasets._fraction import with_fraction
+from softcache.distributed import rank
 from softcache.errors import UsageError, nearest
 from softcache.threads import settle_threads
 
@@ -88,7 +89,7 @@ def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
             asked = (click.get_current_context().obj or {}).get("threads")
             chosen = settle_threads(asked, workers=max(0, options.get("workers", 0)))
             if chosen is not None:
-                log.log(logging.INFO if name in LONG else logging.DEBUG, chosen)
+                log.log(logging.INFO if name in LONG and rank() == 0 else logging.DEBUG, chosen)
             return function(**_with_fraction(options))
 
         file = SectionedOption(

@@ -8,6 +8,8 @@ import click
 
 from softcache.cli._print import as_json, rows, table
 
+SCOPES = {"samples": "a mean over samples", "batch": "relates the samples of a batch"}
+
 
 @click.command("losses")
 @click.argument("name", required=False)
@@ -47,6 +49,7 @@ def command(name: str | None, json_: bool) -> None:
                 *([("formula", row.formula)] if row.formula else []),
                 ("options", ", ".join(row.options) or "none beside those of every loss"),
                 ("needs", row.needs),
+                ("scope", f"{row.scope} ({SCOPES[row.scope]})"),
                 ("default weight", row.weight),
                 *([("alpha, beta", row.beside)] if row.beside else []),
                 *([("default T", row.T)] if row.T else []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -9,6 +10,7 @@ import click
 from softcache.cli import _options
 from softcache.cli._options import flag, option, section
 from softcache.cli._print import as_json, rows
+from softcache.distributed import rank, world
 
 
 @_options.command("train")
@@ -150,14 +152,20 @@ from softcache.cli._print import as_json, rows
     option("--views-per-image", type=int, help="Views of an image in one batch, from one decode.  [default: 1]"),
     option("--codec", help="The codec of a cache that was made with code of your own: my.py:Codec."),
     flag("--verify-reads", help="Check each shard's checksums before it is used."),
+    flag("--sync-bn", help="Batch norm over the batch of all GPUs under torchrun, in place of each one's own."),
     option("--log-every", type=int, help="Write every n-th step's losses to steps.jsonl, 0 for none.  [default: 0]"),
 )
 def command(json_: bool = False, **options: Any) -> None:
     """Train a student from a cache, at any temperature, as often as you like."""
+    if world() > 1:
+        # torch's C++ code says once that looking for unused parameters found none (training.ranks).
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from softcache.stages.train import train
     from softcache.training.scores import TITLES, recorded_numbers, told
 
     trained = train(**options)
+    if rank():
+        return  # the first rank says it
     if json_:
         as_json(trained.to_json())
         return

@@ -26,8 +26,8 @@ OF_A_STUDENT = frozenset(
         "student", "seed", "T", "alpha", "beta", "loss", "hint", "hint_epochs", "teacher_weight", "combine",
         "preset", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "momentum", "nesterov", "schedule",
         "warmup", "milestones", "gamma", "label_smoothing", "clip_grad", "accumulate", "amp", "channels_last",
-        "compile", "cuda_graphs", "normalize", "student_size", "weights", "init", "init_map", "freeze", "log_every",
-        "out", "resume", "order_seed",
+        "compile", "cuda_graphs", "sync_bn", "normalize", "student_size", "weights", "init", "init_map", "freeze",
+        "log_every", "out", "resume", "order_seed",
     }
 )  # fmt: skip
 
@@ -52,7 +52,8 @@ class TrainConfig(FitConfig):
     default ``seed``; students of several seeds and one ``order_seed`` see the same batches. ``student_size``,
     ``teacher_size`` (with ``online``): sides of the networks'
     inputs, where they aren't that of the views. ``init_map``: pairs STUDENT=TEACHER of layers. ``codec``: that of a
-    cache that was made with code of a user's own. ``out``: the run's folder, by default ``runs/STUDENT-<n>``.
+    cache that was made with code of a user's own. ``sync_bn``: statistics of batch norms over all GPUs of torchrun,
+    not each one's own. ``out``: the run's folder, by default ``runs/STUDENT-<n>``.
     ``resume``: a run that was interrupted, whose own options are taken.
     """
 
@@ -98,6 +99,7 @@ class TrainConfig(FitConfig):
     codec: str | None = None
     verify_reads: bool = False
     order_seed: int | None = None
+    sync_bn: bool = False
     log_every: int = 0
     out: str | None = None
     resume: str | None = None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from softcache.losses._contract import Kind, Need
+from softcache.losses._contract import Kind, Need, Scope
 from softcache.losses._loss import Loss
 
 if TYPE_CHECKING:
     from softcache.losses._module import LossModule
 
-__all__ = ["Kind", "Loss", "LossModule", "Need"]
+__all__ = ["Kind", "Loss", "LossModule", "Need", "Scope"]
 
 
 def __getattr__(name: str) -> Any:

@@ -28,6 +28,16 @@ Kind = Literal["classes", "binary", "values"]
 ``values`` (neither: embeddings, regressions)."""
 
 
+Scope = Literal["samples", "batch"]
+"""What the value of a loss depends on.
+
+- ``samples``: it is a mean of something that each sample has alone, of a loss that needs ``labels`` over the labelled
+  samples. Means of the parts of a batch, weighted by their counts, are then that of the whole batch.
+- ``batch``: it relates the samples of a batch. Several ranks give it the whole batch; with ``--accumulate`` it sees one
+  batch at a time.
+"""
+
+
 def check_contract(cls: type, contract: type, method: str, owner: str) -> None:
     """Compares a component's class with the protocol of its kind; ``method`` is what the class must define itself.
 
@@ -48,6 +58,9 @@ def check_contract(cls: type, contract: type, method: str, owner: str) -> None:
     needs = _words(declared, "needs", typing.get_args(Need), owner)
     for need in needs - set(typing.get_args(Need)):
         raise UsageError(f"{owner} needs {need!r}, which no training has{nearest(need, typing.get_args(Need))}")
+    scope = vars(declared["scope"])["scope"]
+    if scope not in typing.get_args(Scope):
+        raise UsageError(f"{owner}: scope must be one of {', '.join(typing.get_args(Scope))}, found {scope!r:.60}")
     if "kinds" in public:
         kinds, known = _words(declared, "kinds", typing.get_args(Kind), owner), typing.get_args(Kind)
         for kind in kinds - set(known):

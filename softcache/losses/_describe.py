@@ -18,7 +18,7 @@ from softcache.losses.hints._hint_loss import HintLoss, hint_loss_type
 @dataclass(frozen=True)
 class LossRow:
     """One loss. ``kind`` is the option that takes it, "loss" or "hint"; ``T`` is "" where it has none. ``beside``:
-    alpha and beta where neither is given, "" for a hint loss.
+    alpha and beta where neither is given, "" for a hint loss. ``scope``: "samples" or "batch", see ``Scope``.
 
     ``command`` trains with the weights of the paper; ``description`` is the text that its class is documented with. A
     class of a user's own may leave formula, source and description empty.
@@ -29,6 +29,7 @@ class LossRow:
     formula: str
     options: tuple[str, ...]
     needs: str
+    scope: str
     weight: str
     beside: str
     T: str
@@ -110,6 +111,7 @@ def _row(
         formula=cls.formula,
         options=tuple(f"{f.name}={_default(f)}" for f in dataclasses.fields(cls)),
         needs=", ".join([takes, *sorted(needs)]),
+        scope=cls.scope,
         weight=cls.default_weight,
         beside=beside,
         T=T,

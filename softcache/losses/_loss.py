@@ -6,7 +6,7 @@ import typing
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from softcache import registry
-from softcache.losses._contract import Kind, Need, check_contract
+from softcache.losses._contract import Kind, Need, Scope, check_contract
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,7 @@ class Loss(Protocol):
     example: options of ``softcache train`` with the weights of the paper.
     needs: see ``Need``. A loss that needs ``labels`` is a mean over the labelled samples of a batch, and 0 with a graph
         where there is none.
+    scope: whether it is a mean over samples or relates the samples of a batch, see ``Scope``.
     kinds: of the outputs that it takes, see ``Kind``.
     default_alpha, default_beta: weights of the losses on outputs and of the hard-label loss where nobody says.
     default_weight, standardized_weight: text of a schedule; the second holds with ``standardize=true``, where it
@@ -53,6 +54,7 @@ class Loss(Protocol):
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""
     example: ClassVar[str] = ""
+    scope: ClassVar[Scope] = "samples"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"classes"})
     needs: ClassVar[frozenset[Need]] = frozenset()
     default_alpha: ClassVar[float] = 1.0

@@ -15,6 +15,7 @@ import torch
 from softcache import registry
 from softcache.errors import UsageError, nearest
 from softcache.losses._contract import Kind, Need
+from softcache.losses._counted import ROWS, Counted, Gather
 from softcache.losses._loss import Loss, loss_type
 from softcache.losses._module import LossModule
 from softcache.losses._schedule import Schedule
@@ -49,25 +50,32 @@ class Term:
         labels: torch.Tensor | None = None,
         offset: Int64 | None = None,
         module: LossModule | None = None,
+        gather: Gather | None = None,
     ) -> torch.Tensor:
         """Outputs (B, …, C) of student and teacher, labels (B,) int64 with -1 for none → a scalar, not weighted.
 
         Positions, the axes between, count as samples; a loss that needs vectors gets the mean over them. ``offset``:
         where rows have lengths of their own (B + 1,), where each begins in outputs (P, …, C) whose places lie end to
         end: these count as samples too, and the mean is over those of a row; rows that have none are left out, and
-        where no row has any, the loss is 0 with a graph. ``module``: what ``build`` made. ``teacher`` gets no gradient.
+        where no row has any, the loss is 0 with a graph. ``teacher`` gets no gradient. ``module``: what ``build`` made.
+        ``gather``: where other ranks have parts of the batch, for a loss whose scope is the batch.
 
         Errors: ``UsageError`` where labels are needed and none are given.
         """
         if "labels" in self.needs and labels is None:
             raise UsageError(f"loss {self.name!r} needs labels: choose one that needs none, such as kl")
-        if offset is not None and not int(offset[-1]):
-            return student.sum() * 0
-        vectors = "vectors" in self.needs
+        alone, vectors = student, "vectors" in self.needs
         if vectors and offset is not None:
             student, teacher = row_means(student, offset), row_means(teacher, offset)
+        teacher = teacher.detach()
+        if gather is not None and self.loss.scope == "batch":
+            counted = self.counted(ragged=offset is not None)
+            student, teacher = gather(student, counted), gather(teacher, counted)
+            labels = gather(labels, counted) if labels is not None and counted == ROWS else labels
+        if offset is not None and not len(student):
+            return student.sum() * 0 + alone.sum() * 0
         flat = _mean_over_positions if vectors else _positions_as_samples
-        student, teacher = flat(student), flat(teacher.detach())
+        student, teacher = flat(student), flat(teacher)
         if self.standardize:
             student, teacher = standardize(student), standardize(teacher)
         with registry.guarded(self.name, f"loss {self.name!r}"):
@@ -93,6 +101,12 @@ class Term:
     @property
     def needs(self) -> frozenset[Need]:
         return self.loss.needs
+
+    def counted(self, *, ragged: bool) -> Counted:
+        """What it is a mean over, or relates. ``ragged``: whether the rows of its output have lengths of their own."""
+        if ragged:
+            return Counted("filled" if "vectors" in self.needs else "places", self.of)
+        return Counted("labels") if "labels" in self.needs and self.loss.scope == "samples" else ROWS
 
     @property
     def kinds(self) -> frozenset[Kind]:

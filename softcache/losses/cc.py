@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from softcache.errors import UsageError
-from softcache.losses._contract import Kind, Need
+from softcache.losses._contract import Kind, Need, Scope
 from softcache.losses._loss import Loss
 from softcache.losses._precision import full_precision
 
@@ -30,6 +30,7 @@ class CC(Loss):
     source: ClassVar[str] = "Correlation congruence, arXiv 1904.01802"
     example: ClassVar[str] = "--loss cc:of=embedding"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"values"})
+    scope: ClassVar[Scope] = "batch"
     needs: ClassVar[frozenset[Need]] = frozenset({"vectors"})
     default_beta: ClassVar[float] = 0.0
     default_weight: ClassVar[str] = "0.003"

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from softcache.losses._contract import Scope
 from softcache.losses._loss import Loss
 from softcache.losses._precision import full_precision
 
@@ -31,6 +32,7 @@ class DIST(Loss):
     formula: ClassVar[str] = "T² [beta (1 - mean_b ρ(p_s, p_t)) + gamma (1 - mean_c ρ(p_s, p_t))]"
     source: ClassVar[str] = "DIST, arXiv 2205.10536"
     example: ClassVar[str] = "--loss dist"
+    scope: ClassVar[Scope] = "batch"
     through_softmax: ClassVar[bool] = True
     default_T: ClassVar[float | None] = 4.0
     default_weight: ClassVar[str] = "2"

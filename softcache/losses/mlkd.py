@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from softcache.losses._contract import Scope
 from softcache.losses._loss import Loss
 from softcache.losses._precision import full_precision
 
@@ -42,6 +43,7 @@ class MLKD(Loss):
     formula: ClassVar[str] = "mean_T instance T² KL + batch ‖ΔG‖²/B + per_class ‖ΔM‖²/C, G = p pᵀ, M = pᵀ p"
     source: ClassVar[str] = "Multi-level Logit Distillation, CVPR 2023"
     example: ClassVar[str] = "--loss mlkd --views-per-image 2"
+    scope: ClassVar[Scope] = "batch"
     default_alpha: ClassVar[float] = 0.9
     default_beta: ClassVar[float] = 0.1
     zero_for_perfect: ClassVar[bool] = True

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from softcache.losses._contract import Kind, Need
+from softcache.losses._contract import Kind, Need, Scope
 from softcache.losses._loss import Loss
 from softcache.losses._precision import full_precision
 
@@ -33,6 +33,7 @@ class RKD(Loss):
     source: ClassVar[str] = "RKD, arXiv 1904.05068"
     example: ClassVar[str] = "--loss rkd:of=embedding"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"values"})
+    scope: ClassVar[Scope] = "batch"
     needs: ClassVar[frozenset[Need]] = frozenset({"vectors"})
     default_beta: ClassVar[float] = 0.0
     standardizes: ClassVar[bool] = False

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from softcache.losses._contract import Kind, Need
+from softcache.losses._contract import Kind, Need, Scope
 from softcache.losses._loss import Loss
 from softcache.losses._precision import full_precision
 
@@ -25,6 +25,7 @@ class SP(Loss):
     source: ClassVar[str] = "Similarity preserving, arXiv 1907.09682"
     example: ClassVar[str] = "--loss sp:of=embedding"
     kinds: ClassVar[frozenset[Kind]] = frozenset({"values"})
+    scope: ClassVar[Scope] = "batch"
     needs: ClassVar[frozenset[Need]] = frozenset({"vectors"})
     default_beta: ClassVar[float] = 0.0
     default_weight: ClassVar[str] = "3000"

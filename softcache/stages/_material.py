@@ -17,21 +17,24 @@ from softcache.errors import UsageError
 from softcache.stream.inputs import InputSource, ResidentInputs, pick_inputs
 from softcache.stream.paired import PairedInputs
 from softcache.training.evaluation import Evaluate, evaluator, held_out_evaluator, open_test, output_evaluator
+from softcache.training.ranks import ALONE, Ranks
 from softcache.training.rows import TrainingRows
 from softcache.views._open import Viewed
 
 
 class Material:
     """``data``: with all outputs and layers of the teacher that any of the students reads. The rest is opened when it
-    is first asked for, once for all of them."""
+    is first asked for, once for all of them. ``ranks``: which train them together."""
 
-    def __init__(self, data: TrainingData, options: TrainConfig, device: torch.device):
-        self.data, self.device = data, device
+    def __init__(self, data: TrainingData, options: TrainConfig, device: torch.device, ranks: Ranks = ALONE):
+        self.data, self.device, self.ranks = data, device, ranks
         self._options = options
         self._validators: dict[object, Evaluate] = {}
 
     @classmethod
-    def of(cls, students: Sequence[Parsed], view_numbers: Sequence[int] | None = None) -> Material:
+    def of(
+        cls, students: Sequence[Parsed], view_numbers: Sequence[int] | None = None, ranks: Ranks = ALONE
+    ) -> Material:
         """For students whose shared options are the same. ``view_numbers``: the recorded views that resumed runs began
         with."""
         first = students[0]
@@ -43,7 +46,7 @@ class Material:
             hints=tuple(hints),
             labels_alone=all(parsed.labels_alone for parsed in students),
         )
-        return cls(open_data(every, view_numbers), first.options, pick_device(first.options.device))
+        return cls(open_data(every, view_numbers), first.options, pick_device(first.options.device), ranks)
 
     @cached_property
     def test(self) -> Viewed | None:
@@ -112,4 +115,9 @@ class Material:
     @property
     def _making(self) -> dict[str, Any]:
         options = self._options
-        return {"resident": options.resident, "workers": options.workers, "start_method": options.start_method}
+        return {
+            "resident": options.resident,
+            "workers": options.workers,
+            "start_method": options.start_method,
+            "ranks": self.ranks,
+        }

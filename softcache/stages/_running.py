@@ -81,7 +81,10 @@ class Order:
 def order_of(prepared: Prepared) -> Order:
     """That of a student as if it were alone; students that have the same can share a stream."""
     parsed, data, rows, options = prepared.parsed, prepared.data, prepared.rows, prepared.parsed.options
-    windows, why = pick_windows(data.columns(), options.shuffle, available_memory(), per_image=options.views_per_image)
+    ranks = prepared.material.ranks
+    # What the first rank has free decides for all.
+    free = int(ranks.of_first(str(available_memory())))
+    windows, why = pick_windows(data.columns(), options.shuffle, free, per_image=options.views_per_image)
     plan = Plan(
         rows.train,
         prepared.fitting.batch_size,
@@ -94,6 +97,7 @@ def order_of(prepared: Prepared) -> Order:
         fresh=FreshShare(parsed.fresh_share, prepared.fitting.epochs) if parsed.fresh_share is not None else None,
         lengths=_lengths(data.viewed, windows) if options.bucket else None,
         paired=data.strong is not None,
+        share=(ranks.index, ranks.count),
     )
     return Order(plan, why)
 
@@ -106,9 +110,10 @@ def run_all(students: Sequence[Prepared], folders: Sequence[Path], order: Order,
     first, several = students[0], len(students) > 1
     learners = []
     for prepared, folder in zip(students, folders, strict=True):
-        record = record_of(prepared)
-        record.save(folder)
-        remember_folder(folder, record.options, prepared.network.spec)
+        if prepared.material.ranks.first:
+            record = record_of(prepared)
+            record.save(folder)
+            remember_folder(folder, record.options, prepared.network.spec)
         learners.append(_learner(prepared, folder, title=str(folder) if several else ""))
         log.info(_announcement(prepared, order.plan))
     go_on = f"go on with `softcache train --resume {shlex.quote(str(folders[0]))}`"
@@ -123,14 +128,17 @@ def run_all(students: Sequence[Prepared], folders: Sequence[Path], order: Order,
 
 def finish(prepared: Prepared, folder: Path, fitted: Fitted) -> Trained:
     """Saves the student, of the best epoch where held-out rows chose one, and looks at the test split."""
-    network, best = prepared.network, fitted.best()
+    network, best, ranks = prepared.network, fitted.best(), prepared.material.ranks
     if best is not None:
-        # A finished run that is resumed has no file of the best any more: it is the student's.
-        kept = folder / (BEST_FILE if (folder / BEST_FILE).exists() else STUDENT_FILE)
-        load_parameters(network.model, load_state(kept), owner=str(kept))
-    save_network(network, folder, STUDENT_FILE)
-    if prepared.hint_losses is not None:
-        save_tensors(prepared.hint_losses.state_dict(), folder, REGRESSORS_FILE)
+        if ranks.first:
+            # A finished run that is resumed has no file of the best any more: it is the student's.
+            kept = folder / (BEST_FILE if (folder / BEST_FILE).exists() else STUDENT_FILE)
+            load_parameters(network.model, load_state(kept), owner=str(kept))
+        ranks.as_first(list(network.model.state_dict().values()))
+    if ranks.first:
+        save_network(network, folder, STUDENT_FILE)
+        if prepared.hint_losses is not None:
+            save_tensors(prepared.hint_losses.state_dict(), folder, REGRESSORS_FILE)
     # With held-out rows this is the one time that the test split is looked at.
     test = fitted.test
     if test is None:
@@ -145,6 +153,8 @@ def finish(prepared: Prepared, folder: Path, fitted: Fitted) -> Trained:
         best[f"val_{prepared.leading}"] if best else None,
         best["epoch"] if best else None,
     )
+    if not ranks.first:
+        return trained
     result = {key: value for key, value in trained.to_json().items() if key != "run"}
     student = size((folder / STUDENT_FILE).stat().st_size)
     dataclasses.replace(record_of(prepared), result={**result, "student": student}).save(folder)
@@ -235,6 +245,7 @@ def _learner(prepared: Prepared, folder: Path, title: str) -> Learner:
         _evaluate(prepared),
         validate=_validator(prepared),
         title=title,
+        ranks=prepared.material.ranks,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from softcache.cache.schema import LOGITS, hint_column
 from softcache.config.data import TrainingData
@@ -34,6 +35,7 @@ from softcache.stream.windows import Windows
 from softcache.training.hint_losses import HintLosses, build_hint_losses
 from softcache.training.initialize import initialize_student, keep_frozen_still
 from softcache.training.loss_modules import LossModules, build_loss_modules
+from softcache.training.ranks import ALONE, Ranks
 from softcache.training.rows import TrainingRows, choose_rows
 from softcache.training.scores import LEADING
 from softcache.views._open import Viewed
@@ -73,10 +75,11 @@ def prepare(
     begun: dict[str, Any] | None = None,
     record: Record[TrainConfig] | None = None,
     material: Material | None = None,
+    ranks: Ranks = ALONE,
 ) -> Prepared:
     """``begun``: how a resumed run's student started, where that is behind it; ``record``: that of the resumed run.
-    ``material``: what was opened for its cohort, by default for it alone."""
-    material = material or Material.of([parsed], record.view_numbers if record is not None else None)
+    ``material``: what was opened for its cohort, by default for it alone. ``ranks``: which train it together."""
+    material = material or Material.of([parsed], record.view_numbers if record is not None else None, ranks)
     data, device = material.data.narrowed(parsed.outputs, parsed.teacher_layers), material.device
     options = parsed.options
     parsed = parsed.for_data(data.kind_of(LOGITS) or "classes", data.classes())
@@ -143,6 +146,13 @@ def prepare(
     _refuse_other_shapes(parsed, data, network, sample, sampled, logits=logits)
     widths = [(data.output_shape(term.of) or (1,))[-1] for term in parsed.losses]
     loss_modules = build_loss_modules(parsed.losses, widths, seed=options.seed)
+    if data.strong is not None and not material.ranks.alone:
+        raise UsageError("--strong-cache has both views of a row in one process: leave out torchrun")
+    if loss_modules is not None and not material.ranks.alone:
+        names = ", ".join(term.name for number, term in enumerate(parsed.losses) if loss_modules.of(number))
+        raise UsageError(f"loss {names} has parameters of its own and trains in one process: leave out torchrun")
+    if options.sync_bn:
+        _synchronize_batch_norms(network, hint_losses, device, material.ranks)
     keep_frozen_still(network)
     live = _live_arithmetic(data, options, device, record)
     pretrained = options.weights is not None or parsed.copied is not None
@@ -152,6 +162,18 @@ def prepare(
     _ = material.trained_inputs  # refuses --resident where it can't be
     fitting = options.fitting()
     return Prepared(parsed, material, data, rows, network, hint_losses, loss_modules, start, fitting, live, logits)
+
+
+def _synchronize_batch_norms(
+    network: Network, hint_losses: HintLosses | None, device: torch.device, ranks: Ranks
+) -> None:
+    """Statistics of batch norms over all ranks. Errors: ``UsageError`` where torch can't have them."""
+    if device.type != "cuda" or ranks.alone:
+        where = "without torchrun" if ranks.alone else f"on {device}"
+        raise UsageError(f"--sync-bn {where}: it is for several GPUs under torchrun: leave it out")
+    network.model = nn.SyncBatchNorm.convert_sync_batchnorm(network.model)
+    if hint_losses is not None:
+        nn.SyncBatchNorm.convert_sync_batchnorm(hint_losses)
 
 
 def _refuse_kinds(parsed: Parsed, data: TrainingData) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from softcache.config.folders import make_folder, new_run_folder
@@ -12,14 +12,16 @@ from softcache.config.parsed import parse
 from softcache.config.record import CONFIG, Record
 from softcache.config.resume import refuse_other_caches, resumed
 from softcache.config.train import TrainConfig
+from softcache.console import silent
 from softcache.device import reproducible
-from softcache.distributed import refuse_several
 from softcache.errors import SoftcacheError
 from softcache.localfiles import local_path
 from softcache.stages._running import Trained, finish, order_of, run_all
+from softcache.stages._together import Begun, agreed, begun_before, refuse_ranks
 from softcache.stages._training import Prepared, prepare
 from softcache.training.checkpoint import CHECKPOINT
 from softcache.training.folder import training_into
+from softcache.training.ranks import Ranks, joined
 
 
 @command(TrainConfig)
@@ -33,34 +35,54 @@ def train(options: TrainConfig) -> Trained:
     ``PixelsError`` where pixels are not those that the teacher saw, ``LockedError`` where another process trains into
     the folder.
     """
-    refuse_several("train")
-    if options.resume is not None:
-        own, record = resumed(options)
-        with reproducible(tf32=own.tf32):
-            return _go_on(Path(options.resume), own, record)
-    out = local_path(options.out, "--out") if options.out is not None else None
-    with reproducible(tf32=options.tf32):
-        prepared = prepare(parse(options))
-        folder = out or new_run_folder(options.student)
-        if (folder / CONFIG).exists():
-            raise SoftcacheError(f"{folder} holds a run already: use another --out, or --resume {folder}")
-        make_folder(folder)
-        with _into(folder):
-            return _train(prepared, folder, resume=False)
+    with joined() as ranks, silent(not ranks.first):
+        return _train(options, ranks)
 
 
-def _go_on(folder: Path, options: TrainConfig, record: Record[TrainConfig]) -> Trained:
-    begun = record.start if (folder / CHECKPOINT).exists() else None
-    prepared = prepare(parse(options), begun, record)
-    refuse_other_caches(folder, record, prepared.data.every_cache)
-    with _into(folder):
-        return _train(prepared, folder, resume=True)
+def _train(options: TrainConfig, ranks: Ranks) -> Trained:
+    with ranks.agreeing():
+        begun = begun_before(options, ranks) if ranks.first else None
+    begun = Begun.told(ranks.of_first(str(begun) if begun is not None else ""))
+    with contextlib.ExitStack() as held:
+        with ranks.agreeing():
+            own, record = _options(options, begun)
+            held.enter_context(reproducible(tf32=own.tf32))
+            prepared = _prepared(own, record, begun, ranks)
+        prepared = agreed(prepared, ranks)
+        with ranks.agreeing():
+            folder = begun.folder if begun is not None else None
+            if ranks.first:
+                folder = folder or _new_folder(options)
+                held.enter_context(training_into(folder, f"softcache train --resume {shlex.quote(str(folder))}"))
+        folder = Path(ranks.of_first(str(folder)))
+        order = order_of(prepared)
+        (fitted,) = run_all([prepared], [folder], order, resume=begun is not None)
+        return finish(prepared, folder, fitted)
 
 
-def _into(folder: Path) -> AbstractContextManager[None]:
-    return training_into(folder, f"softcache train --resume {shlex.quote(str(folder))}")
+def _options(options: TrainConfig, begun: Begun | None) -> tuple[TrainConfig, Record[TrainConfig] | None]:
+    """Those that are trained with, and the record of a run that goes on."""
+    if begun is None:
+        return options, None
+    return resumed(options) if options.resume is not None else (options, begun.record())
 
 
-def _train(prepared: Prepared, folder: Path, *, resume: bool) -> Trained:
-    (fitted,) = run_all([prepared], [folder], order_of(prepared), resume=resume)
-    return finish(prepared, folder, fitted)
+def _prepared(options: TrainConfig, record: Record[TrainConfig] | None, begun: Begun | None, ranks: Ranks) -> Prepared:
+    if begun is None or record is None:
+        return refuse_ranks(prepare(parse(options), ranks=ranks))
+    start = record.start if (begun.folder / CHECKPOINT).exists() else None
+    prepared = prepare(parse(options), start, record, ranks=ranks)
+    begun.refuse_other(prepared, record)
+    refuse_other_caches(begun.folder, record, prepared.data.every_cache)
+    return refuse_ranks(prepared)
+
+
+def _new_folder(options: TrainConfig) -> Path:
+    """That of a new run."""
+    if options.out is None:
+        return new_run_folder(options.student)
+    folder = local_path(options.out, "--out")
+    if (folder / CONFIG).exists():
+        raise SoftcacheError(f"{folder} holds a run already: use another --out, or --resume {folder}")
+    make_folder(folder)
+    return folder

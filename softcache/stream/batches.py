@@ -15,6 +15,7 @@ from softcache.cache.reader import Cache
 from softcache.datasets._labels import label_kind
 from softcache.fields import Fields, Inputs
 from softcache.ragged import Int64, Offsets, offsets_of
+from softcache.stream.counts import Counts
 from softcache.stream.inputs import InputSource
 from softcache.stream.parts import Part, Parts, key_rows
 from softcache.stream.plan import Plan
@@ -54,7 +55,8 @@ class Batch:
     else (B, K) uint8 or (B,) or (B, K) float32, with 255 or NaN for none. ``mixed``: of samples that are mixed with a
     partner, the partners' labels and the weight of the own label (B,) float32. ``labels``: for losses that take one
     label a sample; of a mixed sample the label with the larger weight. ``offsets``: of targets whose rows
-    have lengths of their own, by the name of their column, where each row's begin.
+    have lengths of their own, by the name of their column, where each row's begin. ``counts``: what the losses count of
+    each batch of the epoch.
     """
 
     rows: torch.Tensor
@@ -64,6 +66,7 @@ class Batch:
     mixed: tuple[torch.Tensor, torch.Tensor] | None
     targets: Targets
     offsets: Offsets
+    counts: Counts
 
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         """A batch of changed tensors, all in the same order in every batch of one stream. Digests are left out."""
@@ -77,6 +80,7 @@ class Batch:
             None if self.mixed is None else (change(self.mixed[0]), change(self.mixed[1])),
             Targets(outputs, hints),
             self.offsets,
+            self.counts,
         )
 
     @property
@@ -111,6 +115,7 @@ class Stream:
         self._teacher = teacher
         self._close = close
         self._places = places or {}
+        self._labels = visible
         self._visible = trained_labels(visible).to(device)
         self._at_once = device.type == "cpu"
 
@@ -129,7 +134,9 @@ class Stream:
         Errors: ``PixelsError`` naming the first key whose inputs are not those that the teacher saw. On a CPU it is
         raised with that batch; on a GPU at the end of the epoch, so that no step has to wait for the device.
         """
-        batches = list(self.plan.batches(epoch))
+        shares = list(self.plan.shares(epoch))
+        batches = [of_ranks[self.plan.share[0]] for of_ranks in shares]
+        counts = Counts(shares, self._labels, self._places, self._viewed.mixing)
         if self._teacher is not None:
             self._teacher.begin(batches)
         accepted = []
@@ -141,7 +148,7 @@ class Stream:
             visible, mixed = self._visible.index_select(0, on_device), self._mixed(parts)
             labels = visible if mixed is None else _larger_share(visible, *mixed)
             offsets = {name: offsets_of(places.take(key_rows(parts))) for name, places in self._places.items()}
-            yield Batch(on_device, inputs, labels, visible, mixed, targets, offsets)
+            yield Batch(on_device, inputs, labels, visible, mixed, targets, offsets, counts)
         check.finish()
 
     def _targets(self, parts: Parts, on_device: torch.Tensor, inputs: Inputs, check: PixelCheck) -> Targets:

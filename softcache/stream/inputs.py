@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from softcache.console import counted
+from softcache.distributed import local_world
 from softcache.errors import UsageError
 from softcache.fields import Fields, Inputs, joined_inputs
 from softcache.inputs import PIXELS
@@ -205,10 +206,10 @@ def pick_inputs(
 
 def pick_workers(viewed: Viewed, workers: int) -> int:
     """``workers``, or where that is negative 0 if views are made by indexing or are no pictures, else one less than
-    this process's cores (at least 1, at most 16)."""
+    this process's cores (at least 1, at most 16), or its share of them under torchrun."""
     if workers >= 0:
         return workers
     if viewed.samples.in_memory and (viewed.resident or not viewed.samples.pictures):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores - 1, 16))
+    return max(1, min(cores // local_world() - 1, 16))

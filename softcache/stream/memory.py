@@ -8,13 +8,15 @@ from pathlib import Path
 import torch
 
 from softcache.cache.reader import Cache
+from softcache.distributed import local_world
 
 _UNKNOWN = 2 * 2**30  # assumed where a system has neither /proc/meminfo nor sysconf
 
 
 def memory_budget(device: torch.device) -> int:
-    """Bytes that a training may keep for speed: a quarter of what is available on the device."""
-    return available_memory(device) // 4
+    """Bytes that a training may keep for speed: a quarter of what is available on the device; of the host's memory,
+    of which each process that torchrun has started here has a share."""
+    return available_memory(device) // 4 // (1 if device.type == "cuda" else local_world())
 
 
 def available_memory(device: torch.device | None = None) -> int:

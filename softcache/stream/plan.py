@@ -10,7 +10,7 @@ import numpy as np
 from softcache.cache.schema import MAX_VIEWS
 from softcache.errors import UsageError
 from softcache.losses._schedule import Schedule
-from softcache.stream.parts import Part, Parts
+from softcache.stream.parts import Part, Parts, divided
 from softcache.stream.windows import Windows
 
 _ORDER_STREAM = 0x6F72646572  # "order": keeps this draw apart from every other that uses the same seed
@@ -43,6 +43,8 @@ class Plan:
     in place of a recorded one, with one view an image. ``lengths``: (N,) of all rows, where rows of like length are to
     share a batch: those of ``SORTED_BATCHES`` batches are sorted by length, and these batches then shuffled.
     ``paired``: the two views of an image are one of the weak and one of the strong recipe, with the same number.
+    ``share``: the number of a rank and how many there are, which have a part of each batch each (``parts.divided``);
+    ``batch_size`` and all else is that of all ranks.
     """
 
     rows: np.ndarray
@@ -56,6 +58,7 @@ class Plan:
     fresh: FreshShare | None = None
     lengths: np.ndarray | None = None
     paired: bool = False
+    share: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         if len(self.rows) == 0:
@@ -111,6 +114,14 @@ class Plan:
         return tuple(self.view(first + k) for k in range(self.per_image))
 
     def batches(self, epoch: int) -> Iterator[Parts]:
+        """The keys of this rank's share of each batch."""
+        return (shares[self.share[0]] for shares in self.shares(epoch))
+
+    def shares(self, epoch: int) -> Iterator[list[Parts]]:
+        """The keys of each batch, those of one rank after the other."""
+        return (divided(parts, self.share[1]) for parts in self._whole(epoch))
+
+    def _whole(self, epoch: int) -> Iterator[Parts]:
         """The keys of each batch: in one part, with ``fresh`` in two, of which one without rows is left out, or where
         they are ``paired`` in a weak and a strong one.
 

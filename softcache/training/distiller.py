@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from softcache.cache.schema import LOGITS
 from softcache.fields import Inputs
+from softcache.losses._counted import Gather
 from softcache.models._hooks import Taps
 from softcache.models._network import Network
 from softcache.ragged import Offsets, counts_of, own_places
@@ -66,11 +67,13 @@ class Distiller(nn.Module):
         rows: Tensor | None = None,
         labels: Tensor | None = None,
         offsets: Offsets = MappingProxyType({}),
+        gather: Gather | None = None,
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """The student's outputs by name, (B, …), and the values of the hint losses, not weighted.
 
         ``hints``, ``rows``, ``labels``: as ``HintLosses`` takes them. ``offsets``: of columns whose rows have lengths
         of their own, where each row's places begin; such outputs are (P, …), the rows' own places end to end.
+        ``gather``: where other ranks have parts of the batch.
         """
         outputs: dict[str, Tensor] = {}
         if self.hints_alone:
@@ -82,7 +85,7 @@ class Distiller(nn.Module):
         if self.hint_losses is None:
             return outputs, []
         assert self._taps is not None, "hint losses are computed under watching()"
-        values = self.hint_losses(self._taps, hints, rows, labels, offsets)
+        values = self.hint_losses(self._taps, hints, rows, labels, offsets, gather)
         # Otherwise this step's graph would live on into the next, which can't be recorded then (training.graph).
         self._taps.clear()
         return outputs, values

@@ -18,6 +18,7 @@ from softcache.models._network import Network
 from softcache.ragged import own_places
 from softcache.stream.inputs import InputSource, ResidentInputs, pick_inputs
 from softcache.stream.parts import in_view
+from softcache.training.ranks import ALONE, Ranks
 from softcache.training.scores import (
     Accuracy,
     Scores,
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 # A network, and the precision of autocast that it is evaluated in: bf16, fp16 or off.
 Judged = tuple[Network, str]
 # Scores of each of several networks on the same inputs, which are made once; None where there is nothing to compare.
+# With several ranks all of them call it, and all get the same.
 Evaluate = Callable[[Sequence[Judged]], list[Scores | None]]
 
 
@@ -73,22 +75,24 @@ def evaluate_networks(
     *,
     rows: np.ndarray | None = None,
     calibration: bool = False,
+    ranks: Ranks = ALONE,
 ) -> list[Scores]:
     """Scores of each network's logits on the labelled rows (of ``rows``, by default all), by the kind of the labels.
 
-    ``calibration``: whether the calibration error of classes is wanted too.
+    ``calibration``: whether the calibration error of classes is wanted too. ``ranks``: which have a share of the rows
+    each, and all get the scores of all.
     """
     chosen = np.arange(len(labels)) if rows is None else rows
     chosen = chosen[labelled(labels)[chosen]]
     kind = label_kind(labels)
     if kind == "classes":
-        return list(_accuracies(judged, inputs, labels, chosen, device, calibration))
-    said: list[list[torch.Tensor]] = [[] for _ in judged]
-    for _, logits in predict(judged, inputs, chosen, device):
+        return list(_accuracies(judged, inputs, labels, chosen, device, calibration, ranks))
+    said: list[list[torch.Tensor]] = [[torch.empty(0, labels[:1].size)] for _ in judged]
+    for _, logits in predict(judged, inputs, ranks.mine(chosen), device):
         for own, values in zip(said, logits, strict=True):
             own.append(values.cpu())
     wanted = torch.from_numpy(labels[chosen]).view(len(chosen), -1)
-    found = [torch.cat(own) if own else torch.empty(0, labels[:1].size) for own in said]
+    found = [ranks.joined(torch.cat(own)) for own in said]
     return [(multilabel_scores if kind == "binary" else regression_scores)(values, wanted) for values in found]
 
 
@@ -113,11 +117,12 @@ def _accuracies(
     rows: np.ndarray,
     device: torch.device,
     calibration: bool,
+    ranks: Ranks,
 ) -> Iterator[Accuracy]:
     where = "cpu" if device.type == "mps" else device
     totals = [torch.zeros(3, dtype=torch.float64, device=where) for _ in judged]
     metrics: list[Any] = [None for _ in judged]
-    for done, said in predict(judged, inputs, rows, device):
+    for done, said in predict(judged, inputs, ranks.mine(rows), device):
         y = torch.from_numpy(labels[done].astype(np.int64)).to(device)
         for number, logits in enumerate(said):
             totals[number] += torch.stack(class_counts(logits, y)).to(where).to(torch.float64)
@@ -129,7 +134,7 @@ def _accuracies(
                     metrics[number] = metric.to(device)
                 metrics[number].update(logits.softmax(1), y)
     for own, metric in zip(totals, metrics, strict=True):
-        top1, top5, loss = (own / max(len(rows), 1)).tolist()
+        top1, top5, loss = (ranks.sum(own) / max(len(rows), 1)).tolist()
         yield Accuracy(top1, top5, loss, len(rows), None if metric is None else metric.compute().item())
 
 
@@ -145,6 +150,7 @@ def output_evaluator(
     resident: str,
     workers: int,
     start_method: str,
+    ranks: Ranks = ALONE,
 ) -> Evaluate:
     """How near an output of each network is to the teachers', as ``Regression``, on ``rows`` (M,) int64 in a recorded
     view.
@@ -160,14 +166,15 @@ def output_evaluator(
         inputs = pick_inputs(viewed, device, resident=resident, workers=workers, start=start_method)
 
     def evaluate(judged: Sequence[Judged]) -> list[Scores | None]:
-        said: list[list[torch.Tensor]] = [[] for _ in judged]
-        for done, outputs in predict(judged, inputs, rows, device, output=name, view=view):
+        said: list[list[torch.Tensor]] = [[torch.empty(0, *wanted.shape[1:])] for _ in judged]
+        for done, outputs in predict(judged, inputs, ranks.mine(rows), device, output=name, view=view):
             for own, values in zip(said, outputs, strict=True):
                 if ragged is not None:
                     values = own_places(values, ragged.places(done), f"the student's output {name!r}")
                 own.append(values.cpu())
         flat = wanted.view(len(wanted), -1)
-        return [regression_scores(torch.cat(own).view(len(wanted), -1), flat) for own in said]
+        found = [ranks.joined(torch.cat(own)) for own in said]
+        return [regression_scores(values.view(len(wanted), -1), flat) for values in found]
 
     return evaluate
 
@@ -181,6 +188,7 @@ def held_out_evaluator(
     resident: str,
     workers: int,
     start_method: str,
+    ranks: Ranks = ALONE,
 ) -> Evaluate:
     """``Scores`` of each network on the clean inputs of ``rows`` (M,) int64 of the training's own data, and on no
     others.
@@ -190,10 +198,10 @@ def held_out_evaluator(
     """
     if isinstance(training, ResidentInputs):
         shared, labels = training.clean(), viewed.samples.labels
-        return lambda judged: list(evaluate_networks(judged, shared, labels, device, rows=rows))
+        return lambda judged: list(evaluate_networks(judged, shared, labels, device, rows=rows, ranks=ranks))
     alone = view_samples(viewed.samples.subset(rows), "none", size=viewed.size)
     own = pick_inputs(alone, device, resident=resident, workers=workers, start=start_method)
-    return lambda judged: list(evaluate_networks(judged, own, alone.samples.labels, device))
+    return lambda judged: list(evaluate_networks(judged, own, alone.samples.labels, device, ranks=ranks))
 
 
 def open_test(dataset: str, size: int, *, data_dir: str | None, download: bool) -> Viewed | None:
@@ -212,10 +220,18 @@ def open_test(dataset: str, size: int, *, data_dir: str | None, download: bool) 
     return test
 
 
-def evaluator(test: Viewed | None, device: torch.device, *, resident: str, workers: int, start_method: str) -> Evaluate:
+def evaluator(
+    test: Viewed | None,
+    device: torch.device,
+    *,
+    resident: str,
+    workers: int,
+    start_method: str,
+    ranks: Ranks = ALONE,
+) -> Evaluate:
     """``Scores`` of each network on what ``open_test`` gave, or ``None`` where that is None."""
     if test is None:
         return lambda judged: [None for _ in judged]
     inputs = pick_inputs(test, device, resident=resident, workers=workers, start=start_method)
     labels = test.samples.labels
-    return lambda judged: list(evaluate_networks(judged, inputs, labels, device))
+    return lambda judged: list(evaluate_networks(judged, inputs, labels, device, ranks=ranks))

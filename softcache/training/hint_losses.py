@@ -6,6 +6,7 @@ import contextlib
 import logging
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +19,7 @@ from softcache.cache.schema import hint_column
 from softcache.console import size
 from softcache.errors import ModelError, UsageError
 from softcache.fields import Inputs
+from softcache.losses._counted import ROWS, Counted, Gather
 from softcache.losses.hints._hint_loss import hint_loss_type
 from softcache.losses.hints._shapes import Shape
 from softcache.losses.hints._spec import HintModule, HintTerm
@@ -34,16 +36,24 @@ class HintLosses(nn.Module):
     """The hint terms of a run, with their modules (regressors, variances, memory banks) in ``by_term``.
 
     ``rows``: the rows of the dataset that are trained on, of ``total``. A module with a memory has one entry for each
-    of them, in this order. ``events``: how often the watched layers run in one forward pass.
+    of them, in this order. ``events``: how often the watched layers run in one forward pass; ``unreached``: the
+    student's parameters that no watched layer depends on, by name.
     """
 
     def __init__(
-        self, terms: Sequence[HintTerm], modules: Sequence[HintModule], rows: np.ndarray, total: int, events: int
+        self,
+        terms: Sequence[HintTerm],
+        modules: Sequence[HintModule],
+        rows: np.ndarray,
+        total: int,
+        events: int,
+        unreached: Sequence[str] = (),
     ):
         super().__init__()
         self.terms = tuple(terms)
         self.by_term = nn.ModuleList(modules)
         self.events = events
+        self.unreached = tuple(unreached)
         position_of_row = torch.full((total,), -1, dtype=torch.int64)
         position_of_row[torch.from_numpy(rows)] = torch.arange(len(rows))
         self.position_of_row: Tensor
@@ -61,12 +71,14 @@ class HintLosses(nn.Module):
         rows: Tensor,
         labels: Tensor,
         offsets: Offsets = MappingProxyType({}),
+        gather: Gather | None = None,
     ) -> Any:
         """The loss of each term, not weighted: a list of scalars.
 
         ``taps``, ``hints``: activations of the student and of the teacher by layer, batch first; those of the teacher
         whose rows have lengths of their own, which ``offsets`` names by their columns, (P, …) end to end. ``rows`` (B,)
-        int64: rows of the dataset. ``labels`` (B,) int64, -1 for a sample without a label that may be used.
+        int64: rows of the dataset. ``labels`` (B,) int64, -1 for a sample without a label that may be used. ``gather``:
+        where other ranks have parts of the batch, for losses whose scope is the batch.
         """
         positions = self.position_of_row.index_select(0, rows)
         values = []
@@ -74,10 +86,18 @@ class HintLosses(nn.Module):
             student, teacher = [taps[layer] for layer in term.student], [hints[layer] for layer in term.teacher]
             built = typing.cast(HintModule, module)
             offset = offsets.get(hint_column(term.teacher[0]))
-            if offset is None:
-                values.append(term.value(built, student, teacher, positions=positions, labels=labels))
-            else:
-                values.append(_of_lengths(term, built, student, teacher, positions, labels, offset))
+            given = _Given(student, teacher, positions, labels)
+            if offset is not None:
+                given = _of_lengths(term, given, offset)
+            if gather is not None and term.loss.scope == "batch":
+                counted = term.counted(None if offset is None else hint_column(term.teacher[0]))
+                given = given.gathered(gather, counted)
+            if len(given.student[0]):
+                values.append(
+                    term.value(built, given.student, given.teacher, positions=given.positions, labels=given.labels)
+                )
+            else:  # no row has a place: 0, with a graph
+                values.append(torch.stack([x.sum() for x in student]).sum() * 0)
         return values
 
     @contextlib.contextmanager
@@ -88,27 +108,36 @@ class HintLosses(nn.Module):
             yield taps
 
 
-def _of_lengths(
-    term: HintTerm,
-    module: HintModule,
-    student: Sequence[Tensor],
-    teacher: Sequence[Tensor],
-    positions: Tensor,
-    labels: Tensor,
-    offset: Int64,
-) -> Tensor:
-    """The loss of rows that have lengths of their own: of their places, or of the means over them. ``student``: (B, L,
-    …) a layer; ``teacher``: (P, …). 0 with a graph where no row has a place."""
+@dataclass(frozen=True)
+class _Given:
+    """What a hint loss is given of a batch: activations of both sides, one a layer, positions and labels (B,)."""
+
+    student: Sequence[Tensor]
+    teacher: Sequence[Tensor]
+    positions: Tensor
+    labels: Tensor
+
+    def gathered(self, gather: Gather, counted: Counted) -> _Given:
+        """Of all ranks. ``counted``: what the activations have one of."""
+        of_rows = ROWS if counted.what == "places" else counted
+        student, teacher = [[gather(x, counted) for x in side] for side in (self.student, self.teacher)]
+        return _Given(student, teacher, gather(self.positions, of_rows), gather(self.labels, of_rows))
+
+
+def _of_lengths(term: HintTerm, given: _Given, offset: Int64) -> _Given:
+    """Of rows that have lengths of their own, their places, or the means over those of each row that has any.
+    ``given``: layers (B, L, …) of the student, (P, …) of the teacher."""
     counts = counts_of(offset)
-    ours = [own_places(x, counts, f"the student's layer {y}") for x, y in zip(student, term.student, strict=True)]
-    if not int(offset[-1]):
-        return torch.stack([x.sum() for x in ours]).sum() * 0
-    theirs = list(teacher)
-    if term.loss.of_lengths == "rows":
-        ours, theirs = [[row_means(x, offset) for x in of_layers] for of_layers in (ours, theirs)]
-        there = on_device(np.flatnonzero(counts), positions.device)
-        positions, labels = positions.index_select(0, there), labels.index_select(0, there)
-    return term.value(module, ours, theirs, positions=positions, labels=labels)
+    ours = [own_places(x, counts, f"the student's layer {y}") for x, y in zip(given.student, term.student, strict=True)]
+    if term.loss.of_lengths != "rows":
+        return replace(given, student=ours)
+    there = on_device(np.flatnonzero(counts), given.positions.device)
+    return _Given(
+        [row_means(x, offset) for x in ours],
+        [row_means(x, offset) for x in given.teacher],
+        given.positions.index_select(0, there),
+        given.labels.index_select(0, there),
+    )
 
 
 class Reached(Exception):
@@ -130,20 +159,38 @@ def watched(terms: Sequence[HintTerm]) -> list[str]:
     return sorted({layer for term in terms for layer in term.student})
 
 
-@torch.no_grad()
-def probe(student: Network, layers: Sequence[str], inputs: Inputs) -> tuple[dict[str, tuple[int, ...]], int]:
-    """Shapes of a student's layers without the batch, and how often they run in one forward pass.
+def probe(student: Network, layers: Sequence[str], inputs: Inputs) -> tuple[dict[str, tuple[int, ...]], int, list[str]]:
+    """Shapes of a student's layers without the batch, how often they run in one forward pass, and the names of the
+    parameters that none of them depends on.
 
     ``inputs``: any. Errors: ``ModelError`` with the nearest names for a layer that doesn't exist.
     """
-    was_training = student.training
+    was_training, model = student.training, bare(student)
     student.eval()
     try:
-        with Taps(bare(student), layers) as taps, _events(bare(student), layers, None) as counted:
+        with torch.enable_grad(), Taps(model, layers) as taps, _events(model, layers, None) as counted:
             student(inputs)
-        return {layer: tuple(taps[layer].shape[1:]) for layer in layers}, counted[0]
+        reached = _leaves([taps[layer] for layer in layers])
+        unreached = [name for name, own in model.named_parameters() if own.requires_grad and id(own) not in reached]
+        return {layer: tuple(taps[layer].shape[1:]) for layer in layers}, counted[0], unreached
     finally:
         student.train(was_training)
+
+
+def _leaves(tensors: Sequence[Tensor]) -> set[int]:
+    """The ids of the parameters that tensors were computed from."""
+    seen: set[Any] = set()
+    found: set[int] = set()
+    waiting: list[Any] = [tensor.grad_fn for tensor in tensors]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):  # where the gradient of a parameter is added up
+            found.add(id(node.variable))
+        waiting += [before for before, _ in node.next_functions]
+    return found
 
 
 @contextlib.contextmanager
@@ -193,7 +240,7 @@ def build_hint_losses(
     ``teacher``: for terms that need its classifier.
     Errors: ``ModelError`` for a layer that the student doesn't have, ``UsageError`` for shapes that a loss can't use.
     """
-    shapes, events = probe(network, watched(terms), inputs)
+    shapes, events, unreached = probe(network, watched(terms), inputs)
     modules: list[HintModule] = []
     for term in terms:
         lengths = [places.get(hint_column(layer)) for layer in term.teacher]
@@ -220,7 +267,7 @@ def build_hint_losses(
             learning: Any = module.by_layer[-1]
             network.model = Through(network.model, term.student[0], learning.projector, classifier, size=learning.size)
         modules.append(module)
-    return HintLosses(terms, modules, rows, len(visible), events)
+    return HintLosses(terms, modules, rows, len(visible), events, unreached)
 
 
 def _refuse_lengths(

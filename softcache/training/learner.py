@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from softcache.device import autocast
 from softcache.errors import NumericsError, SoftcacheError
+from softcache.losses._counted import Gather
 from softcache.models._arithmetic import Arithmetic
 from softcache.models._folder import save_network
 from softcache.models._network import Network
@@ -24,11 +25,13 @@ from softcache.training.checkpoint import CHECKPOINT, load_checkpoint, save_chec
 from softcache.training.distiller import Distiller
 from softcache.training.evaluation import Evaluate
 from softcache.training.graph import GraphedStep
-from softcache.training.hint_losses import HintLosses
+from softcache.training.hint_losses import HintLosses, bare
 from softcache.training.metrics import METRICS, Lines, Meter, StepLines, StepValues, describe_epoch
-from softcache.training.objective import Objective
+from softcache.training.objective import LossValues, Objective, TermValues
 from softcache.training.optimization import Optimization, set_learning_rate
+from softcache.training.portion import Portion
 from softcache.training.profiling import Profile, Watch
+from softcache.training.ranks import ALONE, Ranks
 from softcache.training.scores import Scores, recorded_numbers
 
 log = logging.getLogger(__name__)
@@ -92,7 +95,8 @@ class Learner:
 
     ``stages`` follow each other, each with an optimizer of its own. ``evaluate``: scores on the test split after each
     epoch; ``validate``: on held-out rows, which are then looked at in its place; the best epoch's parameters are kept
-    in ``BEST_FILE``. ``title``: what it is called where several learn, else empty.
+    in ``BEST_FILE``. ``title``: what it is called where several learn, else empty. ``ranks``: which all train the same
+    student, each on its share of the batches; the first alone writes.
 
     The loop calls ``begin`` once, then of each epoch ``begin_epoch``, ``step`` with each batch, ``end_steps`` and
     ``keep``.
@@ -109,7 +113,9 @@ class Learner:
         *,
         validate: Evaluate | None = None,
         title: str = "",
+        ranks: Ranks = ALONE,
     ):
+        self.ranks = ranks
         self.student, self.stages, self.settings, self.device = student, list(stages), settings, device
         self.folder, self.title = folder, title
         self.evaluate, self.validate = evaluate, validate
@@ -120,6 +126,7 @@ class Learner:
         self._loss_modules = [stages[-1].objective.modules] if stages[-1].objective.modules is not None else []
         self._scaler = torch.amp.GradScaler(device.type, enabled=settings.arithmetic.amp == "fp16")
         self._entered: Stage | None = None
+        self._stopped: list[nn.Parameter] = []
         self._optimizer_state: dict[str, Any] | None = None
 
     def stage_of(self, epoch: int) -> tuple[int, int]:
@@ -156,8 +163,9 @@ class Learner:
                 if self.done < self.total
                 else f"all {self.total} epochs are done already"
             )
-        self._write_line = files.enter_context(Lines(self.folder / METRICS, self.fitted.lines))
-        self._step_lines = StepLines(self.folder, self.settings.log_every, self.done * steps)
+        if self.ranks.first:
+            self._write_line = files.enter_context(Lines(self.folder / METRICS, self.fitted.lines))
+        self._step_lines = StepLines(self.folder, self.settings.log_every, self.done * steps, self.ranks)
         self.begun_at = self.done
 
     def begin_epoch(self, epoch: int, files: contextlib.ExitStack) -> None:
@@ -167,13 +175,13 @@ class Learner:
         if stage is not self._entered:
             self._enter(stage, resumed=first < epoch)
         self._epoch, self._local = epoch, epoch - first
-        # Dropout and the like draw from a generator that depends on the epoch alone, so that it needs no saving.
-        torch.manual_seed(_mix(self.settings.seed, epoch))
+        # Dropout and the like draw from a generator that depends on the epoch and rank alone, and needs no saving.
+        torch.manual_seed(_mix(self.settings.seed, epoch, self.ranks.index))
         # The first epoch warms up, so that it says little of the others.
-        watched = self.settings.profile and epoch == max(self.begun_at, min(1, self.total - 1))
+        watched = self.settings.profile and self.ranks.first and epoch == max(self.begun_at, min(1, self.total - 1))
         self.watch = Profile(self.folder, self.device) if watched else Watch()
         terms = stage.hint_losses.terms if stage.hint_losses is not None else ()
-        self._meter = Meter(self.device, [str(term) for term in terms])
+        self._meter = Meter(self.device, [str(term) for term in terms], self.ranks)
         stage.objective.begin_epoch(self._local)
         self._distiller.train()
         files.enter_context(self._distiller.watching())
@@ -184,6 +192,7 @@ class Learner:
         # Milestones are those of the last stage; the other has them at the usual shares of its own length.
         if stage is not self.stages[-1]:
             optimization = dataclasses.replace(optimization, milestones=())
+        self._reach(stage)
         self._distiller = Distiller(
             self.student,
             stage.hint_losses,
@@ -193,57 +202,96 @@ class Learner:
             compiled=self.settings.compiled,
             loss_modules=None if stage.hints_alone else stage.objective.modules,
         )
+        self._module = self.ranks.wrapped(self._distiller)
         recording = self.settings.cuda_graphs and optimization.accumulate == 1 and not self._scaler.is_enabled()
+        recording = recording and self.ranks.alone
         self._optimizer = optimization.build([self._distiller], self.device, recorded=recording)
         self._graphed = GraphedStep(self._whole_step) if recording else None
         if self._optimizer_state is not None and resumed:
             self._optimizer.load_state_dict(self._optimizer_state)
         self._optimizer_state = None
+        self._buffers = {name for name, _ in self._distiller.named_buffers()}
         self._optimization, self._entered = optimization, stage
+
+    def _reach(self, stage: Stage) -> None:
+        """Stops the parameters from learning that a stage on hints alone doesn't reach, and lets others learn again."""
+        for parameter in self._stopped:
+            parameter.requires_grad_(True)
+        self._stopped.clear()
+        if stage.hints_alone:
+            assert stage.hint_losses is not None
+            parameters = dict(bare(self.student).named_parameters())
+            self._stopped += [parameters[name] for name in stage.hint_losses.unreached]
+        for parameter in self._stopped:
+            parameter.requires_grad_(False)
 
     def step(self, number: int, batch: Batch) -> None:
         """The batch with this number in the epoch, forward and backward, and the optimizer's step where it is due."""
         stage, every = self._stage, self._optimization.accumulate
         step = self._local * self._steps + number
         set_learning_rate(self._optimizer, self._optimization.learning_rate(step, self._steps, stage.epochs))
+        # The last optimizer step of an epoch may have fewer batches.
+        first = number // every * every
+        portion = Portion(batch.counts, number, first, min(first + every, self._steps), self.ranks)
         if self._graphed is not None and step > 0 and not self.settings.profile:
             values = self._graphed(batch, stage.objective.numbers(self._local))
         else:
-            # The last optimizer step of an epoch may have fewer batches.
-            together = min(every, self._steps - number // every * every)
-            due = (number + 1) % every == 0 or number + 1 == self._steps
-            values = self._whole_step(batch, together, due=due, first=step == 0)
-        self._meter.add(values, len(batch.rows))
+            values = self._whole_step(batch, portion, first=step == 0)
+        self._meter.add(values, portion.samples)
         self._step_lines.add(self._epoch * self._steps + number, values)
         self.watch.step()
 
-    def _whole_step(self, batch: Batch, together: int = 1, *, due: bool = True, first: bool = False) -> StepValues:
-        """``together``: batches of the optimizer's step, which is made where it is ``due``."""
+    def _whole_step(self, batch: Batch, portion: Portion | None = None, *, first: bool = False) -> StepValues:
+        """``portion``: what the batch is of the optimizer's step, None where it is all of it; ``first``: whether it is
+        the first of its stage."""
         stage, watch = self._stage, self.watch
-        with watch.phase("forward"), autocast(self.device, self.settings.arithmetic.amp):
-            outputs, hints = self._distiller(batch.inputs, batch.targets.hints, batch.rows, batch.labels, batch.offsets)
-        with watch.phase("loss"):
-            if stage.hints_alone:
-                parts = stage.objective.hint_only(hints, self._local)
-            else:
-                parts = stage.objective(
-                    outputs,
-                    batch.targets.outputs,
-                    batch.labels,
-                    batch.visible,
-                    batch.mixed,
-                    self._local,
-                    hints,
-                    batch.offsets,
+        due = portion is None or portion.number + 1 == portion.last
+        gather = None if portion is None or self.ranks.alone else portion.gather
+        with contextlib.nullcontext() if due or self.ranks.alone else self._module.no_sync():
+            with watch.phase("forward"), autocast(self.device, self.settings.arithmetic.amp):
+                outputs, hints = self._module(
+                    batch.inputs, batch.targets.hints, batch.rows, batch.labels, batch.offsets, gather
                 )
-        with watch.phase("backward"):
-            self._scaler.scale(parts.total / together).backward()
+            with watch.phase("loss"):
+                parts, learnt = self._losses(batch, outputs, hints, portion, gather)
+            with watch.phase("backward"):
+                self._scaler.scale(learnt).backward()
         if due:
             with watch.phase("optimizer"):
                 self._update()
         if first:
             stage.objective.warn_of_dominance(parts, self._local)
         return StepValues.of(parts)
+
+    def _losses(
+        self,
+        batch: Batch,
+        outputs: dict[str, Tensor],
+        hints: list[Tensor],
+        portion: Portion | None,
+        gather: Gather | None,
+    ) -> tuple[LossValues, Tensor]:
+        """What is written down of a batch, and what its backward pass begins with."""
+        objective, alone = self._stage.objective, self._stage.hints_alone
+        values = TermValues(hints=tuple(hints))
+        if not alone:
+            values = objective.values(
+                outputs,
+                batch.targets.outputs,
+                batch.labels,
+                batch.visible,
+                batch.mixed,
+                self._local,
+                hints,
+                batch.offsets,
+                gather,
+            )
+        if portion is None or portion.whole:
+            parts = objective.total(values, self._local, hints_alone=alone)
+            return parts, parts.total
+        reported, learnt = portion.reported(objective, batch.offsets), portion.learnt(objective, batch.offsets)
+        parts = objective.total(values.times(reported), self._local, hints_alone=alone)
+        return parts, objective.total(values.times(learnt), self._local, hints_alone=alone).total
 
     def _update(self) -> None:
         if self._optimization.clip_grad:
@@ -258,6 +306,9 @@ class Learner:
 
         Errors: ``NumericsError`` where the loss is no number.
         """
+        # Running means of batch norms are each rank's own until here. The student is evaluated and kept with those of
+        # the first, and a training that goes on from a checkpoint is the same as one that wasn't disturbed.
+        self.ranks.as_first([value for name, value in self._distiller.state_dict().items() if name in self._buffers])
         line: dict[str, Any] = {"epoch": self._epoch + 1}
         if len(self.stages) > 1:
             line["stage"] = self.stage_of(self._epoch)[0] + 1
@@ -280,21 +331,22 @@ class Learner:
         """Writes down the epoch and where the training stands. ``scores``: what ``judge`` gave, in ``eval_s``."""
         line = {**self._line, **self._scored(scores), "eval_s": eval_s}
         self.fitted.lines.append(line)
-        self._write_line(line)
         self._step_lines.write()
         self.done = self._epoch + 1
-        save_checkpoint(
-            self.folder,
-            {
-                "epoch": self.done,
-                "student": self.student.state_dict(),
-                "hint_losses": [module.state_dict() for module in self._hint_losses],
-                "loss_modules": [module.state_dict() for module in self._loss_modules],
-                "optimizer": self._optimizer.state_dict(),
-                "scaler": self._scaler.state_dict(),
-                "lines": self.fitted.lines,
-            },
-        )
+        if self.ranks.first:
+            self._write_line(line)
+            save_checkpoint(
+                self.folder,
+                {
+                    "epoch": self.done,
+                    "student": self.student.state_dict(),
+                    "hint_losses": [module.state_dict() for module in self._hint_losses],
+                    "loss_modules": [module.state_dict() for module in self._loss_modules],
+                    "optimizer": self._optimizer.state_dict(),
+                    "scaler": self._scaler.state_dict(),
+                    "lines": self.fitted.lines,
+                },
+            )
         self.say(describe_epoch(line, self.total))
 
     def _scored(self, scores: Scores | None) -> dict[str, float | None]:
@@ -309,7 +361,7 @@ class Learner:
             return {f"test_{name}": value for name, value in found.items()}
         best, now = self.fitted.best(), found[leading]
         assert now is not None
-        if best is None or now > best[f"val_{leading}"]:
+        if self.ranks.first and (best is None or now > best[f"val_{leading}"]):
             save_network(self.student, self.folder, BEST_FILE)
         return {**unknown, **{f"val_{name}": value for name, value in found.items()}}
 
@@ -329,5 +381,5 @@ class Learner:
         return self._entered
 
 
-def _mix(seed: int, epoch: int) -> int:
-    return (seed * 1_000_003 + epoch) & (2**63 - 1)
+def _mix(seed: int, epoch: int, rank: int) -> int:
+    return (seed * 1_000_003 + epoch + rank * 0x9E3779B97F4A7C15) & (2**63 - 1)

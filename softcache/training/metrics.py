@@ -13,6 +13,7 @@ import torch
 
 from softcache.atomic import check_in_place, open_in_place, replace_file
 from softcache.training.objective import LossValues
+from softcache.training.ranks import Ranks
 from softcache.training.scores import told
 
 METRICS, STEPS = "metrics.jsonl", "steps.jsonl"
@@ -41,10 +42,11 @@ class StepValues:
 class Meter:
     """Sums on the device, read once an epoch, so that no step waits for another.
 
-    ``hints``: names of the hint losses, whose own values are summed too.
+    ``hints``: names of the hint losses, whose own values are summed too. ``ranks``: whose values are added up.
     """
 
-    def __init__(self, device: torch.device, hints: Sequence[str] = ()):
+    def __init__(self, device: torch.device, hints: Sequence[str], ranks: Ranks):
+        self._ranks = ranks
         self._sums = torch.zeros(4 + len(hints), dtype=torch.float32, device=device)
         self._hints = list(hints)
         self._shown: dict[tuple[str, str], tuple[torch.Tensor, int]] = {}  # sum and number of steps
@@ -63,13 +65,14 @@ class Meter:
 
     def means(self) -> dict[str, Any]:
         """By name; None for a loss that this stage doesn't have. ``learnt``: what losses that have parameters show."""
-        values = (self._sums / max(self._steps, 1)).tolist()
+        values = (self._ranks.sum(self._sums) / max(self._steps, 1)).tolist()
+        samples = int(self._ranks.sum(torch.tensor([self._samples])))
         line: dict[str, Any] = named(values, self._absent)
         if self._hints:
             line["hint_losses"] = dict(zip(self._hints, values[4:], strict=True))
         for (spec, name), (total, count) in self._shown.items():
             line.setdefault("learnt", {}).setdefault(spec, {})[name] = float(total) / count
-        return {**line, "samples": self._samples}
+        return {**line, "samples": samples}
 
 
 class Lines:
@@ -98,10 +101,13 @@ class StepLines:
     Errors: ``SoftcacheError`` where its name is a link, a folder or the like.
     """
 
-    def __init__(self, folder: Path, every: int, done: int):
-        """``every``: n-th steps that are written, 0 for none; ``done``: steps that stand."""
-        self._path, self._every = folder / STEPS, every
+    def __init__(self, folder: Path, every: int, done: int, ranks: Ranks):
+        """``every``: n-th steps that are written, 0 for none; ``done``: steps that stand; ``ranks``: whose values are
+        added up, and of which the first writes."""
+        self._path, self._every, self._ranks = folder / STEPS, every, ranks
         self._held: list[tuple[int, torch.Tensor, Collection[str]]] = []
+        if not ranks.first:
+            return
         check_in_place(self._path)
         if self._path.exists():
             _write_anew(self._path, [line for line in self._path.read_text().splitlines() if _step(line) < done])
@@ -115,9 +121,10 @@ class StepLines:
         """One copy from the device for all steps since the last time."""
         if not self._held:
             return
-        values = torch.stack([some for _, some, _ in self._held]).tolist()
-        steps = zip(self._held, values, strict=True)
-        _append(self._path, [json.dumps({"step": step, **named(some, gone)}) for (step, _, gone), some in steps])
+        values = self._ranks.sum(torch.stack([some for _, some, _ in self._held])).tolist()
+        if self._ranks.first:
+            steps = zip(self._held, values, strict=True)
+            _append(self._path, [json.dumps({"step": step, **named(some, gone)}) for (step, _, gone), some in steps])
         self._held.clear()
 
 

@@ -11,6 +11,7 @@ from types import MappingProxyType
 import torch
 
 from softcache.cache.schema import LOGITS
+from softcache.losses._counted import Gather
 from softcache.losses._ensemble import average_probabilities
 from softcache.losses._schedule import Schedule
 from softcache.losses._terms import Term
@@ -41,6 +42,33 @@ class LossValues:
     hints: tuple[torch.Tensor, ...] = ()
     softs: tuple[torch.Tensor, ...] = ()
     shown: Mapping[tuple[str, str], torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What the value of each term of a batch is multiplied by, where the batch is a part of a larger one."""
+
+    softs: tuple[float, ...]
+    hard: float
+    hints: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TermValues:
+    """The value of each term, not weighted: scalars. ``hard``: None where no labels are learnt."""
+
+    softs: tuple[torch.Tensor, ...] = ()
+    hard: torch.Tensor | None = None
+    hints: tuple[torch.Tensor, ...] = ()
+
+    def times(self, shares: Shares) -> TermValues:
+        """``shares``: also of terms that this stage doesn't have."""
+
+        def each(values: Sequence[torch.Tensor], of: Sequence[float]) -> tuple[torch.Tensor, ...]:
+            return tuple(value * share for value, share in zip(values, of, strict=True)) if values else ()
+
+        hard = None if self.hard is None else self.hard * shares.hard
+        return TermValues(each(self.softs, shares.softs), hard, each(self.hints, shares.hints))
 
 
 @dataclass(frozen=True)
@@ -100,10 +128,12 @@ class Objective:
         labels_b: torch.Tensor,
         epoch: int,
         offsets: Offsets = MappingProxyType({}),
+        gather: Gather | None = None,
     ) -> list[torch.Tensor]:
         """The value of each term, not weighted. ``student``: outputs (B, …) by name; ``teachers``: one a teacher of
         each. ``labels_b``: (B,) int64, -1 for a sample without a label that may be used. ``offsets``: of those whose
-        rows have lengths of their own, where each begins; they are then (P, …) on both sides, the rows' own places."""
+        rows have lengths of their own, where each begins; they are then (P, …) on both sides, the rows' own places.
+        ``gather``: as ``Term`` takes it."""
         values = []
         combined: dict[str, torch.Tensor] = {}
         for number, (term, T) in enumerate(zip(self.terms, self.temperatures(epoch), strict=True)):
@@ -118,7 +148,7 @@ class Objective:
                     combined[term.of] = self._combined(said)
                 teacher = combined[term.of]
             module = self.modules.of(number) if self.modules is not None else None
-            values.append(term(student[term.of], teacher, T, labels_b, offsets.get(term.of), module))
+            values.append(term(student[term.of], teacher, T, labels_b, offsets.get(term.of), module, gather))
         return values
 
     def soft(self, values: Sequence[torch.Tensor], epoch: int) -> torch.Tensor:
@@ -132,11 +162,6 @@ class Objective:
         """The weighted sum of the hint losses."""
         weights = [term.weight_schedule().at(epoch, self.epochs) for term in self.hints]
         return torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum()
-
-    def hint_only(self, values: Sequence[torch.Tensor], epoch: int) -> LossValues:
-        """The loss of a stage on hints alone."""
-        total = self.hint(values, epoch)
-        return LossValues(total, None, None, total, tuple(values))
 
     def _shares(self, teachers: Sequence[torch.Tensor]) -> Sequence[float]:
         return self.shares or [1.0] * len(teachers)
@@ -158,23 +183,43 @@ class Objective:
         hints: Sequence[torch.Tensor] = (),
         offsets: Offsets = MappingProxyType({}),
     ) -> LossValues:
+        """The loss of a batch: ``total`` of its ``values``."""
+        return self.total(self.values(student, teachers, labels_b, visible, mixed, epoch, hints, offsets), epoch)
+
+    def values(
+        self,
+        student: Mapping[str, torch.Tensor],
+        teachers: Mapping[str, Sequence[torch.Tensor]],
+        labels_b: torch.Tensor,
+        visible: torch.Tensor,
+        mixed: tuple[torch.Tensor, torch.Tensor] | None,
+        epoch: int,
+        hints: Sequence[torch.Tensor] = (),
+        offsets: Offsets = MappingProxyType({}),
+        gather: Gather | None = None,
+    ) -> TermValues:
         """The values of all terms for a batch.
 
-        ``student``, ``teachers``, ``offsets``: as in ``soft_values``. ``labels_b`` (B,) int64: labels that the
-        losses on outputs may use, else -1. ``visible``, ``mixed``: labels as ``hard_loss`` takes them. ``hints``: the
-        values of the hint losses.
+        ``student``, ``teachers``, ``offsets``, ``gather``: as in ``soft_values``. ``labels_b`` (B,) int64: labels that
+        the losses on outputs may use, else -1. ``visible``, ``mixed``: labels as ``hard_loss`` takes them. ``hints``:
+        the values of the hint losses.
         """
-        alpha, beta = self.weights(epoch)
-        zero = next(iter(student.values())).new_zeros((), dtype=torch.float32)
-        softs = self.soft_values(student, teachers, labels_b, epoch, offsets)
-        soft = self.soft(softs, epoch) if softs else zero
-        hint = self.hint(hints, epoch) if self.hints else zero
-        shown = self.modules.shown() if self.modules is not None else {}
-        if not self.labels:
-            return LossValues(alpha * soft + hint, soft, None, hint, tuple(hints), tuple(softs), shown)
+        softs = tuple(self.soft_values(student, teachers, labels_b, epoch, offsets, gather))
         # Also computed where beta is 0, for the metrics; its gradient is then multiplied by 0.
-        hard = hard_loss(student[LOGITS], visible, self.label_smoothing, mixed)
-        return LossValues(alpha * soft + beta * hard + hint, soft, hard, hint, tuple(hints), tuple(softs), shown)
+        hard = hard_loss(student[LOGITS], visible, self.label_smoothing, mixed) if self.labels else None
+        return TermValues(softs, hard, tuple(hints))
+
+    def total(self, values: TermValues, epoch: int, *, hints_alone: bool = False) -> LossValues:
+        """The loss that is minimized. ``hints_alone``: of a stage on hints alone."""
+        softs, hard, hints = values.softs, values.hard, values.hints
+        hint = self.hint(hints, epoch) if self.hints else _any_of(values).new_zeros((), dtype=torch.float32)
+        if hints_alone:
+            return LossValues(hint, None, None, hint, hints)
+        alpha, beta = self.weights(epoch)
+        soft = self.soft(softs, epoch) if softs else _any_of(values).new_zeros((), dtype=torch.float32)
+        total = alpha * soft + hint if hard is None else alpha * soft + beta * hard + hint
+        shown = self.modules.shown() if self.modules is not None else {}
+        return LossValues(total, soft, hard, hint, hints, softs, shown)
 
     def warn_of_dominance(self, values: LossValues, epoch: int) -> None:
         """Logs a warning where one of several terms is more than ``DOMINANT`` of the loss. Waits for the device once.
@@ -206,3 +251,9 @@ class Objective:
             f"for all other terms. Lower its weight, {used:.4g}: with "
             f"{option}{used * rest / largest:.3g} it would equal the others"
         )
+
+
+def _any_of(values: TermValues) -> torch.Tensor:
+    """One of them, for its device."""
+    found = values.hard if values.hard is not None else (*values.softs, *values.hints)[0]
+    return found.detach()

@@ -6,7 +6,7 @@ import typing
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from softcache import registry
-from softcache.losses._contract import Need, check_contract
+from softcache.losses._contract import Need, Scope, check_contract
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,6 +20,7 @@ class HintLoss(Protocol):
 
     formula: one line; source: the paper.
     example: options of ``softcache train`` with the weights of the paper.
+    scope: whether it is a mean over samples (or places) or relates the samples of a batch, see ``Scope``.
     needs: see ``Need``; empty for a loss that takes activations of any shape and nothing else.
     default_weight: text of a schedule.
     zero_for_perfect: whether the loss is 0 where student and teacher have the same activations.
@@ -48,6 +49,7 @@ class HintLoss(Protocol):
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""
     example: ClassVar[str] = ""
+    scope: ClassVar[Scope] = "samples"
     needs: ClassVar[frozenset[Need]] = frozenset()
     default_weight: ClassVar[str] = "1"
     zero_for_perfect: ClassVar[bool] = False

@@ -18,6 +18,7 @@ from torch import nn
 from softcache import registry
 from softcache.errors import UsageError, nearest
 from softcache.losses._contract import Need
+from softcache.losses._counted import ROWS, Counted
 from softcache.losses._schedule import Schedule
 from softcache.losses.hints._hint_loss import HintLoss, hint_loss_type
 from softcache.losses.hints._shapes import Shape
@@ -42,6 +43,13 @@ class HintTerm:
     @property
     def needs(self) -> frozenset[Need]:
         return self.loss.needs
+
+    def counted(self, column: str | None) -> Counted:
+        """What it is a mean over, or relates. ``column``: that of the teacher's layer where rows have lengths of their
+        own."""
+        if column is not None:
+            return Counted("places" if self.loss.of_lengths == "places" else "filled", column)
+        return Counted("labels") if "labels" in self.needs and self.loss.scope == "samples" else ROWS
 
     @property
     def replaces_logits(self) -> bool:

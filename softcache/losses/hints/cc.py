@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from softcache.losses import cc
-from softcache.losses._contract import Need
+from softcache.losses._contract import Need, Scope
 from softcache.losses.hints._hint_loss import HintLoss
 from softcache.losses.hints._of_vectors import OfVectors
 from softcache.losses.hints._shapes import Shape, check_shape
@@ -30,6 +30,7 @@ class CC(HintLoss):
     formula: ClassVar[str] = "mean (K(f_s) - K(f_t))², K = e^(-2γ) Σ_{p≤P} (2γ)^p/p! (f̂ f̂ᵀ)^p"
     source: ClassVar[str] = "Correlation congruence, arXiv 1904.01802"
     example: ClassVar[str] = "--hint cc:teacher=fc:in,student=fc:in --alpha 0 --beta 1"
+    scope: ClassVar[Scope] = "batch"
     needs: ClassVar[frozenset[Need]] = frozenset({"vectors"})
     default_weight: ClassVar[str] = "0.003"
     of_lengths: ClassVar[Literal["places", "rows"] | None] = "rows"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from softcache.errors import UsageError
-from softcache.losses._contract import Need
+from softcache.losses._contract import Need, Scope
 from softcache.losses._precision import full_precision
 from softcache.losses.hints._draw import keyed_integers, keys
 from softcache.losses.hints._hint_loss import HintLoss
@@ -50,6 +50,7 @@ class CRD(HintLoss):
     formula: ClassVar[str] = "-log P_i/(P_i + K/n) - Σ_k log (K/n)/(P_k + K/n), P = exp(s·m_t/τ)/Z; and t·m_s"
     source: ClassVar[str] = "CRD, arXiv 1910.10699"
     example: ClassVar[str] = "--hint crd:teacher=fc:in,student=fc:in --alpha 0 --beta 1"
+    scope: ClassVar[Scope] = "batch"
     needs: ClassVar[frozenset[Need]] = frozenset({"vectors", "positions", "row labels"})
     default_weight: ClassVar[str] = "0.8"
     of_lengths: ClassVar[Literal["places", "rows"] | None] = "rows"

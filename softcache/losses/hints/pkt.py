@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from softcache.losses import pkt
-from softcache.losses._contract import Need
+from softcache.losses._contract import Need, Scope
 from softcache.losses.hints._hint_loss import HintLoss
 from softcache.losses.hints._of_vectors import OfVectors
 from softcache.losses.hints._shapes import Shape, check_shape
@@ -31,6 +31,7 @@ class PKT(HintLoss):
     formula: ClassVar[str] = "mean p_t log(p_t / p_s), p rows of (cos + 1)/2 that sum to 1"
     source: ClassVar[str] = "PKT, arXiv 1803.10837"
     example: ClassVar[str] = "--hint pkt:teacher=fc:in,student=fc:in --alpha 0 --beta 1"
+    scope: ClassVar[Scope] = "batch"
     needs: ClassVar[frozenset[Need]] = frozenset({"vectors"})
     default_weight: ClassVar[str] = "30000"
     of_lengths: ClassVar[Literal["places", "rows"] | None] = "rows"

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from softcache.losses import rkd
-from softcache.losses._contract import Need
+from softcache.losses._contract import Need, Scope
 from softcache.losses.hints._hint_loss import HintLoss
 from softcache.losses.hints._of_vectors import OfVectors
 from softcache.losses.hints._shapes import Shape, check_shape
@@ -33,6 +33,7 @@ class RKD(HintLoss):
     source: ClassVar[str] = "RKD, arXiv 1904.05068"
     example: ClassVar[str] = "--hint rkd:teacher=fc:in,student=fc:in --alpha 0 --beta 1"
     of_lengths: ClassVar[Literal["places", "rows"] | None] = "rows"
+    scope: ClassVar[Scope] = "batch"
     needs: ClassVar[frozenset[Need]] = frozenset({"vectors"})
     zero_for_perfect: ClassVar[bool] = True
 

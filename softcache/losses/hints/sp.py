@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from softcache.losses import sp
+from softcache.losses._contract import Scope
 from softcache.losses._precision import full_precision
 from softcache.losses.hints._hint_loss import HintLoss
 from softcache.losses.hints._shapes import Shape, check_shape
@@ -29,6 +30,7 @@ class SP(HintLoss):
     formula: ClassVar[str] = "‖G_s - G_t‖²_F / B², G = F Fᵀ with rows L2-normalized"
     source: ClassVar[str] = "Similarity preserving, arXiv 1907.09682"
     example: ClassVar[str] = "--hint sp:teacher=layer3,student=layer3 --alpha 0 --beta 1"
+    scope: ClassVar[Scope] = "batch"
     default_weight: ClassVar[str] = "3000"
     of_lengths: ClassVar[Literal["places", "rows"] | None] = "rows"
     zero_for_perfect: ClassVar[bool] = True
