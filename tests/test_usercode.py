@@ -182,7 +182,7 @@ class L(Loss):
         (
             "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass L: x: int = 1",
             "own.py:L",
-            "lacks formula, source, example, kinds, needs, .*, __call__: add what is missing, or inherit",
+            "lacks formula, source, example, scope, kinds, needs, .*, __call__: add what is missing, or inherit",
         ),
         (
             LOSS.partition("    def")[0] + "    default_T = 1.0",
