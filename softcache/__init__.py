@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from softcache.stages.dump import dump
     from softcache.stages.eval import evaluate
     from softcache.stages.keys import KeyBatch, Keys, KeySampler
+    from softcache.stages.sweep import sweep
     from softcache.stages.teach import teach
     from softcache.stages.train import train
     from softcache.views._fields import ViewedFields
@@ -43,6 +44,7 @@ _HOMES = {
     "evaluate": "softcache.stages.eval",
     "open_network": "softcache.models._open",
     "open_samples": "softcache.datasets._open",
+    "sweep": "softcache.stages.sweep",
     "teach": "softcache.stages.teach",
     "to_input": "softcache.functional",
     "train": "softcache.stages.train",
@@ -65,6 +67,7 @@ __all__ = [
     "evaluate",
     "open_network",
     "open_samples",
+    "sweep",
     "teach",
     "to_input",
     "train",

@@ -120,7 +120,7 @@ def run_all(students: Sequence[Prepared], folders: Sequence[Path], order: Order,
 
 
 def finish(prepared: Prepared, folder: Path, fitted: Fitted) -> Trained:
-    """Saves the student, of the best epoch where held-out rows chose one, and looks at the test split."""
+    """Saves the student, of the best epoch where held-out rows chose one, and looks at the test split where it may."""
     network, best = prepared.network, fitted.best()
     if best is not None:
         # A finished run that is resumed has no file of the best any more: it is the student's.
@@ -263,7 +263,7 @@ def _stages(prepared: Prepared) -> list[Stage]:
 
 
 def _evaluate(prepared: Prepared) -> Evaluate:
-    return prepared.material.evaluate(logits=prepared.logits)
+    return prepared.material.evaluate(logits=prepared.logits and prepared.parsed.options.test)
 
 
 def _validator(prepared: Prepared) -> Evaluate | None:

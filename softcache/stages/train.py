@@ -6,7 +6,7 @@ import shlex
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from softcache.config.folders import make_folder, new_run_folder
+from softcache.config.folders import make_folder, new_folder
 from softcache.config.options import command
 from softcache.config.parsed import parse
 from softcache.config.record import CONFIG, Record
@@ -41,7 +41,7 @@ def train(options: TrainConfig) -> Trained:
     out = local_path(options.out, "--out") if options.out is not None else None
     with reproducible(tf32=options.tf32):
         prepared = prepare(parse(options))
-        folder = out or new_run_folder(options.student)
+        folder = out or new_folder("runs", options.student)
         if (folder / CONFIG).exists():
             raise SoftcacheError(f"{folder} holds a run already: use another --out, or --resume {folder}")
         make_folder(folder)

@@ -299,10 +299,8 @@ class Learner:
 
     def fail(self, error: SoftcacheError | RuntimeError) -> None:
         """Says why it leaves the cohort."""
-        why = " ".join(str(error).split())[:300]
-        failure = error if isinstance(error, SoftcacheError) else SoftcacheError(why)
-        self.fitted.failure = failure
-        log.error(f"{self.title} left the cohort: {why}")
+        self.fitted.failure = as_failure(error)
+        log.error(f"{self.title} left the cohort: {self.fitted.failure}")
 
     def say(self, text: str) -> None:
         log.info(f"{self.title}: {text}" if self.title else text)
@@ -311,6 +309,11 @@ class Learner:
     def _stage(self) -> Stage:
         assert self._entered is not None, "an epoch has begun"
         return self._entered
+
+
+def as_failure(error: SoftcacheError | RuntimeError) -> SoftcacheError:
+    """Why a student could not be trained, in one line."""
+    return error if isinstance(error, SoftcacheError) else SoftcacheError(" ".join(str(error).split())[:300])
 
 
 def _mix(seed: int, epoch: int) -> int:

@@ -1,0 +1,205 @@
+"""What ``softcache sweep`` can be asked for, and the file in which a sweep's folder says what it trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from softcache import strictjson
+from softcache.atomic import replace_file
+from softcache.config.given import FOLLOWED
+from softcache.config.options import Options
+from softcache.config.resume import MOVABLE
+from softcache.config.train import TrainConfig
+from softcache.errors import SoftcacheError, UsageError, nearest
+from softcache.remembered import absolute, follow_all, is_plain, remember
+
+SPECIFICATION = "sweep.json"
+VERSION = 1
+# Options of train that may have several values in a sweep, in the order of a table's columns.
+GRID = (
+    "student", "loss", "T", "alpha", "beta", "targets", "fresh_share", "views", "preset", "epochs", "batch_size",
+    "optimizer", "lr", "weight_decay", "momentum", "schedule", "warmup", "gamma", "label_smoothing", "clip_grad",
+    "accumulate",
+)  # fmt: skip
+# Options of train that a sweep settles for each run by itself.
+OF_THE_SWEEP = frozenset({"out", "resume", "profile", "test"})
+Config = TypeVar("Config", bound="ManyConfig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManyConfig(Options):
+    """How many students are trained that one command asks for.
+
+    ``seeds``: how many, from the options' ``seed`` on. ``processes``: that train beside each other, by default one a
+    core, on a GPU one. ``at_once``: students that a process trains at once. ``out``: the folder of all of it.
+    ``resume``: the folder of what was interrupted, which goes on.
+    """
+
+    seeds: int = 1
+    processes: int | None = None
+    at_once: int = 8
+    out: str | None = None
+    resume: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("seeds", "processes", "at_once"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, is {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(ManyConfig):
+    """What ``sweep`` was asked for, beside the options of ``train``. ``join``: the folder of a sweep that this process
+    is to help with."""
+
+    join: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.join is not None and self.resume is not None:
+            raise UsageError("--join helps a sweep that runs, --resume goes on with one that doesn't: give one of them")
+
+
+# Where a command is run, and how it is gone on with, is no part of what is trained.
+_UNRECORDED = ("processes", "out", "resume", "join")
+
+
+@dataclass(frozen=True)
+class Specification:
+    """What is trained, complete: ``command`` (``sweep``); ``options``: those of the command and of ``train``, those of
+    ``GRID`` with a tuple of values, paths absolute; ``threads``: CPU threads of a process, on which the last bits of a
+    run depend; ``at_once``: the largest cohort."""
+
+    command: str
+    options: dict[str, Any]
+    threads: int
+    at_once: int
+
+    @property
+    def of_train(self) -> dict[str, Any]:
+        """The options of ``train`` among them."""
+        known = {own.name for own in dataclasses.fields(TrainConfig)}
+        return {name: value for name, value in self.options.items() if name in known}
+
+    def save(self, folder: Path) -> None:
+        document = {"version": VERSION, **dataclasses.asdict(self)}
+        replace_file(folder / SPECIFICATION, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def named(self) -> dict[str, list[str]]:
+        """Options that may be paths or code → all their values."""
+        found = {name: list(_texts(self.options[name])) for name in FOLLOWED if self.options.get(name) is not None}
+        return {name: values for name, values in found.items() if values}
+
+    def to_allow(self) -> list[str]:
+        """All values that are paths or code."""
+        return [value for name, values in self.named().items() for value in values if not is_plain(name, value)]
+
+
+def divided(cls: type[Config], options: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """The options of the command itself, and those of ``train``: of these the ones of ``GRID`` as tuples.
+
+    Errors: ``UsageError`` with the nearest names for an option that neither has.
+    """
+    own = {field.name for field in dataclasses.fields(cls)}
+    train = {field.name for field in dataclasses.fields(TrainConfig)} - OF_THE_SWEEP
+    for name in options:
+        if name not in own | train:
+            raise UsageError(f"{cls.__name__} has no option {name!r}{nearest(name, own | train)}")
+    of_train = {name: _several(name, value) for name, value in options.items() if name not in own}
+    for name in GRID:
+        if of_train.get(name) == ():
+            raise UsageError(f"--{name.replace('_', '-')} has no value: give at least one")
+    return cls.of(**{name: value for name, value in options.items() if name in own}), of_train
+
+
+def absolute_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """With absolute paths, so that they can be followed from anywhere."""
+    return {name: _made_absolute(value, name) if name in FOLLOWED else value for name, value in options.items()}
+
+
+def read_specification(folder: Path, command: str) -> Specification:
+    """Errors: ``SoftcacheError`` where there is none, for one of another version or command, and for anything in it
+    that isn't known."""
+    path = folder / SPECIFICATION
+    try:
+        document = strictjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise SoftcacheError(f"{folder} has no {SPECIFICATION}: it is not the folder of softcache {command}") from None
+    except (OSError, ValueError) as error:
+        raise SoftcacheError(f"{path} can't be read: {error}") from None
+    if not isinstance(document, dict) or document.get("version") != VERSION:
+        version = document.get("version") if isinstance(document, dict) else None
+        raise SoftcacheError(f"{path} is of version {str(version)[:40]}, this softcache knows {VERSION}")
+    if set(document) != {"version", *(own.name for own in dataclasses.fields(Specification))}:
+        raise SoftcacheError(f"{path} has other entries than this softcache knows: it was made by another one")
+    if document["command"] != command:
+        raise SoftcacheError(f"{path} is of softcache {str(document['command'])[:40]}, not of softcache {command}")
+    options, numbers = document["options"], [document["threads"], document["at_once"]]
+    if not isinstance(options, dict) or not all(type(number) is int and number > 0 for number in numbers):
+        raise SoftcacheError(f"{path} is not the specification of a sweep")
+    values = {name: _several(name, value) for name, value in options.items()}
+    return Specification(command, values, *numbers)
+
+
+def remember_specification(folder: Path, specification: Specification) -> None:
+    """Keeps what the user gave for the folder of a sweep that is made here."""
+    for name, values in specification.named().items():
+        remember(folder, name, values, _identity(folder))
+
+
+def followed(folder: Path, specification: Specification) -> None:
+    """Errors: ``NotNamedError`` where the specification in ``folder`` names a path or code that the user never gave
+    for it."""
+    for name, values in specification.named().items():
+        made = f"{folder} is a sweep with --{name.replace('_', '-')} {' '.join(values)}"
+        follow_all(folder, name, values, _identity(folder), made=made)
+
+
+def refuse_other_options(given: Mapping[str, Any], resume: str) -> None:
+    """Errors: ``UsageError`` that names options beside those that may be given anew where a folder is gone on with."""
+    others = [f"--{name.replace('_', '-')}" for name in sorted(given) if name not in (*MOVABLE, *_UNRECORDED)]
+    if others:
+        raise UsageError(f"{resume} has its own options: leave out {', '.join(others)}")
+
+
+def recorded(config: ManyConfig) -> dict[str, Any]:
+    """The options of the command itself that say what is trained."""
+    return {name: value for name, value in config.to_json().items() if name not in _UNRECORDED and value is not None}
+
+
+def _several(name: str, value: Any) -> Any:
+    if name not in GRID:
+        return tuple(value) if isinstance(value, list) else value
+    if not isinstance(value, (list, tuple)):
+        return (value,)
+    return tuple(tuple(one) if isinstance(one, list) else one for one in value)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _texts(one)
+    elif isinstance(value, str):
+        yield value
+
+
+def _made_absolute(value: Any, name: str) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_made_absolute(one, name) for one in value)
+    return absolute(str(value), name) if value is not None else None
+
+
+def _identity(folder: Path) -> str:
+    """The hash of what a folder is to train."""
+    try:
+        return hashlib.sha256((folder / SPECIFICATION).read_bytes()).hexdigest()
+    except OSError:
+        return ""

@@ -1,0 +1,210 @@
+"""What commands of many students have in common: their folder, its cohorts, and what comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from softcache.config.folders import make_folder, new_folder
+from softcache.config.record import read_record
+from softcache.config.resume import MOVABLE
+from softcache.config.sweep import (
+    SPECIFICATION,
+    ManyConfig,
+    Specification,
+    absolute_options,
+    divided,
+    followed,
+    read_specification,
+    recorded,
+    refuse_other_options,
+    remember_specification,
+)
+from softcache.config.train import TrainConfig
+from softcache.console import advising, bar
+from softcache.errors import SoftcacheError, UsageError
+from softcache.localfiles import local_path
+from softcache.locks import locked
+from softcache.remembered import allowing_too
+from softcache.stages._crew import crew, default_processes, watch
+from softcache.stages.eval import evaluate
+from softcache.sweeping.folder import ManyFolder
+from softcache.sweeping.grid import Run
+from softcache.sweeping.table import Table, tabled
+from softcache.training.scores import Scores, told
+
+log = logging.getLogger(__name__)
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a command is to do. ``folder``: None for a new one; ``anew``: options that say where it is run this time;
+    ``begun``: whether the folder has been begun before."""
+
+    config: ManyConfig
+    specification: Specification
+    folder: Path | None
+    anew: dict[str, Any]
+    begun: bool
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those of the students of each combination."""
+        first = int(self.specification.options.get("seed", 0))
+        return list(range(first, first + int(self.specification.options.get("seeds", 1))))
+
+    @property
+    def processes(self) -> int:
+        """How many train beside each other here."""
+        device = {**self.specification.options, **self.anew}.get("device", "auto")
+        return self.config.processes or default_processes(str(device))
+
+    def with_specification(self, **changes: Any) -> Settled:
+        """With another specification, for a folder that isn't begun."""
+        return dataclasses.replace(self, specification=dataclasses.replace(self.specification, **changes))
+
+
+def settle(
+    command: str, cls: type[ManyConfig], options: Mapping[str, Any], defaults: Mapping[str, Any], at: str = "resume"
+) -> Settled:
+    """Settles what ``softcache command`` was asked for, with ``defaults`` for options of ``train``. ``at``: the option
+    that names a folder which exists.
+
+    Errors: ``UsageError`` for options that can't be, and for another specification than that of the folder.
+    """
+    config, train = divided(cls, options)
+    named = getattr(config, at)
+    if named is not None:
+        refuse_other_options(options, f"--{at} {named}")
+        folder = local_path(named, f"--{at}")
+        specification = read_specification(folder, command)
+        followed(folder, specification)
+        return Settled(config, specification, folder, train, True)
+    whole = absolute_options({**defaults, **train, **recorded(config)})
+    processes = config.processes or default_processes(str(train.get("device", "auto")))
+    specification = Specification(command, whole, max(1, torch.get_num_threads() // processes), config.at_once)
+    out = local_path(config.out, "--out") if config.out is not None else None
+    if out is None or not (out / SPECIFICATION).exists():
+        return Settled(config, specification, out, {}, False)
+    begun = read_specification(out, command)
+    _refuse_other(out, specification, begun)
+    remember_specification(out, begun)  # the user has given all of it again
+    return Settled(config, begun, out, {name: train[name] for name in train if name in MOVABLE}, True)
+
+
+def _refuse_other(folder: Path, asked: Specification, begun: Specification) -> None:
+    for name in sorted(asked.options.keys() | begun.options.keys()):
+        ours, theirs = asked.options.get(name), begun.options.get(name)
+        found_itself = name == "cache" and ours is None
+        if ours != theirs and name not in MOVABLE and not found_itself:
+            raise UsageError(
+                f"{folder} was begun with --{name.replace('_', '-')} {theirs}, not {ours}: use another --out"
+            )
+
+
+@contextlib.contextmanager
+def opened(settled: Settled, root: str) -> Iterator[ManyFolder]:
+    """The folder, held by this process; a new one in ``root`` where none was named.
+
+    Errors: ``LockedError`` where another process holds it.
+    """
+    specification = settled.specification
+    spec = str(specification.options.get("student", (TrainConfig.student,))[0])
+    folder = settled.folder or new_folder(root, spec)
+    make_folder(folder)
+    with contextlib.ExitStack() as held:
+        held.enter_context(allowing_too(specification.to_allow()))
+        held.enter_context(locked(folder / LOCK, f"{folder} is being worked on"))
+        if not settled.begun:
+            specification.save(folder)
+            remember_specification(folder, specification)
+        many = ManyFolder(folder)
+        many.prepare()
+        many.reopen()
+        go_on = f"softcache {specification.command} --resume {shlex.quote(str(folder))}"
+        held.enter_context(advising(lambda: f"go on with `{go_on}`"))
+        yield many
+
+
+def train_all(
+    many: ManyFolder,
+    settled: Settled,
+    runs: Sequence[Run],
+    cohorts: Sequence[Sequence[Run]],
+    shown: Callable[[Table], None] | None,
+) -> Table:
+    """Trains all ``runs``, in these ``cohorts``, and gives what they came to. ``shown``: told of the table whenever a
+    run has ended."""
+    for number, cohort in enumerate(cohorts):
+        many.add_cohort(number, cohort)
+    many.close()
+    names = [run.name for run in runs]
+    by_name = {run.name: run for run in runs}
+    done = [name for name in names if many.outcome(name).ended]
+    if done:
+        log.info(f"{len(done)} of {len(names)} students are there already")
+    left = [name for name in names if name not in done]
+    if left:
+        count = min(settled.processes, len(cohorts))
+        with (
+            crew(many, settled.specification, settled.anew, count) as processes,
+            bar(settled.specification.command, len(names), "students") as progress,
+        ):
+            progress.advance(len(done))
+
+            def ended(name: str) -> None:
+                progress.advance(1)
+                log.info(_told(many, by_name[name]))
+                if shown is not None:
+                    shown(table(many, runs))
+
+            watch(many, processes, left, ended)
+    return table(many, runs)
+
+
+def table(many: ManyFolder, runs: Sequence[Run]) -> Table:
+    return tabled(runs, [many.outcome(run.name) for run in runs])
+
+
+def look_at_test(many: ManyFolder, run: Run, anew: Mapping[str, Any]) -> None:
+    """Looks at the test split with a run's student, once: its record then has the scores. Students that learn no
+    logits have none."""
+    folder = many.run_folder(run.name)
+    record = read_record(folder)
+    assert record.result is not None
+    if many.outcome(run.name).test is not None:
+        return
+    where = {name: value for name, value in {**run.options, **anew}.items() if name in ("data_dir", "download")}
+    where |= {name: value for name, value in {**run.options, **anew}.items() if name in ("device", "workers")}
+    try:
+        found = evaluate(str(folder), **where)
+    except UsageError as error:
+        log.warning(f"the chosen student isn't tested: {error}")
+        return
+    kind = next(kind for kind in get_args(Scores) if kind.recorded[0] in found)
+    numbers = {f"test_{name}": found[name] for name in kind.recorded}
+    dataclasses.replace(record, result={**record.result, **numbers}).save(folder)
+
+
+def refuse_all_failed(table: Table) -> None:
+    """Errors: ``SoftcacheError`` with the first reason where no run is done."""
+    errors = [outcome.error for row in table.rows for outcome in row.outcomes if outcome.error is not None]
+    if errors and len(errors) == table.size:
+        raise SoftcacheError(f"all {table.size} students failed, the first of them because {errors[0]}")
+
+
+def _told(many: ManyFolder, run: Run) -> str:
+    outcome = many.outcome(run.name)
+    what = f"{run.combination.text()}, seed {run.seed}"
+    if outcome.error is not None:
+        return f"{what} failed: {outcome.error}"
+    return f"{what}: {told(outcome.leading, outcome.val)} of the held-out rows"
