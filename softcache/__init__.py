@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from softcache.functional import to_input
     from softcache.models._open import open_network
     from softcache.stages._cohort import train_cohort
+    from softcache.stages.compare import compare
     from softcache.stages.dump import dump
     from softcache.stages.eval import evaluate
     from softcache.stages.keys import KeyBatch, Keys, KeySampler
@@ -40,6 +41,7 @@ _HOMES = {
     "TrainConfig": "softcache.config.train",
     "ViewedDataset": "softcache.views._viewed",
     "ViewedFields": "softcache.views._fields",
+    "compare": "softcache.stages.compare",
     "dump": "softcache.stages.dump",
     "evaluate": "softcache.stages.eval",
     "open_network": "softcache.models._open",
@@ -63,6 +65,7 @@ __all__ = [
     "ViewedDataset",
     "ViewedFields",
     "__version__",
+    "compare",
     "dump",
     "evaluate",
     "open_network",

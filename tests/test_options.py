@@ -156,7 +156,7 @@ def test_a_bad_file_is_one_line(here: Path, capfd: pytest.CaptureFixture[str], c
 # Help.
 
 
-@pytest.mark.parametrize("name", ["teach", "layers", "dump", "train", "sweep", "eval", "verify"])
+@pytest.mark.parametrize("name", ["teach", "layers", "dump", "train", "compare", "sweep", "eval", "verify"])
 def test_help_has_sections_of_a_screen_each(name: str) -> None:
     shown = CliRunner().invoke(_main.main, [name, "--help"], terminal_width=100).output
     made = _main.main.get_command(click.Context(_main.main), name)

@@ -16,7 +16,7 @@ from softcache.console import show_messages
 from softcache.errors import SoftcacheError, nearest
 from softcache.remembered import set_process
 
-ORDER = ("teach", "layers", "dump", "train", "sweep", "eval", "info", "verify", "trim", "losses", "presets")
+ORDER = ("teach", "layers", "dump", "train", "compare", "sweep", "eval", "info", "verify", "trim", "losses", "presets")
 
 
 class LazyGroup(click.Group):

@@ -1,11 +1,12 @@
-"""What ``softcache sweep`` can be asked for, and the file in which a sweep's folder says what it trains."""
+"""What ``softcache sweep`` and ``softcache compare`` can be asked for, and the file in which the folder of either says
+what it trains."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,6 @@ from softcache.config.train import TrainConfig
 from softcache.errors import SoftcacheError, UsageError, nearest
 from softcache.remembered import absolute, follow_all, is_plain, remember
 
-SPECIFICATION = "sweep.json"
 VERSION = 1
 # Options of train that may have several values in a sweep, in the order of a table's columns.
 GRID = (
@@ -68,15 +68,29 @@ class SweepConfig(ManyConfig):
             raise UsageError("--join helps a sweep that runs, --resume goes on with one that doesn't: give one of them")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(ManyConfig):
+    """What ``compare`` was asked for, beside the options of ``train``. ``generations``: distilled students at most that
+    follow each other, each taught by the one before."""
+
+    seeds: int = 5
+    generations: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.generations < 1:
+            raise UsageError(f"--generations must be at least 1, is {self.generations}")
+
+
 # Where a command is run, and how it is gone on with, is no part of what is trained.
 _UNRECORDED = ("processes", "out", "resume", "join")
 
 
 @dataclass(frozen=True)
 class Specification:
-    """What is trained, complete: ``command`` (``sweep``); ``options``: those of the command and of ``train``, those of
-    ``GRID`` with a tuple of values, paths absolute; ``threads``: CPU threads of a process, on which the last bits of a
-    run depend; ``at_once``: the largest cohort."""
+    """What is trained, complete: ``command`` (``sweep``, ``compare``); ``options``: those of the command and of
+    ``train``, in a sweep those of ``GRID`` with a tuple of values, paths absolute; ``threads``: CPU threads of a
+    process, on which the last bits of a run depend; ``at_once``: the largest cohort."""
 
     command: str
     options: dict[str, Any]
@@ -89,9 +103,17 @@ class Specification:
         known = {own.name for own in dataclasses.fields(TrainConfig)}
         return {name: value for name, value in self.options.items() if name in known}
 
+    @property
+    def tests(self) -> bool:
+        """Whether every student sees the test split: a sweep chooses first."""
+        return self.command != "sweep"
+
     def save(self, folder: Path) -> None:
         document = {"version": VERSION, **dataclasses.asdict(self)}
-        replace_file(folder / SPECIFICATION, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+        replace_file(
+            specification_file(folder, self.command),
+            (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode(),
+        )
 
     def named(self) -> dict[str, list[str]]:
         """Options that may be paths or code → all their values."""
@@ -103,18 +125,26 @@ class Specification:
         return [value for name, values in self.named().items() for value in values if not is_plain(name, value)]
 
 
-def divided(cls: type[Config], options: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
-    """The options of the command itself, and those of ``train``: of these the ones of ``GRID`` as tuples.
+def specification_file(folder: Path, command: str) -> Path:
+    """``sweep.json`` of a sweep."""
+    return folder / f"{command}.json"
 
-    Errors: ``UsageError`` with the nearest names for an option that neither has.
+
+def divided(cls: type[Config], options: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """The options of the command itself, and those of ``train``: in a sweep the ones of ``GRID`` as tuples.
+
+    Errors: ``UsageError`` with the nearest names for an option that neither has, and for values of another type.
     """
+    several = GRID if cls is SweepConfig else ()
     own = {field.name for field in dataclasses.fields(cls)}
     train = {field.name for field in dataclasses.fields(TrainConfig)} - OF_THE_SWEEP
     for name in options:
         if name not in own | train:
             raise UsageError(f"{cls.__name__} has no option {name!r}{nearest(name, own | train)}")
-    of_train = {name: _several(name, value) for name, value in options.items() if name not in own}
-    for name in GRID:
+    of_train = {name: _several(name, value, several) for name, value in options.items() if name not in own}
+    typed = TrainConfig.of(**{name: value for name, value in of_train.items() if name not in several})
+    of_train |= {name: getattr(typed, name) for name in of_train if name not in several}
+    for name in several:
         if of_train.get(name) == ():
             raise UsageError(f"--{name.replace('_', '-')} has no value: give at least one")
     return cls.of(**{name: value for name, value in options.items() if name in own}), of_train
@@ -128,11 +158,11 @@ def absolute_options(options: Mapping[str, Any]) -> dict[str, Any]:
 def read_specification(folder: Path, command: str) -> Specification:
     """Errors: ``SoftcacheError`` where there is none, for one of another version or command, and for anything in it
     that isn't known."""
-    path = folder / SPECIFICATION
+    path = specification_file(folder, command)
     try:
         document = strictjson.loads(path.read_bytes())
     except FileNotFoundError:
-        raise SoftcacheError(f"{folder} has no {SPECIFICATION}: it is not the folder of softcache {command}") from None
+        raise SoftcacheError(f"{folder} has no {path.name}: it is not the folder of a softcache {command}") from None
     except (OSError, ValueError) as error:
         raise SoftcacheError(f"{path} can't be read: {error}") from None
     if not isinstance(document, dict) or document.get("version") != VERSION:
@@ -145,22 +175,23 @@ def read_specification(folder: Path, command: str) -> Specification:
     options, numbers = document["options"], [document["threads"], document["at_once"]]
     if not isinstance(options, dict) or not all(type(number) is int and number > 0 for number in numbers):
         raise SoftcacheError(f"{path} is not the specification of a sweep")
-    values = {name: _several(name, value) for name, value in options.items()}
+    several = GRID if command == "sweep" else ()
+    values = {name: _several(name, value, several) for name, value in options.items()}
     return Specification(command, values, *numbers)
 
 
 def remember_specification(folder: Path, specification: Specification) -> None:
     """Keeps what the user gave for the folder of a sweep that is made here."""
     for name, values in specification.named().items():
-        remember(folder, name, values, _identity(folder))
+        remember(folder, name, values, _identity(folder, specification))
 
 
 def followed(folder: Path, specification: Specification) -> None:
     """Errors: ``NotNamedError`` where the specification in ``folder`` names a path or code that the user never gave
     for it."""
     for name, values in specification.named().items():
-        made = f"{folder} is a sweep with --{name.replace('_', '-')} {' '.join(values)}"
-        follow_all(folder, name, values, _identity(folder), made=made)
+        made = f"{folder} is of softcache {specification.command} --{name.replace('_', '-')} {' '.join(values)}"
+        follow_all(folder, name, values, _identity(folder, specification), made=made)
 
 
 def refuse_other_options(given: Mapping[str, Any], resume: str) -> None:
@@ -175,8 +206,8 @@ def recorded(config: ManyConfig) -> dict[str, Any]:
     return {name: value for name, value in config.to_json().items() if name not in _UNRECORDED and value is not None}
 
 
-def _several(name: str, value: Any) -> Any:
-    if name not in GRID:
+def _several(name: str, value: Any, several: Sequence[str]) -> Any:
+    if name not in several:
         return tuple(value) if isinstance(value, list) else value
     if not isinstance(value, (list, tuple)):
         return (value,)
@@ -197,9 +228,9 @@ def _made_absolute(value: Any, name: str) -> Any:
     return absolute(str(value), name) if value is not None else None
 
 
-def _identity(folder: Path) -> str:
+def _identity(folder: Path, specification: Specification) -> str:
     """The hash of what a folder is to train."""
     try:
-        return hashlib.sha256((folder / SPECIFICATION).read_bytes()).hexdigest()
+        return hashlib.sha256(specification_file(folder, specification.command).read_bytes()).hexdigest()
     except OSError:
         return ""

@@ -17,7 +17,6 @@ from softcache.config.folders import make_folder, new_folder
 from softcache.config.record import read_record
 from softcache.config.resume import MOVABLE
 from softcache.config.sweep import (
-    SPECIFICATION,
     ManyConfig,
     Specification,
     absolute_options,
@@ -27,6 +26,7 @@ from softcache.config.sweep import (
     recorded,
     refuse_other_options,
     remember_specification,
+    specification_file,
 )
 from softcache.config.train import TrainConfig
 from softcache.console import advising, bar
@@ -93,7 +93,7 @@ def settle(
     processes = config.processes or default_processes(str(train.get("device", "auto")))
     specification = Specification(command, whole, max(1, torch.get_num_threads() // processes), config.at_once)
     out = local_path(config.out, "--out") if config.out is not None else None
-    if out is None or not (out / SPECIFICATION).exists():
+    if out is None or not specification_file(out, command).exists():
         return Settled(config, specification, out, {}, False)
     begun = read_specification(out, command)
     _refuse_other(out, specification, begun)
@@ -118,8 +118,8 @@ def opened(settled: Settled, root: str) -> Iterator[ManyFolder]:
     Errors: ``LockedError`` where another process holds it.
     """
     specification = settled.specification
-    spec = str(specification.options.get("student", (TrainConfig.student,))[0])
-    folder = settled.folder or new_folder(root, spec)
+    student = specification.options.get("student", TrainConfig.student)
+    folder = settled.folder or new_folder(root, student if isinstance(student, str) else str(student[0]))
     make_folder(folder)
     with contextlib.ExitStack() as held:
         held.enter_context(allowing_too(specification.to_allow()))
@@ -141,11 +141,12 @@ def train_all(
     runs: Sequence[Run],
     cohorts: Sequence[Sequence[Run]],
     shown: Callable[[Table], None] | None,
+    first: int = 0,
 ) -> Table:
     """Trains all ``runs``, in these ``cohorts``, and gives what they came to. ``shown``: told of the table whenever a
-    run has ended."""
+    run has ended. ``first``: the number of the first of the cohorts, where others came before."""
     for number, cohort in enumerate(cohorts):
-        many.add_cohort(number, cohort)
+        many.add_cohort(first + number, cohort)
     many.close()
     names = [run.name for run in runs]
     by_name = {run.name: run for run in runs}
@@ -207,4 +208,6 @@ def _told(many: ManyFolder, run: Run) -> str:
     what = f"{run.combination.text()}, seed {run.seed}"
     if outcome.error is not None:
         return f"{what} failed: {outcome.error}"
+    if outcome.test is not None:
+        return f"{what}: {told(outcome.leading, outcome.test)} of the test split"
     return f"{what}: {told(outcome.leading, outcome.val)} of the held-out rows"

@@ -26,7 +26,7 @@ from softcache.console import show_messages
 from softcache.errors import LockedError, NotNamedError, SoftcacheError
 from softcache.remembered import is_plain, set_process
 from softcache.stages._cohort import train_cohort
-from softcache.sweeping.folder import ManyFolder, read_cohort
+from softcache.sweeping.folder import CACHES, ManyFolder, read_cohort
 
 POLL_S = 0.2
 
@@ -82,7 +82,7 @@ def _train(many: ManyFolder, cohort: Path, specification: Specification, anew: M
                 continue
             try:
                 _refuse_unnamed(many.path, options, specification)
-                whole = {**options, **anew, "test": False, "out": str(many.run_folder(name))}
+                whole = {**options, **anew, "test": specification.tests, "out": str(many.run_folder(name))}
                 configs.append(TrainConfig.of(**whole))
                 names.append(name)
             except SoftcacheError as error:
@@ -101,7 +101,8 @@ def _refuse_unnamed(folder: Path, options: Mapping[str, Any], specification: Spe
     for name in FOLLOWED:
         value = options.get(name)
         for one in [value] if isinstance(value, str) else value or ():
-            if not is_plain(name, one) and one not in known:
+            own = name == "cache" and Path(one).is_relative_to(folder.resolve() / CACHES)
+            if not is_plain(name, one) and one not in known and not own:
                 raise NotNamedError(f"a cohort of {folder} names {one}, which its specification doesn't")
 
 

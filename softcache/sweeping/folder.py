@@ -22,7 +22,7 @@ from softcache.errors import LockedError, SoftcacheError
 from softcache.locks import is_held, locked
 from softcache.sweeping.grid import Run
 
-COHORTS, RUNS, LOGS = "cohorts", "runs", "logs"
+COHORTS, RUNS, LOGS, CACHES = "cohorts", "runs", "logs", "caches"
 CLOSED, FAILED = "closed", "failed.json"
 VERSION = 1
 

@@ -109,7 +109,7 @@ def _part(name: str, value: Any) -> str:
     if name == "student":
         return slug(str(value))
     text = re.sub(r"[^\w.=-]+", "-", shown(value)).strip("-")
-    return text if name in ("loss", "preset", "optimizer", "schedule", "targets") else f"{name}{text}"
+    return text if name in ("row", "loss", "preset", "optimizer", "schedule", "targets") else f"{name}{text}"
 
 
 def _with_effect(options: dict[str, Any]) -> dict[str, Any]:
