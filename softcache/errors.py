@@ -53,6 +53,10 @@ class NumericsError(SoftcacheError):
     """Logits, hints or losses that are not finite, or don't fit their codec."""
 
 
+class PrunedError(SoftcacheError):
+    """A student that left its training early, because others were better after as many epochs."""
+
+
 class MissingExtraError(SoftcacheError):
     """An optional dependency is not installed; the message names the extra."""
 

@@ -162,7 +162,7 @@ def test_a_folder_of_a_stranger_runs_no_code(here: Path, state: Path, capfd: pyt
     # In a cohort's file, which the specification doesn't name.
     (folder / "sweep.json").write_text(json.dumps(document))
     entry = {"name": "a", "options": {"student": f"{evil}:make", "alpha": 0}}
-    (folder / "cohorts/0000.json").write_text(json.dumps({"version": 1, "runs": [entry]}))
+    (folder / "cohorts/0000.json").write_text(json.dumps({"version": 1, "runs": [entry], "bars": {}}))
     (folder / "cohorts/closed").touch()
     work(folder, read_specification(folder, "sweep"), {})
     assert "which its specification doesn't" in json.loads((folder / "runs/a/failed.json").read_text())["error"]

@@ -14,6 +14,7 @@ from softcache.cli._options import Decorator, SectionedOption, option, together
 
 # A comma within a spec, as in hf:NAME,config=sst2, goes on with it.
 _COMMA = re.compile(r",(?![A-Za-z_]\w*=)")
+_RANGE = re.compile(r"[-+.\deE]*\d\.\.[-+.\d]")
 
 
 def of_train(several: tuple[str, ...], without: frozenset[str], helps: Mapping[str, str]) -> Decorator:
@@ -60,7 +61,9 @@ def _several(made: click.Parameter, helps: Mapping[str, str]) -> click.Parameter
     def parse(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[Any, ...] | None:
         if value is None:
             return None
-        return tuple(kind.convert(part.strip(), parameter, ctx) for part in _COMMA.split(value))
+        # A range stays a text: only a command that draws from it knows what to do with it.
+        parts = [part.strip() for part in _COMMA.split(value)]
+        return tuple(part if _RANGE.match(part) else kind.convert(part, parameter, ctx) for part in parts)
 
     own.type, own.callback, own.metavar = click.STRING, parse, "V,V"
     return own

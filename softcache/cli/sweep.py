@@ -36,6 +36,17 @@ HELPS = {
 @section(
     "Sweep",
     option("--seeds", type=int, help="Students of each combination, from --seed on.  [default: 1]"),
+    option(
+        "--trials",
+        type=int,
+        help="Draw so many combinations with Optuna in place of a grid; options may then be ranges, such as "
+        "--lr 0.01..0.5.  [default: all of the grid]",
+    ),
+    option(
+        "--prune/--no-prune",
+        default=None,
+        help="Whether trials end early that are worse than half of those before.  [default: prune]",
+    ),
     option("--out", type=click.Path(), help="The sweep's folder.  [default: sweeps/STUDENT-<n>]"),
     option(
         "--resume",

@@ -57,15 +57,20 @@ class ManyConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(ManyConfig):
-    """What ``sweep`` was asked for, beside the options of ``train``. ``join``: the folder of a sweep that this process
-    is to help with."""
+    """What ``sweep`` was asked for, beside the options of ``train``. ``trials``: how many combinations are drawn, where
+    not all of a grid are trained; options may then have ranges. ``prune``: whether trials end early that are worse than
+    half of those before. ``join``: the folder of a sweep that this process is to help with."""
 
+    trials: int | None = None
+    prune: bool = True
     join: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.join is not None and self.resume is not None:
             raise UsageError("--join helps a sweep that runs, --resume goes on with one that doesn't: give one of them")
+        if self.trials is not None and self.trials < 1:
+            raise UsageError(f"--trials must be at least 1, is {self.trials}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ from softcache.stages._training import Prepared, prepare
 from softcache.stream.memory import memory_budget
 from softcache.training.checkpoint import CHECKPOINT
 from softcache.training.folder import training_into
-from softcache.training.learner import as_failure
+from softcache.training.learner import Leaves, as_failure
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +52,14 @@ class _Member:
     outcome: Trained | SoftcacheError | None = None
 
 
-def train_cohort(configs: Sequence[TrainConfig]) -> list[Trained | SoftcacheError]:
+def train_cohort(configs: Sequence[TrainConfig], leaves: Leaves | None = None) -> list[Trained | SoftcacheError]:
     """Trains a student of each config into its folder, ``out``, which each must name; gives what each came to, in their
     order, or the error that kept it from it.
 
     Students that want the same keys in the same order share a stream: inputs are made once, and targets are read once.
     Each run has the bits that it has alone. A folder that holds a run that was begun with the same options goes on with
-    it. A student that fails leaves, and the others keep their bits.
+    it. A student that fails leaves, and the others keep their bits. ``leaves``: given the lines of ``metrics.jsonl`` of
+    a student so far, says why it ends early, with ``PrunedError``, or None.
 
     Errors: ``UsageError`` for a config without ``out``, for two of one folder, and for ``profile`` of several.
     """
@@ -71,7 +72,7 @@ def train_cohort(configs: Sequence[TrainConfig]) -> list[Trained | SoftcacheErro
             ready = [member for member in group if member.prepared is not None]
             for cohort in _same_order(ready):
                 for part in _fitting_memory(cohort):
-                    _train(part)
+                    _train(part, leaves)
     outcomes = [member.outcome for member in members]
     assert None not in outcomes
     return outcomes  # type: ignore[return-value]
@@ -243,7 +244,7 @@ def _alike(one: _Member, other: _Member) -> bool:
     )
 
 
-def _train(cohort: Sequence[_Member]) -> None:
+def _train(cohort: Sequence[_Member], leaves: Leaves | None) -> None:
     """Trains those whose folder isn't held by another process."""
     with contextlib.ExitStack() as held:
         ready = []
@@ -263,7 +264,7 @@ def _train(cohort: Sequence[_Member]) -> None:
         order = ready[0].order
         assert order is not None
         try:
-            fits = run_all(students, [member.folder for member in ready], order, resume=True)
+            fits = run_all(students, [member.folder for member in ready], order, resume=True, leaves=leaves)
         except (SoftcacheError, RuntimeError) as error:  # of the stream that they share, or of one that is alone
             for member in ready:
                 member.outcome = as_failure(error)

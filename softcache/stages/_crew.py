@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+import softcache
 from softcache.atomic import writer_name
 from softcache.config.sweep import Specification
 from softcache.device import pick_device
@@ -83,7 +85,7 @@ def _start(
 ) -> subprocess.Popen[str]:
     settings = process_settings()
     job = Job(str(many.path), specification.command, dict(anew), **settings, max_image_pixels=Image.MAX_IMAGE_PIXELS)
-    environment = {**os.environ, **dict.fromkeys(NUMBER, str(specification.threads))}
+    environment = {**os.environ, **dict.fromkeys(NUMBER, str(specification.threads)), **_same_package()}
     log = many.path / LOGS / f"{writer_name().rpartition('~')[0]}-{number}.log"
     with open(log, "a", encoding="utf-8") as output:
         process = subprocess.Popen(
@@ -98,6 +100,14 @@ def _start(
     process.stdin.write(json.dumps(job.__dict__) + "\n")
     process.stdin.flush()
     return process
+
+
+def _same_package() -> dict[str, str]:
+    """What makes a process import the softcache that this one has, also where a script has put it on its path."""
+    root = Path(softcache.__file__).resolve().parents[1]
+    if root.name in ("site-packages", "dist-packages"):
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
 
 
 def _held_elsewhere(many: ManyFolder, left: Sequence[str]) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import shlex
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +30,14 @@ from softcache.config.sweep import (
     specification_file,
 )
 from softcache.config.train import TrainConfig
-from softcache.console import advising, bar
+from softcache.console import advising, bar, counted
 from softcache.errors import SoftcacheError, UsageError
 from softcache.localfiles import local_path
 from softcache.locks import locked
 from softcache.remembered import allowing_too
 from softcache.stages._crew import crew, default_processes, watch
 from softcache.stages.eval import evaluate
-from softcache.sweeping.folder import ManyFolder
+from softcache.sweeping.folder import CACHES, ManyFolder
 from softcache.sweeping.grid import Run
 from softcache.sweeping.table import Table, tabled
 from softcache.training.scores import Scores, told
@@ -122,7 +123,8 @@ def opened(settled: Settled, root: str) -> Iterator[ManyFolder]:
     folder = settled.folder or new_folder(root, student if isinstance(student, str) else str(student[0]))
     make_folder(folder)
     with contextlib.ExitStack() as held:
-        held.enter_context(allowing_too(specification.to_allow()))
+        own = [str(path) for path in (folder / CACHES).resolve().glob("*")]
+        held.enter_context(allowing_too([*specification.to_allow(), *own]))
         held.enter_context(locked(folder / LOCK, f"{folder} is being worked on"))
         if not settled.begun:
             specification.save(folder)
@@ -135,41 +137,61 @@ def opened(settled: Settled, root: str) -> Iterator[ManyFolder]:
         yield many
 
 
-def train_all(
-    many: ManyFolder,
-    settled: Settled,
-    runs: Sequence[Run],
-    cohorts: Sequence[Sequence[Run]],
-    shown: Callable[[Table], None] | None,
-    first: int = 0,
-) -> Table:
-    """Trains all ``runs``, in these ``cohorts``, and gives what they came to. ``shown``: told of the table whenever a
-    run has ended. ``first``: the number of the first of the cohorts, where others came before."""
-    for number, cohort in enumerate(cohorts):
-        many.add_cohort(first + number, cohort)
-    many.close()
-    names = [run.name for run in runs]
-    by_name = {run.name: run for run in runs}
-    done = [name for name in names if many.outcome(name).ended]
-    if done:
-        log.info(f"{len(done)} of {len(names)} students are there already")
-    left = [name for name in names if name not in done]
-    if left:
-        count = min(settled.processes, len(cohorts))
-        with (
-            crew(many, settled.specification, settled.anew, count) as processes,
-            bar(settled.specification.command, len(names), "students") as progress,
-        ):
-            progress.advance(len(done))
+class Trainers:
+    """Has runs trained by processes, which are started when there is something to train, and end with it. ``shown``:
+    told of the table of the runs of a call whenever one of them has ended."""
 
-            def ended(name: str) -> None:
-                progress.advance(1)
-                log.info(_told(many, by_name[name]))
-                if shown is not None:
-                    shown(table(many, runs))
+    def __init__(self, many: ManyFolder, settled: Settled, shown: Callable[[Table], None] | None):
+        self._many, self._settled, self._shown = many, settled, shown
+        self._files = contextlib.ExitStack()
+        self._processes: list[subprocess.Popen[str]] = []
+        self._cohorts = 0
 
-            watch(many, processes, left, ended)
-    return table(many, runs)
+    def __enter__(self) -> Trainers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._files.close()
+
+    def train(
+        self,
+        runs: Sequence[Run],
+        cohorts: Sequence[Sequence[Run]],
+        *,
+        last: bool,
+        bars: Mapping[int, float] | None = None,
+    ) -> Table:
+        """Trains all ``runs``, in these ``cohorts``, and gives what they came to. ``last``: whether no others will
+        come; ``bars``: see ``ManyFolder.add_cohort``."""
+        many = self._many
+        for cohort in cohorts:
+            many.add_cohort(self._cohorts, cohort, bars)
+            self._cohorts += 1
+        if last:
+            many.close()
+        by_name = {run.name: run for run in runs}
+        left = [name for name in by_name if not many.outcome(name).ended]
+        if len(left) < len(by_name):
+            log.info(f"{len(by_name) - len(left)} of {counted(len(by_name), 'student')} are there already")
+        if left:
+            self._start(len(cohorts) if last else self._settled.processes)
+            with bar(self._settled.specification.command, len(by_name), "students") as progress:
+                progress.advance(len(by_name) - len(left))
+
+                def ended(name: str) -> None:
+                    progress.advance(1)
+                    log.info(_told(many, by_name[name]))
+                    if self._shown is not None:
+                        self._shown(table(many, runs))
+
+                watch(many, self._processes, left, ended)
+        return table(many, runs)
+
+    def _start(self, most: int) -> None:
+        if not self._processes:
+            count = min(self._settled.processes, most)
+            made = crew(self._many, self._settled.specification, self._settled.anew, count)
+            self._processes = self._files.enter_context(made)
 
 
 def table(many: ManyFolder, runs: Sequence[Run]) -> Table:
@@ -207,7 +229,7 @@ def _told(many: ManyFolder, run: Run) -> str:
     outcome = many.outcome(run.name)
     what = f"{run.combination.text()}, seed {run.seed}"
     if outcome.error is not None:
-        return f"{what} failed: {outcome.error}"
+        return f"{what} {'ended early' if outcome.pruned else 'failed'}: {outcome.error}"
     if outcome.test is not None:
         return f"{what}: {told(outcome.leading, outcome.test)} of the test split"
     return f"{what}: {told(outcome.leading, outcome.val)} of the held-out rows"

@@ -32,7 +32,7 @@ from softcache.stream.plan import FreshShare, Plan
 from softcache.stream.windows import Windows, pick_windows
 from softcache.training.evaluation import Evaluate
 from softcache.training.hint_losses import REGRESSORS_FILE
-from softcache.training.learner import BEST_FILE, Fitted, Learner, Settings, Stage
+from softcache.training.learner import BEST_FILE, Fitted, Learner, Leaves, Settings, Stage
 from softcache.training.loop import fit
 from softcache.training.objective import Objective
 from softcache.training.rows import without_held
@@ -96,8 +96,16 @@ def order_of(prepared: Prepared) -> Order:
     return Order(plan, why)
 
 
-def run_all(students: Sequence[Prepared], folders: Sequence[Path], order: Order, *, resume: bool) -> list[Fitted]:
+def run_all(
+    students: Sequence[Prepared],
+    folders: Sequence[Path],
+    order: Order,
+    *,
+    resume: bool,
+    leaves: Leaves | None = None,
+) -> list[Fitted]:
     """Trains students that have one ``order`` from one stream, each into its folder, which the caller holds.
+    ``leaves``: whether one ends early, see ``Learner``.
 
     Where there are several, one that fails leaves, see ``fit``.
     """
@@ -107,7 +115,7 @@ def run_all(students: Sequence[Prepared], folders: Sequence[Path], order: Order,
         record = record_of(prepared)
         record.save(folder)
         remember_folder(folder, record.options, prepared.network.spec)
-        learners.append(_learner(prepared, folder, title=str(folder) if several else ""))
+        learners.append(_learner(prepared, folder, title=str(folder) if several else "", leaves=leaves))
         log.info(_announcement(prepared, order.plan))
     go_on = f"go on with `softcache train --resume {shlex.quote(str(folders[0]))}`"
     device, steps, data = first.material.device, order.plan.steps, first.material.data
@@ -211,7 +219,7 @@ def _stream(prepared: Prepared, order: Order, columns: frozenset[str]) -> Stream
     return stream
 
 
-def _learner(prepared: Prepared, folder: Path, title: str) -> Learner:
+def _learner(prepared: Prepared, folder: Path, title: str, leaves: Leaves | None) -> Learner:
     options, fitting = prepared.parsed.options, prepared.fitting
     settings = Settings(
         fitting.optimization,
@@ -231,6 +239,7 @@ def _learner(prepared: Prepared, folder: Path, title: str) -> Learner:
         _evaluate(prepared),
         validate=_validator(prepared),
         title=title,
+        leaves=leaves,
     )
 
 

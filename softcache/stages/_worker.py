@@ -7,13 +7,14 @@ that it doesn't outlive whoever started it, however that ended.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from softcache.console import show_messages
 from softcache.errors import LockedError, NotNamedError, SoftcacheError
 from softcache.remembered import is_plain, set_process
 from softcache.stages._cohort import train_cohort
-from softcache.sweeping.folder import CACHES, ManyFolder, read_cohort
+from softcache.sweeping.folder import CACHES, ManyFolder, held_out, read_bars, read_cohort
 
 POLL_S = 0.2
 
@@ -87,11 +88,20 @@ def _train(many: ManyFolder, cohort: Path, specification: Specification, anew: M
                 names.append(name)
             except SoftcacheError as error:
                 many.fail(name, error)
-        found = train_cohort(configs)
+        bars = read_bars(cohort)
+        found = train_cohort(configs, functools.partial(_below, bars) if bars else None)
         for name, outcome in zip(names, found, strict=True):
             if isinstance(outcome, SoftcacheError) and not isinstance(outcome, LockedError):
                 many.fail(name, outcome)
         return any(not isinstance(outcome, LockedError) for outcome in found) or not names
+
+
+def _below(bars: Mapping[int, float], lines: Sequence[dict[str, Any]]) -> str | None:
+    """Why a student ends early that is below the bar after its last epoch; None where it isn't."""
+    bar, scores = bars.get(len(lines)), held_out(lines)
+    if bar is None or not scores or max(scores) >= bar:
+        return None
+    return f"{max(scores):.4g} on the held-out rows, where half of those before had at least {bar:.4g}"
 
 
 def _refuse_unnamed(folder: Path, options: Mapping[str, Any], specification: Specification) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import statistics
@@ -25,13 +24,12 @@ from softcache.console import counted
 from softcache.distributed import refuse_several
 from softcache.errors import SoftcacheError, UsageError
 from softcache.models._weights import fingerprint_file_cached
-from softcache.remembered import allowing_too
-from softcache.stages._many import Settled, opened, refuse_all_failed, settle, train_all
+from softcache.stages._many import Settled, Trainers, opened, refuse_all_failed, settle, table
 from softcache.stages.dump import dump
 from softcache.sweeping.comparison import Comparison, compared
 from softcache.sweeping.folder import CACHES, ManyFolder
 from softcache.sweeping.grid import Combination, cohorts, runs
-from softcache.sweeping.table import Row, Table, tabled
+from softcache.sweeping.table import Row, Table
 
 log = logging.getLogger(__name__)
 TABLE = "table.json"
@@ -71,26 +69,21 @@ def compare(shown: Callable[[Table], None] | None = None, **options: Any) -> Com
     refuse_several("compare")
     settled = _settled(options)
     alone, distilled = _rows(settled.specification.of_train)
-    first = runs([alone, distilled], settled.seeds)
-    with opened(settled, "comparisons") as many:
-        log.info(f"{counted(len(first), 'student')}, results in {many.path}")
+    every = runs([alone, distilled], settled.seeds)
+    generations, at_once = int(settled.specification.options["generations"]), settled.specification.at_once
+    with opened(settled, "comparisons") as many, Trainers(many, settled, shown) as trainers:
+        log.info(f"{counted(len(every), 'student')}, results in {many.path}")
         teachers = _teachers(settled.specification.of_train)
-        parts = cohorts(first, settled.specification.at_once)
-        found = train_all(many, settled, first, parts, shown)
+        found = trainers.train(every, cohorts(every, at_once), last=generations == 1)
         refuse_all_failed(found)
-        every, number = list(first), len(parts)
-        with contextlib.ExitStack() as allowed:
-            for generation in range(2, int(settled.specification.options["generations"]) + 1):
-                if not _rises(found):
-                    break
-                cache = _taught(many, settled, found.rows[-1], generation)
-                allowed.enter_context(allowing_too([str(cache)]))
-                next_one = _generation(distilled, cache, generation)
-                own = runs([next_one], settled.seeds)
-                parts = cohorts(own, settled.specification.at_once)
-                train_all(many, settled, own, parts, shown, number)
-                every, number = [*every, *own], number + len(parts)
-                found = tabled(every, [many.outcome(run.name) for run in every])
+        for generation in range(2, generations + 1):
+            if not _rises(found):
+                break
+            cache = _taught(many, settled, found.rows[-1], generation)
+            own = runs([_generation(distilled, cache, generation)], settled.seeds)
+            trainers.train(own, cohorts(own, at_once), last=generation == generations)
+            every = [*every, *own]
+            found = table(many, every)
         done = Compared(many.path, compared(found, teachers), time.monotonic() - began)
         document = {"version": 1, **done.to_json()}
         replace_file(many.path / TABLE, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())

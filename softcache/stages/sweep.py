@@ -22,7 +22,8 @@ from softcache.errors import SoftcacheError, UsageError
 from softcache.remembered import allowing_too
 from softcache.stages._cohort import planned_steps
 from softcache.stages._crew import crew
-from softcache.stages._many import Settled, look_at_test, opened, refuse_all_failed, settle, table, train_all
+from softcache.stages._many import Settled, Trainers, look_at_test, opened, refuse_all_failed, settle, table
+from softcache.stages._trials import drawn, first_values, round_size, search
 from softcache.sweeping.command import train_command
 from softcache.sweeping.folder import ManyFolder
 from softcache.sweeping.grid import Combination, Run, cohorts, combinations, runs
@@ -89,8 +90,13 @@ def sweep(shown: Callable[[Table], None] | None = None, **options: Any) -> Swept
         return _join(options, began)
     settled, every, parts = _planned(options)
     with opened(settled, "sweeps") as many:
-        log.info(f"{counted(len(every), 'student')} in {counted(len(parts), 'cohort')}, results in {many.path}")
-        best = train_all(many, settled, every, parts, shown).best()
+        with Trainers(many, settled, shown) as trainers:
+            if settled.specification.options.get("trials") is not None:
+                every = search(many, settled, trainers)
+            else:
+                log.info(f"{counted(len(every), 'student')} in {counted(len(parts), 'cohort')}, results in {many.path}")
+                trainers.train(every, parts, last=True)
+        best = table(many, every).best()
         if best is not None:
             for run in best.runs:
                 look_at_test(many, run, settled.anew)
@@ -109,18 +115,22 @@ def _join(options: Mapping[str, Any], began: float) -> Swept:
     settled = settle("sweep", SweepConfig, options, DEFAULTS, at="join")
     assert settled.folder is not None
     many = ManyFolder(settled.folder)
-    every = runs(combinations(settled.specification.of_train), settled.seeds)
     with (
         allowing_too(settled.specification.to_allow()),
         crew(many, settled.specification, settled.anew, settled.processes) as processes,
     ):
         for process in processes:
             process.wait()
+    trials = settled.specification.options.get("trials") is not None
+    found = drawn(many, settled) if trials else combinations(settled.specification.of_train)
+    every = runs(found, settled.seeds)
     return Swept(many.path, table(many, every), None, None, time.monotonic() - began)
 
 
 def plan_sweep(**options: Any) -> Planned:
     """What ``sweep`` with these options would train; opens all data and students, and writes nothing."""
+    if options.get("trials") is not None:
+        raise UsageError("--dry-run knows the students of a grid; those of --trials are drawn as it goes")
     settled, every, parts = _planned(options)
     steps, errors = 0, {}
     for part in parts:
@@ -143,19 +153,21 @@ def _planned(options: Mapping[str, Any]) -> tuple[Settled, list[Run], list[list[
     of_train = settled.specification.of_train
     if not of_train["val_fraction"]:
         raise UsageError("--val-fraction 0 leaves no rows to choose by: a sweep never chooses by the test split")
+    if settled.specification.options.get("trials") is not None:
+        return (settled if settled.begun else _complete(settled, first_values(of_train), round_size(settled))), [], []
     found = combinations(of_train)
     if not settled.begun:
-        settled = _complete(settled, found)
+        settled = _complete(settled, found, len(found))
         found = combinations(settled.specification.of_train)
     every = runs(found, settled.seeds)
     return settled, every, cohorts(every, settled.specification.at_once)
 
 
-def _complete(settled: Settled, found: Sequence[Combination]) -> Settled:
+def _complete(settled: Settled, found: Sequence[Combination], together: int) -> Settled:
     """With the cache that is taken where nobody named one, and with cohorts so small that each process has some: what a
-    command that goes on elsewhere would find otherwise."""
+    command that goes on elsewhere would find otherwise. ``together``: combinations that are trained at a time."""
     options, at_once = settled.specification.options, settled.specification.at_once
-    students = len(found) * len(settled.seeds)
+    students = together * len(settled.seeds)
     alone = all(parse(TrainConfig.of(**one.options)).labels_alone for one in found)
     if not (options.get("cache") or options.get("online") or alone):
         options = {**options, "cache": (str(pick_cache(None).resolve()),)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from softcache import strictjson
 from softcache.atomic import replace_file
 from softcache.config.folders import make_folder
 from softcache.config.record import CONFIG, read_record
-from softcache.errors import LockedError, SoftcacheError
+from softcache.errors import LockedError, PrunedError, SoftcacheError
 from softcache.locks import is_held, locked
 from softcache.sweeping.grid import Run
 
@@ -29,10 +29,12 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to: ``result``, that of its record, once it is finished; ``error``, why it failed."""
+    """What a run came to: ``result``, that of its record, once it is finished; ``error``, why it failed or, with
+    ``pruned``, why it ended early."""
 
     result: dict[str, Any] | None = None
     error: str | None = None
+    pruned: bool = False
 
     @property
     def ended(self) -> bool:
@@ -70,12 +72,14 @@ class ManyFolder:
         for name in (COHORTS, RUNS, LOGS):
             make_folder(self.path / name)
 
-    def add_cohort(self, number: int, runs: Sequence[Run]) -> None:
-        """Puts a cohort where processes take it. One that is there already stays as it is."""
+    def add_cohort(self, number: int, runs: Sequence[Run], bars: Mapping[int, float] | None = None) -> None:
+        """Puts a cohort where processes take it. One that is there already stays as it is. ``bars``: after so many
+        epochs, the score on held-out rows that a student needs to go on."""
         path = self.path / COHORTS / f"{number:04d}.json"
         if not path.exists():
             entries = [{"name": run.name, "options": run.options} for run in runs]
-            replace_file(path, (json.dumps({"version": VERSION, "runs": entries}, indent=1) + "\n").encode())
+            document = {"version": VERSION, "runs": entries, "bars": {str(k): bar for k, bar in (bars or {}).items()}}
+            replace_file(path, (json.dumps(document, indent=1) + "\n").encode())
 
     def close(self) -> None:
         """No more cohorts will come."""
@@ -89,7 +93,8 @@ class ManyFolder:
         """For a command that goes on: more cohorts may come, and what has failed is tried again."""
         (self.path / COHORTS / CLOSED).unlink(missing_ok=True)
         for path in self.path.glob(f"{RUNS}/*/{FAILED}"):
-            path.unlink(missing_ok=True)
+            if not self._read(path.parent).pruned:
+                path.unlink(missing_ok=True)
 
     def cohorts(self) -> list[Path]:
         return sorted((self.path / COHORTS).glob("[0-9]*.json"))
@@ -120,13 +125,14 @@ class ManyFolder:
         """Keeps why a run failed, so that it isn't tried again by every process."""
         folder = self.run_folder(name)
         make_folder(folder)
-        document = {"version": VERSION, "error": str(error)}
+        document = {"version": VERSION, "error": str(error), "pruned": isinstance(error, PrunedError)}
         replace_file(folder / FAILED, (json.dumps(document, ensure_ascii=False) + "\n").encode())
 
     @staticmethod
     def _read(folder: Path) -> Outcome:
         if (folder / FAILED).exists():
-            return Outcome(error=str(_document(folder / FAILED)["error"]))
+            failure = _document(folder / FAILED)
+            return Outcome(error=str(failure.get("error")), pruned=failure.get("pruned") is True)
         result = read_record(folder).result if (folder / CONFIG).exists() else None
         return Outcome(result)
 
@@ -145,6 +151,24 @@ def read_cohort(path: Path) -> list[tuple[str, dict[str, Any]]]:
         if not isinstance(name, str) or Path(name).name != name or name.startswith("."):
             raise SoftcacheError(f"{path}: {str(name)[:40]!r} is not the name of a run")
     return [(name, {n: tuple(v) if isinstance(v, list) else v for n, v in options.items()}) for name, options in runs]
+
+
+def held_out(lines: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The scores on held-out rows in the lines of a run's ``metrics.jsonl``, of those epochs that have one."""
+    names = ("val_top1", "val_map", "val_r2", "val_cosine")  # the first that is there is the one that chooses
+    name = next((name for name in names if any(line.get(name) is not None for line in lines)), "")
+    return [line[name] for line in lines if line.get(name) is not None]
+
+
+def read_bars(path: Path) -> dict[int, float]:
+    """The bars of a cohort, see ``add_cohort``.
+
+    Errors: ``SoftcacheError`` where the file isn't one of a cohort.
+    """
+    try:
+        return {int(epochs): float(bar) for epochs, bar in _document(path)["bars"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise SoftcacheError(f"{path} doesn't name the bars of a cohort") from None
 
 
 def _stamp(path: Path) -> int:

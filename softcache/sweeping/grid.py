@@ -19,6 +19,7 @@ from softcache.config.train import TrainConfig
 from softcache.errors import UsageError
 from softcache.losses._schedule import Schedule
 from softcache.losses._terms import parse_terms
+from softcache.sweeping.space import refuse_ranges
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,12 @@ def combinations(options: Mapping[str, Any]) -> list[Combination]:
 
     Errors: ``UsageError`` for values and combinations that can't be.
     """
+    refuse_ranges(options)
     several = [name for name in GRID if name in options]
-    fixed = {name: value for name, value in options.items() if name not in several}
     found: dict[str, dict[str, Any]] = {}
     for values in itertools.product(*(options[name] for name in several)):
-        chosen = dict(zip(several, values, strict=True))
-        if "loss" in chosen and isinstance(chosen["loss"], str):
-            chosen["loss"] = (chosen["loss"],)
-        chosen = _with_effect({**fixed, **chosen})
-        parsed = parse(TrainConfig.of(**chosen))
-        found.setdefault(_meaning(chosen, parsed), chosen)
+        meaning, chosen = one_combination(options, dict(zip(several, values, strict=True)))
+        found.setdefault(meaning, chosen)
     for name in several:
         if all(name not in one for one in found.values()):
             given = ",".join(map(shown, options[name]))
@@ -67,6 +64,20 @@ def combinations(options: Mapping[str, Any]) -> list[Combination]:
             raise UsageError(f"--{option} {given} has no effect on any of these students: leave it out")
     varying = [name for name in several if len({_text(one.get(name)) for one in found.values()}) > 1]
     return [Combination({n: one[n] for n in varying if one.get(n) is not None}, one) for one in found.values()]
+
+
+def one_combination(options: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What a combination means, as a text that is equal where two train the same, and its options: ``options`` with
+    these ``values`` in place of those that are in ``GRID``, without those that have no effect.
+
+    Errors: ``UsageError`` for values and combinations that can't be.
+    """
+    fixed = {name: value for name, value in options.items() if name not in GRID}
+    chosen = {**fixed, **values}
+    if isinstance(chosen.get("loss"), str):
+        chosen["loss"] = (chosen["loss"],)
+    chosen = _with_effect(chosen)
+    return _meaning(chosen, parse(TrainConfig.of(**chosen))), chosen
 
 
 def runs(found: Sequence[Combination], seeds: Sequence[int]) -> list[Run]:

@@ -81,8 +81,9 @@ class Table:
         found = []
         for row in self.rows:
             own = [shown(row.combination.varied[name]) if name in row.combination.varied else "–" for name in varied]
-            failed = sum(outcome.error is not None for outcome in row.outcomes)
-            mark = "best" if row is best else f"{failed} failed" if failed else ""
+            failed = sum(outcome.error is not None and not outcome.pruned for outcome in row.outcomes)
+            early = "ended early" if any(outcome.pruned for outcome in row.outcomes) else ""
+            mark = "best" if row is best else f"{failed} failed" if failed else early
             found.append([*own, told_mean(row.vals, self.leading), f"{len(row.vals)}/{len(row.runs)}", mark])
         return header, found
 

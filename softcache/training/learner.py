@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from softcache.device import autocast
-from softcache.errors import NumericsError, SoftcacheError
+from softcache.errors import NumericsError, PrunedError, SoftcacheError
 from softcache.models._arithmetic import Arithmetic
 from softcache.models._folder import save_network
 from softcache.models._network import Network
@@ -33,6 +33,7 @@ from softcache.training.scores import Scores, recorded_numbers
 log = logging.getLogger(__name__)
 
 BEST_FILE = "best.safetensors"
+Leaves = Callable[[Sequence[dict[str, Any]]], str | None]
 
 
 @dataclass
@@ -89,7 +90,8 @@ class Learner:
 
     ``stages`` follow each other, each with an optimizer of its own. ``evaluate``: scores on the test split after each
     epoch; ``validate``: on held-out rows, which are then looked at in its place; the best epoch's parameters are kept
-    in ``BEST_FILE``. ``title``: what it is called where several learn, else empty.
+    in ``BEST_FILE``. ``title``: what it is called where several learn, else empty. ``leaves``: given the lines of the
+    epochs so far, says why the learner ends early, or None.
 
     The loop calls ``begin`` once, then of each epoch ``begin_epoch``, ``step`` with each batch, ``end_steps`` and
     ``keep``.
@@ -106,10 +108,11 @@ class Learner:
         *,
         validate: Evaluate | None = None,
         title: str = "",
+        leaves: Leaves | None = None,
     ):
         self.student, self.stages, self.settings, self.device = student, list(stages), settings, device
         self.folder, self.title = folder, title
-        self.evaluate, self.validate = evaluate, validate
+        self.evaluate, self.validate, self._leaves = evaluate, validate, leaves
         self.fitted = Fitted(leading=settings.leading)
         self.total = sum(stage.epochs for stage in stages)
         self.done = self.begun_at = 0
@@ -154,6 +157,7 @@ class Learner:
         self._write_line = files.enter_context(Lines(self.folder / METRICS, self.fitted.lines))
         self._step_lines = StepLines(self.folder, self.settings.log_every, self.done * steps)
         self.begun_at = self.done
+        self._leave_early()
 
     def begin_epoch(self, epoch: int, files: contextlib.ExitStack) -> None:
         """Until ``files`` closes, the student's guided layers are listened to."""
@@ -280,6 +284,13 @@ class Learner:
             },
         )
         self.say(describe_epoch(line, self.total))
+        self._leave_early()
+
+    def _leave_early(self) -> None:
+        why = self._leaves(self.fitted.lines) if self._leaves is not None and self.done < self.total else None
+        if why is not None:
+            self.fitted.failure = PrunedError(why)
+            self.say(f"leaves after epoch {self.done}: {why}")
 
     def _scored(self, scores: Scores | None) -> dict[str, float | None]:
         """The scores by name; the best epoch's parameters are kept."""
