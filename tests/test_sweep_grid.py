@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softcache.cli import _main
-from softcache.cli import sweep as sweep_command
-from softcache.config.sweep import GRID, OF_THE_SWEEP, SweepConfig, divided, read_specification
+from softcache.config.several import SETTLED
+from softcache.config.sweep import SweepConfig, divided, read_specification
 from softcache.config.train import TrainConfig
 from softcache.errors import NotNamedError, SoftcacheError, UsageError
 from softcache.stages._worker import work
@@ -103,12 +103,11 @@ def test_cohorts_have_students_that_can_share_a_stream_and_no_more_than_asked() 
     assert sorted(map(len, parts)) == [2, 2, 8, 8, 8, 8]
 
 
-def test_the_command_line_knows_the_options_that_may_be_several() -> None:
-    assert sweep_command.SEVERAL == GRID
+def test_the_command_line_takes_the_options_of_train() -> None:
     made = _main.main.get_command(click.Context(_main.main), "sweep")
     assert made is not None
     trained = {p.name for p in _main.main.get_command(click.Context(_main.main), "train").params}  # type: ignore[union-attr]
-    assert trained - {p.name for p in made.params} == OF_THE_SWEEP - {"out", "resume"}
+    assert trained - {p.name for p in made.params} == SETTLED - {"out", "resume"}
 
 
 def test_a_printed_command_asks_for_the_same_run() -> None:

@@ -11,16 +11,17 @@ import click
 
 from softcache.cli import train
 from softcache.cli._options import Decorator, SectionedOption, option, together
+from softcache.config.several import SETTLED
 
 # A comma within a spec, as in hf:NAME,config=sst2, goes on with it.
 _COMMA = re.compile(r",(?![A-Za-z_]\w*=)")
 _RANGE = re.compile(r"[-+.\deE]*\d\.\.[-+.\d]")
 
 
-def of_train(several: tuple[str, ...], without: frozenset[str], helps: Mapping[str, str]) -> Decorator:
-    """All options of ``train`` but ``without``. ``several``: those that take lists with commas; ``helps``: other texts,
-    by name."""
-    own = [made for made in train.command.params if made.name not in {"from_file", "json_", *without}]
+def of_train(several: tuple[str, ...], helps: Mapping[str, str]) -> Decorator:
+    """The options of ``train`` that aren't settled for each run by the command itself. ``several``: those that take
+    lists with commas; ``helps``: other texts, by name."""
+    own = [made for made in train.command.params if made.name not in {"from_file", "json_", *SETTLED}]
     made = [_several(one, helps) if one.name in several else _told(one, helps) for one in own]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ HELPS = {
 
 
 @_options.command("compare", file="--spec")
-@_many.of_train((), frozenset({"out", "resume", "profile", "test"}), HELPS)
+@_many.of_train((), HELPS)
 @section(
     "Comparison",
     option("--seeds", type=int, help="Students of each kind, from --seed on.  [default: 5]"),

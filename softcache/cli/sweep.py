@@ -11,17 +11,12 @@ from softcache.cli import _many, _options
 from softcache.cli._options import flag, option, section
 from softcache.cli._print import as_json, rows
 from softcache.cli._print import table as print_table
+from softcache.config.several import GRID
 from softcache.console import counted, duration
 
 if TYPE_CHECKING:
     from softcache.stages.sweep import Planned
 
-# As config.sweep has them: help must not wait for torch, which that imports. A test compares the two.
-SEVERAL = (
-    "student", "loss", "T", "alpha", "beta", "targets", "fresh_share", "views", "preset", "epochs", "batch_size",
-    "optimizer", "lr", "weight_decay", "momentum", "schedule", "warmup", "gamma", "label_smoothing", "clip_grad",
-    "accumulate",
-)  # fmt: skip
 HELPS = {
     "loss": "kl, ce, hard, mse, dkd, …, my.py:Loss, with options: kl:weight=0.9,T=2. Repeat it for several values.  "
     "[default: as in train]",
@@ -32,7 +27,7 @@ HELPS = {
 
 
 @_options.command("sweep", file="--spec")
-@_many.of_train(SEVERAL, frozenset({"out", "resume", "profile", "test"}), HELPS)
+@_many.of_train(GRID, HELPS)
 @section(
     "Sweep",
     option("--seeds", type=int, help="Students of each combination, from --seed on.  [default: 1]"),

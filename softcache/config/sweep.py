@@ -16,19 +16,12 @@ from softcache.atomic import replace_file
 from softcache.config.given import FOLLOWED
 from softcache.config.options import Options
 from softcache.config.resume import MOVABLE
+from softcache.config.several import GRID, SETTLED
 from softcache.config.train import TrainConfig
 from softcache.errors import SoftcacheError, UsageError, nearest
 from softcache.remembered import absolute, follow_all, is_plain, remember
 
 VERSION = 1
-# Options of train that may have several values in a sweep, in the order of a table's columns.
-GRID = (
-    "student", "loss", "T", "alpha", "beta", "targets", "fresh_share", "views", "preset", "epochs", "batch_size",
-    "optimizer", "lr", "weight_decay", "momentum", "schedule", "warmup", "gamma", "label_smoothing", "clip_grad",
-    "accumulate",
-)  # fmt: skip
-# Options of train that a sweep settles for each run by itself.
-OF_THE_SWEEP = frozenset({"out", "resume", "profile", "test"})
 Config = TypeVar("Config", bound="ManyConfig")
 
 
@@ -142,7 +135,7 @@ def divided(cls: type[Config], options: Mapping[str, Any]) -> tuple[Config, dict
     """
     several = GRID if cls is SweepConfig else ()
     own = {field.name for field in dataclasses.fields(cls)}
-    train = {field.name for field in dataclasses.fields(TrainConfig)} - OF_THE_SWEEP
+    train = {field.name for field in dataclasses.fields(TrainConfig)} - SETTLED
     for name in options:
         if name not in own | train:
             raise UsageError(f"{cls.__name__} has no option {name!r}{nearest(name, own | train)}")

@@ -37,13 +37,12 @@ from softcache.locks import locked
 from softcache.remembered import allowing_too
 from softcache.stages._crew import crew, default_processes, watch
 from softcache.stages.eval import evaluate
-from softcache.sweeping.folder import CACHES, ManyFolder
+from softcache.sweeping.folder import CACHES, LOCK, ManyFolder
 from softcache.sweeping.grid import Run
 from softcache.sweeping.table import Table, tabled
 from softcache.training.scores import Scores, told
 
 log = logging.getLogger(__name__)
-LOCK = ".lock"
 
 
 @dataclass(frozen=True)

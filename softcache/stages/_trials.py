@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from softcache import strictjson
 from softcache.atomic import replace_file
 from softcache.config.folders import make_folder
-from softcache.config.sweep import GRID
+from softcache.config.several import GRID
 from softcache.console import counted
 from softcache.errors import MissingExtraError, SoftcacheError, UsageError
 from softcache.stages._many import Settled, Trainers

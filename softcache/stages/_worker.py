@@ -60,7 +60,8 @@ def work(folder: Path, specification: Specification, anew: Mapping[str, Any]) ->
     """Trains cohorts that nobody holds, until no more will come and none is left to take."""
     many = ManyFolder(folder)
     while True:
-        closed = many.closed  # asked first: what is there then is all
+        # Asked first: what is there then is all. Without anybody at work on the folder no more will come either.
+        closed = many.closed or not many.is_tended
         progress = False
         for cohort in many.cohorts():
             runs = read_cohort(cohort)

@@ -17,7 +17,7 @@ from softcache.config.folders import pick_cache, teacher_folder
 from softcache.config.given import recorded_dataset, recorded_recipe, recorded_teacher
 from softcache.config.parsed import parse
 from softcache.config.record import CONFIG, read_record
-from softcache.config.sweep import CompareConfig
+from softcache.config.sweep import CompareConfig, divided
 from softcache.config.teachers import known_folder
 from softcache.config.train import TrainConfig
 from softcache.console import counted
@@ -91,7 +91,7 @@ def compare(shown: Callable[[Table], None] | None = None, **options: Any) -> Com
 
 
 def _settled(options: Mapping[str, Any]) -> Settled:
-    several = options.get("generations", 1) > 1
+    several = divided(CompareConfig, options)[0].generations > 1
     settled = settle("compare", CompareConfig, options, {**DEFAULTS, **({"val_fraction": 0.1} if several else {})})
     if settled.begun:
         return settled

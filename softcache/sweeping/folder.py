@@ -24,6 +24,7 @@ from softcache.sweeping.grid import Run
 
 COHORTS, RUNS, LOGS, CACHES = "cohorts", "runs", "logs", "caches"
 CLOSED, FAILED = "closed", "failed.json"
+LOCK = ".lock"  # held by the command that is at work on the folder
 VERSION = 1
 
 
@@ -88,6 +89,11 @@ class ManyFolder:
     @property
     def closed(self) -> bool:
         return (self.path / COHORTS / CLOSED).exists()
+
+    @property
+    def is_tended(self) -> bool:
+        """Whether a command is at work on the folder, which may add cohorts."""
+        return is_held(self.path / LOCK)
 
     def reopen(self) -> None:
         """For a command that goes on: more cohorts may come, and what has failed is tried again."""

@@ -14,7 +14,7 @@ from typing import Any
 from softcache.config.folders import slug
 from softcache.config.parsed import DEFAULT_LOSS, Parsed, parse
 from softcache.config.resume import MOVABLE
-from softcache.config.sweep import GRID
+from softcache.config.several import GRID
 from softcache.config.train import TrainConfig
 from softcache.errors import UsageError
 from softcache.losses._schedule import Schedule

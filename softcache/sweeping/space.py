@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from softcache.config.sweep import GRID
+from softcache.config.several import GRID
 from softcache.errors import UsageError
 
 LOGARITHMIC = ("lr", "weight_decay")  # their effect goes with their size
