@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from softcache.functional import to_input
     from softcache.models._open import open_network
     from softcache.stages._cohort import train_cohort
+    from softcache.stages.compare import compare
     from softcache.stages.dump import dump
     from softcache.stages.eval import evaluate
     from softcache.stages.keys import KeyBatch, Keys, KeySampler
+    from softcache.stages.sweep import sweep
     from softcache.stages.teach import teach
     from softcache.stages.train import train
     from softcache.views._fields import ViewedFields
@@ -39,10 +41,12 @@ _HOMES = {
     "TrainConfig": "softcache.config.train",
     "ViewedDataset": "softcache.views._viewed",
     "ViewedFields": "softcache.views._fields",
+    "compare": "softcache.stages.compare",
     "dump": "softcache.stages.dump",
     "evaluate": "softcache.stages.eval",
     "open_network": "softcache.models._open",
     "open_samples": "softcache.datasets._open",
+    "sweep": "softcache.stages.sweep",
     "teach": "softcache.stages.teach",
     "to_input": "softcache.functional",
     "train": "softcache.stages.train",
@@ -61,10 +65,12 @@ __all__ = [
     "ViewedDataset",
     "ViewedFields",
     "__version__",
+    "compare",
     "dump",
     "evaluate",
     "open_network",
     "open_samples",
+    "sweep",
     "teach",
     "to_input",
     "train",

@@ -10,7 +10,7 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -161,6 +161,28 @@ def bar(title: str, total: int, unit: str) -> Iterator[Bar]:
         yield shown
     finally:
         shown.close()
+
+
+@contextmanager
+def live_table() -> Iterator[Callable[[Sequence[str], Sequence[Sequence[str]]], None]]:
+    """Gives a function that shows a header and lines below the messages of a terminal, in place of those before. A log
+    has messages alone."""
+    console = _terminal() if _shown["progress"] else None
+    if console is None:
+        yield lambda header, lines: None
+        return
+    from rich.live import Live
+    from rich.table import Table
+
+    with Live(console=console, transient=True, auto_refresh=False) as live:
+
+        def show(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+            table = Table(*header, box=None)
+            for line in lines:
+                table.add_row(*line)
+            live.update(table, refresh=True)
+
+        yield show
 
 
 def _live_bar(console: Console, title: str, total: int, unit: str) -> tuple[Progress, TaskID]:

@@ -61,6 +61,10 @@ class OtherRankError(SoftcacheError):
         self.exit_status = exit_status
 
 
+class PrunedError(SoftcacheError):
+    """A student that left its training early, because others were better after as many epochs."""
+
+
 class MissingExtraError(SoftcacheError):
     """An optional dependency is not installed; the message names the extra."""
 

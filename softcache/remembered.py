@@ -17,7 +17,7 @@ import re
 import shlex
 import stat
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -56,6 +56,23 @@ def set_process(*, writes: bool = True, allowed: Iterable[str] = ()) -> None:
     """
     _process["writes"] = writes
     _process["allowed"] = tuple(map(absolute, allowed))
+
+
+@contextlib.contextmanager
+def allowing_too(specs: Iterable[str]) -> Iterator[None]:
+    """Within it these may be followed wherever a folder names them, too: for what the user gave in this command and is
+    read again from folders that it makes."""
+    before = _process["allowed"]
+    _process["allowed"] = (*before, *map(absolute, specs))
+    try:
+        yield
+    finally:
+        _process["allowed"] = before
+
+
+def process_settings() -> dict[str, Any]:
+    """``writes`` and ``allowed`` as ``set_process`` takes them, for a process that this one starts."""
+    return {"writes": _process["writes"], "allowed": list(_process["allowed"])}
 
 
 def is_plain(role: str, spec: str) -> bool:

@@ -22,6 +22,7 @@ ROWS = [
     "cli",
     "stages",
     "functional",
+    "sweeping",
     "config",
     "training",
     "dumping",

@@ -156,7 +156,7 @@ def test_a_bad_file_is_one_line(here: Path, capfd: pytest.CaptureFixture[str], c
 # Help.
 
 
-@pytest.mark.parametrize("name", ["teach", "layers", "dump", "train", "eval", "verify"])
+@pytest.mark.parametrize("name", ["teach", "layers", "dump", "train", "compare", "sweep", "eval", "verify"])
 def test_help_has_sections_of_a_screen_each(name: str) -> None:
     shown = CliRunner().invoke(_main.main, [name, "--help"], terminal_width=100).output
     made = _main.main.get_command(click.Context(_main.main), name)
@@ -179,7 +179,7 @@ def test_help_states_the_defaults_of_the_configuration(name: str, config: Any) -
     options = {
         p.name: p
         for p in made.params
-        if isinstance(p, click.Option) and p.expose_value and p.name not in ("config", "json_")
+        if isinstance(p, click.Option) and p.expose_value and p.name not in ("from_file", "json_")
     }
     del options["test_fraction"]  # it is a part of the dataset's spec, and no field beside it
     assert set(options) == set(fields)

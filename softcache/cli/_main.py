@@ -17,7 +17,7 @@ from softcache.distributed import rank
 from softcache.errors import OtherRankError, SoftcacheError, nearest
 from softcache.remembered import set_process
 
-ORDER = ("teach", "layers", "dump", "train", "eval", "info", "verify", "trim", "losses", "presets")
+ORDER = ("teach", "layers", "dump", "train", "compare", "sweep", "eval", "info", "verify", "trim", "losses", "presets")
 
 
 class LazyGroup(click.Group):

@@ -74,32 +74,36 @@ def flag(*names: str, help: str) -> Decorator:
     return option(*names, help=help, is_flag=True, default=None)
 
 
-def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
+def command(name: str, file: str = "--config") -> Callable[[Callable[..., Any]], click.Command]:
     """A command that has its help in sections and takes ``--config FILE``: options from a file, which those on the
-    command line replace. CPU threads are settled when it runs, because that has to be before torch is imported."""
+    command line replace. CPU threads are settled when it runs, because that has to be before torch is imported.
+
+    ``file``: the name of the option that names the file.
+    """
 
     def decorate(function: Callable[..., Any]) -> click.Command:
         declared: list[click.Parameter] = getattr(function, "__click_params__", [])
         known = {str(own.name) for own in declared if own.expose_value}
 
         @functools.wraps(function)
-        def run(config: str | None, **options: Any) -> Any:
+        def run(from_file: str | None, **options: Any) -> Any:
             given = {key: value for key, value in options.items() if value is not None and value != ()}
-            options = {**_from_file(config, name, given, known), **given} if config is not None else given
+            options = {**_from_file(from_file, name, given, known, file), **given} if from_file is not None else given
             asked = (click.get_current_context().obj or {}).get("threads")
             chosen = settle_threads(asked, workers=max(0, options.get("workers", 0)))
             if chosen is not None:
                 log.log(logging.INFO if name in LONG and rank() == 0 else logging.DEBUG, chosen)
             return function(**_with_fraction(options))
 
-        file = SectionedOption(
-            ["--config"],
+        whose = "a run's config.json" if file == "--config" else f"a {name}'s {name}.json"
+        file_option = SectionedOption(
+            [file, "from_file"],
             type=click.Path(exists=True, dir_okay=False),
             metavar="FILE",
-            help="Options from a JSON file, such as a run's config.json; those given here replace them.",
+            help=f"Options from a JSON file, such as {whose}; those given here replace them.",
         )
         # click reads this list from its end, so that the file comes last.
-        run.__click_params__ = [file, *declared]  # type: ignore[attr-defined]
+        run.__click_params__ = [file_option, *declared]  # type: ignore[attr-defined]
         return click.command(name, cls=Sectioned)(run)
 
     return decorate
@@ -115,24 +119,22 @@ def _with_fraction(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "dataset": with_fraction(options["dataset"], fraction)}
 
 
-def _from_file(path: str, command: str, given: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """The options in a JSON file: an object of them, or the record of a run or a teacher, which has them as
-    ``options``."""
+def _from_file(path: str, command: str, given: dict[str, Any], known: Collection[str], file: str) -> dict[str, Any]:
+    """The options in a JSON file: an object of them, or the record of a run, a teacher or a sweep, which has them as
+    ``options``. ``file``: the option that named it."""
     try:
-        with open(path, "rb") as file:
-            document = strictjson.loads(file.read())
+        with open(path, "rb") as opened:
+            document = strictjson.loads(opened.read())
     except (OSError, ValueError) as error:
-        raise click.UsageError(f"--config {path} can't be read: {error}") from None
+        raise click.UsageError(f"{file} {path} can't be read: {error}") from None
     options = document.get("options", document) if isinstance(document, dict) else None
     if not isinstance(options, dict):
-        raise click.UsageError(f"--config {path} is no JSON object of options")
+        raise click.UsageError(f"{file} {path} is no JSON object of options")
     if document.get("command", command) != command:
-        raise click.UsageError(f"--config {path} is of softcache {document['command']}, not of softcache {command}")
+        raise click.UsageError(f"{file} {path} is of softcache {document['command']}, not of softcache {command}")
     for name in options:
         if name not in known:
-            raise click.UsageError(
-                f"--config {path} has no option {name!r} of softcache {command}{nearest(name, known)}"
-            )
+            raise click.UsageError(f"{file} {path} has no option {name!r} of softcache {command}{nearest(name, known)}")
     for name in sorted(options.keys() & given.keys()):
         if options[name] != given[name]:
             there = "the default" if options[name] is None else options[name]

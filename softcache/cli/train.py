@@ -87,6 +87,11 @@ from softcache.distributed import rank, world
     option("--label-fraction", type=float, help="Share of the labels that may be used.  [default: 1]"),
     option("--val-fraction", type=float, help="Share of the rows held out to choose the best epoch.  [default: 0]"),
     option(
+        "--test/--no-test",
+        default=None,
+        help="Whether to look at the test split; `softcache eval RUN` does it later.  [default: test]",
+    ),
+    option(
         "--pixels",
         type=click.Choice(["exact", "close"]),
         help="exact: stop if a byte differs from what the teacher saw. close: tolerate another decoder's "

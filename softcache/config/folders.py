@@ -44,11 +44,12 @@ def cache_folder(teacher: str, dataset: str, split: str) -> Path:
     return Path("caches") / f"{name}-{split}"
 
 
-def new_run_folder(student: str) -> Path:
-    """``runs/resnet18-1``, or the next number that is free; made at once, so that two runs never share one."""
+def new_folder(root: str, spec: str) -> Path:
+    """``runs/resnet18-1`` in ``root``, or the next number that is free; made at once, so that no two commands ever
+    share one."""
     number = 1
     while True:
-        folder = Path("runs") / f"{slug(student)}-{number}"
+        folder = Path(root) / f"{slug(spec)}-{number}"
         try:
             folder.mkdir(parents=True)
             return folder

@@ -46,8 +46,9 @@ class TrainConfig(FitConfig):
     the dataset was relabelled after the dump, ``"dataset"`` or ``"cache"``; None refuses such a dataset.
     ``label_fraction``: the share of the labels that may be used. ``teacher_weight``: one share a cache, scaled to
     sum 1. ``hint_epochs``: epochs on the hints alone, before the others. ``val_fraction``: the share of rows that
-    choose the best epoch. ``views_per_image``: views of an image that share a batch and a decode. ``shuffle``: of
-    rows (full), or of blocks of them, for caches that don't fit into memory. ``view_seed``: that of views that no
+    choose the best epoch. ``test``: whether the test split is looked at. ``views_per_image``: views of an image that
+    share a batch and a decode. ``shuffle``: of rows (full), or of blocks of them, for caches that don't fit into
+    memory. ``view_seed``: that of views that no
     cache has recorded, by default 0. ``order_seed``: that of the order of rows and of which labels may be used, by
     default ``seed``; students of several seeds and one ``order_seed`` see the same batches. ``student_size``,
     ``teacher_size`` (with ``online``): sides of the networks'
@@ -84,6 +85,7 @@ class TrainConfig(FitConfig):
     labels: str | None = None
     label_fraction: float = 1.0
     val_fraction: float = 0.0
+    test: bool = True
     normalize: str | None = None
     student_size: int | None = None
     weights: str | None = None

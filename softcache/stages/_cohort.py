@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,10 @@ from softcache.localfiles import local_path
 from softcache.stages._material import Material
 from softcache.stages._running import Order, Trained, finish, order_of, run_all
 from softcache.stages._training import Prepared, prepare
+from softcache.stream.memory import memory_budget
 from softcache.training.checkpoint import CHECKPOINT
 from softcache.training.folder import training_into
+from softcache.training.learner import Leaves, as_failure
 
 log = logging.getLogger(__name__)
 
@@ -50,28 +52,72 @@ class _Member:
     outcome: Trained | SoftcacheError | None = None
 
 
-def train_cohort(configs: Sequence[TrainConfig]) -> list[Trained | SoftcacheError]:
+def train_cohort(configs: Sequence[TrainConfig], leaves: Leaves | None = None) -> list[Trained | SoftcacheError]:
     """Trains a student of each config into its folder, ``out``, which each must name; gives what each came to, in their
     order, or the error that kept it from it.
 
     Students that want the same keys in the same order share a stream: inputs are made once, and targets are read once.
     Each run has the bits that it has alone. A folder that holds a run that was begun with the same options goes on with
-    it. A student that fails leaves, and the others keep their bits.
+    it. A student that fails leaves, and the others keep their bits. ``leaves``: given the lines of ``metrics.jsonl`` of
+    a student so far, says why it ends early, with ``PrunedError``, or None.
 
     Errors: ``UsageError`` for a config without ``out``, for two of one folder, and for ``profile`` of several.
     """
     refuse_several("train")
     _refuse(configs)
     members = [_member(config) for config in configs]
-    for group in _grouped(members, lambda member: (member.asked.shared(), _views_begun(member))):
+    for group in _grouped(members, _opened_together):
         with reproducible(tf32=group[0].options.tf32):
             _prepare(group)
             ready = [member for member in group if member.prepared is not None]
             for cohort in _same_order(ready):
-                _train(cohort)
+                for part in _fitting_memory(cohort):
+                    _train(part, leaves)
     outcomes = [member.outcome for member in members]
     assert None not in outcomes
     return outcomes  # type: ignore[return-value]
+
+
+def planned_steps(configs: Sequence[TrainConfig]) -> list[int | SoftcacheError]:
+    """Batches that the student of each config would be trained on, or the error that would keep it from it; nothing is
+    written."""
+    refuse_several("train")
+    members = [_member(config) for config in configs]
+    for group in _grouped(members, _opened_together):
+        _prepare(group)
+    found: list[int | SoftcacheError] = []
+    for member in members:
+        if member.prepared is None or member.order is None:
+            assert isinstance(member.outcome, SoftcacheError)
+            found.append(member.outcome)
+        else:
+            epochs = member.prepared.fitting.epochs + member.prepared.parsed.options.hint_epochs
+            found.append(member.order.plan.steps * epochs)
+    return found
+
+
+def _opened_together(member: _Member) -> object:
+    """Equal for members whose data are opened once. Labels alone are trained on in views of their own."""
+    alone = member.parsed is not None and member.parsed.labels_alone
+    return member.asked.shared(), _views_begun(member), alone
+
+
+def _fitting_memory(cohort: Sequence[_Member]) -> Iterator[list[_Member]]:
+    """Parts of a cohort whose students find room at once: parameters, gradients and two numbers of an optimizer for
+    each parameter."""
+    assert cohort[0].prepared is not None
+    room = memory_budget(cohort[0].prepared.material.device)
+    part: list[_Member] = []
+    taken = 0
+    for member in cohort:
+        assert member.prepared is not None
+        own = 4 * sum(one.numel() * one.element_size() for one in member.prepared.network.parameters())
+        if part and taken + own > room:
+            yield part
+            part, taken = [], 0
+        part.append(member)
+        taken += own
+    yield part
 
 
 def _refuse(configs: Sequence[TrainConfig]) -> None:
@@ -198,7 +244,7 @@ def _alike(one: _Member, other: _Member) -> bool:
     )
 
 
-def _train(cohort: Sequence[_Member]) -> None:
+def _train(cohort: Sequence[_Member], leaves: Leaves | None) -> None:
     """Trains those whose folder isn't held by another process."""
     with contextlib.ExitStack() as held:
         ready = []
@@ -217,9 +263,15 @@ def _train(cohort: Sequence[_Member]) -> None:
         students = [member.prepared for member in ready if member.prepared is not None]
         order = ready[0].order
         assert order is not None
-        fits = run_all(students, [member.folder for member in ready], order, resume=True)
+        try:
+            fits = run_all(students, [member.folder for member in ready], order, resume=True, leaves=leaves)
+        except (SoftcacheError, RuntimeError) as error:  # of the stream that they share, or of one that is alone
+            for member in ready:
+                member.outcome = as_failure(error)
+            return
         for member, prepared, fitted in zip(ready, students, fits, strict=True):
             member.outcome = fitted.failure or finish(prepared, member.folder, fitted)
+            member.prepared = None  # its network's memory is for the next ones
 
 
 def _grouped(members: Sequence[_Member], key: Any) -> list[list[_Member]]:

@@ -33,11 +33,12 @@ from softcache.stream.plan import FreshShare, Plan
 from softcache.stream.windows import Windows, pick_windows
 from softcache.training.evaluation import Evaluate
 from softcache.training.hint_losses import REGRESSORS_FILE
-from softcache.training.learner import BEST_FILE, Fitted, Learner, Settings, Stage
+from softcache.training.learner import BEST_FILE, Learner, Leaves
 from softcache.training.loop import fit
 from softcache.training.objective import Objective
 from softcache.training.rows import without_held
 from softcache.training.scores import Scores, recorded_numbers
+from softcache.training.stage import Fitted, Settings, Stage
 from softcache.views._open import Viewed
 
 log = logging.getLogger(__name__)
@@ -102,8 +103,16 @@ def order_of(prepared: Prepared) -> Order:
     return Order(plan, why)
 
 
-def run_all(students: Sequence[Prepared], folders: Sequence[Path], order: Order, *, resume: bool) -> list[Fitted]:
+def run_all(
+    students: Sequence[Prepared],
+    folders: Sequence[Path],
+    order: Order,
+    *,
+    resume: bool,
+    leaves: Leaves | None = None,
+) -> list[Fitted]:
     """Trains students that have one ``order`` from one stream, each into its folder, which the caller holds.
+    ``leaves``: whether one ends early, see ``Learner``.
 
     Where there are several, one that fails leaves, see ``fit``.
     """
@@ -114,7 +123,7 @@ def run_all(students: Sequence[Prepared], folders: Sequence[Path], order: Order,
             record = record_of(prepared)
             record.save(folder)
             remember_folder(folder, record.options, prepared.network.spec)
-        learners.append(_learner(prepared, folder, title=str(folder) if several else ""))
+        learners.append(_learner(prepared, folder, title=str(folder) if several else "", leaves=leaves))
         log.info(_announcement(prepared, order.plan))
     go_on = f"go on with `softcache train --resume {shlex.quote(str(folders[0]))}`"
     device, steps, data = first.material.device, order.plan.steps, first.material.data
@@ -127,7 +136,7 @@ def run_all(students: Sequence[Prepared], folders: Sequence[Path], order: Order,
 
 
 def finish(prepared: Prepared, folder: Path, fitted: Fitted) -> Trained:
-    """Saves the student, of the best epoch where held-out rows chose one, and looks at the test split."""
+    """Saves the student, of the best epoch where held-out rows chose one, and looks at the test split where it may."""
     network, best, ranks = prepared.network, fitted.best(), prepared.material.ranks
     if best is not None:
         if ranks.first:
@@ -224,7 +233,7 @@ def _stream(prepared: Prepared, order: Order, columns: frozenset[str]) -> Stream
     return stream
 
 
-def _learner(prepared: Prepared, folder: Path, title: str) -> Learner:
+def _learner(prepared: Prepared, folder: Path, title: str, leaves: Leaves | None) -> Learner:
     options, fitting = prepared.parsed.options, prepared.fitting
     settings = Settings(
         fitting.optimization,
@@ -246,6 +255,7 @@ def _learner(prepared: Prepared, folder: Path, title: str) -> Learner:
         validate=_validator(prepared),
         title=title,
         ranks=prepared.material.ranks,
+        leaves=leaves,
     )
 
 
@@ -285,7 +295,7 @@ def _stages(prepared: Prepared) -> list[Stage]:
 
 
 def _evaluate(prepared: Prepared) -> Evaluate:
-    return prepared.material.evaluate(logits=prepared.logits)
+    return prepared.material.evaluate(logits=prepared.logits and prepared.parsed.options.test)
 
 
 def _validator(prepared: Prepared) -> Evaluate | None:

@@ -91,7 +91,7 @@ def prepare(
     classes = data.classes() if logits else (data.output_shape(parsed.outputs[0]) or (1,))[-1]
     if data.views is not None and options.views_per_image > len(data.views):
         raise UsageError(f"--views-per-image {options.views_per_image}: there are {len(data.views)} recorded views")
-    if logits:
+    if logits and options.test:
         _ = material.test  # opened, or found missing, before anything that takes long
     rows = choose_rows(
         samples.labels,

@@ -33,10 +33,11 @@ from softcache.stream.inputs import pick_inputs
 from softcache.stream.plan import Plan
 from softcache.training.evaluation import evaluator, open_test
 from softcache.training.folder import training_into
-from softcache.training.learner import Learner, Settings, Stage
+from softcache.training.learner import Learner
 from softcache.training.loop import fit
 from softcache.training.objective import Objective
 from softcache.training.scores import LEADING, Scores, scores_from
+from softcache.training.stage import Settings, Stage
 from softcache.views._open import Viewed, open_viewed
 
 log = logging.getLogger(__name__)

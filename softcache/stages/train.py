@@ -6,7 +6,7 @@ import contextlib
 import shlex
 from pathlib import Path
 
-from softcache.config.folders import make_folder, new_run_folder
+from softcache.config.folders import make_folder, new_folder
 from softcache.config.options import command
 from softcache.config.parsed import parse
 from softcache.config.record import CONFIG, Record
@@ -80,7 +80,7 @@ def _prepared(options: TrainConfig, record: Record[TrainConfig] | None, begun: B
 def _new_folder(options: TrainConfig) -> Path:
     """That of a new run."""
     if options.out is None:
-        return new_run_folder(options.student)
+        return new_folder("runs", options.student)
     folder = local_path(options.out, "--out")
     if (folder / CONFIG).exists():
         raise SoftcacheError(f"{folder} holds a run already: use another --out, or --resume {folder}")

@@ -6,8 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from softcache.device import autocast
-from softcache.errors import NumericsError, SoftcacheError
+from softcache.errors import NumericsError, PrunedError, SoftcacheError
 from softcache.losses._counted import Gather
-from softcache.models._arithmetic import Arithmetic
 from softcache.models._folder import save_network
 from softcache.models._network import Network
 from softcache.stream.batches import Batch
@@ -25,69 +23,20 @@ from softcache.training.checkpoint import CHECKPOINT, load_checkpoint, save_chec
 from softcache.training.distiller import Distiller
 from softcache.training.evaluation import Evaluate
 from softcache.training.graph import GraphedStep
-from softcache.training.hint_losses import HintLosses, bare
+from softcache.training.hint_losses import bare
 from softcache.training.metrics import METRICS, Lines, Meter, StepLines, StepValues, describe_epoch
-from softcache.training.objective import LossValues, Objective, TermValues
-from softcache.training.optimization import Optimization, set_learning_rate
+from softcache.training.objective import LossValues, TermValues
+from softcache.training.optimization import set_learning_rate
 from softcache.training.portion import Portion
 from softcache.training.profiling import Profile, Watch
 from softcache.training.ranks import ALONE, Ranks
 from softcache.training.scores import Scores, recorded_numbers
+from softcache.training.stage import Fitted, Settings, Stage
 
 log = logging.getLogger(__name__)
 
 BEST_FILE = "best.safetensors"
-
-
-@dataclass
-class Fitted:
-    """What a training came to. ``lines`` are those of ``metrics.jsonl``, one an epoch; ``seconds`` all of it in this
-    process; ``test`` the last epoch's scores, if this process trained it and it was looked at. ``leading``: the number
-    that chooses the best epoch, by its name; the higher the better. ``failure``: why it ended early, in a cohort."""
-
-    lines: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-    test: Scores | None = None
-    leading: str = "top1"
-    failure: SoftcacheError | None = None
-
-    def best(self) -> dict[str, Any] | None:
-        """The line of the epoch with the highest number on the validation rows, the first of equals."""
-        name = f"val_{self.leading}"
-        validated = [line for line in self.lines if line.get(name) is not None]
-        return max(validated, key=lambda line: line[name]) if validated else None
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Some epochs that share a loss and a course of the learning rate.
-
-    ``hint_losses``: hint losses of this stage. ``hints_alone``: nothing after the guided layers is run or trained.
-    ``columns``: what is read of the teacher, outputs and hints by the names of their columns.
-    """
-
-    objective: Objective
-    epochs: int
-    hint_losses: HintLosses | None = None
-    hints_alone: bool = False
-    columns: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a learner is trained, beside its loss. ``seed``: of dropout and the like.
-    ``cuda_graphs``: whether steps are recorded and replayed (``training.graph``). ``profile``: trace an epoch.
-    ``log_every``: steps between lines of ``steps.jsonl``, 0 for none. ``leading``: of the scores, the number that
-    chooses the best epoch."""
-
-    optimization: Optimization
-    arithmetic: Arithmetic
-    seed: int = 0
-    compiled: bool = False
-    cuda_graphs: bool = False
-    profile: bool = False
-    log_every: int = 0
-    leading: str = "top1"
+Leaves = Callable[[Sequence[dict[str, Any]]], str | None]
 
 
 class Learner:
@@ -96,7 +45,8 @@ class Learner:
     ``stages`` follow each other, each with an optimizer of its own. ``evaluate``: scores on the test split after each
     epoch; ``validate``: on held-out rows, which are then looked at in its place; the best epoch's parameters are kept
     in ``BEST_FILE``. ``title``: what it is called where several learn, else empty. ``ranks``: which all train the same
-    student, each on its share of the batches; the first alone writes.
+    student, each on its share of the batches; the first alone writes. ``leaves``: given the lines of the epochs so far,
+    says why the learner ends early, or None.
 
     The loop calls ``begin`` once, then of each epoch ``begin_epoch``, ``step`` with each batch, ``end_steps`` and
     ``keep``.
@@ -114,11 +64,12 @@ class Learner:
         validate: Evaluate | None = None,
         title: str = "",
         ranks: Ranks = ALONE,
+        leaves: Leaves | None = None,
     ):
         self.ranks = ranks
         self.student, self.stages, self.settings, self.device = student, list(stages), settings, device
         self.folder, self.title = folder, title
-        self.evaluate, self.validate = evaluate, validate
+        self.evaluate, self.validate, self._leaves = evaluate, validate, leaves
         self.fitted = Fitted(leading=settings.leading)
         self.total = sum(stage.epochs for stage in stages)
         self.done = self.begun_at = 0
@@ -167,6 +118,7 @@ class Learner:
             self._write_line = files.enter_context(Lines(self.folder / METRICS, self.fitted.lines))
         self._step_lines = StepLines(self.folder, self.settings.log_every, self.done * steps, self.ranks)
         self.begun_at = self.done
+        self._leave_early()
 
     def begin_epoch(self, epoch: int, files: contextlib.ExitStack) -> None:
         """Until ``files`` closes, the student's guided layers are listened to."""
@@ -348,6 +300,13 @@ class Learner:
                 },
             )
         self.say(describe_epoch(line, self.total))
+        self._leave_early()
+
+    def _leave_early(self) -> None:
+        why = self._leaves(self.fitted.lines) if self._leaves is not None and self.done < self.total else None
+        if why is not None:
+            self.fitted.failure = PrunedError(why)
+            self.say(f"leaves after epoch {self.done}: {why}")
 
     def _scored(self, scores: Scores | None) -> dict[str, float | None]:
         """The scores by name; the best epoch's parameters are kept."""
@@ -367,10 +326,8 @@ class Learner:
 
     def fail(self, error: SoftcacheError | RuntimeError) -> None:
         """Says why it leaves the cohort."""
-        why = " ".join(str(error).split())[:300]
-        failure = error if isinstance(error, SoftcacheError) else SoftcacheError(why)
-        self.fitted.failure = failure
-        log.error(f"{self.title} left the cohort: {why}")
+        self.fitted.failure = as_failure(error)
+        log.error(f"{self.title} left the cohort: {self.fitted.failure}")
 
     def say(self, text: str) -> None:
         log.info(f"{self.title}: {text}" if self.title else text)
@@ -379,6 +336,11 @@ class Learner:
     def _stage(self) -> Stage:
         assert self._entered is not None, "an epoch has begun"
         return self._entered
+
+
+def as_failure(error: SoftcacheError | RuntimeError) -> SoftcacheError:
+    """Why a student could not be trained, in one line."""
+    return error if isinstance(error, SoftcacheError) else SoftcacheError(" ".join(str(error).split())[:300])
 
 
 def _mix(seed: int, epoch: int, rank: int) -> int:

@@ -12,9 +12,10 @@ import torch
 from softcache.console import bar
 from softcache.stream.batches import Batch, Stream
 from softcache.stream.transfer import SideStream
-from softcache.training.learner import Fitted, Learner
+from softcache.training.learner import Learner
 from softcache.training.profiling import bottleneck
 from softcache.training.scores import Scores
+from softcache.training.stage import Fitted
 from softcache.training.turns import Turns
 
 log = logging.getLogger(__name__)
