@@ -21,6 +21,7 @@ from softcache.stream.counts import Counts
 from softcache.stream.targets import Targets
 from softcache.training import learner
 from softcache.training.graph import UNRECORDED, GraphedStep
+from softcache.training.optimization import Optimization, restore, set_learning_rate
 
 TIMES = ("epoch_s", "data_s", "eval_s", "teacher_s")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -112,6 +113,29 @@ def test_networks_of_code_of_ones_own_are_not_recorded_unless_it_is_asked_for(ca
     assert not TrainConfig(cuda_graphs=False).records(True, cuda)
     with pytest.raises(UsageError, match="--cuda-graphs needs a CUDA device"):
         train(STUDENT, cache=(cache,), cuda_graphs=True, device="cpu", out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize(("before", "after"), [(False, True), (True, False)])
+def test_an_optimizer_goes_on_with_or_without_a_recording(name: str, before: bool, after: bool) -> None:
+    """The state of one that reads its rate from the device, given to one that doesn't, and the other way round."""
+
+    def optimizers(recorded: bool) -> torch.optim.Optimizer:
+        torch.manual_seed(0)
+        built = Optimization(name, 0.1, 0.01).build([torch.nn.Linear(3, 2)], torch.device("cpu"))
+        for group in built.param_groups if recorded else ():
+            group["lr"] = torch.tensor(0.1)
+            if "capturable" in group:
+                group["capturable"] = True
+        return built
+
+    first, second = optimizers(before), optimizers(after)
+    restore(second, first.state_dict())
+    set_learning_rate(second, 0.25)
+    (group,) = second.param_groups
+    assert isinstance(group["lr"], torch.Tensor) == after
+    assert float(group["lr"]) == 0.25
+    assert group.get("capturable", after) == after
 
 
 @pytest.fixture(scope="module")

@@ -160,7 +160,7 @@ class Learner:
         self._optimizer = optimization.build([self._distiller], self.device, recorded=recording)
         self._graphed = GraphedStep(self._whole_step) if recording else None
         if self._optimizer_state is not None and resumed:
-            self._optimizer.load_state_dict(self._optimizer_state)
+            restore(self._optimizer, self._optimizer_state)
         self._optimizer_state = None
         self._buffers = {name for name, _ in self._distiller.named_buffers()}
         self._optimization, self._entered = optimization, stage

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,6 +65,14 @@ class Optimization:
             return self.lr * self.gamma ** sum(epoch >= milestone for milestone in milestones)
         progress = (epoch - self.warmup) / max(epochs - self.warmup, 1e-9)
         return self.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Gives an optimizer the state of another, which may have been built for a recording or not."""
+    own = [{name: group[name] for name in ("lr", "capturable") if name in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, kept in zip(optimizer.param_groups, own, strict=True):
+        group.update(kept)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
