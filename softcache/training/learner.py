@@ -26,7 +26,7 @@ from softcache.training.graph import GraphedStep
 from softcache.training.hint_losses import bare
 from softcache.training.metrics import METRICS, Lines, Meter, StepLines, StepValues, describe_epoch
 from softcache.training.objective import LossValues, TermValues
-from softcache.training.optimization import set_learning_rate
+from softcache.training.optimization import restore, set_learning_rate
 from softcache.training.portion import Portion
 from softcache.training.profiling import Profile, Watch
 from softcache.training.ranks import ALONE, Ranks

@@ -69,7 +69,7 @@ class Optimization:
 
 def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Gives an optimizer the state of another, which may have been built for a recording or not."""
-    own = [{name: group[name] for name in ("lr", "capturable") if name in group} for group in optimizer.param_groups]
+    own = [[(name, group[name]) for name in ("lr", "capturable") if name in group] for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, kept in zip(optimizer.param_groups, own, strict=True):
         group.update(kept)
