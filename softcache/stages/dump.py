@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import time
@@ -27,6 +28,7 @@ from softcache.device import pick_device, reproducible
 from softcache.distributed import local_rank, rank, world
 from softcache.dumping.estimate import Estimate, refuse_too_large, timed
 from softcache.dumping.finish import finish
+from softcache.dumping.ray_cluster import connected
 from softcache.errors import CacheError, LockedError, SoftcacheError, UsageError
 from softcache.stages._dumping import (
     Opened,
@@ -40,12 +42,14 @@ from softcache.stages._dumping import (
     remember_dump,
     remove_leftovers,
 )
+from softcache.stages._on_ray import Shared, dump_on_ray
 
 
 @dataclass
 class Dumped:
     """The cache's folder, keys computed now, seconds spent in this call, the teacher's top-1 on the labels, and how
-    many ``views`` were asked for: the cache may have been asked for more before."""
+    many ``views`` were asked for: the cache may have been asked for more before. ``shared``: who computed, of a dump
+    on a cluster."""
 
     folder: Path
     keys: int
@@ -54,6 +58,7 @@ class Dumped:
     views: int = 0
     info: dict[str, Any] = field(default_factory=dict)
     estimate: Estimate | None = None
+    shared: Shared | None = None
 
 
 @command(DumpConfig)
@@ -62,10 +67,12 @@ def dump(asked: DumpConfig) -> Dumped:
 
     Errors: ``CacheError`` where ``out`` holds a cache of another identity, its teacher now says something else, or the
     disk is too small; ``LockedError`` where another process writes the same part; ``NumericsError`` with the key for
-    logits that are not finite or don't fit the codec.
+    logits that are not finite or don't fit the codec; with ``on`` those of ``dump_on_ray``.
     """
     began = time.perf_counter()
     part = _part(asked)
+    if asked.on is not None:
+        return _dump_on_ray(asked, began)
     device = _device(asked.device)
     begun = begin(asked, device.type)
     if begun.whole and not asked.dry_run:
@@ -84,6 +91,27 @@ def dump(asked: DumpConfig) -> Dumped:
         keys = _compute(opened, part)
         finish(begun.folder, begun.config.named_codec)
     return _done(begun.folder, begun.config, began, keys)
+
+
+def _dump_on_ray(asked: DumpConfig, began: float) -> Dumped:
+    """Actors open the teacher and compute, this process does the rest."""
+    with connected(asked.device, torch.get_num_threads()) as cluster:
+        begun = begin(asked, cluster.device)
+        if begun.whole:
+            return _done(begun.folder, begun.config, began)
+        new = not begun.folder.exists()
+        make_folder(begun.folder)
+        try:
+            with _told(begun.folder), writing(begun.folder):
+                shared = dump_on_ray(cluster, asked, begun.folder)
+                finish(begun.folder, begun.config.named_codec)
+        except BaseException:
+            if new:
+                with contextlib.suppress(OSError):  # there is something in it
+                    begun.folder.rmdir()
+            raise
+    done = _done(begun.folder, begun.config, began, shared.keys)
+    return dataclasses.replace(done, shared=shared if shared.keys else None)
 
 
 def _compute(opened: Opened, part: tuple[int, int]) -> int:
@@ -119,8 +147,9 @@ def _done(folder: Path, config: DumpConfig, began: float, keys: int = 0) -> Dump
 
 def _part(config: DumpConfig) -> tuple[int, int]:
     """The share of the work that was asked for; under torchrun each process has its own."""
-    if config.part is not None and world() > 1:
-        raise UsageError("--part and torchrun both divide the work: use one of them")
+    option = "--part" if config.part is not None else "--on ray" if config.on is not None else None
+    if option is not None and world() > 1:
+        raise UsageError(f"{option} and torchrun both divide the work: use one of them")
     return config.part or (rank() + 1, world())
 
 
