@@ -166,6 +166,15 @@ def remove_dead_temporaries(folder: Path, *, deep: bool = True) -> list[Path]:
     return dead
 
 
+def remove_temporaries_of(folder: Path, writer: str) -> None:
+    """Removes all temporary files in ``folder``, and in the folders within it, of the process that ``writer_name``
+    named so, by whoever knows that it is gone."""
+    for path in folder.rglob(".*.part"):
+        match = _PART.fullmatch(path.name)
+        if match and match["writer"].startswith(writer):
+            path.unlink(missing_ok=True)
+
+
 def is_temporary(name: str) -> bool:
     return _PART.fullmatch(name) is not None
 

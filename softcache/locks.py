@@ -70,9 +70,31 @@ def is_held(path: Path, *, soft: bool = False) -> bool:
     return False
 
 
+def remove_of(path: Path, pid: int, host: str) -> bool:
+    """Removes a soft lock that names this process as its holder; returns whether it did. For whoever knows that the
+    process is gone, though it was another host's."""
+    text = signature(path)
+    if not _is_record(text) or text.splitlines()[:2] != [str(pid), host]:
+        return False
+    path.unlink(missing_ok=True)
+    return True
+
+
+def signature(path: Path) -> str:
+    """What a lock's file says of its holder, for comparison; nothing where it isn't there or can't be read."""
+    try:
+        fd = open_in_place(path, os.O_RDONLY)
+    except (OSError, SoftcacheError):  # gone meanwhile, or another user's
+        return ""
+    try:
+        return os.read(fd, 1000).decode(errors="replace")
+    finally:
+        os.close(fd)
+
+
 def holder(path: Path) -> str:
     """Who holds a lock, for a message: as much of it as can be known."""
-    text, owner = _text(path), _other_owner(path)
+    text, owner = signature(path), _other_owner(path)
     if _is_record(text):  # filelock's own, of a soft lock: process, host, when it began
         pid, host, *_ = text.splitlines()
         return f"{_process(pid, host)}{owner}"
@@ -159,17 +181,6 @@ def _other_owner(path: Path) -> str:
         if owner != os.geteuid():
             return f" of user {owner}"
     return ""
-
-
-def _text(path: Path) -> str:
-    try:
-        fd = open_in_place(path, os.O_RDONLY)
-    except (OSError, SoftcacheError):  # gone meanwhile, or another user's
-        return ""
-    try:
-        return os.read(fd, 1000).decode(errors="replace")
-    finally:
-        os.close(fd)
 
 
 def _is_record(text: str) -> bool:

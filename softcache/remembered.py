@@ -17,7 +17,7 @@ import re
 import shlex
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -38,7 +38,7 @@ _CODE = re.compile(r"(?:^|[+=,])\s*python:|\.py:")
 _FILES = ("folder", "csv", "parquet", "arrays")
 _NETWORKS = ("model", "student", "teacher")
 _PATHS = ("data_dir", "cache", "hint_cache", "strong_cache", "weights", "teacher_weights")
-_process: dict[str, Any] = {"writes": True, "allowed": ()}
+_process: dict[str, Any] = {"writes": True, "allowed": (), "given": ()}
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,23 @@ class Recalled:
     changed: str | None = None
 
 
-def set_process(*, writes: bool = True, allowed: Iterable[str] = ()) -> None:
-    """For this process: whether anything is remembered, and specs that may be followed wherever a folder names them.
+def set_process(*, writes: bool = True, allowed: Iterable[str] = (), given: Iterable[Mapping[str, Any]] = ()) -> None:
+    """For this process: whether anything is remembered, specs that may be followed wherever a folder names them, and
+    what was given elsewhere, as ``everything_given`` has it there.
 
     The command line calls this, for ``--no-remember`` and ``--allow``.
     """
     _process["writes"] = writes
     _process["allowed"] = tuple(map(absolute, allowed))
+    _process["given"] = tuple(given)
+
+
+def everything_given() -> dict[str, Any]:
+    """All that the user gave, in this command and before, for another process of theirs that has other folders:
+    ``set_process`` takes it there."""
+    folder = state_folder() / "given"
+    records = [_read(file) for file in sorted(folder.glob("*.json"))] if _private(folder) else []
+    return {"allowed": list(_process["allowed"]), "given": [record for record in records if record is not None]}
 
 
 @contextlib.contextmanager
@@ -157,11 +167,12 @@ def remember(folder: Path, role: str, spec: str | Sequence[str], identity: str) 
 
 def recall(folder: Path, role: str, identity: str) -> Recalled | None:
     """What the user gave for a folder of this identity; None where nothing is remembered."""
-    file = _file(folder, role)
-    if not _private(file.parent):
-        return None
-    record = _read(file)
-    if record is None or (record.get("folder"), record.get("role")) != (os.path.realpath(folder), role):
+    key = os.path.realpath(folder), role
+    record = next((own for own in _process["given"] if (own.get("folder"), own.get("role")) == key), None)
+    if record is None:
+        file = _file(folder, role)
+        record = _read(file) if _private(file.parent) else None
+    if record is None or (record.get("folder"), record.get("role")) != key:
         return None
     specs, code = record.get("specs"), record.get("code")
     if record.get("identity") != identity or not isinstance(specs, list) or not isinstance(code, dict):

@@ -18,7 +18,7 @@ from PIL import Image
 
 import softcache.models._open
 import softcache.models._weights
-import softcache.stages.dump
+import softcache.stages._dumping
 from softcache import dump, evaluate, teach, train
 from softcache.cache.agreement.identity import differing, refuse_other
 from softcache.cache.manifest import Manifest
@@ -70,10 +70,10 @@ def test_a_finished_cache_answers_without_its_teacher(setting, tmp_path, monkeyp
         pytest.fail("the teacher was read, hashed or run")
 
     for module, name in (
-        (softcache.stages.dump, "find_teacher"),
-        (softcache.stages.dump, "Forward"),
+        (softcache.stages._dumping, "find_teacher"),
+        (softcache.stages._dumping, "Forward"),
         (softcache.models._weights, "fingerprint"),
-        (softcache.stages.dump, "weights_fingerprint"),
+        (softcache.stages._dumping, "weights_fingerprint"),
         (softcache.models._open, "fit"),
     ):
         monkeypatch.setattr(module, name, never)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from softcache.errors import LockedError, SoftcacheError
-from softcache.locks import SOFT, holder, is_held, locked
+from softcache.locks import SOFT, holder, is_held, locked, remove_of, signature
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,20 @@ def changing(folder: Path) -> Iterator[None]:
     path = folder / MANIFEST_LOCK
     with locked(path, f"the manifest of {folder} is being changed", wait=PATIENCE_S, soft=True):
         yield
+
+
+def who_writes(folder: Path) -> str:
+    """What the lock of a cache's only share says of who holds it, the same text wherever that folder is seen; nothing
+    where nobody does."""
+    lock = folder / ".writing-1of1.lock"
+    return signature(lock) or signature(lock.with_name(lock.name + SOFT))
+
+
+def remove_locks_of(folder: Path, pid: int, host: str) -> None:
+    """Removes the manifest's locks that a process of some host has left, by whoever knows that it is gone."""
+    for name in (MANIFEST_LOCK, FITTING_LOCK):
+        if remove_of(folder / name, pid, host):
+            log.info(f"removed {name} of process {pid} on {host}, which is gone")
 
 
 def is_lock(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,9 @@ from softcache.cli import _options
 from softcache.cli._options import flag, option, section
 from softcache.cli._print import as_json, percent, rows
 from softcache.console import counted
+
+if TYPE_CHECKING:
+    from softcache.stages._on_ray import Shared
 
 
 def _part(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -39,6 +42,11 @@ def _keep(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
         return int(value)
     except ValueError:
         raise click.BadParameter(f"{value!r} is neither all nor a number of rows") from None
+
+
+def _shared(shared: Shared) -> str:
+    lost = f", {shared.lost} lost on the way" if shared.lost else ""
+    return f"{counted(shared.actors, 'actor')} on Ray{lost}"
 
 
 @_options.command("dump")
@@ -113,6 +121,11 @@ def _keep(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
         "cache has it]",
     ),
     option("--part", callback=_part, metavar="K/N", help="Compute the K-th of N shares, beside other processes."),
+    option(
+        "--on",
+        type=click.Choice(["ray"]),
+        help="Compute on the actors of a running Ray cluster: one a GPU, or one for as many CPUs as --threads says.",
+    ),
     _options.device,
     _options.amp,
     _options.channels_last,
@@ -124,7 +137,7 @@ def command(dry_run: bool = False, json_: bool = False, **options: Any) -> None:
 
     Run again it computes what is missing: after an interruption, for more --views, another --output or --hint; what
     isn't given again (codec, recipe, batch size, precision) is as the cache has it. On several GPUs or machines run it
-    under torchrun, or once for each --part.
+    under torchrun, once for each --part, or --on ray (docs/scale.md).
     """
     from softcache.stages.dump import dump
 
@@ -137,7 +150,8 @@ def command(dry_run: bool = False, json_: bool = False, **options: Any) -> None:
             rows([("cache", str(done.folder)), *done.estimate.describe()])
         return
     if json_:
-        as_json({**done.info, "computed_keys": done.keys, "seconds": done.seconds})
+        shared = {} if done.shared is None else {"actors": done.shared.actors, "lost_actors": done.shared.lost}
+        as_json({**done.info, "computed_keys": done.keys, "seconds": done.seconds, **shared})
         return
     info = done.info
     what = f"{done.keys:,} keys computed in {done.seconds:.1f} s" if done.keys else "all of it was there"
@@ -149,6 +163,7 @@ def command(dry_run: bool = False, json_: bool = False, **options: Any) -> None:
                 f"{counted(info['rows'], 'row')} × {counted(info['views'], 'view')}, {info['bytes'] / 2**20:.1f} MiB",
             ),
             ("teacher top-1", percent(done.teacher_top1)),
+            *([] if done.shared is None else [("computed by", _shared(done.shared))]),
         ]
     )
     beyond = [view for view in info["incomplete_views"] if view >= done.views]

@@ -44,7 +44,8 @@ class DumpConfig(Options):
     it isn't that of the views. ``bucket``: whether rows of like length are put together. ``dataset``: by default the
     one that the teacher was trained on, if its folder says so. ``keep_samples``: of how many rows (or ``"all"``) the
     pixels of view 0 are kept, by default 64, or as the cache has. ``part``: (k, n) does the k-th of n shares of the
-    work. ``out``: the folder, by default ``caches/TEACHER-DATASET-SPLIT``; ``dry_run``: only estimate space and time.
+    work; ``on``: ``"ray"`` gives it to the actors of a Ray cluster. ``out``: the folder, by default ``caches/TEACHER-
+    DATASET-SPLIT``; ``dry_run``: only estimate space and time.
     """
 
     teacher: str = field(default="resnet50", kw_only=False)
@@ -73,6 +74,7 @@ class DumpConfig(Options):
     device: str = "auto"
     workers: int = -1
     part: tuple[int, int] | None = None
+    on: str | None = None
     fingerprint: str | None = None
     keep_samples: int | str | None = None
     out: str | None = None
@@ -92,6 +94,7 @@ class DumpConfig(Options):
             raise UsageError(f"--shard-rows must be a power of two, is {self.shard_rows}")
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise UsageError(f"--part {self.part[0]}/{self.part[1]}: the first number must be 1 … {self.part[1]}")
+        self._check_on()
         keep = self.keep_samples
         if keep is not None and keep != "all" and not (isinstance(keep, int) and keep >= KEPT_SAMPLES):
             raise UsageError(f"--keep-samples must be all or at least {KEPT_SAMPLES}, is {keep}")
@@ -105,6 +108,18 @@ class DumpConfig(Options):
                 raise UsageError(f"--{name.replace('_', '-')} {value!r} is unknown{nearest(value, known)}")
 
         _ = self.named_codec  # parses every spec, so that a bad one is refused before anything is opened
+
+    def _check_on(self) -> None:
+        if self.on is None:
+            return
+        if self.on != "ray":
+            raise UsageError(f"--on {self.on!r} is unknown: ray, or nothing for this process alone")
+        if self.part is not None:
+            raise UsageError("--part and --on ray both divide the work: use one of them")
+        if self.dry_run:
+            raise UsageError("--dry-run estimates what one process would take: leave --on ray out")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise UsageError(f"--device {self.device}: an actor on Ray has a GPU of its own: auto, cpu or cuda")
 
     @property
     def signals(self) -> list[Signal]:

@@ -158,11 +158,11 @@ def provenance(
     }
 
 
-def same_kind(existing: Manifest | None, device: torch.device) -> None:
+def same_kind(existing: Manifest | None, device: str) -> None:
     """Errors: ``UsageError`` where a cache was computed on another kind of device, with how to choose that one."""
-    recorded = existing.identity.teacher.numerics.device if existing else device.type
-    if recorded != device.type:
+    recorded = existing.identity.teacher.numerics.device if existing else device
+    if recorded != device:
         raise UsageError(
-            f"the cache was computed on {recorded}, this would be on {device.type}, whose last bits differ: "
+            f"the cache was computed on {recorded}, this would be on {device}, whose last bits differ: "
             f"pass --device {recorded}, or another --out"
         )

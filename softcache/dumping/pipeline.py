@@ -5,10 +5,11 @@ None of the three waits for another unless that one has fallen ``QUEUE_LIMIT`` b
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -42,6 +43,14 @@ QUEUE_LIMIT = 8
 Measured = Callable[[str, dict[str, float], int], None]  # column, error by name, keys
 
 
+class Progress(Protocol):
+    """Who is told how far the work has got."""
+
+    def advance(self, count: int) -> None:
+        """``count`` more keys have been computed."""
+        ...
+
+
 @dataclass
 class _Computed:
     """One batch on its way to the writer. Its arrays are on the host once ``ready``, a CUDA event, has happened.
@@ -67,13 +76,15 @@ def run_blocks(
     workers: int = -1,
     recorded: Recorded | None = None,
     measured: Measured = lambda column, error, keys: None,
+    progress: Progress | None = None,
 ) -> None:
     """Computes and commits all blocks.
 
     ``forward``: asked for the columns that are missing, and for one more where it is to be compared with what is there.
     ``recorded``: the comparison of this teacher with the cache's shards, if one has begun. ``measured`` is called with
     a column, its codec's error on the first keys and their number, as soon as they are enough, because a dump may be
-    stopped at any time; if there are fewer, before the last shard is finished.
+    stopped at any time; if there are fewer, before the last shard is finished. ``progress``: who is told how far it has
+    got, by default a bar on the terminal.
 
     Errors: ``NumericsError`` with the key of the first values that are not finite. All shards that were finished before
     it stay.
@@ -92,7 +103,8 @@ def run_blocks(
     opened: list[InRowOrder] = []
     behind = WriteBehind[_Computed](lambda item: _write(item, cache), QUEUE_LIMIT)
     try:
-        with bar("dump", sum(block.rows for block in blocks), "keys") as shown:
+        keys = sum(block.rows for block in blocks)
+        with bar("dump", keys, "keys") if progress is None else contextlib.nullcontext(progress) as shown:
             for group, batches_of_rows in zip(groups, together, strict=True):
                 writers = {
                     block.view: InRowOrder(

@@ -1,0 +1,352 @@
+"""What every dump does, alone or in an actor of a cluster: it opens data and teacher, prepares the cache, computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from softcache.atomic import remove_dead_temporaries
+from softcache.cache.agreement.identity import refuse_other
+from softcache.cache.agreement.labels import refuse_relabelled
+from softcache.cache.agreement.recorded import Recorded
+from softcache.cache.agreement.samples import check_pixels
+from softcache.cache.column import Column
+from softcache.cache.constants import constants_name
+from softcache.cache.reader import Cache
+from softcache.cache.schema import MANIFEST, ROWS, SAMPLES, ColumnRecord, Identity, State
+from softcache.cache.writer import Block, create_or_extend, plan, update_state
+from softcache.config.dump import DEFAULTS, DumpConfig, default_views
+from softcache.config.folders import cache_folder
+from softcache.config.given import remember_cache
+from softcache.config.teachers import default_data, find_teacher, known_folder, teacher_source
+from softcache.console import counted
+from softcache.datasets._open import open_samples
+from softcache.device import DTYPES, reproducible
+from softcache.dumping.batch_size import pick_batch
+from softcache.dumping.columns import columns_to_keep, is_kept, layouts, listed, wanted_signals
+from softcache.dumping.constants import with_constants
+from softcache.dumping.estimate import Estimate, estimate
+from softcache.dumping.forward import Forward
+from softcache.dumping.identity import (
+    data_fingerprint,
+    default_batch,
+    identify,
+    known_identity,
+    provenance,
+    same_kind,
+    weights_fingerprint,
+)
+from softcache.dumping.pipeline import Measured, Progress, run_blocks
+from softcache.dumping.prepare import check_teacher, kept_samples, samples_to_keep
+from softcache.dumping.signals import Signal
+from softcache.inputs import bucket_input
+from softcache.localfiles import local_path
+from softcache.models._arithmetic import Arithmetic, pick_arithmetic
+from softcache.models._network import Network
+from softcache.views._open import Viewed, view_samples
+
+log = logging.getLogger(__name__)
+
+MUCH = 0.05  # of the size of a signal, that a codec loses of it without being worth a warning
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A dump whose dataset is open, and whose teacher is not.
+
+    ``config``: with every choice made that needs no teacher. ``existing``: the cache as it was found, if there is one.
+    ``whole``: whether nothing is left to do, as far as that can be known without the teacher's parameters.
+    """
+
+    config: DumpConfig
+    folder: Path
+    viewed: Viewed
+    existing: Cache | None
+    samples_kept: int
+    signals: list[Signal]
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A dump whose teacher is there too, and that hasn't written anything.
+
+    ``records``: the columns that the cache is to have, without the constants of those that are new; ``columns``: how
+    they lie on disk. ``views``: how many the cache is to have.
+    """
+
+    begun: Begun
+    config: DumpConfig
+    identity: Identity
+    forward: Forward
+    records: dict[str, ColumnRecord]
+    columns: list[Column]
+    views: int
+
+
+def begin(asked: DumpConfig, device: str) -> Begun:
+    """Opens the dataset and the cache that is there. ``device``: the kind that the teacher will run on.
+
+    Errors: ``CacheError`` where the folder holds a cache of another identity, as far as that is known by now.
+    """
+    out = None if asked.out is None else local_path(asked.out, "--out")
+    dataset, size = default_data(asked.teacher, asked.dataset, asked.size)
+    samples = open_samples(dataset, asked.split, data_dir=asked.data_dir, download=bool(asked.download))
+    folder = out or cache_folder(asked.teacher, samples.spec, asked.split)
+    existing = Cache(folder, codec=asked.named_codec) if (folder / MANIFEST).exists() else None
+    asked = dataclasses.replace(asked, dataset=dataset, size=asked.size if existing else size)
+    config = asked.settled(existing)
+    viewed = view_samples(samples, config.augment, seed=config.view_seed or 0, size=config.size)
+    samples_kept = samples_to_keep(viewed, config.keep_samples, existing.manifest if existing else None)
+    same_kind(existing.manifest if existing else None, device)
+    if config.bucket:
+        bucket_input(viewed.inputs, samples.spec)  # refuses it before a teacher is read
+    signals = wanted_signals(config.signals, existing, outputs_named=bool(config.output), label_kind=samples.label_kind)
+    whole = False
+    if existing:
+        existing.check_codecs()
+        if (folder / ROWS).exists():  # verify --repair takes it away where it is damaged
+            refuse_relabelled(existing, samples)
+        spec, named = teacher_source(config.teacher, samples, config.teacher_weights)
+        known = known_identity(
+            viewed,
+            spec,
+            named,
+            config.numerics(device),
+            normalize=config.normalize,
+            size=config.teacher_size,
+            full=config.fingerprint == "full",
+            batch=config.batch_size or default_batch(viewed, device),
+            block_rows=config.shard_rows,
+            bucket=bool(config.bucket),
+        )
+        if known:
+            refuse_other(existing.manifest.identity, known, folder)
+            whole = _is_whole(existing, config, signals, samples_kept)
+    return Begun(config, folder, viewed, existing, samples_kept, signals, whole)
+
+
+def open_dump(begun: Begun, device: torch.device, *, divided: bool) -> Opened | None:
+    """Opens the teacher and compares what the cache is with what is asked for; None where nothing is left to do.
+
+    ``divided``: whether other processes do the same beside this one, and have to come to the same batch size.
+
+    Errors: ``CacheError`` where the folder holds a cache of another identity, ``PixelsError`` where the cache's kept
+    samples are other than the dataset's.
+    """
+    config, folder, viewed, existing = begun.config, begun.folder, begun.viewed, begun.existing
+    samples, dry_run = viewed.samples, config.dry_run
+    network = find_teacher(
+        config.teacher,
+        samples,
+        weights=config.teacher_weights,
+        normalize=config.normalize,
+        size=config.teacher_size,
+    )
+    weights = weights_fingerprint(network, keep=not dry_run)  # before its dtype changes
+    arithmetic = pick_arithmetic(
+        network,
+        viewed.clean(np.arange(2) % len(viewed)),
+        config.batch_size or default_batch(viewed, device.type),
+        device,
+        amp=config.amp or "auto",
+        channels_last=config.channels_last,
+        dtype=config.dtype or "float32",
+    )
+    config = dataclasses.replace(config, amp=arithmetic.amp, channels_last=arithmetic.channels_last)
+    held = existing.manifest.columns if existing else []
+    columns = list(dict.fromkeys([*held, *(signal.column for signal in begun.signals)]))
+    batch = config.batch_size or _batch(config, network, viewed, device, arithmetic, columns, divided)
+    data = data_fingerprint(samples, full=config.fingerprint == "full", keep=not dry_run)
+    identity = identify(
+        network,
+        weights,
+        data,
+        viewed,
+        config.numerics(device.type),
+        batch=batch,
+        block_rows=config.shard_rows,
+        bucket=bool(config.bucket),
+    )
+    if existing:
+        refuse_other(existing.manifest.identity, identity, folder)
+        if not dry_run and _is_whole(existing, config, begun.signals, begun.samples_kept):
+            return None
+        if (folder / SAMPLES).exists():  # verify --repair takes it away where it is damaged
+            now = Cache(folder)  # as it is now: another part may have kept more samples meanwhile
+            now.known_lengths.update(viewed.lengths())  # verify --repair takes away those of rows.h5 too
+            check_pixels(now, viewed)
+    views = config.views or (existing.views if existing else default_views(viewed.recipe))
+    numerics = identity.teacher.numerics
+    network = arithmetic.apply(network.to(device, DTYPES[numerics.dtype])).eval()
+    forward = Forward(network, columns, device, amp=numerics.amp, compiled=numerics.compile)
+    with reproducible(tf32=numerics.tf32):
+        records = columns_to_keep(
+            forward, viewed, begun.signals, config.codec, identity, existing.manifest if existing else None
+        )
+    kept = layouts(records, begun.signals, config.codec, existing)
+    return Opened(begun, config, identity, forward, records, kept, views)
+
+
+def estimated(opened: Opened) -> Estimate:
+    """How much space the dump will take, without speeds."""
+    begun = opened.begun
+    return estimate(opened.identity, opened.columns, opened.views, begun.folder, begun.existing, begun.viewed.lengths())
+
+
+def prepare(opened: Opened, part: tuple[int, int] = (1, 1)) -> tuple[Cache, list[Block]]:
+    """The cache, made or extended, whose folder is there and held by ``writing``; and the blocks of a share of what is
+    missing. Codecs that have constants are fitted."""
+    config, identity, forward = opened.config, opened.identity, opened.forward
+    folder, viewed, views = opened.begun.folder, opened.begun.viewed, opened.views
+    with reproducible(tf32=identity.teacher.numerics.tf32):
+        records = with_constants(folder, identity, viewed, forward, opened.records, opened.columns, views)
+    remove_leftovers(folder)
+    held = Cache(folder, codec=config.named_codec) if (folder / MANIFEST).exists() else None
+    if held is not None:
+        held.known_lengths.update(viewed.lengths())
+    cache = create_or_extend(
+        folder,
+        identity,
+        views=views,
+        columns=records,
+        made=provenance(
+            viewed,
+            forward.device,
+            teacher=_found_from_everywhere(config.teacher),
+            teacher_weights=config.teacher_weights,
+            fingerprint=config.fingerprint or DEFAULTS["fingerprint"],
+        ),
+        class_names=viewed.samples.classes,
+        labels=viewed.samples.labels,
+        names=viewed.samples.names,
+        samples=kept_samples(viewed, opened.begun.samples_kept, held),
+        codec=config.named_codec,
+    )
+    remember_dump(cache, config)
+    blocks = plan(cache, views, cache.manifest.columns, part)
+    keys = sum(block.rows for block in blocks)
+    log.info(
+        f"dump {forward.network.spec} on {config.dataset}/{config.split}: "
+        f"{counted(cache.rows, 'row')} × {counted(views, 'view')}, "
+        f"recipe {viewed.recipe}, {listed(cache)}, on {forward.device}; "
+        f"{keys:,} of {cache.rows * views:,} keys to compute"
+    )
+    return cache, blocks
+
+
+def check(opened: Opened, cache: Cache, recorded: Recorded) -> None:
+    """Computes a few keys that are there again. Errors: as ``check_teacher``."""
+    with reproducible(tf32=opened.identity.teacher.numerics.tf32):
+        check_teacher(cache, opened.begun.viewed, opened.forward, recorded)
+
+
+def compute(
+    opened: Opened,
+    cache: Cache,
+    blocks: Sequence[Block],
+    recorded: Recorded,
+    *,
+    measured: Measured,
+    progress: Progress | None = None,
+) -> None:
+    """Computes and commits blocks. ``recorded``, ``measured``, ``progress``: as ``run_blocks`` takes them."""
+    # Where the first column is there already, the teacher's answer is compared with it.
+    wanted = {column for block in blocks for column in block.columns} | set(cache.manifest.columns[:1])
+    columns = [column for column in cache.manifest.columns if column in wanted]
+    if columns != opened.forward.columns:  # a compiled network is compiled anew for what is asked of it
+        opened.forward.ask(columns)
+    with reproducible(tf32=opened.identity.teacher.numerics.tf32):
+        run_blocks(
+            cache,
+            opened.begun.viewed,
+            opened.forward,
+            blocks,
+            workers=opened.config.workers,
+            recorded=recorded,
+            measured=measured,
+            progress=progress,
+        )
+
+
+def keep_error(folder: Path, column: str, error: dict[str, float], keys: int) -> None:
+    """Writes a codec's error, measured on so many keys, into the manifest; warns where it is large."""
+    lost = error.get("relative_error_mean", 0.0)
+    if lost > MUCH:
+        log.warning(
+            f"{column}: its codec loses {lost:.0%} of what the teacher says (relative error, mean of {keys:,} keys): "
+            "keep it in fp16, bf16 or fp32, after softcache trim has taken it away"
+        )
+    update_state(folder, lambda state: with_error(state, column, error, keys))
+
+
+def with_error(state: State, column: str, error: dict[str, float], keys: int) -> State:
+    """A codec's error on as many keys as any dump into this cache has measured it on."""
+    record = state.columns.get(column)
+    if record is None or keys <= record.error.get("keys", 0):  # a trim may have taken it away
+        return state
+    measured = dataclasses.replace(record, error={**error, "keys": float(keys)})
+    return dataclasses.replace(state, columns={**state.columns, column: measured})
+
+
+def remember_dump(cache: Cache, config: DumpConfig) -> None:
+    """All of these were opened by now: the user gave them, now or before."""
+    teacher = _found_from_everywhere(config.teacher)
+    remember_cache(cache, dataset=config.dataset, teacher=teacher, augment=config.augment, codec=config.named_codec)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what dead processes of this host left half-written."""
+    for leftover in remove_dead_temporaries(folder):
+        log.info(f"removed {leftover.name}: its writer is gone")
+
+
+def _found_from_everywhere(teacher: str) -> str:
+    """A teacher's spec; a folder of one by its whole path."""
+    folder = known_folder(teacher)
+    return teacher if folder is None else str(folder.absolute())
+
+
+def _is_whole(cache: Cache, config: DumpConfig, signals: Sequence[Signal], samples_kept: int) -> bool:
+    """Whether all that is asked for is there, by the folders' listings alone."""
+    state, views = cache.manifest.state, config.views or cache.views
+    return (
+        views <= state.views
+        and samples_kept <= state.samples
+        and all(is_kept(state, signal, config.codec) for signal in signals)
+        and all((cache.folder / name).exists() for name in (ROWS, SAMPLES))
+        and all((cache.folder / constants_name(n)).exists() for n, column in state.columns.items() if column.constants)
+        and not cache.missing(cache.manifest.columns, views)
+    )
+
+
+def _batch(
+    config: DumpConfig,
+    network: Network,
+    viewed: Viewed,
+    device: torch.device,
+    arithmetic: Arithmetic,
+    columns: Sequence[str],
+    divided: bool,
+) -> int:
+    """Rows of a forward pass where nobody says: on a GPU they are found by trying.
+
+    They become part of the cache's identity. Processes that share a dump must agree on them without asking each other,
+    so those take the default; so does a compiled network, which would be compiled for each size.
+    """
+    if device.type != "cuda" or divided or config.compile:
+        return default_batch(viewed, device.type)
+    return pick_batch(
+        network,
+        viewed,
+        device,
+        dtype=config.dtype or "float32",
+        arithmetic=arithmetic,
+        columns=columns,
+    )
