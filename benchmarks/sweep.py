@@ -123,10 +123,13 @@ def bare_layouts(place: Path, students: Sequence[str], epochs: int) -> dict[str,
 
 
 def bare(job: dict[str, Any]) -> float:
-    """Seconds of the steps alone, of one student after the other, on made pictures."""
+    """Seconds of the steps alone, of one student after the other, on made pictures, in the precision and memory format
+    that ``softcache train`` chooses."""
     import torch
     import torch.nn.functional as F
 
+    from softcache.device import autocast
+    from softcache.models._arithmetic import pick_arithmetic
     from softcache.models._open import open_network
 
     torch.manual_seed(0)
@@ -135,11 +138,16 @@ def bare(job: dict[str, Any]) -> float:
     total = 0.0
     for spec in job["students"]:
         network = open_network(spec, classes=10, statistics=((0.5,), (0.25,)))
+        cpu = torch.device("cpu")
+        arithmetic = pick_arithmetic(network, pixels[:2], BATCH, cpu, amp="auto", channels_last=None)
+        network = arithmetic.apply(network)
         optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
         network.train()
         began = time.perf_counter()
         for _ in range(job["steps"]):
-            logits = network(pixels)
+            with autocast(cpu, arithmetic.amp):
+                logits = network(pixels)
+            logits = logits.float()
             soft = F.kl_div((logits / 4).log_softmax(1), (teacher / 4).softmax(1), reduction="batchmean")
             (0.9 * 16 * soft + 0.1 * F.cross_entropy(logits, labels)).backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
