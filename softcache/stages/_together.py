@@ -64,13 +64,13 @@ def begun_before(options: TrainConfig, ranks: Ranks) -> Begun | None:
     """
     if options.resume is not None:
         return Begun(local_path(options.resume, "--resume"), named=True)
+    folder = local_path(options.out, "--out") if options.out is not None else None
     if ranks.alone:
         return None
-    if options.out is None:
+    if folder is None:
         if restarts():
             raise UsageError(f"torchrun --max-restarts {restarts()} needs to know which run goes on: give --out")
         return None
-    folder = local_path(options.out, "--out")
     return Begun(folder, named=False) if (folder / CONFIG).exists() else None
 
 
