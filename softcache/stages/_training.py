@@ -23,22 +23,19 @@ from softcache.datasets._labels import label_width, labelled
 from softcache.dumping.identity import default_batch
 from softcache.errors import UsageError
 from softcache.fields import Inputs
-from softcache.inputs import bucket_input
 from softcache.losses._schedule import Schedule
 from softcache.losses._terms import refuse_few_classes, refuse_kind, refuse_labels_of_places, refuse_shapes
 from softcache.models._arithmetic import Arithmetic, pick_arithmetic
 from softcache.models._network import Network
 from softcache.models._open import open_network
-from softcache.ragged import Int64, own_places
+from softcache.ragged import own_places
 from softcache.stages._material import Material
-from softcache.stream.windows import Windows
 from softcache.training.hint_losses import HintLosses, build_hint_losses
 from softcache.training.initialize import initialize_student, keep_frozen_still
 from softcache.training.loss_modules import LossModules, build_loss_modules
 from softcache.training.ranks import ALONE, Ranks
 from softcache.training.rows import TrainingRows, choose_rows
 from softcache.training.scores import LEADING
-from softcache.views._open import Viewed
 
 log = logging.getLogger(__name__)
 
@@ -288,17 +285,3 @@ def _live_arithmetic(
         channels_last=options.channels_last,
         dtype=options.dtype,
     )
-
-
-def _lengths(viewed: Viewed, windows: Windows | None) -> Int64:
-    """By which rows of like length share a batch.
-
-    Errors: ``UsageError`` where rows have no lengths of their own, and where they are shuffled in blocks.
-    """
-    by = bucket_input(viewed.inputs, viewed.samples.spec)
-    if windows is not None:
-        raise UsageError(
-            "--bucket sorts rows over many batches, which a shuffle in blocks can't: pass --shuffle full too, which "
-            "waits for the disk where the cache is larger than memory, or leave it out"
-        )
-    return viewed.lengths()[by]
