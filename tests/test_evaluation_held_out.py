@@ -12,7 +12,7 @@ from softcache.datasets._open import open_samples
 from softcache.models._open import open_network
 from softcache.stream.inputs import InputSource, ResidentInputs, WorkerInputs
 from softcache.stream.parts import in_view
-from softcache.training.evaluation import evaluate_network, held_out_evaluator
+from softcache.training.evaluation import evaluate_networks, held_out_evaluator
 from softcache.views._viewed import ViewedDataset
 
 CPU = torch.device("cpu")
@@ -39,7 +39,8 @@ def test_held_out_rows_take_the_memory_of_these_rows_at_most(way: str) -> None:
     assert grown < (everything / 100 if way == "resident" else everything * 0.45)
     found = validate([(network, "off")])[0]
     clean = ViewedDataset(viewed.samples, "none", size=96)
-    expected = evaluate_network(network, WorkerInputs(clean, CPU, 0), viewed.samples.labels, CPU, rows=held)
+    inputs = WorkerInputs(clean, CPU, 0)
+    (expected,) = evaluate_networks([(network, "off")], inputs, viewed.samples.labels, CPU, rows=held)
     assert found == expected
     assert found.samples == len(held)
 

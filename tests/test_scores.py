@@ -10,7 +10,7 @@ from torch import nn
 from softcache.models._network import Network
 from softcache.models._preprocess import Preprocess
 from softcache.stream.inputs import pick_inputs
-from softcache.training.evaluation import evaluate_network
+from softcache.training.evaluation import evaluate_networks
 from softcache.training.scores import Accuracy, Multilabel, multilabel_scores, regression_scores, scores_from
 from softcache.views._open import open_viewed
 
@@ -64,7 +64,8 @@ def test_the_calibration_error_is_the_gap_between_confidence_and_hits() -> None:
     viewed = open_viewed("digits", "test", augment="none", size=8)
     network = Network(Sure(), spec="sure", classes=10, channels=1, preprocess=Preprocess((0.0,), (1.0,)))
     labels, cpu = viewed.samples.labels, torch.device("cpu")
-    found = evaluate_network(network, pick_inputs(viewed, cpu, workers=0), labels, cpu, calibration=True)
+    inputs = pick_inputs(viewed, cpu, workers=0)
+    (found,) = evaluate_networks([(network, "off")], inputs, labels, cpu, calibration=True)
     assert isinstance(found, Accuracy)
     share = float((labels == 0).mean())
     assert found.top1 == pytest.approx(share)

@@ -96,20 +96,6 @@ def evaluate_networks(
     return [(multilabel_scores if kind == "binary" else regression_scores)(values, wanted) for values in found]
 
 
-def evaluate_network(
-    network: Network,
-    inputs: InputSource,
-    labels: Labels,
-    device: torch.device,
-    *,
-    rows: np.ndarray | None = None,
-    amp: str = "off",
-    calibration: bool = False,
-) -> Scores:
-    """``evaluate_networks`` of one."""
-    return evaluate_networks([(network, amp)], inputs, labels, device, rows=rows, calibration=calibration)[0]
-
-
 def _accuracies(
     judged: Sequence[Judged],
     inputs: InputSource,

@@ -172,20 +172,6 @@ class Objective:
         shares = self._shares(teachers)
         return torch.stack([z * (share / sum(shares)) for z, share in zip(teachers, shares, strict=True)]).sum(0)
 
-    def __call__(
-        self,
-        student: Mapping[str, torch.Tensor],
-        teachers: Mapping[str, Sequence[torch.Tensor]],
-        labels_b: torch.Tensor,
-        visible: torch.Tensor,
-        mixed: tuple[torch.Tensor, torch.Tensor] | None,
-        epoch: int,
-        hints: Sequence[torch.Tensor] = (),
-        offsets: Offsets = MappingProxyType({}),
-    ) -> LossValues:
-        """The loss of a batch: ``total`` of its ``values``."""
-        return self.total(self.values(student, teachers, labels_b, visible, mixed, epoch, hints, offsets), epoch)
-
     def values(
         self,
         student: Mapping[str, torch.Tensor],
