@@ -9,8 +9,9 @@ from torch import nn
 class LossModule(nn.Module):
     """The module of a loss that has parameters: ``Loss.build`` makes it, and it is called in the loss's place.
 
-    Its parameters are in the student's optimizer and in its checkpoint. What it needs to know of the epoch belongs into
-    buffers that ``begin_epoch`` fills, so that a step does the same work in every epoch.
+    Its ``forward`` takes and gives what ``Loss.__call__`` does. Its parameters are in the student's optimizer and in
+    its checkpoint. What it needs to know of the epoch belongs into buffers that ``begin_epoch`` fills, so that a step
+    does the same work in every epoch.
 
     shown: scalars of the last forward pass, by name, without gradients. ``metrics.jsonl`` has their mean over an epoch.
     """
@@ -21,9 +22,3 @@ class LossModule(nn.Module):
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Called before each epoch (the first is 0) of a training of ``epochs``."""
-
-    def forward(
-        self, student: torch.Tensor, teacher: torch.Tensor, T: float, labels: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """As ``Loss.__call__``."""
-        raise NotImplementedError(f"{type(self).__name__} has no forward")
