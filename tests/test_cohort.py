@@ -275,3 +275,7 @@ def test_what_a_cohort_refuses(cache: str, tmp_path: Path) -> None:
     (refused,) = train_cohort([TrainConfig.of(STUDENT, cache=(cache,), out=out, epochs=1, lr=0.02, device="cpu")])
     assert isinstance(refused, UsageError)
     assert "--lr 0.01, not 0.02" in str(refused)
+    other = TrainConfig.of(DROPPING, cache=(cache,), out=out, epochs=1, lr=0.01, device="cpu")
+    (refused,) = train_cohort([other])
+    assert isinstance(refused, UsageError)
+    assert "holds a run with --student" in str(refused)

@@ -18,7 +18,7 @@ from softcache.config.caches import complete_views
 from softcache.config.folders import make_folder
 from softcache.config.given import FOLLOWED
 from softcache.config.parsed import Parsed, parse
-from softcache.config.record import CONFIG, Record
+from softcache.config.record import CONFIG, Record, absolute_paths
 from softcache.config.resume import refuse_other_caches, resumed
 from softcache.config.train import TrainConfig
 from softcache.console import counted
@@ -150,10 +150,11 @@ def _member(config: TrainConfig) -> _Member:
 
 def _refuse_other(folder: Path, asked: TrainConfig, now: Parsed, began: Parsed) -> None:
     """Errors: ``UsageError`` where a folder's run was begun with other options than are asked for now."""
-    for name in sorted(asked.given - {"out"}):
-        if name in FOLLOWED and name not in ("loss", "hint"):
-            continue  # paths, which a record has in another form
+    whole = absolute_paths(asked)  # as a record has them
+    for name in sorted(asked.given - {"out", "cache", "hint_cache", "strong_cache"}):  # caches are compared by their id
         ours, theirs = _spelled(now, name), _spelled(began, name)
+        if name in FOLLOWED and name not in ("loss", "hint"):
+            ours = getattr(whole, name)
         if ours is not None and ours != theirs:
             raise UsageError(f"{folder} holds a run with --{name.replace('_', '-')} {theirs}, not {ours}")
 
