@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 from pathlib import Path
@@ -94,9 +95,10 @@ def test_shares_are_those_of_the_weighted_values(
     """Uniform students: the hard-label loss is log e = 1 over e classes, here scaled to 1; mse is mean 5² = 25."""
     made = objective(["mse:weight=0.2"], [], alpha=1.0, beta=beta)
     student, labels = torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64)
-    values = made({"logits": student}, {"logits": [student + 5]}, labels, labels, None, 0)
-    scaled = type(values)(values.total, values.soft, values.hard / values.hard, values.hint, (), values.softs)
-    made.warn_of_dominance(scaled, 0)
+    values = made.values({"logits": student}, {"logits": [student + 5]}, labels, labels, None, 0)
+    assert values.hard is not None
+    scaled = dataclasses.replace(values, hard=values.hard / values.hard)
+    made.warn_of_dominance(made.total(scaled, 0), 0)
     found = warnings(caplog)
     assert (share > 99) is bool(found)
     if advice is not None:
@@ -106,8 +108,9 @@ def test_shares_are_those_of_the_weighted_values(
 def test_a_negative_term_counts_by_its_size(caplog: pytest.LogCaptureFixture) -> None:
     made = objective(["kl"], ["vid:teacher=a,student=a,weight=1000"], alpha=0.0, beta=1.0)
     student, labels = torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64)
-    values = made({"logits": student}, {"logits": [student]}, labels, labels, None, 0, hints=[torch.tensor(-2.0)])
-    made.warn_of_dominance(values, 0)
+    hints = [torch.tensor(-2.0)]
+    values = made.values({"logits": student}, {"logits": [student]}, labels, labels, None, 0, hints=hints)
+    made.warn_of_dominance(made.total(values, 0), 0)
     (message,) = warnings(caplog)
     assert "2,000 beside 0.6931" in message  # log 2
     assert "weight=0.347 it" in message  # log 2 / 2
