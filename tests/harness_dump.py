@@ -186,7 +186,7 @@ class Warm:
         job = {"arguments": arguments, "prepare": prepare, "env": env or {}}
         return self._ask({"start": job, "output": str(self.folder / f"output-{self._count}.txt")})["pid"]
 
-    def wait(self, pid: int, timeout: float = 60.0) -> Ended:
+    def wait(self, pid: int, timeout: float = 180.0) -> Ended:
         """Ends the child with SIGKILL after ``timeout`` seconds."""
         return Ended(**self._ask({"wait": pid, "timeout": timeout}))
 

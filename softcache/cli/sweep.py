@@ -30,7 +30,13 @@ HELPS = {
 @_many.of_train(GRID, HELPS)
 @section(
     "Sweep",
-    option("--seeds", type=int, help="Students of each combination, from --seed on.  [default: 1]"),
+    option(
+        "--seeds",
+        type=int,
+        help="Students of each combination, from --seed on.  [default: 1; with --auto 3 of each of the best, after it]",
+    ),
+    flag("--auto", help="Search loss, T, alpha, beta and lr, those that aren't given, within --budget."),
+    option("--budget", metavar="TIME", help="Time for --auto, such as 90s, 30m or 1h30m.  [default: 30m]"),
     option(
         "--trials",
         type=int,
@@ -40,7 +46,7 @@ HELPS = {
     option(
         "--prune/--no-prune",
         default=None,
-        help="Whether trials end early that are worse than half of those before.  [default: prune]",
+        help="Whether students of --trials and --auto end early that fall behind those before.  [default: prune]",
     ),
     option("--out", type=click.Path(), help="The sweep's folder.  [default: sweeps/STUDENT-<n>]"),
     option(
@@ -78,9 +84,15 @@ def command(dry_run: bool = False, json_: bool = False, **options: Any) -> None:
     if json_:
         as_json(done.to_json())
         return
+    tables = [done.table]
+    if done.searched is not None:
+        click.echo("settings, each with one student")
+        print_table(*done.searched.lines())
+        click.echo("\nthe best of them and the defaults, with students of fresh seeds")
+        tables.append(done.searched)
     print_table(*done.table.lines())
     click.echo("")
-    ended = f"{done.table.ended} of {counted(done.table.size, 'student')} have ended"
+    ended = f"{sum(one.ended for one in tables)} of {counted(sum(one.size for one in tables), 'student')} have ended"
     facts = [("sweep", f"{done.folder} ({ended}, {duration(done.seconds)})")]
     if done.best is not None:
         facts += [

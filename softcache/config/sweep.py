@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from softcache.remembered import absolute, follow_all, is_plain, remember
 
 VERSION = 1
 Config = TypeVar("Config", bound="ManyConfig")
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_TIME = re.compile(rf"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +54,24 @@ class ManyConfig(Options):
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(ManyConfig):
     """What ``sweep`` was asked for, beside the options of ``train``. ``trials``: how many combinations are drawn, where
-    not all of a grid are trained; options may then have ranges. ``prune``: whether trials end early that are worse than
-    half of those before. ``join``: the folder of a sweep that this process is to help with."""
+    not all of a grid are trained; options may then have ranges. ``prune``: whether students end early that fall
+    behind those before. ``auto``: whether loss, T, alpha, beta and rate are searched, within ``budget``, such as
+    ``30m``. ``join``: the folder of a sweep that this process is to help with."""
 
     trials: int | None = None
     prune: bool = True
+    auto: bool = False
+    budget: str | None = None
     join: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.auto and self.trials is not None:
+            raise UsageError("--auto chooses what to try by itself, --trials draws it: give one of them")
+        if self.budget is not None and not self.auto:
+            raise UsageError(f"--budget {self.budget} is the time for --auto: give both")
+        if self.budget is not None:
+            budget_seconds(self.budget)
         if self.join is not None and self.resume is not None:
             raise UsageError("--join helps a sweep that runs, --resume goes on with one that doesn't: give one of them")
         if self.trials is not None and self.trials < 1:
@@ -78,6 +90,25 @@ class CompareConfig(ManyConfig):
         super().__post_init__()
         if self.generations < 1:
             raise UsageError(f"--generations must be at least 1, is {self.generations}")
+
+
+def budget_seconds(text: str) -> float:
+    """The time that ``--budget`` gives.
+
+    >>> budget_seconds("90s"), budget_seconds("1h30m"), budget_seconds("0.5h")
+    (90.0, 5400.0, 1800.0)
+
+    Errors: ``UsageError`` for another text, and for no time.
+    """
+    match = _TIME.fullmatch(text.replace(" ", ""))
+    seconds = (
+        sum(float(part) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True) if part)
+        if match
+        else 0
+    )
+    if not seconds:
+        raise UsageError(f"--budget {text}: must be a time, such as 30m, 90s or 1h30m")
+    return float(seconds)
 
 
 # Where a command is run, and how it is gone on with, is no part of what is trained.

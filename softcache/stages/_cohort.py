@@ -78,21 +78,30 @@ def train_cohort(configs: Sequence[TrainConfig], leaves: Leaves | None = None) -
     return outcomes  # type: ignore[return-value]
 
 
-def planned_steps(configs: Sequence[TrainConfig]) -> list[int | SoftcacheError]:
-    """Batches that the student of each config would be trained on, or the error that would keep it from it; nothing is
-    written."""
+@dataclass(frozen=True)
+class Resolved:
+    """What a training would be: ``steps``: batches; ``options``: with every choice that was left open."""
+
+    steps: int
+    options: TrainConfig
+
+
+def resolve(configs: Sequence[TrainConfig]) -> list[Resolved | SoftcacheError]:
+    """What training the student of each config would be, or the error that would keep it from being trained; nothing
+    is written."""
     refuse_several("train")
     members = [_member(config) for config in configs]
     for group in _grouped(members, _opened_together):
         _prepare(group)
-    found: list[int | SoftcacheError] = []
+    found: list[Resolved | SoftcacheError] = []
     for member in members:
         if member.prepared is None or member.order is None:
             assert isinstance(member.outcome, SoftcacheError)
             found.append(member.outcome)
         else:
-            epochs = member.prepared.fitting.epochs + member.prepared.parsed.options.hint_epochs
-            found.append(member.order.plan.steps * epochs)
+            options = member.prepared.parsed.options
+            epochs = member.prepared.fitting.epochs + options.hint_epochs
+            found.append(Resolved(member.order.plan.steps * epochs, options))
     return found
 
 

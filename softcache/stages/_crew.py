@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -60,9 +61,14 @@ def crew(
 
 
 def watch(
-    many: ManyFolder, processes: Sequence[subprocess.Popen[str]], names: Sequence[str], ended: Callable[[str], None]
-) -> None:
-    """Returns when all runs of these ``names`` have ended; ``ended`` is told of each.
+    many: ManyFolder,
+    processes: Sequence[subprocess.Popen[str]],
+    names: Sequence[str],
+    ended: Callable[[str], None],
+    until: float = math.inf,
+) -> list[str]:
+    """Returns when all runs of these ``names`` have ended, and else at ``until`` on the monotonic clock with the names
+    of those that haven't; ``ended`` is told of each that has.
 
     Errors: ``SoftcacheError`` where the processes end before that, and no process elsewhere is at it.
     """
@@ -73,8 +79,8 @@ def watch(
         for name in now:
             left.remove(name)
             ended(name)
-        if not left:
-            return
+        if not left or time.monotonic() >= until:
+            return left
         if not alive and not now and not _held_elsewhere(many, left):
             raise SoftcacheError(f"{len(left)} of {len(names)} students are not finished: {_last_words(many)}")
         time.sleep(POLL_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from softcache.config.sweep import (
 )
 from softcache.config.train import TrainConfig
 from softcache.console import advising, bar, counted
-from softcache.errors import SoftcacheError, UsageError
+from softcache.errors import PrunedError, SoftcacheError, UsageError
 from softcache.localfiles import local_path
 from softcache.locks import locked
 from softcache.remembered import allowing_too
@@ -58,9 +59,10 @@ class Settled:
 
     @property
     def seeds(self) -> list[int]:
-        """Those of the students of each combination."""
-        first = int(self.specification.options.get("seed", 0))
-        return list(range(first, first + int(self.specification.options.get("seeds", 1))))
+        """Those of the students of each combination; with ``--auto`` the first is that of the search."""
+        asked = self.specification.options
+        first, count = int(asked.get("seed", 0)), int(asked.get("seeds", 1)) + bool(asked.get("auto"))
+        return list(range(first, first + count))
 
     @property
     def processes(self) -> int:
@@ -159,9 +161,11 @@ class Trainers:
         *,
         last: bool,
         bars: Mapping[int, float] | None = None,
+        until: float = math.inf,
     ) -> Table:
         """Trains all ``runs``, in these ``cohorts``, and gives what they came to. ``last``: whether no others will
-        come; ``bars``: see ``ManyFolder.add_cohort``."""
+        come; ``bars``: see ``ManyFolder.add_cohort``; ``until``: on the monotonic clock, when those that are trained
+        then end early."""
         many = self._many
         for cohort in cohorts:
             many.add_cohort(self._cohorts, cohort, bars)
@@ -183,8 +187,18 @@ class Trainers:
                     if self._shown is not None:
                         self._shown(table(many, runs))
 
-                watch(many, self._processes, left, ended)
+                late = watch(many, self._processes, left, ended, until)
+            if late:
+                self._end(late)
         return table(many, runs)
+
+    def _end(self, names: Sequence[str]) -> None:
+        """Ends the processes, and keeps of these runs that they were cut off."""
+        self._files.close()
+        self._processes = []
+        for name in names:
+            if not self._many.outcome(name).ended:
+                self._many.fail(name, PrunedError("its time was up"))
 
     def _start(self, most: int) -> None:
         if not self._processes:

@@ -21,10 +21,10 @@ from softcache.config.several import GRID
 from softcache.console import counted
 from softcache.errors import MissingExtraError, SoftcacheError, UsageError
 from softcache.stages._many import Settled, Trainers
-from softcache.sweeping.folder import ManyFolder, held_out
+from softcache.stages._pruning import bars, scores
+from softcache.sweeping.folder import ManyFolder
 from softcache.sweeping.grid import Combination, Run, cohorts, one_combination, runs
 from softcache.sweeping.space import Range, rounded, space
-from softcache.training.metrics import METRICS
 
 if TYPE_CHECKING:
     import optuna
@@ -34,7 +34,6 @@ ROUNDS, STORAGE = "rounds", "optuna.log"
 VERSION = 1
 MOST_AT_ONCE = 16  # trials that are asked for at once don't know of each other
 ROUNDS_AIMED_AT = 8
-BEFORE_PRUNING = 5  # students that have been trained to the end
 PRUNED_FROM = 1 / 3  # of the epochs: before that scores say little
 
 
@@ -79,9 +78,9 @@ def search(many: ManyFolder, settled: Settled, trainers: Trainers) -> list[Run]:
         known = {run.name for run in every}
         new = [run for run in own if run.name not in known]
         pruned = bool(settled.specification.options.get("prune", True)) and "epochs" not in drawn_from
-        bars = _bars(many, every) if pruned else {}
+        needed = bars(many, every, PRUNED_FROM) if pruned else {}
         parts = cohorts(new, settled.specification.at_once)
-        trainers.train(new, parts, last=asked >= wanted, bars=bars)
+        trainers.train(new, parts, last=asked >= wanted, bars=needed)
         every += new
         for entry in entries:
             _tell(optuna, study, entry, many, settled, options)
@@ -161,32 +160,12 @@ def _tell(
     elif any(outcome.pruned for outcome in outcomes):
         # Optuna learns from the last score of a trial that ended early.
         open_trial = optuna.trial.Trial(study, trial._trial_id)
-        lines = [_scores(many, run) for run in own]
-        for epoch, scores in enumerate(zip(*lines, strict=False), 1):
-            open_trial.report(statistics.mean(scores), epoch)
+        lines = [scores(many, run) for run in own]
+        for epoch, at_it in enumerate(zip(*lines, strict=False), 1):
+            open_trial.report(statistics.mean(at_it), epoch)
         study.tell(entry["trial"], state=optuna.trial.TrialState.PRUNED)
     else:
         study.tell(entry["trial"], state=optuna.trial.TrialState.FAIL)
-
-
-def _bars(many: ManyFolder, before: Sequence[Run]) -> dict[int, float]:
-    """After so many epochs, the median of the best scores so far of the students of earlier rounds that were trained to
-    the end. It depends on whole rounds alone, and so not on which student was quicker."""
-    finished = [_scores(many, run) for run in before if many.outcome(run.name).result is not None]
-    if len(finished) < BEFORE_PRUNING or len({len(scores) for scores in finished}) != 1:
-        return {}
-    total = len(finished[0])
-    return {
-        epochs: statistics.median(max(scores[:epochs]) for scores in finished)
-        for epochs in range(max(1, round(PRUNED_FROM * total)), total)
-    }
-
-
-def _scores(many: ManyFolder, run: Run) -> list[float]:
-    """On the held-out rows, epoch by epoch."""
-    path = many.run_folder(run.name) / METRICS
-    lines = [strictjson.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return held_out(lines)
 
 
 def _combination(options: Mapping[str, Any], values: Mapping[str, Any]) -> Combination:

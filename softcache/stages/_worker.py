@@ -102,7 +102,7 @@ def _below(bars: Mapping[int, float], lines: Sequence[dict[str, Any]]) -> str | 
     bar, scores = bars.get(len(lines)), held_out(lines)
     if bar is None or not scores or max(scores) >= bar:
         return None
-    return f"{max(scores):.4g} on the held-out rows, where half of those before had at least {bar:.4g}"
+    return f"{max(scores):.4g} on the held-out rows, where it takes {bar:.4g} to go on"
 
 
 def _refuse_unnamed(folder: Path, options: Mapping[str, Any], specification: Specification) -> None:

@@ -14,25 +14,29 @@ from typing import Any
 from softcache.atomic import replace_file
 from softcache.config.folders import pick_cache
 from softcache.config.parsed import parse
-from softcache.config.sweep import SweepConfig
+from softcache.config.several import GRID
+from softcache.config.sweep import SweepConfig, budget_seconds
 from softcache.config.train import TrainConfig
 from softcache.console import counted
 from softcache.distributed import refuse_several
 from softcache.errors import SoftcacheError, UsageError
 from softcache.remembered import allowing_too
-from softcache.stages._cohort import planned_steps
+from softcache.stages._auto import Clock, search_within, students_of
+from softcache.stages._cohort import resolve
 from softcache.stages._crew import crew
 from softcache.stages._many import Settled, Trainers, look_at_test, opened, refuse_all_failed, settle, table
 from softcache.stages._trials import drawn, first_values, round_size, search
 from softcache.sweeping.command import train_command
 from softcache.sweeping.folder import ManyFolder
 from softcache.sweeping.grid import Combination, Run, cohorts, combinations, runs
+from softcache.sweeping.grid import shown as shown_value
 from softcache.sweeping.table import Row, Table
 
 log = logging.getLogger(__name__)
 TABLE = "table.json"
 # A sweep chooses by held-out rows, and its students of several seeds share a stream.
 DEFAULTS = {"val_fraction": 0.1, "order_seed": 0}
+AUTO = {"budget": "30m", "seeds": 3}
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,16 @@ class Planned:
 @dataclass(frozen=True)
 class Swept:
     """The sweep's folder; its table; the row that was chosen, None where no combination has all of its seeds, and for
-    a process that joined; the command that trains the chosen one's first student again; seconds of this command."""
+    a process that joined; the command that trains the chosen one's first student again; seconds of this command.
+    ``searched``: with ``auto``, the table of all settings; ``table`` then has the best of them, with students of fresh
+    seeds. None where there was no time for these."""
 
     folder: Path
     table: Table
     best: Row | None
     command: str | None
     seconds: float
+    searched: Table | None = None
 
     def to_json(self) -> dict[str, Any]:
         """One object for scripts."""
@@ -68,6 +75,7 @@ class Swept:
             "sweep": str(self.folder),
             "score": self.table.leading,
             "rows": self.table.to_json(),
+            **({"searched": self.searched.to_json()} if self.searched is not None else {}),
             "chosen": chosen,
             "seconds": self.seconds,
         }
@@ -90,24 +98,43 @@ def sweep(shown: Callable[[Table], None] | None = None, **options: Any) -> Swept
         return _join(options, began)
     settled, every, parts = _planned(options)
     with opened(settled, "sweeps") as many:
-        with Trainers(many, settled, shown) as trainers:
-            if settled.specification.options.get("trials") is not None:
-                every = search(many, settled, trainers)
-            else:
-                log.info(f"{counted(len(every), 'student')} in {counted(len(parts), 'cohort')}, results in {many.path}")
-                trainers.train(every, parts, last=True)
-        best = table(many, every).best()
-        if best is not None:
-            for run in best.runs:
+        found, searched, best = _trained(many, settled, every, parts, shown, began)
+        for run in best.runs if best is not None else ():
+            if many.outcome(run.name).result is not None:
                 look_at_test(many, run, settled.anew)
-        found = table(many, every)
-        best = found.best()
+        found = table(many, [run for row in found.rows for run in row.runs])
+        best = next((row for row in found.rows if best is not None and row.runs == best.runs), None)
         command = train_command(best.runs[0].options, settled.specification.threads) if best is not None else None
-        swept = Swept(many.path, found, best, command, time.monotonic() - began)
+        swept = Swept(many.path, found, best, command, time.monotonic() - began, searched)
         document = {"version": 1, **swept.to_json()}
         replace_file(many.path / TABLE, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
     refuse_all_failed(found)
     return swept
+
+
+def _trained(
+    many: ManyFolder,
+    settled: Settled,
+    every: Sequence[Run],
+    parts: Sequence[Sequence[Run]],
+    shown: Callable[[Table], None] | None,
+    began: float,
+) -> tuple[Table, Table | None, Row | None]:
+    """All students, trained: their table, with ``--auto`` that of the settings too, and the row that is chosen."""
+    asked = settled.specification.options
+    if asked.get("auto"):
+        clock = Clock(many.path, budget_seconds(asked["budget"]), began)
+        with Trainers(many, settled, clock.keeping(shown)) as trainers:
+            found = search_within(many, settled, trainers, clock)
+        return found.finalists or found.searched, found.searched if found.finalists else None, found.best
+    with Trainers(many, settled, shown) as trainers:
+        if asked.get("trials") is not None:
+            every = search(many, settled, trainers)
+        else:
+            log.info(f"{counted(len(every), 'student')} in {counted(len(parts), 'cohort')}, results in {many.path}")
+            trainers.train(every, parts, last=True)
+    grid = table(many, every)
+    return grid, None, grid.best()
 
 
 def _join(options: Mapping[str, Any], began: float) -> Swept:
@@ -121,25 +148,30 @@ def _join(options: Mapping[str, Any], began: float) -> Swept:
     ):
         for process in processes:
             process.wait()
-    trials = settled.specification.options.get("trials") is not None
-    found = drawn(many, settled) if trials else combinations(settled.specification.of_train)
-    every = runs(found, settled.seeds)
+    asked = settled.specification.options
+    if asked.get("auto"):
+        every = students_of(many, settled)
+    elif asked.get("trials") is not None:
+        every = runs(drawn(many, settled), settled.seeds)
+    else:
+        every = runs(combinations(settled.specification.of_train), settled.seeds)
     return Swept(many.path, table(many, every), None, None, time.monotonic() - began)
 
 
 def plan_sweep(**options: Any) -> Planned:
     """What ``sweep`` with these options would train; opens all data and students, and writes nothing."""
-    if options.get("trials") is not None:
-        raise UsageError("--dry-run knows the students of a grid; those of --trials are drawn as it goes")
+    for name in ("trials", "auto"):
+        if options.get(name):
+            raise UsageError(f"--dry-run knows the students of a grid; those of --{name} are chosen as it goes")
     settled, every, parts = _planned(options)
     steps, errors = 0, {}
     for part in parts:
         configs = [TrainConfig.of(**run.options, test=False, out=run.name) for run in part]
-        for run, found in zip(part, planned_steps(configs), strict=True):
+        for run, found in zip(part, resolve(configs), strict=True):
             if isinstance(found, SoftcacheError):
                 errors[run.name] = str(found)
             else:
-                steps += found
+                steps += found.steps
     processes = min(settled.processes, len(parts))
     return Planned(len(every), len(parts), processes, settled.specification.threads, steps, errors)
 
@@ -149,18 +181,34 @@ def _planned(options: Mapping[str, Any]) -> tuple[Settled, list[Run], list[list[
 
     Errors: ``UsageError`` for values that can't be, and without held-out rows.
     """
+    if options.get("auto"):
+        options = {**AUTO, **options}
     settled = settle("sweep", SweepConfig, options, DEFAULTS)
     of_train = settled.specification.of_train
     if not of_train["val_fraction"]:
         raise UsageError("--val-fraction 0 leaves no rows to choose by: a sweep never chooses by the test split")
     if settled.specification.options.get("trials") is not None:
         return (settled if settled.begun else _complete(settled, first_values(of_train), round_size(settled))), [], []
+    if settled.specification.options.get("auto"):
+        return (settled if settled.begun else _complete(settled, _one_combination(of_train), 1)), [], []
     found = combinations(of_train)
     if not settled.begun:
         settled = _complete(settled, found, len(found))
         found = combinations(settled.specification.of_train)
     every = runs(found, settled.seeds)
     return settled, every, cohorts(every, settled.specification.at_once)
+
+
+def _one_combination(options: Mapping[str, Any]) -> list[Combination]:
+    """What ``--auto`` starts from. Errors: ``UsageError`` where several values are given, and for labels alone."""
+    for name in GRID:
+        if len(options.get(name, ())) > 1:
+            option, given = name.replace("_", "-"), ", ".join(map(shown_value, options[name]))
+            raise UsageError(f"--{option} {given}: --auto keeps options that are given and takes one value of each")
+    found = combinations(options)
+    if parse(TrainConfig.of(**found[0].options)).labels_alone:
+        raise UsageError("--auto looks for the best way to learn from a teacher: leave out --alpha 0")
+    return found
 
 
 def _complete(settled: Settled, found: Sequence[Combination], together: int) -> Settled:

@@ -28,5 +28,6 @@ def train_command(options: Mapping[str, Any], threads: int | None = None) -> str
             many = [str(one) for one in value]
             parts += [part for one in many for part in (flag, one)] if name in REPEATED else [flag, ",".join(many)]
         else:
-            parts += [flag, str(value)]
+            whole = isinstance(value, float) and value.is_integer()
+            parts += [flag, str(int(value) if whole else value)]
     return shlex.join(parts)
