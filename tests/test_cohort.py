@@ -279,3 +279,15 @@ def test_what_a_cohort_refuses(cache: str, tmp_path: Path) -> None:
     (refused,) = train_cohort([other])
     assert isinstance(refused, UsageError)
     assert "holds a run with --student" in str(refused)
+
+
+def test_a_run_that_goes_on_in_a_cohort_may_be_told_anew_where_it_runs(cache: str, tmp_path: Path) -> None:
+    """And nothing else: the device of the command counts, and not the one that is written down."""
+    begun = {"cache": (cache,), "out": str(tmp_path / "run"), "epochs": 1, "lr": 0.01}
+    (done,) = train_cohort([TrainConfig.of(STUDENT, device="cpu", **begun)])
+    assert isinstance(done, Trained)
+    (elsewhere,) = train_cohort([TrainConfig.of(STUDENT, device="cuda:99", **begun)])
+    assert isinstance(elsewhere, SoftcacheError)
+    assert "cuda:99" in str(elsewhere)
+    (again,) = train_cohort([TrainConfig.of(STUDENT, device="cpu", workers=0, **begun)])
+    assert isinstance(again, Trained)

@@ -19,7 +19,7 @@ from softcache.config.folders import make_folder
 from softcache.config.given import FOLLOWED
 from softcache.config.parsed import Parsed, parse
 from softcache.config.record import CONFIG, Record, absolute_paths
-from softcache.config.resume import refuse_other_caches, resumed
+from softcache.config.resume import MOVABLE, refuse_other_caches, resumed
 from softcache.config.train import TrainConfig
 from softcache.console import counted
 from softcache.device import reproducible
@@ -148,7 +148,8 @@ def _member(config: TrainConfig) -> _Member:
     try:
         member.parsed = parse(config)
         if (folder / CONFIG).exists():
-            member.options, member.record = resumed(TrainConfig(resume=str(folder)))
+            anew = {name: getattr(config, name) for name in config.given if name in MOVABLE}
+            member.options, member.record = resumed(TrainConfig.of(resume=str(folder), **anew))
             began = parse(member.options)
             _refuse_other(folder, config, member.parsed, began)
             member.parsed = began
@@ -160,7 +161,8 @@ def _member(config: TrainConfig) -> _Member:
 def _refuse_other(folder: Path, asked: TrainConfig, now: Parsed, began: Parsed) -> None:
     """Errors: ``UsageError`` where a folder's run was begun with other options than are asked for now."""
     whole = absolute_paths(asked)  # as a record has them
-    for name in sorted(asked.given - {"out", "cache", "hint_cache", "strong_cache"}):  # caches are compared by their id
+    # Caches are compared by what they are, and not by where.
+    for name in sorted(asked.given - {"out", "cache", "hint_cache", "strong_cache", *MOVABLE}):
         ours, theirs = _spelled(now, name), _spelled(began, name)
         if name in FOLLOWED and name not in ("loss", "hint"):
             ours = getattr(whole, name)
