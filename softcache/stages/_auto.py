@@ -25,7 +25,7 @@ from softcache.config.train import TrainConfig
 from softcache.console import duration
 from softcache.errors import SoftcacheError
 from softcache.stages._cohort import resolve
-from softcache.stages._many import Settled, Trainers, table
+from softcache.stages._many import Settled, Trainers, refuse_all_failed, table
 from softcache.stages._pruning import bars, scores
 from softcache.sweeping.auto import FACTORS, SEARCHED, Point, neighbours, point_of, portfolio
 from softcache.sweeping.folder import ManyFolder
@@ -35,7 +35,7 @@ from softcache.sweeping.table import Row, Table
 log = logging.getLogger(__name__)
 ROUNDS, SPENT = "rounds", "spent.json"
 VERSION = 1
-FINALISTS = 3
+FIRST, FINALISTS = 10, 3  # settings that are tried anywhere; those that are trained again
 # The share of the budget that is kept for fresh seeds at most, and what a round may take more than rounds before it.
 FINAL_SHARE, MARGIN = 0.4, 1.1
 # A student that is near the best one so far is worth more patience than one that is drawn: it ends early from half of
@@ -179,6 +179,7 @@ class _Search:
             if now.fresh:
                 break
             if not self._done():
+                refuse_all_failed(table(self.many, self.searched))
                 raise SoftcacheError(
                     f"no student was trained to the end in {duration(self.clock.elapsed)}: give more --budget than "
                     f"{self.settled.specification.options['budget']}, or fewer --epochs"
@@ -231,12 +232,11 @@ class _Search:
         left = self.clock.budget - self._testing - self.clock.elapsed
         for finalists, seeds in self._finals():
             if self._wall(finalists * seeds) <= left:
-                chosen = (
-                    [point for point in ranked if point != default][: finalists - 1] if finalists > 1 else ranked[:1]
-                )
-                if finalists > 1:
-                    chosen = sorted([*chosen, default], key=ranked.index) if default in ranked else chosen
+                others = [point for point in ranked if point != default]
+                chosen = [*others[: finalists - 1], default] if default in ranked else ranked[:finalists]
+                chosen = sorted(chosen, key=ranked.index) if finalists > 1 else ranked[:1]
                 return self._round(chosen, self.settled.seeds[1 : 1 + seeds], fresh=True)
+        log.warning("there is no time to train the best again with fresh seeds: give more --budget for that")
         return None
 
     def _finals(self) -> list[tuple[int, int]]:

@@ -232,8 +232,9 @@ def look_at_test(many: ManyFolder, run: Run, anew: Mapping[str, Any]) -> None:
 
 
 def refuse_all_failed(table: Table) -> None:
-    """Errors: ``SoftcacheError`` with the first reason where no run is done."""
-    errors = [outcome.error for row in table.rows for outcome in row.outcomes if outcome.error is not None]
+    """Errors: ``SoftcacheError`` with the first reason where all runs failed."""
+    outcomes = [outcome for row in table.rows for outcome in row.outcomes]
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None and not outcome.pruned]
     if errors and len(errors) == table.size:
         raise SoftcacheError(f"all {table.size} students failed, the first of them because {errors[0]}")
 

@@ -21,7 +21,7 @@ from softcache.console import counted
 from softcache.distributed import refuse_several
 from softcache.errors import SoftcacheError, UsageError
 from softcache.remembered import allowing_too
-from softcache.stages._auto import Clock, search_within, students_of
+from softcache.stages._auto import FIRST, Clock, search_within, students_of
 from softcache.stages._cohort import resolve
 from softcache.stages._crew import crew
 from softcache.stages._many import Settled, Trainers, look_at_test, opened, refuse_all_failed, settle, table
@@ -190,7 +190,7 @@ def _planned(options: Mapping[str, Any]) -> tuple[Settled, list[Run], list[list[
     if settled.specification.options.get("trials") is not None:
         return (settled if settled.begun else _complete(settled, first_values(of_train), round_size(settled))), [], []
     if settled.specification.options.get("auto"):
-        return (settled if settled.begun else _complete(settled, _one_combination(of_train), 1)), [], []
+        return (settled if settled.begun else _complete(settled, _one_combination(of_train), FIRST)), [], []
     found = combinations(of_train)
     if not settled.begun:
         settled = _complete(settled, found, len(found))
