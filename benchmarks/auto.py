@@ -1,0 +1,147 @@
+"""How ``softcache sweep --auto`` compares with settings that were picked by hand.
+
+    python -m benchmarks.auto --place DIR --data-dir DATA_DIR --letters letter-recognition.csv
+
+For each set a teacher is taught and asked as docs/defaults.md and docs/tables.md say, and students are trained three
+times: by the defaults, as the best row of these pages says (what hands picked), and as the search says. All of them
+hold out the same tenth of the rows and have the same seeds, which the search didn't see; they are compared on the test
+split. The search is given a budget; its seconds are those of the whole command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cifar100 import divide
+from benchmarks.defaults import DATA, NETWORKS
+from benchmarks.measure import machine
+from softcache.sweeping.statistics import paired
+
+ROOT = Path(__file__).resolve().parents[1]
+LETTERS = ROOT / "examples" / "letters.py"
+SEEDS = 3
+DIST, KL_1 = "--loss dist:weight=2 --alpha 1 --beta 1", "--loss kl --T 1"
+
+
+@dataclass(frozen=True)
+class Case:
+    """``data``: of benchmarks.defaults, or the letters; ``options``: of all students; ``picked``: by hand."""
+
+    data: str
+    student: str
+    options: str
+    picked: str
+    budget: str
+
+
+CASES = {
+    "digits, 5 % of the labels": Case("digits", "cifar:resnet8", "--epochs 8 --label-fraction 0.05", DIST, "5m"),
+    "letters, 10 % of the labels": Case(
+        "letters", f"{LETTERS}:perceptron", "--epochs 20 --label-fraction 0.1", KL_1, "5m"
+    ),
+    "fashionmnist, perceptron": Case("fashionmnist", f"{NETWORKS}perceptron", "--epochs 12", KL_1, "5m"),
+    "fashionmnist": Case("fashionmnist", "cifar:resnet8", "--epochs 12", DIST, "30m"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--place", type=Path, required=True, help="where data, teachers, caches and sweeps are kept")
+    parser.add_argument("--data-dir", help="where data sets are, or are downloaded to")
+    parser.add_argument("--download", action="store_true", default=None, help="download what is missing")
+    parser.add_argument("--letters", type=Path, help="UCI's letter-recognition.csv")
+    parser.add_argument("--only", default="", help="names of sets, with semicolons")
+    options = parser.parse_args()
+    place = options.place.resolve()
+    place.mkdir(parents=True, exist_ok=True)
+    print("auto against hand-picked settings\n")
+    print("| set | defaults, % | picked by hand, % | found, % | found − picked | found | students | time |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    rows = {}
+    for name, case in CASES.items():
+        if name in (options.only.split(";") if options.only else CASES):
+            rows[name] = measured(name, case, place, options)
+            print(in_row(name, rows[name]), flush=True)
+    print(json.dumps({"benchmark": "auto", "rows": rows, **machine()}))
+
+
+def measured(name: str, case: Case, place: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The test scores of each, what was found, how many students and how long it took."""
+    cache = prepared(case.data, place, options)
+    common = ["--student", case.student, "--cache", cache, *case.options.split(), "--seeds", str(SEEDS)]
+    found: dict[str, Any] = {}
+    slug = "".join(letter if letter.isalnum() else "-" for letter in name)
+    for what, own in (("defaults", []), ("picked", case.picked.split())):
+        done = softcache(place, "sweep", *common, "--seed", "1", *own, "--out", f"{slug}-{what}")
+        found[what] = done["chosen"]["test"]
+    done = softcache(place, "sweep", *common, "--auto", "--budget", case.budget, "--out", f"{slug}-auto")
+    chosen = done["chosen"]
+    setting = " ".join(
+        f"{option} {chosen[option]}" for option in ("loss", "T", "alpha", "beta", "lr") if option in chosen
+    )
+    students = sum(len(row["runs"]) for row in [*done["searched"], *done["rows"]])
+    return {**found, "auto": chosen["test"], "setting": setting, "students": students, "seconds": done["seconds"]}
+
+
+def in_row(name: str, found: dict[str, Any]) -> str:
+    """As a row of the table."""
+    means = [f"{100 * statistics.mean(found[what]):.2f}" for what in ("defaults", "picked", "auto")]
+    own = paired(found["auto"], found["picked"])
+    around = f" ± {100 * own.half_width:.2f}" if own.half_width is not None else ""
+    more = f"{100 * own.mean:+.2f}{around}"
+    time = f"{found['seconds'] / 60:.1f} min"
+    return f"| {name} | {' | '.join(means)} | {more} | {found['setting']} | {found['students']} | {time} |"
+
+
+def prepared(name: str, place: Path, options: argparse.Namespace) -> str:
+    """The cache of a set's teacher."""
+    cache = place / f"{name}-cache"
+    if name == "letters":
+        if options.letters is None:
+            raise SystemExit("--letters says where letter-recognition.csv is; --only leaves it out")
+        code = "import letters, sys; print(letters.convert(sys.argv[1], 16000))"
+        if not (place / "letters").exists():
+            python(place, "-c", code, str(options.letters.resolve()))
+        softcache(place, "dump", "--teacher", f"{LETTERS}:boosted", "--dataset", "arrays:letters", "--out", str(cache))
+        return str(cache)
+    data = DATA[name]
+    divide(place / name, data.source, data.held_out, options, rows=data.rows)
+    how = ["--dataset", f"arrays:{place / name}", "--size", str(data.size), "--augment", data.augment]
+    teacher = place / f"{name}-teacher"
+    if not (teacher / "config.json").exists():
+        softcache(place, "teach", "--model", data.teacher, *how, "--epochs", str(data.epochs), "--out", str(teacher))
+    softcache(place, "dump", "--teacher", str(teacher), *how, "--out", str(cache))
+    return str(cache)
+
+
+def softcache(place: Path, *arguments: str) -> dict[str, Any]:
+    """What a command says in JSON; the script ends where it fails."""
+    found: dict[str, Any] = json.loads(python(place, "-m", "softcache", *arguments, "--json"))
+    return found
+
+
+def python(place: Path, *arguments: str) -> str:
+    """What a Python process prints; the script ends where it fails."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "examples"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=place,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments[:3])} … failed")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()
