@@ -9,7 +9,10 @@ from it than
 
 where ``t`` is the relative error of the arithmetic, ``RELATIVE_ERROR``. The first term is the codec's error on these
 very values. For a codec that rounds to the nearest of fixed values, a difference of δ in its input moves
-``|Q(x) - y|`` by at most 2δ. Measure and bound are taken key by key, so one wrong key is not hidden by many right ones.
+``|Q(x) - y|`` by at most 2δ. A codec that codes the numbers of a key together may round all of them in another way
+where one has another last bit, and what it then makes of them is about as far from ``y`` as ``Q(y)`` is: of such a
+codec the first term counts ``JOINT`` times. Measure and bound are taken key by key, so one wrong key is not hidden by
+many right ones.
 """
 
 from __future__ import annotations
@@ -20,10 +23,12 @@ import numpy as np
 import torch
 
 from softcache.cache.reader import Cache
+from softcache.codecs._open import rounds_each
 from softcache.ragged import padded
 
 # What another batch, device or library version may change, relative to the largest value of the key.
 RELATIVE_ERROR = {"float64": 1e-9, "float32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
+JOINT = 2.0
 _SMALLEST = 1e-6  # a key whose values are all zero still has rounding
 
 
@@ -49,6 +54,7 @@ def compare_values(
     coded = _flat(layout.decode(layout.encode(now.float())))
     now = _flat(now)
     largest, differs, lost = (_largest(part, offset) for part in (now, _flat(stored) - now, coded - now))
+    lost = lost if rounds_each(layout.codec) else JOINT * lost
     return differs, lost + 4 * relative_error(cache) * largest.clamp_min(_SMALLEST)
 
 
