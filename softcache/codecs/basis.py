@@ -111,9 +111,10 @@ class Basis:
         return self.max_kl is not None and self.bytes is None and self.bits is None
 
     def _with_size(self, numbers: int) -> Basis:
+        """What was given stays as it is, so that it is recognized when it is asked for again."""
         layout = self._layout(numbers)
-        size = None if self.bits is not None else layout.bytes
-        return dataclasses.replace(self, bytes=size, top=layout.top)
+        size = layout.bytes if self.bytes is None and self.bits is None else self.bytes
+        return dataclasses.replace(self, bytes=size, top=layout.top if self.top is None else self.top)
 
     def _layout(self, numbers: int, size: int | None = None) -> Layout:
         """``size``: in bytes, in place of what the options say; fewer where that is more than can be used."""
