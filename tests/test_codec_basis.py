@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from softcache.cache.agreement.tolerance import JOINT
 from softcache.codecs._basis_levels import LLOYD_MAX, begins, levels_for, share_bits
-from softcache.codecs._open import open_codec
+from softcache.codecs._open import open_codec, rounds_each
 from softcache.errors import UsageError
 
 
@@ -221,3 +222,18 @@ def test_the_size_is_the_smallest_that_holds_the_divergence() -> None:
     assert sizes == sorted(set(sizes))
     with pytest.raises(UsageError, match="not even"):
         open_codec("basis:max_kl=1e-12,top=0").sized(values)
+
+
+def test_other_last_bits_of_a_teacher_stay_within_the_allowance_of_joint_codecs() -> None:
+    """``cache.agreement.tolerance`` says ``max |Q(x) - y| <= JOINT max |Q(y) - y| + 4 t max |y|``; without ``JOINT`` it
+    would be wrong of many rows."""
+    fitted_on, values = correlated(2000, 100, rank=60), correlated(500, 100, seed=1, rank=60)
+    largest, generator = values.abs().amax(1, keepdim=True), torch.Generator().manual_seed(2)
+    again = values + (torch.rand(values.shape, generator=generator) * 2 - 1) * 1e-4 * largest
+    codec = "basis:bytes=30"
+    lost = (kept(codec, fitted_on, values) - values).abs().amax(1)
+    differs = (kept(codec, fitted_on, again) - values).abs().amax(1) - 4e-4 * largest[:, 0]
+    assert not rounds_each(open_codec(codec))
+    assert rounds_each(open_codec("int8"))
+    assert bool((differs > lost).any())
+    assert bool((differs <= JOINT * lost).all())
