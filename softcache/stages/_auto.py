@@ -37,7 +37,7 @@ ROUNDS, SPENT = "rounds", "spent.json"
 VERSION = 1
 FIRST, FINALISTS = 10, 3  # settings that are tried anywhere; those that are trained again
 # The share of the budget that is kept for fresh seeds at most, and what a round may take more than rounds before it.
-FINAL_SHARE, MARGIN = 0.4, 1.1
+FINAL_SHARE, MARGIN, OPENING_S = 0.4, 1.1, 1.0
 # A student that is near the best one so far is worth more patience than one that is drawn: it ends early from half of
 # the epochs on, where three quarters of those before were better.
 PRUNED_FROM, PRUNED_BELOW = 1 / 2, 1 / 4
@@ -160,6 +160,7 @@ class _Search:
     _tried: dict[Point, Run] = field(default_factory=dict)
     _waves: float = 0.0  # students that each process has trained, one after the other; parts of them count too
     _seconds: float = 0.0
+    _last: float = 0.0
 
     def run(self) -> Found:
         number = 0
@@ -255,17 +256,18 @@ class _Search:
 
     @property
     def _each(self) -> float:
-        """Seconds that a process has taken for a student."""
-        return self._seconds / self._waves if self._waves else 0.0
+        """Seconds that a process takes for a student: as all of them took, or the last ones where these took longer."""
+        return max(self._seconds / self._waves, self._last) if self._waves else 0.0
 
     def _wall(self, students: int) -> float:
         return math.ceil(students / self.settled.processes) * self._each
 
     @property
     def _testing(self) -> float:
-        """Seconds that are kept to look at the test split, about an epoch for each student that is chosen."""
+        """Seconds that are kept to look at the test split: for each student that is chosen about an epoch, and what it
+        takes to open it."""
         lengths = [len(scores(self.many, self._tried[point])) for point in self._done()]
-        return self._each / max([1, *lengths]) * (len(self.settled.seeds) - 1)
+        return (self._each / max([1, *lengths]) + OPENING_S) * (len(self.settled.seeds) - 1)
 
     def _done(self) -> list[Point]:
         return [point for point, run in self._tried.items() if self.many.outcome(run.name).result is not None]
@@ -288,8 +290,9 @@ class _Search:
         self.trainers.train(own, cohorts(own, now.at_once), last=now.fresh, bars=needed, until=self.clock.at(until))
         self.clock.keep()
         lengths = [len(scores(self.many, run)) for run in own]
-        self._waves += sum(lengths) / max([1, *lengths]) / min(self.settled.processes, len(own))
-        self._seconds = self.clock.elapsed
+        waves = sum(lengths) / max([1, *lengths]) / min(self.settled.processes, len(own))
+        self._last = (self.clock.elapsed - self._seconds) / waves if self._waves and waves else 0.0
+        self._waves, self._seconds = self._waves + waves, self.clock.elapsed
         if now.fresh:
             self.fresh = own
         else:
