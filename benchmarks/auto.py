@@ -34,8 +34,8 @@ KL_1 = "--loss kl --T 1"
 
 @dataclass(frozen=True)
 class Case:
-    """``data``: of benchmarks.defaults, or the letters; ``options``: of all students; ``picked``: by hand, nothing where
-    the best row of the pages is that of the defaults."""
+    """``data``: of benchmarks.defaults, or the letters; ``options``: of all students; ``picked``: by hand, nothing
+    where the best row of the pages is that of the defaults."""
 
     data: str
     student: str
