@@ -232,7 +232,7 @@ class _Search:
         default, ranked = next(iter(self._tried)), self._ranked()
         left = self.clock.budget - self._testing - self.clock.elapsed
         for finalists, seeds in self._finals():
-            if self._wall(finalists * seeds) <= left:
+            if self._wall(finalists * seeds) * MARGIN <= left:
                 others = [point for point in ranked if point != default]
                 chosen = [*others[: finalists - 1], default] if default in ranked else ranked[:finalists]
                 chosen = sorted(chosen, key=ranked.index) if finalists > 1 else ranked[:1]
@@ -250,8 +250,8 @@ class _Search:
     @property
     def _search_until(self) -> float:
         """When fresh seeds have to begin."""
-        most = FINAL_SHARE * self.clock.budget
-        kept = next((self._wall(k * n) * MARGIN for k, n in self._finals() if self._wall(k * n) * MARGIN <= most), 0.0)
+        each = (self._wall(finalists * seeds) * MARGIN**2 for finalists, seeds in self._finals())
+        kept = next((wall for wall in each if wall <= FINAL_SHARE * self.clock.budget), 0.0)
         return self.clock.budget - self._testing - kept
 
     @property
@@ -278,8 +278,8 @@ class _Search:
         return [point for val, point in sorted(vals, key=lambda pair: -float(pair[0] or 0.0))]
 
     def _round(self, points: Sequence[Point], seeds: list[int], *, fresh: bool = False) -> Round:
-        each = math.ceil(len(points) * len(seeds) / self.settled.processes)
-        at_once = max(1, min(self.settled.specification.at_once, each))
+        # At most the students of one seed at once, so that whole seeds are there where the time is up before all are.
+        at_once = max(1, min(self.settled.specification.at_once, math.ceil(len(points) / self.settled.processes)))
         return Round([point.values() for point in points], seeds, at_once, fresh, self.level)
 
     def _train(self, now: Round) -> None:
