@@ -41,7 +41,7 @@ def main() -> Result:
     try:
         os.chdir(folder)
         jpegs = {"dataset": make_jpegs(folder / "jpegs", count), "augment": "rrc+flip", "size": 224}
-        arrays = {"dataset": make_arrays(folder / "arrays", 4 * count, 32, 10), "augment": "crop+flip", "size": 32}
+        arrays = {"dataset": make_arrays(folder / "arrays", count, 32, 10), "augment": "crop+flip", "size": 32}
         for name, data, size, target in (("JPEG at 224²", jpegs, 32, "≤ 1.3"), ("pictures at 32²", arrays, None, "")):
             save_teacher(folder / f"teacher-{size}", "cifar:resnet8", 10)
             cache = str(dump(str(folder / f"teacher-{size}"), views=2, out=f"cache-{size}", **data).folder)
