@@ -10,47 +10,74 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from softcache.atomic import replace_file
+from softcache.cache.column import Column
 from softcache.cache.reader import Cache
-from softcache.cache.schema import VIRTUAL
+from softcache.cache.schema import VIRTUAL, shard_name
 from softcache.cache.shard import opened
 from softcache.errors import IntegrityError
 
 USER_BLOCK = 512  # the smallest that HDF5 has
+MOST_PARTS = 50_000  # that a file is made over to know its size, which takes a second
 
 
 def write_virtual(cache: Cache) -> Path:
     """Virtual datasets ``(views, rows, ...)`` over the shards, by relative path, so that the folder can be moved."""
-    # made in memory, because the HDF5 library can't recover from a full disk
-    content = io.BytesIO()
-    with h5py.File(content, "w", libver="latest", userblock_size=USER_BLOCK) as file:
-        for key, value in _attributes(cache).items():
-            file.attrs.create(key, value)
-        for column in _shown(cache):
-            for name, (dtype, shape) in cache.arrays(column, cache.rows).items():
-                dcpl = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-                dcpl.set_layout(h5py.h5d.VIRTUAL)
-                dcpl.set_obj_track_times(False)  # times would make two files over the same shards differ
-                space = h5py.h5s.create_simple((cache.views, *shape))
-                for view in range(cache.views):
-                    for number in range(cache.manifest.shards(column)):
-                        first, rows = cache.shard_range(column, number)
-                        part = (rows, *shape[1:])
-                        path = cache.shard_path(view, column, number).relative_to(cache.folder)
-                        space.select_hyperslab((view, first, *(0 for _ in shape[1:])), (1, *part))
-                        dcpl.set_virtual(space, f"./{path}".encode(), name.encode(), h5py.h5s.create_simple(part))
-                kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
-                space.select_all()
-                h5py.h5d.create(file.require_group(column).id, name.encode(), kind, space, dcpl)
+    columns = [cache.layout(name) for name in _shown(cache)]
+    content = _content(_attributes(cache), columns, cache.rows, cache.views)
     content.seek(0)
     content.write(_made_over(cache, len(content.getvalue())))
     replace_file(cache.folder / VIRTUAL, content.getvalue())
     return cache.folder / VIRTUAL
+
+
+def virtual_bytes(columns: Sequence[Column], rows: int, views: int, *, most_parts: int = MOST_PARTS) -> int:
+    """How large ``cache.h5`` is of a cache of so many rows and views with these columns, ragged ones among them.
+
+    To the byte where it has at most ``most_parts`` arrays of shards. One over more is not made for it: each view takes
+    as many bytes as any other, but for what HDF5 rounds up, which is less than 4 KiB for each array of a column.
+    """
+    shown = [column for column in columns if not column.ragged]
+    attributes = _told("0" * 64, views, [column.name for column in shown])
+    each = sum(-(-rows // column.shard_rows) * len(column.arrays(1)) for column in shown)
+
+    def made(count: int) -> int:
+        return len(_content(attributes, shown, rows, count).getvalue())
+
+    if views * each <= most_parts:
+        return made(views)
+    few = max(1, most_parts // (2 * each))
+    return made(few) + (views - few) * (made(2 * few) - made(few)) // few
+
+
+def _content(attributes: Mapping[str, np.bytes_], columns: Sequence[Column], rows: int, views: int) -> io.BytesIO:
+    """The file but for its user block, in memory: the HDF5 library can't recover from a full disk."""
+    content = io.BytesIO()
+    with h5py.File(content, "w", libver="latest", userblock_size=USER_BLOCK) as file:
+        for key, value in attributes.items():
+            file.attrs.create(key, value)
+        for column in columns:
+            for name, (dtype, shape) in column.arrays(rows).items():
+                dcpl = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+                dcpl.set_layout(h5py.h5d.VIRTUAL)
+                dcpl.set_obj_track_times(False)  # times would make two files over the same shards differ
+                space = h5py.h5s.create_simple((views, *shape))
+                for view in range(views):
+                    for number, first in enumerate(range(0, rows, column.shard_rows)):
+                        part = (min(column.shard_rows, rows - first), *shape[1:])
+                        path = f"./{shard_name(view, column.name, number)}"
+                        space.select_hyperslab((view, first, *(0 for _ in shape[1:])), (1, *part))
+                        dcpl.set_virtual(space, path.encode(), name.encode(), h5py.h5s.create_simple(part))
+                kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+                space.select_all()
+                h5py.h5d.create(file.require_group(column.name).id, name.encode(), kind, space, dcpl)
+    return content
 
 
 def _shown(cache: Cache) -> list[str]:
@@ -76,9 +103,12 @@ def _made_over(cache: Cache, size: int) -> bytes:
 
 
 def _attributes(cache: Cache) -> dict[str, np.bytes_]:
-    columns = " ".join(_shown(cache))
+    return _told(cache.manifest.cache_id, cache.views, _shown(cache))
+
+
+def _told(cache_id: str, views: int, columns: Sequence[str]) -> dict[str, np.bytes_]:
     return {
-        "cache_id": np.bytes_(cache.manifest.cache_id.encode()),
-        "views": np.bytes_(str(cache.views).encode()),
-        "columns": np.bytes_(columns.encode()),
+        "cache_id": np.bytes_(cache_id.encode()),
+        "views": np.bytes_(str(views).encode()),
+        "columns": np.bytes_(" ".join(columns).encode()),
     }
