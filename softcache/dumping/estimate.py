@@ -16,6 +16,7 @@ from softcache.cache.sizes import shards_bytes
 from softcache.console import duration, rate, size
 from softcache.dumping.forward import Forward
 from softcache.dumping.grid import rows_together
+from softcache.dumping.smaller import key_bytes
 from softcache.errors import CacheError
 from softcache.ragged import Int64, places_of
 from softcache.stream.inputs import pick_workers
@@ -104,16 +105,13 @@ def estimate(
     while not place.exists():
         place = place.parent
     there = sum(path.stat().st_size for path in folder.rglob("*.h5")) if folder.exists() else 0
-    per_key = {column.name: key_bytes(column, rows, lengths) for column in columns}
+    per_key = {column.name: key_bytes(column, rows, places_together(column, lengths)) for column in columns}
     return Estimate(rows * views, keys, per_key, total, there, needed, shutil.disk_usage(place).free)
 
 
-def key_bytes(column: Column, rows: int, lengths: Mapping[str, Int64]) -> int:
-    """What a column keeps of one key, its digest included; of a ragged one the mean of all rows."""
-    if column.lengths is None:
-        return column.row_bytes
-    places = int(places_of(lengths[column.lengths], column.stride).sum())
-    return round(column.nbytes(rows, places) / rows)
+def places_together(column: Column, lengths: Mapping[str, Int64]) -> int:
+    """How many places all rows of a ragged column have; 0 of any other."""
+    return 0 if column.lengths is None else int(places_of(lengths[column.lengths], column.stride).sum())
 
 
 def timed(guess: Estimate, forward: Forward, viewed: Viewed, grid: Grid, workers: int) -> Estimate:
