@@ -101,12 +101,17 @@ def estimate(
                 needed += count
                 missing.add((view, number * column.shard_rows // block_rows))
     keys = sum(min(block_rows, rows - block * block_rows) for _, block in missing)
+    there = sum(path.stat().st_size for path in folder.rglob("*.h5")) if folder.exists() else 0
+    per_key = {column.name: key_bytes(column, rows, places_together(column, lengths)) for column in columns}
+    return Estimate(rows * views, keys, per_key, total, there, needed, shutil.disk_usage(existing_place(folder)).free)
+
+
+def existing_place(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
-    there = sum(path.stat().st_size for path in folder.rglob("*.h5")) if folder.exists() else 0
-    per_key = {column.name: key_bytes(column, rows, places_together(column, lengths)) for column in columns}
-    return Estimate(rows * views, keys, per_key, total, there, needed, shutil.disk_usage(place).free)
+    return place
 
 
 def places_together(column: Column, lengths: Mapping[str, Int64]) -> int:
@@ -116,6 +121,16 @@ def places_together(column: Column, lengths: Mapping[str, Int64]) -> int:
 
 def timed(guess: Estimate, forward: Forward, viewed: Viewed, grid: Grid, workers: int) -> Estimate:
     """The estimate with speeds, measured on a few batches. Worker processes share the making of pixels."""
+    making, running = speeds(forward, viewed, grid)
+    count = pick_workers(viewed, workers)
+    both = min(running, making * count) if count else 1 / (1 / running + 1 / making)
+    return dataclasses.replace(
+        guess, pixels_per_second=making, teacher_per_second=running, keys_per_second=both, workers=count
+    )
+
+
+def speeds(forward: Forward, viewed: Viewed, grid: Grid) -> tuple[float, float]:
+    """Keys per second of making inputs in one process, and of the teacher, measured on a few batches."""
     batches = rows_together(grid, 0, min(grid.block_rows, len(viewed)), viewed.lengths())
     rows = batches[0 if grid.bucket is None else len(batches) // 2]
     viewed.batch(rows, 0)  # what is computed once (resized images) is not part of a batch's time
@@ -130,12 +145,7 @@ def timed(guess: Estimate, forward: Forward, viewed: Viewed, grid: Grid, workers
     for _ in range(TIMED_BATCHES):
         forward(on_device)
     forward.wait()
-    running = TIMED_BATCHES * len(rows) / (time.perf_counter() - began)
-    count = pick_workers(viewed, workers)
-    both = min(running, making * count) if count else 1 / (1 / running + 1 / making)
-    return dataclasses.replace(
-        guess, pixels_per_second=making, teacher_per_second=running, keys_per_second=both, workers=count
-    )
+    return making, TIMED_BATCHES * len(rows) / (time.perf_counter() - began)
 
 
 def refuse_too_large(guess: Estimate, folder: Path) -> None:

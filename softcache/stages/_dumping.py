@@ -190,7 +190,12 @@ def open_dump(begun: Begun, device: torch.device, *, divided: bool) -> Opened | 
     forward = Forward(network, columns, device, amp=numerics.amp, compiled=numerics.compile)
     with reproducible(tf32=numerics.tf32):
         records = columns_to_keep(
-            forward, viewed, begun.signals, config.codec, identity, existing.manifest if existing else None
+            forward,
+            viewed,
+            begun.signals,
+            config.codec,
+            identity.grid.block_rows,
+            existing.manifest if existing else None,
         )
     kept = layouts(records, begun.signals, config.codec, existing)
     return Opened(begun, config, identity, forward, records, kept, views)
