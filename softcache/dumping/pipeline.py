@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from softcache.console import bar
 from softcache.dumping.codec_error import CodecError
 from softcache.dumping.forward import Forward
 from softcache.dumping.grid import InRowOrder, rows_together
+from softcache.dumping.waiting import Recently, Waited
 from softcache.dumping.write_behind import WriteBehind
 from softcache.errors import NumericsError
 from softcache.fields import Inputs
@@ -46,8 +48,8 @@ Measured = Callable[[str, dict[str, float], int], None]  # column, error by name
 class Progress(Protocol):
     """Who is told how far the work has got."""
 
-    def advance(self, count: int) -> None:
-        """``count`` more keys have been computed."""
+    def advance(self, count: int, note: str = "") -> None:
+        """``count`` more keys have been computed. ``note``: what is to be seen beside their number."""
         ...
 
 
@@ -66,6 +68,10 @@ class _Computed:
     said: dict[str, torch.Tensor]
     ready: Any
 
+    def is_computed(self) -> bool:
+        """Whether the device has done its work on it."""
+        return self.ready is None or bool(self.ready.query())
+
 
 def run_blocks(
     cache: Cache,
@@ -77,8 +83,8 @@ def run_blocks(
     recorded: Recorded | None = None,
     measured: Measured = lambda column, error, keys: None,
     progress: Progress | None = None,
-) -> None:
-    """Computes and commits all blocks.
+) -> Waited:
+    """Computes and commits all blocks; returns how long the teacher waited for what was being written.
 
     ``forward``: asked for the columns that are missing, and for one more where it is to be compared with what is there.
     ``recorded``: the comparison of this teacher with the cache's shards, if one has begun. ``measured`` is called with
@@ -102,6 +108,8 @@ def run_blocks(
     measuring = {name: CodecError(cache.layout(name), keys, longest.get(name, 1)) for name, keys in known.items()}
     opened: list[InRowOrder] = []
     behind = WriteBehind[_Computed](lambda item: _write(item, cache), QUEUE_LIMIT)
+    began = time.monotonic()
+    recently = Recently(began)
     try:
         keys = sum(block.rows for block in blocks)
         with bar("dump", keys, "keys") if progress is None else contextlib.nullcontext(progress) as shown:
@@ -126,17 +134,25 @@ def run_blocks(
                         computed = _compute(cache, block, digest(inputs), said)
                         for name in ragged.keys() & computed[0].keys():
                             computed[0][name][OFFSET] = torch.from_numpy(offsets_of(places[name]))
-                        behind.put(_Computed(writers[block.view], block.view, rows, *computed))
-                        shown.advance(len(inputs))
+                        item = _Computed(writers[block.view], block.view, rows, *computed)
+                        behind.put(item, item.is_computed)
+                        shown.advance(len(inputs), recently.note(time.monotonic(), behind.waited))
         for name, measure in measuring.items():
             if measure.unfinished:
                 _report(name, measure, measured)
         behind.close()
+        return Waited(behind.waited, time.monotonic() - began, _new_bytes(cache, blocks))
     except BaseException:
         behind.abort()
         for writer in opened:
             writer.abort()
         raise
+
+
+def _new_bytes(cache: Cache, blocks: Sequence[Block]) -> int:
+    """Bytes of all arrays of these blocks' missing shards."""
+    missing = [cache.shard_arrays(*shard) for block in blocks for shard in block.missing]
+    return sum(math.prod(shape) * np.dtype(dtype).itemsize for arrays in missing for dtype, shape in arrays.values())
 
 
 def _report(column: str, measure: CodecError, measured: Measured) -> None:

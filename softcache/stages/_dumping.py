@@ -45,6 +45,8 @@ from softcache.dumping.identity import (
 from softcache.dumping.pipeline import Measured, Progress, run_blocks
 from softcache.dumping.prepare import check_teacher, kept_samples, samples_to_keep
 from softcache.dumping.signals import Signal
+from softcache.dumping.smaller import advice
+from softcache.dumping.waiting import Waited
 from softcache.inputs import bucket_input
 from softcache.localfiles import local_path
 from softcache.models._arithmetic import Arithmetic, pick_arithmetic
@@ -188,7 +190,12 @@ def open_dump(begun: Begun, device: torch.device, *, divided: bool) -> Opened | 
     forward = Forward(network, columns, device, amp=numerics.amp, compiled=numerics.compile)
     with reproducible(tf32=numerics.tf32):
         records = columns_to_keep(
-            forward, viewed, begun.signals, config.codec, identity, existing.manifest if existing else None
+            forward,
+            viewed,
+            begun.signals,
+            config.codec,
+            identity.grid.block_rows,
+            existing.manifest if existing else None,
         )
     kept = layouts(records, begun.signals, config.codec, existing)
     return Opened(begun, config, identity, forward, records, kept, views)
@@ -255,15 +262,16 @@ def compute(
     *,
     measured: Measured,
     progress: Progress | None = None,
-) -> None:
-    """Computes and commits blocks. ``recorded``, ``measured``, ``progress``: as ``run_blocks`` takes them."""
+) -> Waited:
+    """Computes and commits blocks. ``recorded``, ``measured``, ``progress`` and the result: as ``run_blocks`` has
+    them."""
     # Where the first column is there already, the teacher's answer is compared with it.
     wanted = {column for block in blocks for column in block.columns} | set(cache.manifest.columns[:1])
     columns = [column for column in cache.manifest.columns if column in wanted]
     if columns != opened.forward.columns:  # a compiled network is compiled anew for what is asked of it
         opened.forward.ask(columns)
     with reproducible(tf32=opened.identity.teacher.numerics.tf32):
-        run_blocks(
+        return run_blocks(
             cache,
             opened.begun.viewed,
             opened.forward,
@@ -273,6 +281,16 @@ def compute(
             measured=measured,
             progress=progress,
         )
+
+
+def tell_waited(cache: Cache, blocks: Sequence[Block], waited: Waited) -> None:
+    """Says at the end of a dump what would let the teacher wait less, where it waited much for the disk."""
+    if not waited.notable:
+        return
+    names = [name for name in cache.manifest.columns if any(name in block.columns for block in blocks)]
+    columns = [cache.layout(name) for name in names]
+    places = {column.name: int(cache.places(column.name).sum()) for column in columns if column.ragged}
+    log.info(advice(waited, columns, cache.rows, places))
 
 
 def keep_error(folder: Path, column: str, error: dict[str, float], keys: int) -> None:

@@ -23,6 +23,7 @@ from softcache.cache.writer import Block
 from softcache.config.dump import DumpConfig
 from softcache.device import pick_device
 from softcache.dumping.estimate import refuse_too_large
+from softcache.dumping.waiting import Waited
 from softcache.errors import CacheError
 from softcache.remembered import set_process
 from softcache.stages._dumping import (
@@ -55,10 +56,13 @@ def seen(what: Callable[[], bool]) -> bool:
 @dataclasses.dataclass(frozen=True)
 class Report:
     """What has happened in an actor since the last one: ``keys`` of unit ``unit`` that were computed so far, messages
-    as (level, text), and errors of codecs as (column, error, keys)."""
+    as (level, text), and errors of codecs as (column, error, keys). ``note``: what is to be seen beside the keys;
+    ``waited``: how long it waited for the disk in the units that it has finished."""
 
     unit: int
     keys: int
+    note: str
+    waited: Waited
     messages: list[tuple[int, str]]
     errors: list[tuple[str, dict[str, float], int]]
 
@@ -100,6 +104,7 @@ class Work:
         self._told: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
         self._errors: queue.SimpleQueue[tuple[str, dict[str, float], int]] = queue.SimpleQueue()
         self._unit = self._keys = 0
+        self._note, self._waited = "", Waited()
         logger = logging.getLogger("softcache")
         logger.addHandler(_Kept(self._told))
         logger.setLevel(logging.INFO)
@@ -139,14 +144,16 @@ class Work:
         """Computes and commits blocks. Errors: those of the dump."""
         opened, cache, recorded = self._opened
         self._unit, self._keys = unit, 0
-        compute(opened, cache, blocks, recorded, measured=self._measured, progress=self)
+        self._waited += compute(opened, cache, blocks, recorded, measured=self._measured, progress=self)
 
     def report(self) -> Report:
         """May be called while something else is."""
-        return Report(self._unit, self._keys, _drained(self._told), _drained(self._errors))
+        messages, errors = _drained(self._told), _drained(self._errors)
+        return Report(self._unit, self._keys, self._note, self._waited, messages, errors)
 
-    def advance(self, count: int) -> None:
+    def advance(self, count: int, note: str = "") -> None:
         self._keys += count
+        self._note = note
 
     def _measured(self, column: str, error: dict[str, float], keys: int) -> None:
         """The manifest is changed by the process that gives out the work; here it is enough to know it."""
