@@ -89,7 +89,8 @@ def measured(name: str, case: Case, place: Path, options: argparse.Namespace) ->
         f"{option} {chosen[option]}" for option in ("loss", "T", "alpha", "beta", "lr") if option in chosen
     )
     students = sum(len(row["runs"]) for row in [*done["searched"], *done["rows"]])
-    return {**found, "auto": tests(done), "setting": setting, "students": students, "seconds": done["seconds"]}
+    seconds = json.loads((place / f"{slug}-auto" / "spent.json").read_text())["seconds"]  # of all commands
+    return {**found, "auto": tests(done), "setting": setting, "students": students, "seconds": seconds}
 
 
 def tests(swept: dict[str, Any]) -> dict[int, float]:
