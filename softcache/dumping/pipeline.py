@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, is_hint, layer_of
 from softcache.cache.writer import Block, BlockWriter
 from softcache.console import bar
-from softcache.dumping.codec_error import CodecError
+from softcache.dumping.codec_error import CodecErrors, Told
 from softcache.dumping.forward import Forward
 from softcache.dumping.grid import InRowOrder, rows_together
 from softcache.dumping.write_behind import WriteBehind
@@ -40,7 +40,6 @@ from softcache.stream.workers import (
 from softcache.views._open import Viewed
 
 QUEUE_LIMIT = 8
-Measured = Callable[[str, dict[str, float], int], None]  # column, error by name, keys
 
 
 class Progress(Protocol):
@@ -75,15 +74,15 @@ def run_blocks(
     *,
     workers: int = -1,
     recorded: Recorded | None = None,
-    measured: Measured = lambda column, error, keys: None,
+    measured: Told = lambda column, now, before: None,
     progress: Progress | None = None,
 ) -> None:
     """Computes and commits all blocks.
 
     ``forward``: asked for the columns that are missing, and for one more where it is to be compared with what is there.
     ``recorded``: the comparison of this teacher with the cache's shards, if one has begun. ``measured`` is called with
-    a column, its codec's error on the first keys and their number, as soon as they are enough, because a dump may be
-    stopped at any time; if there are fewer, before the last shard is finished. ``progress``: who is told how far it has
+    a column, its codec's error on the keys that were drawn of these blocks so far, and what was told before: from time
+    to time, and before the last shard is finished. ``progress``: who is told how far it has
     got, by default a bar on the terminal.
 
     Errors: ``NumericsError`` with the key of the first values that are not finite. All shards that were finished before
@@ -96,10 +95,9 @@ def run_blocks(
     batches = started(loader)  # before there are threads, which a forked worker would lack
     recorded = recorded or Recorded(cache)
     digest = viewed.digest
-    known = {name: cache.manifest.state.columns[name].error.get("keys", 0) for name in forward.columns}
     ragged = {name: cache.places(name) for name in forward.columns if cache.layout(name).ragged}
     longest = {name: int(places.max()) for name, places in ragged.items()}
-    measuring = {name: CodecError(cache.layout(name), keys, longest.get(name, 1)) for name, keys in known.items()}
+    errors = CodecErrors(cache, forward.columns, longest, measured)
     opened: list[InRowOrder] = []
     behind = WriteBehind[_Computed](lambda item: _write(item, cache), QUEUE_LIMIT)
     try:
@@ -120,31 +118,21 @@ def run_blocks(
                         places = {name: of_all.take(rows) for name, of_all in ragged.items()}
                         for name, own in places.items():
                             said[name] = own_places(said[name], own, f"the teacher's {name}")
-                        for name, values in said.items():
-                            if measuring[name](values, len(inputs)):
-                                _report(name, measuring[name], measured)
+                        for name in block.columns:
+                            errors.measure(name, block.view, rows, said[name], places.get(name))
                         computed = _compute(cache, block, digest(inputs), said)
                         for name in ragged.keys() & computed[0].keys():
                             computed[0][name][OFFSET] = torch.from_numpy(offsets_of(places[name]))
                         behind.put(_Computed(writers[block.view], block.view, rows, *computed))
                         shown.advance(len(inputs))
-        for name, measure in measuring.items():
-            if measure.unfinished:
-                _report(name, measure, measured)
+                errors.tell_in_time()
+        errors.tell()
         behind.close()
     except BaseException:
         behind.abort()
         for writer in opened:
             writer.abort()
         raise
-
-
-def _report(column: str, measure: CodecError, measured: Measured) -> None:
-    """Nothing where values weren't finite: the writer, which may be some batches behind, says which those are. Nor
-    where rows had no places."""
-    error, keys = measure.result()
-    if error and all(math.isfinite(value) for value in error.values()):
-        measured(column, error, keys)
 
 
 def _groups(blocks: Sequence[Block], *, one_decode: bool) -> Iterator[list[Block]]:

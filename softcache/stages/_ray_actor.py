@@ -17,11 +17,11 @@ from PIL import Image
 from softcache.atomic import writer_name
 from softcache.cache.agreement.recorded import Recorded
 from softcache.cache.locks import who_writes
-from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
 from softcache.cache.writer import Block
 from softcache.config.dump import DumpConfig
 from softcache.device import pick_device
+from softcache.dumping.codec_error import Measured
 from softcache.dumping.estimate import refuse_too_large
 from softcache.errors import CacheError
 from softcache.remembered import set_process
@@ -35,7 +35,6 @@ from softcache.stages._dumping import (
     open_dump,
     prepare,
     remove_leftovers,
-    with_error,
 )
 from softcache.stream.inputs import pick_workers
 
@@ -55,12 +54,12 @@ def seen(what: Callable[[], bool]) -> bool:
 @dataclasses.dataclass(frozen=True)
 class Report:
     """What has happened in an actor since the last one: ``keys`` of unit ``unit`` that were computed so far, messages
-    as (level, text), and errors of codecs as (column, error, keys)."""
+    as (level, text), and errors of codecs as (column, now, before), as ``keep_error`` takes them."""
 
     unit: int
     keys: int
     messages: list[tuple[int, str]]
-    errors: list[tuple[str, dict[str, float], int]]
+    errors: list[tuple[str, Measured, Measured]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +97,7 @@ class Work:
         self._asked = DumpConfig.of(**options)
         self._cores = cores
         self._told: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
-        self._errors: queue.SimpleQueue[tuple[str, dict[str, float], int]] = queue.SimpleQueue()
+        self._errors: queue.SimpleQueue[tuple[str, Measured, Measured]] = queue.SimpleQueue()
         self._unit = self._keys = 0
         logger = logging.getLogger("softcache")
         logger.addHandler(_Kept(self._told))
@@ -148,12 +147,9 @@ class Work:
     def advance(self, count: int) -> None:
         self._keys += count
 
-    def _measured(self, column: str, error: dict[str, float], keys: int) -> None:
-        """The manifest is changed by the process that gives out the work; here it is enough to know it."""
-        self._errors.put((column, error, keys))
-        _, cache, _ = self._opened
-        manifest = cache.manifest
-        cache.manifest = Manifest(manifest.identity, with_error(manifest.state, column, error, keys))
+    def _measured(self, column: str, now: Measured, before: Measured) -> None:
+        """The manifest is changed by the process that gives out the work."""
+        self._errors.put((column, now, before))
 
     def _with_workers(self, begun: Begun) -> Begun:
         """Where nobody says how many processes make inputs, as many as fit into this actor's share of the node."""
