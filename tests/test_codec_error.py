@@ -49,7 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def dumped(place: Path, out: Path, codec: str = "bf16", **more: Any) -> Cache:
+def dumped(place: Path, out: Path, codec: str = "int:bits=4", **more: Any) -> Cache:
     dump(
         f"{place / 'sorted.py'}:make", dataset=f"arrays:{place}", out=out, codec=codec, batch_size=50, shard_rows=64,
         device="cpu", workers=0, **more,
@@ -61,13 +61,14 @@ def divergences(place: Path, codec: str, T: float) -> torch.Tensor:
     """(ROWS,) KL from what is said to what is kept, computed without a cache."""
     features = torch.from_numpy(np.load(place / "train_features.npy"))
     said = torch.where(features[:, :1] < ROWS // 2, 0, features[:, 1:])
-    coder = open_codec(codec)
-    dense = coder.decode(coder.encode(said))
+    coder = open_codec(codec).shaped((CLASSES,))
+    kept = coder.encode(said)
+    dense = coder.decode(kept)
     p, q = F.log_softmax(said.double() / T, 1), F.log_softmax(dense.double() / T, 1)
     return (p.exp() * (p - q)).sum(1)
 
 
-@pytest.mark.parametrize("codec", ["bf16", "fp16"])
+@pytest.mark.parametrize("codec", ["int:bits=4", "int:bits=8"])
 def test_the_error_is_that_of_all_keys_at_each_temperature(codec: str, place: Path, tmp_path: Path) -> None:
     error = dumped(place, tmp_path / "cache", codec).manifest.state.columns["logits"].error
     assert error["keys"] == ROWS
@@ -83,7 +84,7 @@ def test_a_set_that_is_sorted_by_class_is_measured_everywhere(
     """Of the first rows nothing is lost, which says nothing of the others."""
     monkeypatch.setattr(codec_error, "MEASURED_KEYS", 150)
     error = dumped(place, tmp_path / "cache").manifest.state.columns["logits"].error
-    every = divergences(place, "bf16", 1)
+    every = divergences(place, "int:bits=4", 1)
     assert float(every[:150].mean()) == 0
     assert 110 < error["keys"] < 190
     assert error["kl_mean_T1"] == pytest.approx(float(every.mean()), rel=0.3)
@@ -134,7 +135,7 @@ def test_of_rows_with_lengths_the_drawn_ones_places_are_picked() -> None:
 def test_a_ragged_column_is_measured_place_by_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec_error, "MEASURED_KEYS", 30)
     make_place(tmp_path)
-    dump(**asked(tmp_path, tmp_path / "cache", output=("logits", "tags:kind=classes:codec=bf16")))
+    dump(**asked(tmp_path, tmp_path / "cache", output=("logits", "tags:kind=classes:codec=int:bits=4")))
     error = Cache(tmp_path / "cache").manifest.state.columns["tags"].error
     assert 15 < error["keys"] < 45
     assert 0 < error["kl_mean_T1"] < 0.5

@@ -67,7 +67,9 @@ class Column:
         Errors: ``IntegrityError`` where their file is missing or damaged.
         """
         assert (self.constants is not None) == self.has_constants, self.name
-        return self.codec if self.constants is None else self.codec.fitted(self.constants())
+        if self.constants is not None:
+            return self.codec.fitted(self.constants())
+        return self.codec.shaped(self.shape) if hasattr(self.codec, "shaped") else self.codec
 
     @property
     def ragged(self) -> bool:

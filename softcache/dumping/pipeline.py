@@ -174,7 +174,7 @@ def _compute(
 def _finite(column: Column, values: torch.Tensor, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
     """(B,) bool: of which keys, or places, all that is stored stands for a finite number."""
     kept = list(arrays.values())
-    if not any(array.is_floating_point() for array in kept):  # whole numbers don't say whether they stand for one
+    if not all(array.is_floating_point() for array in kept):  # whole numbers don't say whether they stand for one
         kept = [values, column.decode(arrays)]
     flat = [array.reshape(len(array), math.prod(array.shape[1:])) for array in kept if array.is_floating_point()]
     checks = [torch.isfinite(array).all(1) for array in flat]
