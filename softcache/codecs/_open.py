@@ -43,6 +43,20 @@ def open_codec(spec: str) -> Any:
     return (_OwnFitted if fitted else _OwnShaped if shaped else _Own)(codec, owner)
 
 
+def refuse_kind(spec: str, kind: str, option: str) -> None:
+    """Errors: ``UsageError`` where a codec can't keep columns of a kind. ``option``: what asks for the column, without
+    its codec, for the message.
+
+    >>> refuse_kind("topk:k=20", "classes", "--output logits")
+    """
+    codec = open_codec(spec)
+    if hasattr(codec, "kinds") and kind not in codec.kinds:
+        raise UsageError(
+            f"codec {spec!r} is for columns of kind {', '.join(sorted(codec.kinds))}, and {option} is of kind {kind}: "
+            f"give it another one, {option}:codec=int:bits=8 or {option}:codec=fp16"
+        )
+
+
 class _Own:
     """A codec of the user's own: its errors become one line, and its results are checked."""
 

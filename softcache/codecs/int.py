@@ -13,6 +13,7 @@ from softcache.errors import UsageError
 
 FINE = 16  # the largest value is kept as so many parts of a step
 MOST = 2**15 - 1  # of these parts, which are int16
+ERROR = 0.54  # of a step, at most: half of one, half of a sixteenth, and what float32 rounds
 OWN_RANGE = 64  # numbers of a vector or map that have a range of their own: its 4 bytes are 1/16 of theirs in 8 bits
 _LEAST = 2.0**-133  # the smallest step: of bfloat16's numbers the smallest above 0
 
@@ -85,6 +86,14 @@ class _Shaped:
         # Both factors together have no more digits than float32: what comes out is exact, unless it overflows.
         largest = torch.finfo(torch.float32).max
         return (parts.to(torch.float32) * step).clamp(-largest, largest).reshape(len(packed), *self.shape)
+
+    def bound(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, …): what each of values (B, …) may lose, however the levels of its range come to lie."""
+        own = values.float().reshape(len(values), *self._grouped)
+        largest, n = own.amax(-1, keepdim=True), 2**self.bits - 1
+        step = torch.maximum(largest / n - own.amin(-1, keepdim=True) / n, largest.abs() * (FINE / MOST))
+        most = (step * (1 + 2**-7)).clamp_min(_LEAST) * ERROR
+        return most.expand_as(own).reshape(values.shape)
 
     @property
     def _grouped(self) -> tuple[int, ...]:

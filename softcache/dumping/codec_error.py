@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from softcache.cache.column import Column
 from softcache.cache.reader import Cache
 from softcache.datasets._hash import splitmix64
+from softcache.losses._target import Target, at_temperature, changed
 from softcache.ragged import Int64, offsets_of, on_device, runs_of
 
 MEASURED_KEYS = 4096
@@ -86,10 +87,10 @@ class CodecError:
         self._keys += len(values) if keys is None else keys
         if not len(values):  # rows without places
             return
-        decoded = self._column.decode(self._column.encode(values))
+        target = self._column.target(self._column.encode(values))
         if values.device.type == "mps":  # which has no float64
-            values, decoded = values.cpu(), decoded.cpu()
-        for name, measured in _BY_KIND[self._column.kind](values.double(), decoded.double()).items():
+            values, target = values.cpu(), changed(target, torch.Tensor.cpu)
+        for name, measured in _BY_KIND[self._column.kind](values.double(), target).items():
             self._parts.setdefault(name, []).append(measured)
 
     def result(self) -> Measured:
@@ -145,16 +146,16 @@ class CodecErrors:
         self._at = time.monotonic()
 
 
-def _classes(values: torch.Tensor, decoded: torch.Tensor) -> dict[str, torch.Tensor]:
+def _classes(values: torch.Tensor, target: Target) -> dict[str, torch.Tensor]:
     found = {}
     for T in TEMPERATURES:
-        p, q = F.log_softmax(values / T, -1), F.log_softmax(decoded / T, -1)
+        p, q = F.log_softmax(values / T, -1), F.log_softmax(at_temperature(target, T).double() / T, -1)
         found[f"kl_T{T}"] = (p.exp() * (p - q)).sum(-1).clamp_min(0)
-    return {**found, "top1_agreement": (values.argmax(-1) == decoded.argmax(-1)).double()}
+    return {**found, "top1_agreement": (values.argmax(-1) == at_temperature(target, 1).argmax(-1)).double()}
 
 
-def _binary(values: torch.Tensor, decoded: torch.Tensor) -> dict[str, torch.Tensor]:
-    found = {}
+def _binary(values: torch.Tensor, target: Target) -> dict[str, torch.Tensor]:
+    found, decoded = {}, at_temperature(target, 1).double()
     for T in TEMPERATURES:
         p = torch.sigmoid(values / T)
         on = F.logsigmoid(values / T) - F.logsigmoid(decoded / T)
@@ -163,8 +164,8 @@ def _binary(values: torch.Tensor, decoded: torch.Tensor) -> dict[str, torch.Tens
     return {**found, "sign_agreement": ((values > 0) == (decoded > 0)).double()}
 
 
-def _values(values: torch.Tensor, decoded: torch.Tensor) -> dict[str, torch.Tensor]:
-    values, decoded = values.reshape(len(values), -1), decoded.reshape(len(decoded), -1)
+def _values(values: torch.Tensor, target: Target) -> dict[str, torch.Tensor]:
+    values, decoded = values.reshape(len(values), -1), at_temperature(target, 1).double().reshape(len(values), -1)
     size = values.norm(dim=1)
     # of a key that is all zeros nothing is lost where nothing comes back
     relative = torch.where(size > 0, (decoded - values).norm(dim=1) / size, (decoded - values).norm(dim=1))
@@ -178,7 +179,7 @@ def _percentile(values: torch.Tensor, share: float) -> float:
 
 
 _SHARES = ("top1_agreement", "sign_agreement", "cosine")
-_BY_KIND: dict[str, Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]] = {
+_BY_KIND: dict[str, Callable[[torch.Tensor, Target], dict[str, torch.Tensor]]] = {
     "classes": _classes,
     "binary": _binary,
     "values": _values,
