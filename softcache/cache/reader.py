@@ -35,6 +35,7 @@ from softcache.cache.shard import Arrays, Attributes, Opened, open_shard, opened
 from softcache.codecs._open import is_own, named_again, open_codec, option_of
 from softcache.errors import CacheError, IntegrityError, UsageError
 from softcache.inputs import MAX_LENGTH
+from softcache.losses._target import Target
 from softcache.ragged import Int64, mask_of, offsets_of, padded, places_of
 from softcache.remembered import given_before
 
@@ -340,11 +341,15 @@ class ColumnReader:
 
     def decode(self, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> torch.Tensor:
         """What ``gather`` gives, as arrays or as tensors → the column's values (B, …) float32, on the same device; of a
-        ragged column (P, …), the places of all rows.
+        ragged column (P, …), the places of all rows; of one in ``topk`` logits for T = 1.
 
         Errors: ``UsageError`` where the arrays are of another column.
         """
         return self.layout.decode(arrays)
+
+    def target(self, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> Target:
+        """What a loss is given: as ``decode``, but of a column in ``topk`` ``Leaders``, with logits for each T."""
+        return self.layout.target(arrays)
 
     def padded(self, arrays: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """What ``gather`` gives of a ragged column → values (B, L, …) float32, filled up to the longest row with 0, and

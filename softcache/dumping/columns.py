@@ -20,7 +20,7 @@ from softcache.cache.schema import (
     State,
     is_hint,
 )
-from softcache.codecs._open import open_codec, option_of, recorded_codec
+from softcache.codecs._open import open_codec, option_of, recorded_codec, refuse_kind
 from softcache.dumping.forward import Forward
 from softcache.dumping.shapes import Shapes, SignalShape
 from softcache.dumping.signals import Signal, parse_output
@@ -80,6 +80,9 @@ def columns_to_keep(
                 f"{signal.column} is there as {there.kind} in {held}, asked for as {as_asked}: "
                 "leave that out or use another --out"
             )
+    for signal in new:
+        assert signal.kind is not None
+        refuse_kind(codec_of(signal, codec), signal.kind, signal.option)
     if new:
         shapes = Shapes(forward, viewed, new)
         for signal in new:

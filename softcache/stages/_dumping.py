@@ -29,6 +29,7 @@ from softcache.console import counted
 from softcache.datasets._open import open_samples
 from softcache.device import DTYPES, reproducible
 from softcache.dumping.batch_size import pick_batch
+from softcache.dumping.codec_error import Measured, Told
 from softcache.dumping.columns import columns_to_keep, is_kept, layouts, listed, wanted_signals
 from softcache.dumping.constants import with_constants
 from softcache.dumping.estimate import Estimate, estimate
@@ -42,7 +43,7 @@ from softcache.dumping.identity import (
     same_kind,
     weights_fingerprint,
 )
-from softcache.dumping.pipeline import Measured, Progress, run_blocks
+from softcache.dumping.pipeline import Progress, run_blocks
 from softcache.dumping.prepare import check_teacher, kept_samples, samples_to_keep
 from softcache.dumping.signals import Signal
 from softcache.dumping.smaller import advice
@@ -260,7 +261,7 @@ def compute(
     blocks: Sequence[Block],
     recorded: Recorded,
     *,
-    measured: Measured,
+    measured: Told,
     progress: Progress | None = None,
 ) -> Waited:
     """Computes and commits blocks. ``recorded``, ``measured``, ``progress`` and the result: as ``run_blocks`` has
@@ -293,23 +294,26 @@ def tell_waited(cache: Cache, blocks: Sequence[Block], waited: Waited) -> None:
     log.info(advice(waited, columns, cache.rows, places))
 
 
-def keep_error(folder: Path, column: str, error: dict[str, float], keys: int) -> None:
-    """Writes a codec's error, measured on so many keys, into the manifest; warns where it is large."""
-    lost = error.get("relative_error_mean", 0.0)
-    if lost > MUCH:
+def keep_error(folder: Path, column: str, now: Measured, before: Measured) -> None:
+    """Writes into the manifest what a column's codec loses, and warns where that is much. ``now``: on the keys that one
+    process has measured; ``before``: what was written down of these already."""
+    lost, known = now.error.get("relative_error_mean", 0.0), before.error.get("relative_error_mean", 0.0)
+    if lost > MUCH >= known:
         log.warning(
-            f"{column}: its codec loses {lost:.0%} of what the teacher says (relative error, mean of {keys:,} keys): "
-            "keep it in fp16, bf16 or fp32, after softcache trim has taken it away"
+            f"{column}: its codec loses {lost:.0%} of what the teacher says (relative error, mean of {now.keys:,} "
+            "keys): keep it in more bits, such as fp16, after softcache trim has taken it away"
         )
-    update_state(folder, lambda state: with_error(state, column, error, keys))
+    update_state(folder, lambda state: _with_error(state, column, now, before))
 
 
-def with_error(state: State, column: str, error: dict[str, float], keys: int) -> State:
-    """A codec's error on as many keys as any dump into this cache has measured it on."""
+def _with_error(state: State, column: str, now: Measured, before: Measured) -> State:
     record = state.columns.get(column)
-    if record is None or keys <= record.error.get("keys", 0):  # a trim may have taken it away
+    if record is None:  # a trim may have taken it away
         return state
-    measured = dataclasses.replace(record, error={**error, "keys": float(keys)})
+    error = dict(record.error)
+    keys = int(error.pop("keys", 0))
+    whole = Measured(error, keys).changed(now, before)
+    measured = dataclasses.replace(record, error={**whole.error, "keys": float(whole.keys)})
     return dataclasses.replace(state, columns={**state.columns, column: measured})
 
 

@@ -267,8 +267,8 @@ class _Giver:
             if text not in self._shown:
                 self._shown.add(text)
                 log.log(level, text)
-        for column, error, keys in report.errors:
-            keep_error(self._folder, column, error, keys)
+        for column, now, before in report.errors:
+            keep_error(self._folder, column, now, before)
         self._waited += report.waited - member.waited
         member.waited = report.waited
         if member.blocks and report.unit == member.unit:

@@ -9,7 +9,9 @@ from it than
 
 where ``t`` is the relative error of the arithmetic, ``RELATIVE_ERROR``. The first term is the codec's error on these
 very values. For a codec that rounds to the nearest of fixed values, a difference of δ in its input moves
-``|Q(x) - y|`` by at most 2δ. Measure and bound are taken key by key, so one wrong key is not hidden by many right ones.
+``|Q(x) - y|`` by at most 2δ. Where levels depend on the row, as in ``int`` and ``topk``, they may come to lie
+elsewhere: the first term is then what the codec may lose of ``y`` at most. Measure and bound are taken key by key, so
+one wrong key is not hidden by many right ones.
 """
 
 from __future__ import annotations
@@ -46,9 +48,10 @@ def compare_values(
     not a number never agrees.
     """
     layout = cache.layout(column)
-    coded = _flat(layout.decode(layout.encode(now.float())))
+    coded, bound = _flat(layout.decode(layout.encode(now.float()))), _flat(layout.bound(now.float()))
     now = _flat(now)
-    largest, differs, lost = (_largest(part, offset) for part in (now, _flat(stored) - now, coded - now))
+    lost = torch.maximum((coded - now).abs(), bound)
+    largest, differs, lost = (_largest(part, offset) for part in (now, _flat(stored) - now, lost))
     return differs, lost + 4 * relative_error(cache) * largest.clamp_min(_SMALLEST)
 
 
