@@ -156,7 +156,7 @@ def test_a_dump_to_a_slow_disk_says_what_would_be_enough(
     dump(teacher, out="quick", views=4, workers=0)
     assert "waited for the disk" not in caplog.text
     monkeypatch.setattr(waiting, "LEAST_S", 0.5)
-    slow_disk(monkeypatch, 0.03)
+    slow_disk(monkeypatch, 0.3)
     dump(teacher, out="slow", views=4, workers=0, codec="fp32")
     said = [record.getMessage() for record in caplog.records if "waited for the disk" in record.getMessage()]
     assert len(said) == 1

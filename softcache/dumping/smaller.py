@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from softcache import registry
 from softcache.cache.column import Column
-from softcache.codecs._open import open_codec
+from softcache.codecs._open import open_codec, refuse_kind
 from softcache.dumping.waiting import Waited
 from softcache.errors import SoftcacheError
 
@@ -33,9 +33,10 @@ def smaller_codecs(column: Column, rows: int, places: int = 0) -> list[Choice]:
     now, found = key_bytes(column, rows, places), []
     for name in registry.names("codecs"):
         try:
+            refuse_kind(name, column.kind, column.name)
             other = dataclasses.replace(column, codec=open_codec(name), constants=None)
             count = key_bytes(other, rows, places)
-        except SoftcacheError:  # it needs options, or is not for values of this shape
+        except SoftcacheError:  # it needs options, or is not for such values
             continue
         if count < now:
             found.append(Choice(column.name, name, count))
