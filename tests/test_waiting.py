@@ -26,8 +26,8 @@ from softcache.models._open import open_network
 from softcache.stages.dump import dump
 from softcache.views._open import open_viewed
 
-VIEWS, SLOW_S, TEACHER_S = 2, 0.03, 0.012  # a batch
-TOLERANCE = 0.07  # of a share
+VIEWS, SLOW_S, TEACHER_S = 2, 0.05, 0.02  # a batch
+TOLERANCE = 0.1  # of a share, as machines of tests have much else to do
 
 
 class Notes:
@@ -153,11 +153,11 @@ def test_a_dump_to_a_slow_disk_says_what_would_be_enough(
 ) -> None:
     teacher = small_teacher("teacher")
     caplog.set_level(logging.INFO, "softcache")
-    dump(teacher, out="quick", views=4, workers=0)
+    dump(teacher, out="quick", views=1, size=8, workers=0)
     assert "waited for the disk" not in caplog.text
-    monkeypatch.setattr(waiting, "LEAST_S", 0.5)
-    slow_disk(monkeypatch, 0.3)
-    dump(teacher, out="slow", views=4, workers=0, codec="fp32")
+    monkeypatch.setattr(waiting, "LEAST_S", 0.3)
+    slow_disk(monkeypatch, 0.1)
+    dump(teacher, out="slow", views=1, size=8, workers=0, codec="fp32")
     said = [record.getMessage() for record in caplog.records if "waited for the disk" in record.getMessage()]
     assert len(said) == 1
     assert "of the 44 bytes a key" in said[0]
