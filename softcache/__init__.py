@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from softcache.datasets._open import open_samples
     from softcache.errors import SoftcacheError
     from softcache.functional import to_input
+    from softcache.losses._target import Leaders
     from softcache.models._open import open_network
     from softcache.stages._cohort import train_cohort
     from softcache.stages.compare import compare
@@ -36,6 +37,7 @@ _HOMES = {
     "KeyBatch": "softcache.stages.keys",
     "KeySampler": "softcache.stages.keys",
     "Keys": "softcache.stages.keys",
+    "Leaders": "softcache.losses._target",
     "SoftcacheError": "softcache.errors",
     "TeachConfig": "softcache.config.teach",
     "TrainConfig": "softcache.config.train",
@@ -59,6 +61,7 @@ __all__ = [
     "KeyBatch",
     "KeySampler",
     "Keys",
+    "Leaders",
     "SoftcacheError",
     "TeachConfig",
     "TrainConfig",

@@ -228,3 +228,16 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def decimal_size(count: float) -> str:
+    """As disks and networks are sold, in powers of 1000.
+
+    >>> decimal_size(999), decimal_size(2_562_334_000), decimal_size(186e12)
+    ('999 bytes', '2.56 GB', '186.00 TB')
+    """
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.2f} {unit}"
+        count /= 1000
+    return f"{count:.2f} PB"

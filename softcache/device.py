@@ -54,7 +54,8 @@ def native_bf16(device: torch.device) -> bool:
 def autocast(device: torch.device, amp: str) -> torch.autocast:
     """The autocast context of ``--amp bf16|fp16|off``."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
-    return torch.autocast(device.type, dtype if amp != "off" else torch.bfloat16, enabled=amp != "off")
+    kind = "cpu" if device.type == "meta" else device.type  # torch has none for what is computed without memory
+    return torch.autocast(kind, dtype if amp != "off" else torch.bfloat16, enabled=amp != "off")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,9 @@ rows have lengths of their own ``mask=batch.masks["tags"]``, (B, L) with 1 for a
 are filled up with; labels are then (B, L) too.
 
     loss = F.kl(student_tags, batch.targets["tags"], mask=batch.masks["tags"])
+
+The teacher's side may also be ``softcache.Leaders``, as a cache in ``topk`` gives them: each loss then takes the logits
+for its own temperature.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import torch
 from softcache import registry
 from softcache.inputs import WHITE
 from softcache.losses._loss import loss_type
+from softcache.losses._target import Target, changed
 from softcache.losses._terms import Term
 from softcache.ragged import offsets_of
 
@@ -50,7 +54,7 @@ def _function(name: str) -> Callable[..., torch.Tensor]:
 
     def loss(
         student: torch.Tensor,
-        teacher: torch.Tensor,
+        teacher: Target,
         T: float | None = None,
         labels: torch.Tensor | None = None,
         *,
@@ -62,7 +66,7 @@ def _function(name: str) -> Callable[..., torch.Tensor]:
         if mask is not None:
             own = mask.bool()
             offset = offsets_of(own.sum(1).cpu().numpy())
-            student, teacher = student[own], teacher[own]
+            student, teacher = student[own], changed(teacher, lambda values: values[own])
             labels = None if labels is None else labels[own]
         return term(student, teacher, term.T_schedule().at(0, 1) if T is None else T, labels, offset)
 

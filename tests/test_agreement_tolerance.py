@@ -63,6 +63,24 @@ def test_what_arithmetic_and_codec_do_is_within_the_bound_and_ten_times_that_is_
     assert bool((compare_values(cache, "logits", wrong, now)[0] > allowed).all())
 
 
+@pytest.mark.parametrize("codec", ["int:bits=4", "int:bits=8", "topk:k=3", "topk:k=9"])
+def test_levels_and_leaders_that_fall_otherwise_are_within_the_bound(codec: str, tmp_path: Path) -> None:
+    """Last bits decide which level or leader is the nearest of two."""
+    cache, rng = cache_of(tmp_path / "cache", codec), np.random.default_rng(0)
+    logits = cache.layout("logits")
+    for scale, shift in ((1.0, 0.0), (300.0, 20.0), (1e-3, 5.0)):
+        now = torch.from_numpy(rng.standard_normal((4096, 10)) * scale + shift)
+        for share in (1e-6, 0.5):
+            most = share * RELATIVE_ERROR["float32"] * now.abs().amax(1, keepdim=True)
+            off = torch.from_numpy(rng.uniform(-1, 1, now.shape)) * most
+            stored = logits.decode(logits.encode((now + off).float()))
+            differs, allowed = compare_values(cache, "logits", stored, now)
+            assert bool((differs <= allowed).all())
+    wrong = stored.double()
+    wrong[:, 3] += 10 * allowed
+    assert bool((compare_values(cache, "logits", wrong, now)[0] > allowed).all())
+
+
 def test_logits_that_are_no_numbers_or_all_zero(tmp_path: Path) -> None:
     cache = cache_of(tmp_path / "cache", "fp32")
     zero = torch.zeros(2, 10)

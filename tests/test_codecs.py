@@ -17,9 +17,10 @@ from softcache.codecs._open import open_codec
 
 @pytest.mark.parametrize("name", registry.names("codecs"))
 def test_arrays_are_as_announced(name: str) -> None:
-    codec, logits = open_codec(name), torch.randn(7, 5) * 10
+    codec, logits = open_codec(name), torch.randn(7, 25) * 10
     coder = codec.fitted(codec.fit(logits)) if hasattr(codec, "constants") else codec
-    announced = {key: (np.dtype(dtype), shape) for key, (dtype, shape) in codec.arrays((5,)).items()}
+    coder = codec.shaped((25,)) if hasattr(codec, "shaped") else coder
+    announced = {key: (np.dtype(dtype), shape) for key, (dtype, shape) in codec.arrays((25,)).items()}
     encoded = {key: array.numpy() for key, array in coder.encode(logits).items()}
     assert {key: array.shape[1:] for key, array in encoded.items()} == {k: shape for k, (_, shape) in announced.items()}
     for key, array in encoded.items():

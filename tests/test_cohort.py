@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from softcache.config.train import TrainConfig
 from softcache.errors import SoftcacheError, UsageError
+from softcache.models._network import Network
 from softcache.stages._cohort import train_cohort
 from softcache.stages.train import Trained, train
 from softcache.stream.batches import Stream
@@ -279,6 +281,55 @@ def test_what_a_cohort_refuses(cache: str, tmp_path: Path) -> None:
     (refused,) = train_cohort([other])
     assert isinstance(refused, UsageError)
     assert "holds a run with --student" in str(refused)
+
+
+class Overwriting(nn.Module):
+    """Writes into its input, as code with ``inplace=True`` does."""
+
+    def __init__(self, classes: int):
+        super().__init__()
+        self.fc = nn.Linear(64, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x.relu_().mean(1).flatten(1))
+
+
+def overwriting(num_classes: int) -> nn.Module:
+    return Overwriting(num_classes)
+
+
+def test_what_is_made_of_pixels_is_made_once_and_is_nobody_s_to_change(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two students that want their input alike, one that writes into it, and one that wants another size."""
+    own = {"student": STUDENT, "epochs": 2, "batch_size": 128, "lr": 0.01, "device": "cpu", "order_seed": 0}
+    wanted = [{"seed": 0}, {"student": f"{__file__}:overwriting"}, {"seed": 1}, {"student_size": 16}]
+    made: list[tuple[int, ...]] = []
+    prepare = Network._prepare
+
+    def counted(self: Network, pixels: torch.Tensor) -> torch.Tensor:
+        result = prepare(self, pixels)
+        if self.training:
+            made.append(tuple(result.shape[2:]))
+        return result
+
+    def runs(place: str) -> list[TrainConfig]:
+        every = [
+            {**own, **more, "cache": (cache,), "out": str(tmp_path / place / f"{n}")} for n, more in enumerate(wanted)
+        ]
+        return [TrainConfig.of(**one) for one in every]
+
+    monkeypatch.setattr(Network, "_prepare", counted)
+    assert all(isinstance(one, Trained) for one in train_cohort(runs("together")))
+    together, made[:] = Counter(made), []
+    for config in runs("alone"):
+        assert isinstance(train_cohort([config])[0], Trained)
+    alone = Counter(made)
+    assert together[16, 16] == alone[16, 16]
+    (side,) = {size for size in alone if size != (16, 16)}
+    assert together[side] == alone[side] / 3 * 2  # again after the one that writes into it
+    for number in range(len(wanted)):
+        assert same(weights(tmp_path / "together" / f"{number}"), weights(tmp_path / "alone" / f"{number}"))
 
 
 def test_a_run_that_goes_on_in_a_cohort_may_be_told_anew_where_it_runs(cache: str, tmp_path: Path) -> None:

@@ -176,22 +176,20 @@ def test_a_dump_that_can_not_fit_stops_before_it_starts(setting, warm, small_dis
 
 
 def test_the_estimate_is_what_a_dump_then_takes(setting, warm, undisturbed, tmp_path):
-    """Within a page or two a shard, and never below: what is refused would really not fit."""
+    """To the byte: what is refused would really not fit."""
     folder = tmp_path / "cache"
     assert warm.run(setting.command(folder)).status == 0
     cache = Cache(folder)
     written = sum(path.stat().st_size for path in folder.glob("view-*/*.h5"))
     identity, columns = cache.manifest.identity, [cache.layout(name) for name in cache.manifest.columns]
     fresh = estimate(identity, columns, 3, tmp_path / "none" / "yet", None, {})
-    shard_count = 3 * 3 * 5
-    assert written <= fresh.needed <= written + shard_count * 3 * 4096
-    assert fresh.needed == fresh.total
+    assert fresh.needed == fresh.total == written
     assert (fresh.keys, fresh.missing, fresh.existing) == (900, 900, 0)
     whole = estimate(identity, columns, 3, folder, cache, {})
     assert (whole.needed, whole.missing) == (0, 0)
     more = estimate(identity, columns, 4, folder, cache, {})
     assert more.missing == 300
-    assert more.needed == fresh.needed // 3
+    assert more.needed == fresh.needed // 3  # views are of one size
 
 
 def test_the_estimate_counts_the_whole_blocks_of_a_new_hint(tmp_path):
@@ -205,7 +203,7 @@ def test_the_estimate_counts_the_whole_blocks_of_a_new_hint(tmp_path):
     found = estimate(identity, columns, 2, cache.folder, cache, {})
     assert found.missing == 200
     assert found.bytes_per_key["hint.layer"] == 5 * 3 * 2 + 4
-    assert found.needed == 200 * 34 + 4 * 7 * 4096
+    assert 200 * 34 < found.needed < 200 * 34 + 4 * 6 * 4096  # each shard's file is described in a few pages
     with pytest.raises(CacheError, match=r"needs .* more and there are 9 bytes free"):
         refuse_too_large(Estimate(1, 1, {}, 10, 0, 10, 9), tmp_path)
     assert shutil.disk_usage(tmp_path).free == pytest.approx(found.free, rel=0.2)

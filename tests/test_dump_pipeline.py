@@ -154,7 +154,7 @@ def test_a_device_without_float64_measures_the_same(tmp_path: Path, digits: View
     found = []
     for given in (logits, logits.as_subclass(WithoutDoubles)):
         measure = CodecError(Column("logits", "classes", (10,), registry.create("codecs", "fp16"), 64))
-        assert not measure(given)
+        measure(given)
         found.append(measure.result())
     assert found[0] == found[1]
     cache = empty_cache(tmp_path / "cache", digits)

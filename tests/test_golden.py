@@ -345,6 +345,107 @@ def test_a_reader_made_from_the_specification_reads_few_bits_of_principal_direct
     assert verify(GOLDEN / "basis").ok
 
 
+# ---- Codecs of few bits, by docs/format.md. ----
+
+
+def unpacked(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """(rows, bytes) → (rows, count) whole numbers."""
+    wholes = [int.from_bytes(row.tobytes(), "little") for row in packed]
+    assert packed.shape[1] == -(-bits * count // 8)
+    assert all(whole >> bits * count == 0 for whole in wholes)
+    return np.array([[whole >> bits * j & 2**bits - 1 for j in range(count)] for whole in wholes])
+
+
+def decoded_int(arrays: dict[str, np.ndarray], bits: int, shape: tuple[int, ...]) -> np.ndarray:
+    own = shape[:1] if len(shape) == 3 else shape[:-1]
+    ranges = own if math.prod(shape) >= 64 * math.prod(own) else ()
+    rows = len(arrays["values"])
+    assert arrays["step"].shape == arrays["top"].shape == (rows, *ranges)
+    q = unpacked(arrays["values"], bits, math.prod(shape)).reshape(rows, *ranges, -1)
+    step = (arrays["step"].astype("<u4") << 16).view("<f4").astype(np.float64)[..., None]
+    exact = (arrays["top"].astype(int)[..., None] - 16 * q) * step / 16
+    assert (exact.astype("<f4") == exact).all()
+    return exact.astype("<f4").reshape(rows, *shape)
+
+
+def leaders(arrays: dict[str, np.ndarray], k: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, k) logits and their classes."""
+    top = arrays["top"][..., None]
+    assert ("below" in arrays) == (k > 1)
+    rest = [top - short_float(arrays["below"])] if k > 1 else []
+    packed = arrays["which"]
+    bits = math.ceil(math.log2(classes))
+    which = unpacked(packed.reshape(-1, packed.shape[-1]), bits, k).reshape(*packed.shape[:-1], k)
+    return np.concatenate([top, *rest], -1), which
+
+
+def short_float(numbers: np.ndarray) -> np.ndarray:
+    return (numbers.astype("<u4") << 15).view("<f4")
+
+
+def decoded_topk(arrays: dict[str, np.ndarray], k: int, classes: int, T: float) -> np.ndarray:
+    logits, which = leaders(arrays, k, classes)
+    a, b = np.float32(min(max(2 - 2 / T, 0), 1)), np.float32(max(2 - 4 / T, 0))
+    falls = short_float(arrays["falls"])
+    tail = arrays["tail"] - a * falls[..., 0] - b * falls[..., 1]
+    dense = np.repeat(tail[..., None], classes, -1)
+    np.put_along_axis(dense, which, logits, -1)
+    return dense
+
+
+def numbers(keys: np.ndarray, *shape: int) -> np.ndarray:
+    """What the teacher of ``small`` makes its answers of."""
+    seeds = np.asarray(keys, np.int64).reshape(-1, *[1] * len(shape))
+    places = np.arange(np.prod(shape)).reshape(1, *shape)
+    return (((seeds * 7919 + 12345) * (places + 3) ** 2 % 1009 - 504) / 64).astype(np.float32)
+
+
+def small_answers() -> dict[str, np.ndarray]:
+    keys = np.arange(0, 2 * ROWS, 2)
+    ids = np.arange((np.arange(ROWS) % 6).sum()) - 9
+    return {
+        "logits": numbers(keys, 3), "two": numbers(keys, 2, 70), "maps": numbers(keys, 2, 8, 8),
+        "steps": numbers(keys, 4, 5), "bytes": numbers(keys, 66) * np.float32(1e30), "each": numbers(ids, 2) * 1000,
+        "tags": numbers(ids, 70),
+    }  # fmt: skip
+
+
+def test_a_reader_made_from_the_specification_reads_codecs_of_few_bits() -> None:
+    plain, cache = Plain(GOLDEN / "small"), Cache(GOLDEN / "small", verify_reads=True)
+    assert plain.file("rows.h5", "rows")["label"].tolist() == EXPECTED["small"]["labels"]
+    shares = {"maps": 64, "steps": 20, "bytes": 66, "each": 2}
+    for name, said in small_answers().items():
+        record, reader = plain.state["columns"][name], cache.column(name)
+        shape = tuple(size for size in record["shape"] if size is not None)
+        arrays, read = plain.column(0, name), reader.gather(0, np.arange(ROWS))
+        codec, _, option = record["codec"].partition(":")
+        value = int(option.partition("=")[2])
+        if codec == "int":
+            decoded = decoded_int(arrays, value, shape)
+            assert reader.decode(read).numpy().tobytes() == decoded.tobytes()
+            both = said.reshape(-1, shares[name]).astype(float), decoded.reshape(-1, shares[name]).astype(float)
+            largest, smallest = both[0].max(1), both[0].min(1)
+            step = (1 + 2**-7) * np.maximum((largest - smallest) / (2**value - 1), np.abs(largest) * 16 / 32767)
+            assert (np.abs(both[1] - both[0]) <= 0.54 * step[:, None]).all()
+            continue
+        logits, which = leaders(arrays, value, shape[-1])
+        order = np.argsort(-said, -1, kind="stable")
+        assert np.array_equal(which, order[..., :value])
+        exact = np.take_along_axis(said, which, -1)
+        assert (np.abs(logits - exact) <= (exact[..., :1] - exact) * 2**-9 + 1e-5).all()
+        assert reader.decode(read).numpy().tobytes() == decoded_topk(arrays, value, shape[-1], 1).tobytes()
+        for T in (0.5, 1, 1.5, 2, 3, 4, 8, 100):
+            dense = decoded_topk(arrays, value, shape[-1], T)
+            np.testing.assert_allclose(reader.target(read).at(T).numpy(), dense, rtol=3e-7, atol=3e-7)  # type: ignore[union-attr]
+            if T in (1, 2, 4):
+                weights = [
+                    np.exp((z - z.max(-1, keepdims=True)) / T) for z in (said.astype(float), dense.astype(float))
+                ]
+                shares_of_tail = [np.take_along_axis(w, order[..., value:], -1).sum(-1) / w.sum(-1) for w in weights]
+                np.testing.assert_allclose(*shares_of_tail, rtol=1e-5 if T == 1 else 1e-2, atol=1e-12)
+    assert verify(GOLDEN / "small").ok
+
+
 def test_views_can_be_made_again_from_the_specification() -> None:
     plain = Plain(GOLDEN / "fp16")
     recipe = plain.identity["recipe"]

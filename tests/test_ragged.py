@@ -215,21 +215,14 @@ def test_rows_a_shard_come_from_the_longest_run_of_rows() -> None:
     record = ColumnRecord("values", [None, 1024], "fp16", 1, "ids")
     column = columns.Column.of("states", record, columns.open_codec("fp16"))
 
-    class Identity:
-        class grid:
-            block_rows = 4096
-
-        class dataset:
-            rows = 2**13
-
-    rows = columns._shard_rows(column, Identity, {"ids": lengths}, "--output states")  # type: ignore[arg-type]
+    rows = columns.shard_rows(column, 2**13, 4096, {"ids": lengths}, "--output states")
     runs = lengths.reshape(-1, rows).sum(1).max()
     assert column.nbytes(rows, int(runs)) <= MAX_SHARD_BYTES
     runs = lengths.reshape(-1, 2 * rows).sum(1).max()
     assert column.nbytes(2 * rows, int(runs)) > MAX_SHARD_BYTES
     lengths[5] = 2**18
     with pytest.raises(UsageError, match=r"--output states: row 5 would take 512 MiB, and a row may take 256"):
-        columns._shard_rows(column, Identity, {"ids": lengths}, "--output states")  # type: ignore[arg-type]
+        columns.shard_rows(column, 2**13, 4096, {"ids": lengths}, "--output states")
 
 
 def test_a_loop_of_ones_own_has_targets_with_their_masks(place: Path, whole: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import textwrap
@@ -14,7 +15,8 @@ import pytest
 from softcache.cli._main import main
 from softcache.cli.dump import command
 
-PAGE = (Path(__file__).parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "scale.md").read_text(encoding="utf-8")
 PARTS = 16
 
 
@@ -69,3 +71,12 @@ def test_the_command_line_takes_all_other_commands():
     page = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
     commands = re.findall(r"^    .*?softcache (dump [^#\n]*)", page, re.MULTILINE)
     assert [given(shlex.split(one))["on"] for one in commands] == [None, None, "ray"]
+
+
+def test_the_figures_are_those_that_plan_prints_now(here: Path) -> None:
+    """`python docs/write_scale.py` writes them anew."""
+    written = runpy.run_path(str(DOCS / "write_scale.py"))["written"]
+    assert written(PAGE) == PAGE
+    assert PAGE.count("`plan ") >= 11
+    assert "    $ softcache plan " in PAGE
+    assert not re.search(r"^\|.*\|\s*\|$", PAGE.split("### ImageNet")[1], re.MULTILINE), "a cell without a figure"

@@ -14,6 +14,7 @@ import torch
 from softcache.cache.schema import ColumnRecord
 from softcache.cache.shard import Arrays
 from softcache.errors import UsageError
+from softcache.losses._target import Target
 
 DIGEST = "digest"  # of a key's inputs: an array of every column, beside those of its codec
 OFFSET = "offset"  # of a ragged column: where the places of each row begin, and at last where those of all end
@@ -67,7 +68,14 @@ class Column:
         Errors: ``IntegrityError`` where their file is missing or damaged.
         """
         assert (self.constants is not None) == self.has_constants, self.name
-        return self.codec if self.constants is None else self.codec.fitted(self.constants())
+        if self.constants is not None:
+            return self.codec.fitted(self.constants())
+        return self.codec.shaped(self.shape) if hasattr(self.codec, "shaped") else self.codec
+
+    @property
+    def keeps_leaders(self) -> bool:
+        """Whether its codec keeps the largest logits and what all others weigh together, and not each number."""
+        return hasattr(self.coder, "target")
 
     @property
     def ragged(self) -> bool:
@@ -110,18 +118,37 @@ class Column:
 
     def decode(self, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> torch.Tensor:
         """The other way: values (B, …) float32, of a ragged column (P, …) of all places, on the same device. Digests
-        and offsets are not looked at.
+        and offsets are not looked at. Where ``keeps_leaders``, these are logits for T = 1.
 
         Errors: ``UsageError`` where the arrays are not those of this column.
         """
+        values: torch.Tensor = self.coder.decode(self._own_arrays(arrays))
+        return values
+
+    def bound(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, …): what each of values (B, …) may lose by a codec whose levels depend on all values of a row; 0 of other
+        codecs."""
+        if not hasattr(self.coder, "bound"):
+            return torch.zeros_like(values)
+        found: torch.Tensor = self.coder.bound(values)
+        return found
+
+    def target(self, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> Target:
+        """What a loss is given: as ``decode`` or, where ``keeps_leaders``, what gives logits for any T.
+
+        Errors: as ``decode``.
+        """
+        found: Target = (self.coder.target if self.keeps_leaders else self.coder.decode)(self._own_arrays(arrays))
+        return found
+
+    def _own_arrays(self, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> dict[str, torch.Tensor]:
         coded = {name: _tensor(array) for name, array in arrays.items() if name not in (DIGEST, OFFSET)}
         if {name: tuple(array.shape[1:]) for name, array in coded.items()} != self._tails:
             raise UsageError(
                 f"the column {self.name!r} has {_told(self._tails)} of each key, not "
                 f"{_told({name: tuple(array.shape[1:]) for name, array in coded.items()})}"
             )
-        values: torch.Tensor = self.coder.decode(coded)
-        return values
+        return coded
 
     @functools.cached_property
     def _coded(self) -> dict[str, tuple[str, tuple[int, ...]]]:

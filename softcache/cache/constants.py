@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from softcache.cache.attributes import constants_attributes
 from softcache.cache.column import Column
-from softcache.cache.schema import FORMAT, MANIFEST, VERSION, ColumnRecord, in_files
+from softcache.cache.schema import MANIFEST, ColumnRecord, in_files
 from softcache.cache.shard import Arrays, Attributes, open_shard, read_array
 from softcache.errors import IntegrityError
 
@@ -70,5 +71,4 @@ def when_needed(column: Column, record: ColumnRecord, folder: Path, cache_id: st
 def constants_of(folder: Path, cache_id: str, column: str, record: ColumnRecord) -> tuple[Path, Attributes]:
     """The file of a column's constants and its attributes; the record says of how many views keys were drawn."""
     assert record.fitted_views is not None, column
-    common: Attributes = {"format": FORMAT, "version": VERSION, "cache_id": cache_id, "column": column}
-    return folder / constants_name(column), {**common, "codec": record.codec, "views": record.fitted_views}
+    return folder / constants_name(column), constants_attributes(cache_id, column, record.codec, record.fitted_views)

@@ -18,6 +18,11 @@ class Described:
         self._at = 0
         self._size = 0
 
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file, its arrays included."""
+        return self._size
+
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._at = offset + (self._size if whence == os.SEEK_END else self._at if whence == os.SEEK_CUR else 0)
         return self._at

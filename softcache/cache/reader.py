@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from softcache import registry
+from softcache.cache.attributes import file_attributes, rows_attributes, shard_attributes
 from softcache.cache.checksum import checksum
 from softcache.cache.column import DIGEST, OFFSET, Column
 from softcache.cache.constants import when_needed
@@ -24,10 +25,8 @@ from softcache.cache.mapping import Rows, map_shards
 from softcache.cache.ragged_rows import RaggedRows
 from softcache.cache.row_numbers import out_of_range, row_numbers
 from softcache.cache.schema import (
-    FORMAT,
     ROWS,
     SAMPLES,
-    VERSION,
     length_array,
     sample_arrays,
     shard_name,
@@ -36,6 +35,7 @@ from softcache.cache.shard import Arrays, Attributes, Opened, open_shard, opened
 from softcache.codecs._open import is_own, named_again, open_codec, option_of
 from softcache.errors import CacheError, IntegrityError, UsageError
 from softcache.inputs import MAX_LENGTH
+from softcache.losses._target import Target
 from softcache.ragged import Int64, mask_of, offsets_of, padded, places_of
 from softcache.remembered import given_before
 
@@ -193,14 +193,16 @@ class Cache:
         return sample_arrays(self.manifest.identity.dataset.inputs, state.samples, state.samples_lengths)
 
     def file_attributes(self, column: str) -> Attributes:
-        """Root attributes of ``rows.h5`` and ``samples.h5``, and the first ones of shards."""
-        labels: Attributes = {"labels_sha256": self.manifest.state.labels} if column == "rows" else {}
-        return {"format": FORMAT, "version": VERSION, "cache_id": self.manifest.cache_id, "column": column, **labels}
+        """Root attributes of ``rows.h5`` and ``samples.h5``."""
+        cache_id = self.manifest.cache_id
+        if column == "rows":
+            return rows_attributes(cache_id, self.manifest.state.labels)
+        return file_attributes(cache_id, column)
 
     def shard_attributes(self, view: int, column: str, number: int) -> Attributes:
         first, rows = self.shard_range(column, number)
-        place = {"view": view, "first_row": first, "rows": rows}
-        return {**self.file_attributes(column), **place, "column_sha256": self.manifest.state.columns[column].sha256()}
+        sha256 = self.manifest.state.columns[column].sha256()
+        return shard_attributes(self.manifest.cache_id, column, sha256, view=view, first_row=first, rows=rows)
 
     def shard_range(self, column: str, number: int) -> tuple[int, int]:
         """First row and number of rows of a shard."""
@@ -339,11 +341,15 @@ class ColumnReader:
 
     def decode(self, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> torch.Tensor:
         """What ``gather`` gives, as arrays or as tensors → the column's values (B, …) float32, on the same device; of a
-        ragged column (P, …), the places of all rows.
+        ragged column (P, …), the places of all rows; of one in ``topk`` logits for T = 1.
 
         Errors: ``UsageError`` where the arrays are of another column.
         """
         return self.layout.decode(arrays)
+
+    def target(self, arrays: Mapping[str, np.ndarray | torch.Tensor]) -> Target:
+        """What a loss is given: as ``decode``, but of a column in ``topk`` ``Leaders``, with logits for each T."""
+        return self.layout.target(arrays)
 
     def padded(self, arrays: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """What ``gather`` gives of a ragged column → values (B, L, …) float32, filled up to the longest row with 0, and

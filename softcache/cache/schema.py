@@ -115,7 +115,7 @@ class ColumnRecord:
     whose lengths it goes by: a row that is n long there has ceil(n / ``stride``) places here. ``constants``: the hash
     of those that the codec was fitted to, see ``cache.constants``, on keys of the first ``fitted_views`` views; None
     where it has none. ``error``: of the codec
-    on the first keys, by name, and how many ``keys`` it was measured on; empty before.
+    on some keys of all rows and views, by name, and how many ``keys`` it was measured on; empty before.
     """
 
     kind: str

@@ -51,10 +51,7 @@ class ShardWriter:
         self.path = path
         self._part = temporary_path(path)
         self._described = Described()
-        self._file = _create(self._described)
-        for key, value in attributes.items():
-            self._file.attrs.create(key, _fixed(value))
-        self._datasets = {name: _dataset(self._file, name, *spec) for name, spec in arrays.items()}
+        self._file, self._datasets = _structure(self._described, attributes, arrays)
         self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._crc = dict.fromkeys(arrays, 0)
         self._next = dict.fromkeys(arrays, 0)
@@ -77,8 +74,7 @@ class ShardWriter:
         try:
             for name, dataset in self._datasets.items():
                 assert self._next[name] == len(dataset), (name, self._next[name], len(dataset))
-                dataset.attrs.create("crc32", np.uint32(self._crc[name]))
-            self._file.close()
+            _seal(self._file, self._datasets, self._crc)
             self._described.save(self._fd)
             os.fsync(self._fd)
             return self._part
@@ -101,6 +97,15 @@ class ShardWriter:
         self._file.close()
         os.close(self._fd)
         self._part.unlink(missing_ok=True)
+
+
+def file_bytes(attributes: Attributes, arrays: Arrays) -> int:
+    """How large a file of these attributes and arrays is, to the byte: HDF5 describes it in memory, and nothing is
+    written."""
+    described = Described()
+    file, datasets = _structure(described, attributes, arrays)
+    _seal(file, datasets, dict.fromkeys(arrays, 0))
+    return described.size
 
 
 def write_temporary(path: Path, attributes: Attributes, arrays: dict[str, np.ndarray]) -> Path:
@@ -207,6 +212,23 @@ def read_blocks(fd: int, offset: int, nbytes: int, block: int = 2**20) -> Iterat
             return
         yield buffer[:count]
         offset, nbytes = offset + count, nbytes - count
+
+
+def _structure(
+    described: Described, attributes: Attributes, arrays: Arrays
+) -> tuple[h5py.File, dict[str, h5py.Dataset]]:
+    """A file with its attributes and with arrays that have their places, and no numbers yet."""
+    file = _create(described)
+    for key, value in attributes.items():
+        file.attrs.create(key, _fixed(value))
+    return file, {name: _dataset(file, name, *spec) for name, spec in arrays.items()}
+
+
+def _seal(file: h5py.File, datasets: dict[str, h5py.Dataset], crc: dict[str, int]) -> None:
+    """Gives each array its checksum and closes the file."""
+    for name, dataset in datasets.items():
+        dataset.attrs.create("crc32", np.uint32(crc[name]))
+    file.close()
 
 
 def _create(described: Described) -> h5py.File:

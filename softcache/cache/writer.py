@@ -17,17 +17,16 @@ import torch
 from softcache.atomic import check_no_link, commit, make_folder_within
 from softcache.cache.agreement.identity import refuse_other
 from softcache.cache.agreement.recorded import Recorded
+from softcache.cache.attributes import file_attributes, rows_attributes
 from softcache.cache.column import DIGEST, OFFSET
 from softcache.cache.hdf5 import read_structure
 from softcache.cache.locks import changing
 from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
 from softcache.cache.schema import (
-    FORMAT,
     MANIFEST,
     ROWS,
     SAMPLES,
-    VERSION,
     ColumnRecord,
     Identity,
     State,
@@ -151,15 +150,15 @@ def _written_beside(
     folder: Path, identity: Identity, needed: Sequence[str], rows: dict[str, np.ndarray], samples: KeptSamples
 ) -> Iterator[dict[str, Path]]:
     """Files that are once per cache, under temporary names; those that haven't been committed then go."""
-    common: Attributes = {"format": FORMAT, "version": VERSION, "cache_id": identity.cache_id()}
+    cache_id = identity.cache_id()
     parts: dict[str, Path] = {}
     try:
         for name in needed:
-            attributes = {**common, "column": name.removesuffix(".h5")}
             if name == ROWS:
-                attributes["labels_sha256"] = labels_sha256(rows["label"])
+                attributes = rows_attributes(cache_id, labels_sha256(rows["label"]))
                 parts[name] = write_temporary(folder / name, attributes, rows)
             else:
+                attributes = file_attributes(cache_id, SAMPLES.removesuffix(".h5"))
                 parts[name] = _write_samples(folder / name, attributes, samples)
         yield parts
     finally:

@@ -17,7 +17,10 @@ from softcache.distributed import rank
 from softcache.errors import OtherRankError, SoftcacheError, nearest
 from softcache.remembered import set_process
 
-ORDER = ("teach", "layers", "dump", "train", "compare", "sweep", "eval", "info", "verify", "trim", "losses", "presets")
+ORDER = (
+    "teach", "layers", "plan", "dump", "train", "compare", "sweep", "eval", "info", "verify", "trim", "losses",
+    "presets",
+)  # fmt: skip
 
 
 class LazyGroup(click.Group):

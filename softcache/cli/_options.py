@@ -156,6 +156,16 @@ def numbers(example: str, kind: type) -> Callable[..., Any]:
     return parse
 
 
+def rows_or_all(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
+    """A callback for a number of rows, or ``all``."""
+    if value is None or value == "all":
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither all nor a number of rows") from None
+
+
 def words(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     """A callback for a list such as ``layer1=layer1,fc=fc``."""
     return None if value is None else tuple(part.strip() for part in value.split(","))

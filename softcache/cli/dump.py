@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softcache.cli import _options
-from softcache.cli._options import flag, option, section
+from softcache.cli._options import flag, option, rows_or_all, section
 from softcache.cli._print import as_json, percent, rows
 from softcache.console import counted
 
@@ -33,15 +33,6 @@ def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
         return int(value)
     except ValueError:
         raise click.BadParameter(f"{value!r} is neither auto nor a number of rows") from None
-
-
-def _keep(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
-    if value is None or value == "all":
-        return value
-    try:
-        return int(value)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is neither all nor a number of rows") from None
 
 
 def _shared(shared: Shared) -> str:
@@ -100,13 +91,15 @@ def _shared(shared: Shared) -> str:
     "Storage",
     option(
         "--codec",
-        help="How it is stored where --output and --hint don't say: fp16, bf16, fp32, int8, basis, my.py:Codec.  "
+        help="How it is stored where --output and --hint don't say: fp16, bf16, fp32; int:bits=8|6|5|4 (range of each "
+        "row), int8 (range of each channel), basis:bytes=225 (principal directions), topk:k=20 (the largest logits), "
+        "my.py:Codec.  "
         "[default: fp16, or the cache's]",
     ),
     option("--shard-rows", type=int, help="Most rows of a shard, a power of two.  [default: by device and size]"),
     option(
         "--keep-samples",
-        callback=_keep,
+        callback=rows_or_all,
         metavar="N|all",
         help="Rows whose pixels are kept, which train --pixels close compares.  [default: 64, or what the cache has]",
     ),

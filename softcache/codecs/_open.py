@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ATTRIBUTES = ("arrays", "encode", "decode")
 FITTED_ATTRIBUTES = ("arrays", "constants", "fit", "fitted")  # of a codec that has constants
+SHAPED_ATTRIBUTES = ("arrays", "shaped")  # of one whose arrays don't say what shape a sample has
 # A shard has digests and offsets of rows beside what a codec keeps.
 _NAME = re.compile(r"(?!(?:digest|offset)$)[A-Za-z_][A-Za-z0-9_]*")
 _HASH = " sha256="
@@ -34,12 +35,27 @@ def open_codec(spec: str) -> Any:
     name, _ = registry.split_component(spec)
     owner = f"codec {name!r}"
     cls = registry.component("codecs", name)
-    has_constants = hasattr(cls, "constants")
-    registry.check_attributes(cls, FITTED_ATTRIBUTES if has_constants else ATTRIBUTES, owner)
+    fitted, shaped = hasattr(cls, "constants"), hasattr(cls, "shaped")
+    wanted = FITTED_ATTRIBUTES if fitted else SHAPED_ATTRIBUTES if shaped else ATTRIBUTES
+    registry.check_attributes(cls, wanted, owner)
     codec = registry.create("codecs", spec)
     if not registry.is_code(name):
         return codec
-    return _OwnFitted(codec, owner) if has_constants else _Own(codec, owner)
+    return (_OwnFitted if fitted else _OwnShaped if shaped else _Own)(codec, owner)
+
+
+def refuse_kind(spec: str, kind: str, option: str) -> None:
+    """Errors: ``UsageError`` where a codec can't keep columns of a kind. ``option``: what asks for the column, without
+    its codec, for the message.
+
+    >>> refuse_kind("topk:k=20", "classes", "--output logits")
+    """
+    codec = open_codec(spec)
+    if hasattr(codec, "kinds") and kind not in codec.kinds:
+        raise UsageError(
+            f"codec {spec!r} is for columns of kind {', '.join(sorted(codec.kinds))}, and {option} is of kind {kind}: "
+            f"give it another one, {option}:codec=int:bits=8 or {option}:codec=fp16"
+        )
 
 
 def settled_codec(spec: str, kind: str, shape: tuple[int, ...]) -> str:
@@ -158,9 +174,16 @@ class _OwnFitted(_Own):
     def fitted(self, constants: dict[str, torch.Tensor]) -> _Own:
         with told(self._owner):
             codec = self._codec.fitted(constants)
-        if not (hasattr(codec, "encode") and hasattr(codec, "decode")):
-            raise UsageError(f"{self._owner}: fitted() gave {type(codec).__name__} without encode or decode")
-        return _Coding(codec, self)
+        return _Coding(codec, self, "fitted")
+
+
+class _OwnShaped(_Own):
+    """One that is told the shape of a sample."""
+
+    def shaped(self, shape: tuple[int, ...]) -> _Own:
+        with told(self._owner):
+            codec = self._codec.shaped(shape)
+        return _Coding(codec, self, "shaped")
 
 
 def _plain(array: Any) -> torch.Tensor:
@@ -172,11 +195,13 @@ def _plain(array: Any) -> torch.Tensor:
 
 
 class _Coding(_Own):
-    """What ``fitted`` gave, which encodes and decodes."""
+    """What ``fitted`` or ``shaped`` gave, which encodes and decodes."""
 
-    def __init__(self, codec: Any, whole: _OwnFitted):
+    def __init__(self, codec: Any, whole: _Own, method: str):
         super().__init__(codec, whole._owner)
         self._whole = whole
+        if not (hasattr(codec, "encode") and hasattr(codec, "decode")):
+            raise UsageError(f"{self._owner}: {method}() gave {type(codec).__name__} without encode or decode")
 
     def arrays(self, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
         return self._whole.arrays(shape)

@@ -10,7 +10,7 @@ import torch
 @dataclass(frozen=True)
 class Bf16:
     """bfloat16. The logits of a teacher that answers in bfloat16, as under ``--amp bf16``, have no error; others have a
-    relative one of at most 2⁻⁹. HDF5 has no such type, so the bits are kept as unsigned integers.
+    relative one of at most 2⁻⁸. HDF5 has no such type, so the bits are kept as unsigned integers.
 
     >>> codec = Bf16()
     >>> codec.decode(codec.encode(torch.tensor([[1.0, 257.0, 1e30]])))  # 257 needs 9 bits

@@ -247,7 +247,11 @@ def open_data(
         return dataclasses.replace(data, views=_first(options.views))
     needed = data.recorded if columns is None else [(cache, name) for cache in caches for name in columns]
     for cache, name in needed:
-        cache.layout(name)  # refuses one that isn't there
+        if cache.layout(name).keeps_leaders and options.targets != "matched":  # layout refuses one that isn't there
+            raise UsageError(
+                f"--targets {options.targets} takes means of whole vectors over views, and {cache.folder} keeps the "
+                f"largest of {name} in each view: use --targets matched, or a cache in int:bits=5"
+            )
     visited = complete_views(needed, options.views, view_numbers)
     # the strong cache is of other pixels by intent, and compared with the data when it is opened
     weak = [cache for cache, _ in needed if data.strong is None or cache is not data.strong.cache]

@@ -93,23 +93,14 @@ def _same_files(one: str, other: str) -> bool:
 def teacher_source(
     teacher: str, samples: Samples, weights: str | None = None, *, option: str = "--teacher-weights"
 ) -> tuple[str, str | None]:
-    """What ``open_network`` is asked for: the teacher by its folder, by its name in ``teachers/``, with the weights
-    that are given, or pretrained by torchvision or as the hub has it; the spec, and the name or file of weights.
-    ``option``: what weights are given with.
+    """What ``open_network`` is asked for, as ``known_source`` finds it. ``option``: what weights are given with.
 
-    Errors: ``ModelError`` that says how to get one where none of these has parameters for it.
+    Errors: ``ModelError`` that says how to get one where there are no parameters for it.
     """
+    found = known_source(teacher, samples, weights)
+    if found is not None:
+        return found
     classes = len(samples.classes) or None
-    if weights is not None:
-        return teacher, weights
-    folder = known_folder(teacher)
-    if folder is not None:
-        return (str(folder) if os.sep in str(folder) else f"./{folder}"), None
-    own = own_teacher(teacher, samples)
-    if own is not None:
-        return str(own), None
-    if teacher.startswith("hf:") or (classes in (1000, None) and ":" not in teacher):
-        return teacher, "DEFAULT"  # a name on the hub is that of parameters, not of an architecture alone
     # an unknown name is the first thing to say
     opened = open_network(teacher, classes=classes, statistics=samples.statistics, pictures=samples.pictures)
     if isinstance(opened.model, ArrayModel):  # it has all that it needs
@@ -121,6 +112,23 @@ def teacher_source(
         f"`softcache teach --model {shlex.quote(teacher)} --dataset {shlex.quote(samples.spec)}`, or pass {option} FILE"
         f"{named}"
     )
+
+
+def known_source(teacher: str, samples: Samples, weights: str | None = None) -> tuple[str, str | None] | None:
+    """A teacher by its folder, by its name in ``teachers/``, with the weights that are given, or pretrained by
+    torchvision or as the hub has it: the spec, and the name or file of weights; None where none of these is known."""
+    classes = len(samples.classes) or None
+    if weights is not None:
+        return teacher, weights
+    folder = known_folder(teacher)
+    if folder is not None:
+        return (str(folder) if os.sep in str(folder) else f"./{folder}"), None
+    own = own_teacher(teacher, samples)
+    if own is not None:
+        return str(own), None
+    if teacher.startswith("hf:") or (classes in (1000, None) and ":" not in teacher):
+        return teacher, "DEFAULT"  # a name on the hub is that of parameters, not of an architecture alone
+    return None
 
 
 def find_teacher(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,13 +18,12 @@ from softcache.cache.schema import (
     MAX_ROW_BYTES,
     MAX_SHARD_BYTES,
     ColumnRecord,
-    Identity,
     State,
     is_hint,
 )
-from softcache.codecs._open import is_asked, is_own, open_codec, option_of, settled_codec
+from softcache.codecs._open import is_asked, is_own, open_codec, option_of, refuse_kind, settled_codec
 from softcache.dumping.forward import Forward
-from softcache.dumping.shapes import Shapes
+from softcache.dumping.shapes import Shapes, SignalShape
 from softcache.dumping.signals import Signal, parse_output
 from softcache.errors import CacheError, UsageError
 from softcache.ragged import Int64, offsets_of, places_of
@@ -59,12 +59,12 @@ def columns_to_keep(
     viewed: Viewed,
     signals: Sequence[Signal],
     codec: str | None,
-    identity: Identity,
+    block_rows: int,
     existing: Manifest | None,
 ) -> dict[str, ColumnRecord]:
     """The columns that the cache has and those asked for, whose shapes come from running the teacher on single rows.
 
-    ``codec``: of signals that don't name one; None is the cache's, or the default.
+    ``codec``: of signals that don't name one; None is the cache's, or the default. ``block_rows``: of the cache's grid.
 
     Errors: ``CacheError`` where a column is there of another kind or in another codec than is asked for.
     """
@@ -81,21 +81,46 @@ def columns_to_keep(
                 f"{signal.column} is there as {there.kind} in {held}, asked for as {as_asked}: "
                 "leave that out or use another --out"
             )
+    for signal in new:
+        assert signal.kind is not None
+        refuse_kind(codec_of(signal, codec), signal.kind, signal.option)
     if new:
         shapes = Shapes(forward, viewed, new)
         for signal in new:
-            shape = shapes.find(signal)
-            if shape.shape in ([], [None]) and signal.kind != "values":
-                what = "place" if shape.shape else "sample"
-                raise UsageError(f"{signal.option}: one number a {what} has no axis of {signal.kind}: use kind=values")
-            assert signal.kind is not None
-            record = ColumnRecord(signal.kind, shape.shape, "", 1, shape.lengths, shape.stride)
-            chosen = settled_codec(codec_of(signal, codec), signal.kind, record.tail)
-            record = dataclasses.replace(record, codec=chosen)
-            column = Column.of(signal.column, record, _opened(codec_of(signal, codec), chosen))
-            rows = _shard_rows(column, identity, viewed.lengths(), signal.option)
-            found[signal.column] = dataclasses.replace(record, shard_rows=rows)
+            found[signal.column] = new_record(
+                signal, shapes.find(signal), codec, len(viewed), block_rows, viewed.lengths()
+            )
     return dict(sorted(found.items()))
+
+
+def new_record(
+    signal: Signal,
+    shape: SignalShape,
+    codec: str | None,
+    rows: int,
+    block_rows: int,
+    lengths: Mapping[str, Int64],
+) -> ColumnRecord:
+    """The record of a column that a cache of ``rows`` rows doesn't have yet, of a signal whose kind is known.
+
+    Errors: ``UsageError`` for a kind that numbers of this shape can't have, and where one row is too large.
+    """
+    if shape.shape in ([], [None]) and signal.kind != "values":
+        what = "place" if shape.shape else "sample"
+        raise UsageError(f"{signal.option}: one number a {what} has no axis of {signal.kind}: use kind=values")
+    size = 4 * math.prod(shape.tail)
+    if size > MAX_ROW_BYTES:
+        what = "place" if shape.lengths else "key"
+        raise UsageError(
+            f"{signal.option}: the numbers of one {what} are {size >> 20:,} MiB as float32, and they may be "
+            f"{MAX_ROW_BYTES >> 20}: keep less of it, or cut rows into shorter ones"
+        )
+    assert signal.kind is not None
+    spec = codec_of(signal, codec)
+    record = ColumnRecord(signal.kind, shape.shape, "", 1, shape.lengths, shape.stride)
+    record = dataclasses.replace(record, codec=settled_codec(spec, signal.kind, record.tail))
+    column = Column.of(signal.column, record, _opened(spec, record.codec))
+    return dataclasses.replace(record, shard_rows=shard_rows(column, rows, block_rows, lengths, signal.option))
 
 
 def codec_of(signal: Signal, codec: str | None) -> str:
@@ -108,13 +133,13 @@ def _opened(asked: str | None, recorded: str) -> Any:
     return open_codec(asked if asked is not None and is_own(recorded) else recorded)
 
 
-def _shard_rows(column: Column, identity: Identity, lengths: Mapping[str, Int64], option: str) -> int:
+def shard_rows(column: Column, count: int, block_rows: int, lengths: Mapping[str, Int64], option: str) -> int:
     """As many rows a shard as a block has, unless that were too many bytes: of a ragged column, in the shard whose rows
-    are longest together.
+    are longest together. ``count``: rows of the cache.
 
     Errors: ``UsageError`` where one row is too large.
     """
-    rows, count = identity.grid.block_rows, identity.dataset.rows
+    rows = block_rows
     if column.lengths is None:
         while rows > 1 and rows * column.row_bytes > MAX_SHARD_BYTES:
             rows //= 2

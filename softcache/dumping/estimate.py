@@ -9,15 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from softcache.cache.column import Column
 from softcache.cache.reader import Cache
 from softcache.cache.schema import Grid, Identity
-from softcache.cache.shard import PAGE
+from softcache.cache.sizes import shards_bytes
 from softcache.console import duration, rate, size
 from softcache.dumping.forward import Forward
 from softcache.dumping.grid import rows_together
+from softcache.dumping.smaller import key_bytes
 from softcache.errors import CacheError
 from softcache.ragged import Int64, places_of
 from softcache.stream.inputs import pick_workers
@@ -31,8 +30,8 @@ class Estimate:
     """Counts of keys and bytes, and speeds in keys per second.
 
     ``keys``: all keys of the cache; ``missing``: those still to be computed. ``bytes_per_key``: column → bytes.
-    ``total``: bytes of all shards; ``existing``: bytes of the files in the folder; ``needed``: bytes still to be
-    written; ``free``: bytes free on the disk. Speeds are those of making pixels in one process, of the teacher, and of
+    ``total``: bytes of all shards as files; ``existing``: of the files in the folder; ``needed``: of the shards still
+    to be written; ``free``: free on the disk. Speeds are those of making pixels in one process, of the teacher, and of
     both together with ``workers`` processes; 0 where nothing was timed.
     """
 
@@ -89,13 +88,9 @@ def estimate(
     """An estimate of space, without speeds. Writes nothing and makes no folder. ``lengths``: (N,) of each input whose
     rows have lengths of their own."""
     rows, block_rows = identity.dataset.rows, identity.grid.block_rows
-    held = {column.name: _shard_bytes(column, rows, lengths) for column in columns}
-    overhead = {column.name: _overhead(len(column.arrays(1))) for column in columns}
-    per_key = {
-        column.name: round(sum(held[column.name]) / rows) if column.ragged else column.row_bytes for column in columns
-    }
-    total = sum(views * (sum(held[c]) + len(held[c]) * overhead[c]) for c in held)
-    known = [column for column in per_key if existing and column in existing.manifest.columns]
+    held = {column.name: shards_bytes(column, rows, lengths) for column in columns}
+    total = views * sum(map(sum, held.values()))
+    known = [column for column in held if existing and column in existing.manifest.columns]
     absent = set(existing.missing(known, views)) if existing else set()
     needed, missing = 0, set()
     for column in columns:
@@ -103,18 +98,39 @@ def estimate(
             for number, count in enumerate(held[column.name]):
                 if column.name in known and (view, column.name, number) not in absent:
                     continue
-                needed += count + overhead[column.name]
+                needed += count
                 missing.add((view, number * column.shard_rows // block_rows))
     keys = sum(min(block_rows, rows - block * block_rows) for _, block in missing)
+    there = sum(path.stat().st_size for path in folder.rglob("*.h5")) if folder.exists() else 0
+    per_key = {column.name: key_bytes(column, rows, places_together(column, lengths)) for column in columns}
+    return Estimate(rows * views, keys, per_key, total, there, needed, shutil.disk_usage(existing_place(folder)).free)
+
+
+def existing_place(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
-    there = sum(path.stat().st_size for path in folder.rglob("*.h5")) if folder.exists() else 0
-    return Estimate(rows * views, keys, per_key, total, there, needed, shutil.disk_usage(place).free)
+    return place
+
+
+def places_together(column: Column, lengths: Mapping[str, Int64]) -> int:
+    """How many places all rows of a ragged column have; 0 of any other."""
+    return 0 if column.lengths is None else int(places_of(lengths[column.lengths], column.stride).sum())
 
 
 def timed(guess: Estimate, forward: Forward, viewed: Viewed, grid: Grid, workers: int) -> Estimate:
     """The estimate with speeds, measured on a few batches. Worker processes share the making of pixels."""
+    making, running = speeds(forward, viewed, grid)
+    count = pick_workers(viewed, workers)
+    both = min(running, making * count) if count else 1 / (1 / running + 1 / making)
+    return dataclasses.replace(
+        guess, pixels_per_second=making, teacher_per_second=running, keys_per_second=both, workers=count
+    )
+
+
+def speeds(forward: Forward, viewed: Viewed, grid: Grid) -> tuple[float, float]:
+    """Keys per second of making inputs in one process, and of the teacher, measured on a few batches."""
     batches = rows_together(grid, 0, min(grid.block_rows, len(viewed)), viewed.lengths())
     rows = batches[0 if grid.bucket is None else len(batches) // 2]
     viewed.batch(rows, 0)  # what is computed once (resized images) is not part of a batch's time
@@ -129,26 +145,7 @@ def timed(guess: Estimate, forward: Forward, viewed: Viewed, grid: Grid, workers
     for _ in range(TIMED_BATCHES):
         forward(on_device)
     forward.wait()
-    running = TIMED_BATCHES * len(rows) / (time.perf_counter() - began)
-    count = pick_workers(viewed, workers)
-    both = min(running, making * count) if count else 1 / (1 / running + 1 / making)
-    return dataclasses.replace(
-        guess, pixels_per_second=making, teacher_per_second=running, keys_per_second=both, workers=count
-    )
-
-
-def _shard_bytes(column: Column, rows: int, lengths: Mapping[str, Int64]) -> list[int]:
-    """Bytes of the arrays of each shard."""
-    firsts = np.arange(0, rows, column.shard_rows)
-    counts, places = np.diff(np.append(firsts, rows)), np.zeros_like(firsts)
-    if column.lengths is not None:
-        places = np.add.reduceat(places_of(lengths[column.lengths], column.stride), firsts)
-    return [column.nbytes(*some) for some in zip(counts.tolist(), places.tolist(), strict=True)]
-
-
-def _overhead(arrays: int) -> int:
-    """At most so many bytes of a shard are not array elements: the file's structure, and padding to whole pages."""
-    return (3 + 2 * arrays) * PAGE
+    return making, TIMED_BATCHES * len(rows) / (time.perf_counter() - began)
 
 
 def refuse_too_large(guess: Estimate, folder: Path) -> None:

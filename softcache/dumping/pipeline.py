@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,9 +22,10 @@ from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, is_hint, layer_of
 from softcache.cache.writer import Block, BlockWriter
 from softcache.console import bar
-from softcache.dumping.codec_error import CodecError
+from softcache.dumping.codec_error import CodecErrors, Told
 from softcache.dumping.forward import Forward
 from softcache.dumping.grid import InRowOrder, rows_together
+from softcache.dumping.waiting import Recently, Waited
 from softcache.dumping.write_behind import WriteBehind
 from softcache.errors import NumericsError
 from softcache.fields import Inputs
@@ -40,14 +42,13 @@ from softcache.stream.workers import (
 from softcache.views._open import Viewed
 
 QUEUE_LIMIT = 8
-Measured = Callable[[str, dict[str, float], int], None]  # column, error by name, keys
 
 
 class Progress(Protocol):
     """Who is told how far the work has got."""
 
-    def advance(self, count: int) -> None:
-        """``count`` more keys have been computed."""
+    def advance(self, count: int, note: str = "") -> None:
+        """``count`` more keys have been computed. ``note``: what is to be seen beside their number."""
         ...
 
 
@@ -66,6 +67,10 @@ class _Computed:
     said: dict[str, torch.Tensor]
     ready: Any
 
+    def is_computed(self) -> bool:
+        """Whether the device has done its work on it."""
+        return self.ready is None or bool(self.ready.query())
+
 
 def run_blocks(
     cache: Cache,
@@ -75,15 +80,15 @@ def run_blocks(
     *,
     workers: int = -1,
     recorded: Recorded | None = None,
-    measured: Measured = lambda column, error, keys: None,
+    measured: Told = lambda column, now, before: None,
     progress: Progress | None = None,
-) -> None:
-    """Computes and commits all blocks.
+) -> Waited:
+    """Computes and commits all blocks; returns how long the teacher waited for what was being written.
 
     ``forward``: asked for the columns that are missing, and for one more where it is to be compared with what is there.
     ``recorded``: the comparison of this teacher with the cache's shards, if one has begun. ``measured`` is called with
-    a column, its codec's error on the first keys and their number, as soon as they are enough, because a dump may be
-    stopped at any time; if there are fewer, before the last shard is finished. ``progress``: who is told how far it has
+    a column, its codec's error on the keys that were drawn of these blocks so far, and what was told before: from time
+    to time, and before the last shard is finished. ``progress``: who is told how far it has
     got, by default a bar on the terminal.
 
     Errors: ``NumericsError`` with the key of the first values that are not finite. All shards that were finished before
@@ -96,12 +101,13 @@ def run_blocks(
     batches = started(loader)  # before there are threads, which a forked worker would lack
     recorded = recorded or Recorded(cache)
     digest = viewed.digest
-    known = {name: cache.manifest.state.columns[name].error.get("keys", 0) for name in forward.columns}
     ragged = {name: cache.places(name) for name in forward.columns if cache.layout(name).ragged}
     longest = {name: int(places.max()) for name, places in ragged.items()}
-    measuring = {name: CodecError(cache.layout(name), keys, longest.get(name, 1)) for name, keys in known.items()}
+    errors = CodecErrors(cache, forward.columns, longest, measured)
     opened: list[InRowOrder] = []
     behind = WriteBehind[_Computed](lambda item: _write(item, cache), QUEUE_LIMIT)
+    began = time.monotonic()
+    recently = Recently(began)
     try:
         keys = sum(block.rows for block in blocks)
         with bar("dump", keys, "keys") if progress is None else contextlib.nullcontext(progress) as shown:
@@ -120,18 +126,18 @@ def run_blocks(
                         places = {name: of_all.take(rows) for name, of_all in ragged.items()}
                         for name, own in places.items():
                             said[name] = own_places(said[name], own, f"the teacher's {name}")
-                        for name, values in said.items():
-                            if measuring[name](values, len(inputs)):
-                                _report(name, measuring[name], measured)
+                        for name in block.columns:
+                            errors.measure(name, block.view, rows, said[name], places.get(name))
                         computed = _compute(cache, block, digest(inputs), said)
                         for name in ragged.keys() & computed[0].keys():
                             computed[0][name][OFFSET] = torch.from_numpy(offsets_of(places[name]))
-                        behind.put(_Computed(writers[block.view], block.view, rows, *computed))
-                        shown.advance(len(inputs))
-        for name, measure in measuring.items():
-            if measure.unfinished:
-                _report(name, measure, measured)
+                        item = _Computed(writers[block.view], block.view, rows, *computed)
+                        behind.put(item, item.is_computed)
+                        shown.advance(len(inputs), recently.note(time.monotonic(), behind.waited))
+                errors.tell_in_time()
+        errors.tell()
         behind.close()
+        return Waited(behind.waited, time.monotonic() - began, _new_bytes(cache, blocks))
     except BaseException:
         behind.abort()
         for writer in opened:
@@ -139,12 +145,10 @@ def run_blocks(
         raise
 
 
-def _report(column: str, measure: CodecError, measured: Measured) -> None:
-    """Nothing where values weren't finite: the writer, which may be some batches behind, says which those are. Nor
-    where rows had no places."""
-    error, keys = measure.result()
-    if error and all(math.isfinite(value) for value in error.values()):
-        measured(column, error, keys)
+def _new_bytes(cache: Cache, blocks: Sequence[Block]) -> int:
+    """Bytes of all arrays of these blocks' missing shards."""
+    missing = [cache.shard_arrays(*shard) for block in blocks for shard in block.missing]
+    return sum(math.prod(shape) * np.dtype(dtype).itemsize for arrays in missing for dtype, shape in arrays.values())
 
 
 def _groups(blocks: Sequence[Block], *, one_decode: bool) -> Iterator[list[Block]]:
@@ -186,7 +190,7 @@ def _compute(
 def _finite(column: Column, values: torch.Tensor, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
     """(B,) bool: of which keys, or places, all that is stored stands for a finite number."""
     kept = list(arrays.values())
-    if not any(array.is_floating_point() for array in kept):  # whole numbers don't say whether they stand for one
+    if not all(array.is_floating_point() for array in kept):  # whole numbers don't say whether they stand for one
         kept = [values, column.decode(arrays)]
     flat = [array.reshape(len(array), math.prod(array.shape[1:])) for array in kept if array.is_floating_point()]
     checks = [torch.isfinite(array).all(1) for array in flat]

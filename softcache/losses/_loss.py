@@ -76,6 +76,11 @@ class Loss(Protocol):
         """
         return None
 
+    def target_T(self, T: float) -> float:
+        """The temperature at which it looks at the teacher's softmax, when it is called with ``T``. Where a cache keeps
+        the largest logits alone (``Leaders``), it is given what all others weigh at this one."""
+        return 1.0 if self.default_T is None else T
+
     def __call__(
         self, student: torch.Tensor, teacher: torch.Tensor, T: float, labels: torch.Tensor | None = None
     ) -> torch.Tensor:

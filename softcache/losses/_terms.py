@@ -20,6 +20,7 @@ from softcache.losses._loss import Loss, loss_type
 from softcache.losses._module import LossModule
 from softcache.losses._schedule import Schedule
 from softcache.losses._standardize import standardize
+from softcache.losses._target import Target, at_temperature
 from softcache.ragged import Int64, row_means
 
 SHARED = ("of", "weight", "T", "standardize")
@@ -45,7 +46,7 @@ class Term:
     def __call__(
         self,
         student: torch.Tensor,
-        teacher: torch.Tensor,
+        teacher: Target,
         T: float,
         labels: torch.Tensor | None = None,
         offset: Int64 | None = None,
@@ -57,13 +58,15 @@ class Term:
         Positions, the axes between, count as samples; a loss that needs vectors gets the mean over them. ``offset``:
         where rows have lengths of their own (B + 1,), where each begins in outputs (P, …, C) whose places lie end to
         end: these count as samples too, and the mean is over those of a row; rows that have none are left out, and
-        where no row has any, the loss is 0 with a graph. ``teacher`` gets no gradient. ``module``: what ``build`` made.
-        ``gather``: where other ranks have parts of the batch, for a loss whose scope is the batch.
+        where no row has any, the loss is 0 with a graph. ``teacher`` gets no gradient; of ``Leaders`` the loss is given
+        the logits for its temperature. ``module``: what ``build`` made. ``gather``: where other ranks have parts of
+        the batch, for a loss whose scope is the batch.
 
         Errors: ``UsageError`` where labels are needed and none are given.
         """
         if "labels" in self.needs and labels is None:
             raise UsageError(f"loss {self.name!r} needs labels: choose one that needs none, such as kl")
+        teacher = at_temperature(teacher, self.loss.target_T(T))
         alone, vectors = student, "vectors" in self.needs
         if vectors and offset is not None:
             student, teacher = row_means(student, offset), row_means(teacher, offset)

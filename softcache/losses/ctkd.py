@@ -63,6 +63,10 @@ class CTKD(Loss):
         if self.loops < 1:
             raise UsageError(f"loss 'ctkd': loops={self.loops} is a number of epochs and must be at least 1")
 
+    def target_T(self, T: float) -> float:
+        """Where it starts: the one that is learnt is known on the device alone."""
+        return self.T_min + self.T_range / (1 + math.exp(-START))
+
     def build(self, *, classes: int, seed: int) -> LossModule:
         with seeded(seed):
             return _Learnt(self, _of_both(classes) if self.instance else None)

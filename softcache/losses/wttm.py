@@ -41,6 +41,10 @@ class WTTM(Loss):
         if not 0 < self.gamma < math.inf:
             raise UsageError(f"loss 'wttm': gamma={self.gamma:g} is a power and must be above 0")
 
+    def target_T(self, T: float) -> float:
+        """Of its power of probabilities."""
+        return 1 / self.gamma
+
     @full_precision
     def __call__(
         self, student: torch.Tensor, teacher: torch.Tensor, T: float, labels: torch.Tensor | None = None

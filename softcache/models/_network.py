@@ -20,6 +20,7 @@ from softcache.inputs import WHITE
 from softcache.models._array_model import ArrayModel
 from softcache.models._hooks import classifier_path
 from softcache.models._preprocess import Preprocess
+from softcache.models._sharing import Sharing
 from softcache.models._through import Through
 
 __all__ = ["Network", "Preprocess", "logits_of", "output_of"]
@@ -40,6 +41,7 @@ class Network(nn.Module):
     trained_part: path of the only module that is trained, or None for all of them; the rest then stays in
         evaluation mode, so that running means of frozen layers don't move.
     still: paths of modules that stay in evaluation mode, for the same reason.
+    sharing: where other networks find what was made of the same pixels, see ``softcache.models._sharing``.
     """
 
     def __init__(self, model: nn.Module, *, spec: str, classes: int, channels: int, preprocess: Preprocess):
@@ -56,6 +58,7 @@ class Network(nn.Module):
         self.class_names: tuple[str, ...] | None = None
         self.trained_part: str | None = None
         self.still: tuple[str, ...] = ()
+        self.sharing: Sharing | None = None
         self._set_constants()
 
     def forward(self, inputs: Inputs) -> Tensor:
@@ -147,14 +150,26 @@ class Network(nn.Module):
         """
         if isinstance(self.model, ArrayModel):  # a function gets what the data have, and where they are
             return pixels
+        # Tensors of inference mode don't know whether they were written into.
+        if self.sharing is None or torch.is_inference_mode_enabled():
+            return self._prepare(pixels)
+        like, layout = self._input_like()
+        wanted = self.preprocess, self.channels, self._mean.dtype, like.dtype, layout
+        return self.sharing.prepared(pixels, wanted, self._prepare)
+
+    def _input_like(self) -> tuple[Tensor, torch.memory_format]:
+        """A tensor of the dtype and device of the architecture's input, and its memory format."""
+        like = next((p for p in self.model.parameters() if p.is_floating_point()), self._mean)
+        return like, torch.channels_last if _is_channels_last(self.model) else torch.contiguous_format
+
+    def _prepare(self, pixels: Tensor) -> Tensor:
         dtype = str(pixels.dtype).removeprefix("torch.")
         if dtype not in WHITE or pixels.ndim != 4:
             raise ModelError(f"pixels must be uint8 or uint16 (B, H, W, C), not {dtype} {tuple(pixels.shape)}")
         if pixels.shape[3] != self.channels and (pixels.shape[3], self.channels) != (1, 3):
             theirs = counted(self.channels, "channel")
             raise ModelError(f"{self.spec} takes images of {theirs}, but the data has {pixels.shape[3]}")
-        like = next((p for p in self.model.parameters() if p.is_floating_point()), self._mean)
-        layout = torch.channels_last if _is_channels_last(self.model) else torch.contiguous_format
+        like, layout = self._input_like()
         x = pixels.to(like.device).permute(0, 3, 1, 2).to(self._mean.dtype, memory_format=layout)  # (B, C, H, W)
         target = self.preprocess.target(x.shape[2], x.shape[3])
         if tuple(x.shape[2:]) != target:

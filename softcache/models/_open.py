@@ -126,6 +126,11 @@ def weights_file(spec: str, weights: str | Path | None = None) -> Path | None:
     return source_of(recorded.spec if recorded else spec)[0].weights(str(weights)).path
 
 
+def named_weights(spec: str, weights: str | Path) -> Weights:
+    """What is known of weights by their name or file; they are not loaded. Errors: as ``NetworkSource.weights``."""
+    return source_of(spec)[0].weights(str(weights))
+
+
 def _refuse_other_classes(weights: Weights, found: int | None, classes: int) -> None:
     if found and found != classes:
         raise ModelError(

@@ -37,7 +37,7 @@ ROUNDS, SPENT = "rounds", "spent.json"
 VERSION = 1
 FIRST, FINALISTS = 10, 3  # settings that are tried anywhere; those that are trained again
 # The share of the budget that is kept for fresh seeds at most, and what a round may take more than rounds before it.
-FINAL_SHARE, MARGIN = 0.4, 1.1
+FINAL_SHARE, MARGIN, OPENING_S = 0.4, 1.1, 1.0
 # A student that is near the best one so far is worth more patience than one that is drawn: it ends early from half of
 # the epochs on, where three quarters of those before were better.
 PRUNED_FROM, PRUNED_BELOW = 1 / 2, 1 / 4
@@ -160,6 +160,7 @@ class _Search:
     _tried: dict[Point, Run] = field(default_factory=dict)
     _waves: float = 0.0  # students that each process has trained, one after the other; parts of them count too
     _seconds: float = 0.0
+    _last: float = 0.0
 
     def run(self) -> Found:
         number = 0
@@ -231,7 +232,7 @@ class _Search:
         default, ranked = next(iter(self._tried)), self._ranked()
         left = self.clock.budget - self._testing - self.clock.elapsed
         for finalists, seeds in self._finals():
-            if self._wall(finalists * seeds) <= left:
+            if self._wall(finalists * seeds) * MARGIN <= left:
                 others = [point for point in ranked if point != default]
                 chosen = [*others[: finalists - 1], default] if default in ranked else ranked[:finalists]
                 chosen = sorted(chosen, key=ranked.index) if finalists > 1 else ranked[:1]
@@ -249,23 +250,24 @@ class _Search:
     @property
     def _search_until(self) -> float:
         """When fresh seeds have to begin."""
-        most = FINAL_SHARE * self.clock.budget
-        kept = next((self._wall(k * n) * MARGIN for k, n in self._finals() if self._wall(k * n) * MARGIN <= most), 0.0)
+        each = (self._wall(finalists * seeds) * MARGIN**2 for finalists, seeds in self._finals())
+        kept = next((wall for wall in each if wall <= FINAL_SHARE * self.clock.budget), 0.0)
         return self.clock.budget - self._testing - kept
 
     @property
     def _each(self) -> float:
-        """Seconds that a process has taken for a student."""
-        return self._seconds / self._waves if self._waves else 0.0
+        """Seconds that a process takes for a student: as all of them took, or the last ones where these took longer."""
+        return max(self._seconds / self._waves, self._last) if self._waves else 0.0
 
     def _wall(self, students: int) -> float:
         return math.ceil(students / self.settled.processes) * self._each
 
     @property
     def _testing(self) -> float:
-        """Seconds that are kept to look at the test split, about an epoch for each student that is chosen."""
+        """Seconds that are kept to look at the test split: for each student that is chosen about an epoch, and what it
+        takes to open it."""
         lengths = [len(scores(self.many, self._tried[point])) for point in self._done()]
-        return self._each / max([1, *lengths]) * (len(self.settled.seeds) - 1)
+        return (self._each / max([1, *lengths]) + OPENING_S) * (len(self.settled.seeds) - 1)
 
     def _done(self) -> list[Point]:
         return [point for point, run in self._tried.items() if self.many.outcome(run.name).result is not None]
@@ -276,8 +278,8 @@ class _Search:
         return [point for val, point in sorted(vals, key=lambda pair: -float(pair[0] or 0.0))]
 
     def _round(self, points: Sequence[Point], seeds: list[int], *, fresh: bool = False) -> Round:
-        each = math.ceil(len(points) * len(seeds) / self.settled.processes)
-        at_once = max(1, min(self.settled.specification.at_once, each))
+        # At most the students of one seed at once, so that whole seeds are there where the time is up before all are.
+        at_once = max(1, min(self.settled.specification.at_once, math.ceil(len(points) / self.settled.processes)))
         return Round([point.values() for point in points], seeds, at_once, fresh, self.level)
 
     def _train(self, now: Round) -> None:
@@ -288,8 +290,9 @@ class _Search:
         self.trainers.train(own, cohorts(own, now.at_once), last=now.fresh, bars=needed, until=self.clock.at(until))
         self.clock.keep()
         lengths = [len(scores(self.many, run)) for run in own]
-        self._waves += sum(lengths) / max([1, *lengths]) / min(self.settled.processes, len(own))
-        self._seconds = self.clock.elapsed
+        waves = sum(lengths) / max([1, *lengths]) / min(self.settled.processes, len(own))
+        self._last = (self.clock.elapsed - self._seconds) / waves if self._waves and waves else 0.0
+        self._waves, self._seconds = self._waves + waves, self.clock.elapsed
         if now.fresh:
             self.fresh = own
         else:

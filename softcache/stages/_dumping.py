@@ -29,6 +29,7 @@ from softcache.console import counted
 from softcache.datasets._open import open_samples
 from softcache.device import DTYPES, reproducible
 from softcache.dumping.batch_size import pick_batch
+from softcache.dumping.codec_error import Measured, Told
 from softcache.dumping.columns import columns_to_keep, is_kept, layouts, listed, wanted_signals
 from softcache.dumping.constants import with_constants
 from softcache.dumping.estimate import Estimate, estimate
@@ -42,9 +43,11 @@ from softcache.dumping.identity import (
     same_kind,
     weights_fingerprint,
 )
-from softcache.dumping.pipeline import Measured, Progress, run_blocks
+from softcache.dumping.pipeline import Progress, run_blocks
 from softcache.dumping.prepare import check_teacher, kept_samples, samples_to_keep
 from softcache.dumping.signals import Signal
+from softcache.dumping.smaller import advice
+from softcache.dumping.waiting import Waited
 from softcache.inputs import bucket_input
 from softcache.localfiles import local_path
 from softcache.models._arithmetic import Arithmetic, pick_arithmetic
@@ -188,7 +191,12 @@ def open_dump(begun: Begun, device: torch.device, *, divided: bool) -> Opened | 
     forward = Forward(network, columns, device, amp=numerics.amp, compiled=numerics.compile)
     with reproducible(tf32=numerics.tf32):
         records = columns_to_keep(
-            forward, viewed, begun.signals, config.codec, identity, existing.manifest if existing else None
+            forward,
+            viewed,
+            begun.signals,
+            config.codec,
+            identity.grid.block_rows,
+            existing.manifest if existing else None,
         )
     kept = layouts(records, begun.signals, config.codec, existing)
     return Opened(begun, config, identity, forward, records, kept, views)
@@ -253,17 +261,18 @@ def compute(
     blocks: Sequence[Block],
     recorded: Recorded,
     *,
-    measured: Measured,
+    measured: Told,
     progress: Progress | None = None,
-) -> None:
-    """Computes and commits blocks. ``recorded``, ``measured``, ``progress``: as ``run_blocks`` takes them."""
+) -> Waited:
+    """Computes and commits blocks. ``recorded``, ``measured``, ``progress`` and the result: as ``run_blocks`` has
+    them."""
     # Where the first column is there already, the teacher's answer is compared with it.
     wanted = {column for block in blocks for column in block.columns} | set(cache.manifest.columns[:1])
     columns = [column for column in cache.manifest.columns if column in wanted]
     if columns != opened.forward.columns:  # a compiled network is compiled anew for what is asked of it
         opened.forward.ask(columns)
     with reproducible(tf32=opened.identity.teacher.numerics.tf32):
-        run_blocks(
+        return run_blocks(
             cache,
             opened.begun.viewed,
             opened.forward,
@@ -275,23 +284,36 @@ def compute(
         )
 
 
-def keep_error(folder: Path, column: str, error: dict[str, float], keys: int) -> None:
-    """Writes a codec's error, measured on so many keys, into the manifest; warns where it is large."""
-    lost = error.get("relative_error_mean", 0.0)
-    if lost > MUCH:
+def tell_waited(cache: Cache, blocks: Sequence[Block], waited: Waited) -> None:
+    """Says at the end of a dump what would let the teacher wait less, where it waited much for the disk."""
+    if not waited.notable:
+        return
+    names = [name for name in cache.manifest.columns if any(name in block.columns for block in blocks)]
+    columns = [cache.layout(name) for name in names]
+    places = {column.name: int(cache.places(column.name).sum()) for column in columns if column.ragged}
+    log.info(advice(waited, columns, cache.rows, places))
+
+
+def keep_error(folder: Path, column: str, now: Measured, before: Measured) -> None:
+    """Writes into the manifest what a column's codec loses, and warns where that is much. ``now``: on the keys that one
+    process has measured; ``before``: what was written down of these already."""
+    lost, known = now.error.get("relative_error_mean", 0.0), before.error.get("relative_error_mean", 0.0)
+    if lost > MUCH >= known:
         log.warning(
-            f"{column}: its codec loses {lost:.0%} of what the teacher says (relative error, mean of {keys:,} keys): "
-            "keep it in fp16, bf16 or fp32, after softcache trim has taken it away"
+            f"{column}: its codec loses {lost:.0%} of what the teacher says (relative error, mean of {now.keys:,} "
+            "keys): keep it in more bits, such as fp16, after softcache trim has taken it away"
         )
-    update_state(folder, lambda state: with_error(state, column, error, keys))
+    update_state(folder, lambda state: _with_error(state, column, now, before))
 
 
-def with_error(state: State, column: str, error: dict[str, float], keys: int) -> State:
-    """A codec's error on as many keys as any dump into this cache has measured it on."""
+def _with_error(state: State, column: str, now: Measured, before: Measured) -> State:
     record = state.columns.get(column)
-    if record is None or keys <= record.error.get("keys", 0):  # a trim may have taken it away
+    if record is None:  # a trim may have taken it away
         return state
-    measured = dataclasses.replace(record, error={**error, "keys": float(keys)})
+    error = dict(record.error)
+    keys = int(error.pop("keys", 0))
+    whole = Measured(error, keys).changed(now, before)
+    measured = dataclasses.replace(record, error={**whole.error, "keys": float(whole.keys)})
     return dataclasses.replace(state, columns={**state.columns, column: measured})
 
 

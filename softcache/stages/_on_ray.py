@@ -24,8 +24,9 @@ from softcache.config.dump import DumpConfig
 from softcache.console import Bar, bar, duration
 from softcache.dumping.ray_cluster import Actor, Lost, Raised, RayCluster
 from softcache.dumping.units import Units
+from softcache.dumping.waiting import Waited
 from softcache.errors import CacheError, SoftcacheError
-from softcache.stages._dumping import keep_error
+from softcache.stages._dumping import keep_error, tell_waited
 from softcache.stages._ray_actor import Ready, Report, seen
 from softcache.stages._ray_sent import actor_class, setting_of, task_of
 
@@ -68,7 +69,7 @@ class _Member:
     """An actor and what it does. ``state``: the method that it is in or returned from last, none before the first.
 
     ``idle``: it is in none. ``writer``: as its temporary files name it. ``blocks``: that it computes, its
-    ``unit``-th unit, of which the bar has shown ``told`` keys.
+    ``unit``-th unit, of which the bar has shown ``told`` keys. ``waited``: for the disk, in units that it finished.
     """
 
     actor: Actor
@@ -77,6 +78,7 @@ class _Member:
     writer: str = ""
     blocks: list[Block] = field(default_factory=list)
     unit: int = 0
+    waited: Waited = field(default_factory=Waited)
     told: int = 0
 
 
@@ -93,6 +95,8 @@ class _Giver:
         self._first: _Member | None = None  # that makes or extends the cache; the others wait for it
         self._cache: Cache | None = None
         self._views = 0
+        self._blocks: list[Block] = []
+        self._waited = Waited()  # of all actors together
         self._units: Units | None = None  # known once the cache is there
         self._bar: Bar | None = None
         self._shown: set[str] = set()
@@ -119,6 +123,8 @@ class _Giver:
                 f"actors have written shards that {self._folder} doesn't have as it is seen here: all nodes must share "
                 "it; if they do, run the same command again"
             )
+        if cache is not None:
+            tell_waited(cache, self._blocks, self._waited)
         return Shared(self._keys, len(self._worked), self._lost)
 
     def end(self) -> None:
@@ -191,8 +197,8 @@ class _Giver:
                 "all nodes must share that folder"
             )
         self._cache, self._views = Cache(self._folder, codec=self._codec), ready.views
-        blocks = plan(self._cache, ready.views, self._cache.manifest.columns)
-        self._units, self._keys = Units(blocks, one_decode=ready.one_decode), _rows(blocks)
+        self._blocks = plan(self._cache, ready.views, self._cache.manifest.columns)
+        self._units, self._keys = Units(self._blocks, one_decode=ready.one_decode), _rows(self._blocks)
         self._bar = self._stack.enter_context(bar("dump", self._keys, "keys"))
         log.info(f"on Ray: {self._cluster.describe()}")
 
@@ -261,15 +267,17 @@ class _Giver:
             if text not in self._shown:
                 self._shown.add(text)
                 log.log(level, text)
-        for column, error, keys in report.errors:
-            keep_error(self._folder, column, error, keys)
+        for column, now, before in report.errors:
+            keep_error(self._folder, column, now, before)
+        self._waited += report.waited - member.waited
+        member.waited = report.waited
         if member.blocks and report.unit == member.unit:
-            self._advance(report.keys - member.told)
+            self._advance(report.keys - member.told, report.note)
             member.told = report.keys
 
-    def _advance(self, keys: int) -> None:
+    def _advance(self, keys: int, note: str = "") -> None:
         assert self._bar is not None
-        self._bar.advance(keys)
+        self._bar.advance(keys, note)
 
     def _say_if_nobody(self) -> None:
         if any(actor.host for actor in self._members):

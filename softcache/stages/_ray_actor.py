@@ -17,12 +17,13 @@ from PIL import Image
 from softcache.atomic import writer_name
 from softcache.cache.agreement.recorded import Recorded
 from softcache.cache.locks import who_writes
-from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
 from softcache.cache.writer import Block
 from softcache.config.dump import DumpConfig
 from softcache.device import pick_device
+from softcache.dumping.codec_error import Measured
 from softcache.dumping.estimate import refuse_too_large
+from softcache.dumping.waiting import Waited
 from softcache.errors import CacheError
 from softcache.remembered import set_process
 from softcache.stages._dumping import (
@@ -35,7 +36,6 @@ from softcache.stages._dumping import (
     open_dump,
     prepare,
     remove_leftovers,
-    with_error,
 )
 from softcache.stream.inputs import pick_workers
 
@@ -55,12 +55,15 @@ def seen(what: Callable[[], bool]) -> bool:
 @dataclasses.dataclass(frozen=True)
 class Report:
     """What has happened in an actor since the last one: ``keys`` of unit ``unit`` that were computed so far, messages
-    as (level, text), and errors of codecs as (column, error, keys)."""
+    as (level, text), and errors of codecs as (column, now, before), as ``keep_error`` takes them. ``note``: what is to
+    be seen beside the keys; ``waited``: how long it waited for the disk in the units that it has finished."""
 
     unit: int
     keys: int
+    note: str
+    waited: Waited
     messages: list[tuple[int, str]]
-    errors: list[tuple[str, dict[str, float], int]]
+    errors: list[tuple[str, Measured, Measured]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +101,9 @@ class Work:
         self._asked = DumpConfig.of(**options)
         self._cores = cores
         self._told: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
-        self._errors: queue.SimpleQueue[tuple[str, dict[str, float], int]] = queue.SimpleQueue()
+        self._errors: queue.SimpleQueue[tuple[str, Measured, Measured]] = queue.SimpleQueue()
         self._unit = self._keys = 0
+        self._note, self._waited = "", Waited()
         logger = logging.getLogger("softcache")
         logger.addHandler(_Kept(self._told))
         logger.setLevel(logging.INFO)
@@ -139,21 +143,20 @@ class Work:
         """Computes and commits blocks. Errors: those of the dump."""
         opened, cache, recorded = self._opened
         self._unit, self._keys = unit, 0
-        compute(opened, cache, blocks, recorded, measured=self._measured, progress=self)
+        self._waited += compute(opened, cache, blocks, recorded, measured=self._measured, progress=self)
 
     def report(self) -> Report:
         """May be called while something else is."""
-        return Report(self._unit, self._keys, _drained(self._told), _drained(self._errors))
+        messages, errors = _drained(self._told), _drained(self._errors)
+        return Report(self._unit, self._keys, self._note, self._waited, messages, errors)
 
-    def advance(self, count: int) -> None:
+    def advance(self, count: int, note: str = "") -> None:
         self._keys += count
+        self._note = note
 
-    def _measured(self, column: str, error: dict[str, float], keys: int) -> None:
-        """The manifest is changed by the process that gives out the work; here it is enough to know it."""
-        self._errors.put((column, error, keys))
-        _, cache, _ = self._opened
-        manifest = cache.manifest
-        cache.manifest = Manifest(manifest.identity, with_error(manifest.state, column, error, keys))
+    def _measured(self, column: str, now: Measured, before: Measured) -> None:
+        """The manifest is changed by the process that gives out the work."""
+        self._errors.put((column, now, before))
 
     def _with_workers(self, begun: Begun) -> Begun:
         """Where nobody says how many processes make inputs, as many as fit into this actor's share of the node."""

@@ -24,7 +24,7 @@ from softcache.dumping.identity import default_batch
 from softcache.errors import UsageError
 from softcache.fields import Inputs
 from softcache.losses._schedule import Schedule
-from softcache.losses._terms import refuse_few_classes, refuse_kind, refuse_labels_of_places, refuse_shapes
+from softcache.losses._terms import Term, refuse_few_classes, refuse_kind, refuse_labels_of_places, refuse_shapes
 from softcache.models._arithmetic import Arithmetic, pick_arithmetic
 from softcache.models._network import Network
 from softcache.models._open import open_network
@@ -181,6 +181,7 @@ def _refuse_kinds(parsed: Parsed, data: TrainingData) -> None:
         if kind is not None:
             owner = str(data.outputs[term.of][0].folder) if term.of in data.outputs else "the live teacher"
             refuse_kind(term, kind, owner)
+        _tell_of_leaders(term, data)
         refuse_labels_of_places(term, data.output_shape(term.of), ragged=data.ragged(term.of))
     has_labels = bool(labelled(samples.labels).any())
     needing = [(term.name, term.needs) for term in parsed.losses] + [(term.name, term.needs) for term in parsed.hints]
@@ -204,6 +205,19 @@ def _refuse_kinds(parsed: Parsed, data: TrainingData) -> None:
             f"the labels of {samples.spec} are of {label_width(samples.labels)} outputs, the logits of the cache of "
             f"{data.classes()}: name the right --dataset or --cache"
         )
+
+
+def _tell_of_leaders(term: Term, data: TrainingData) -> None:
+    """Warns where a loss looks at more of the teacher than the probabilities at its T, of which a cache keeps the
+    largest."""
+    caches = data.outputs.get(term.of, ())
+    for cache in caches:
+        if cache.layout(term.of).keeps_leaders and not term.through_softmax:
+            log.warning(
+                f"loss {str(term)!r} looks at each of the teacher's {term.of}, or at several temperatures, and "
+                f"{cache.folder} keeps the largest and what the others weigh together: to this loss all others are "
+                "equal; kl and other losses of probabilities lose less"
+            )
 
 
 def _without_labels(parsed: Parsed, data: TrainingData, beta: float | str | None) -> Parsed:

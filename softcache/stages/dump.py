@@ -41,6 +41,7 @@ from softcache.stages._dumping import (
     prepare,
     remember_dump,
     remove_leftovers,
+    tell_waited,
 )
 from softcache.stages._on_ray import Shared, dump_on_ray
 
@@ -120,7 +121,8 @@ def _compute(opened: Opened, part: tuple[int, int]) -> int:
     if blocks:
         recorded = Recorded(cache)
         check(opened, cache, recorded)
-        compute(opened, cache, blocks, recorded, measured=functools.partial(keep_error, cache.folder))
+        waited = compute(opened, cache, blocks, recorded, measured=functools.partial(keep_error, cache.folder))
+        tell_waited(cache, blocks, waited)
     return sum(block.rows for block in blocks)
 
 

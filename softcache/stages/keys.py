@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from softcache.cache.agreement.digests import PixelCheck
+from softcache.cache.column import OFFSET
 from softcache.cache.reader import Cache, ColumnReader
 from softcache.cache.schema import LOGITS, hint_column
 from softcache.config.data import open_data
@@ -22,6 +24,8 @@ from softcache.config.train import TrainConfig
 from softcache.errors import CacheError, UsageError
 from softcache.fields import Fields, stacked
 from softcache.inputs import PIXELS, bucket_input
+from softcache.losses._target import Target, changed, joined_targets
+from softcache.ragged import mask_of, padded
 from softcache.stream.batches import trained_labels
 from softcache.stream.plan import Plan
 from softcache.stream.transfer import host_tensor, unsigned
@@ -37,17 +41,18 @@ class KeyBatch:
     instead, by name (B, ...); of rows that have lengths of their own (B, L, ...), filled up to the longest, with
     ``attention_mask`` (B, L) int64, 1 for a row's own places. ``targets``: outputs of the teacher by their names,
     ``logits`` (B, C) raw, and hints by their layers' names, all (B, ...) float32; of columns whose rows have lengths of
-    their own (B, L, ...), filled up to the longest with 0. ``masks``: of each of these targets, by its name, (B, L)
-    int64, 1 for a row's own places. ``labels`` (B,) int64, -1 for none; or of another kind (B, K) uint8 or (B,) or (B,
-    K) float32, as the dataset has them. ``mixed``: of samples that their recipe mixed with a partner, the partners'
-    labels (B,) int64 and the weight of the own label (B,) float32; None for recipes that don't mix. ``pads``: of inputs
-    whose rows have lengths of their own, what they are filled up with.
+    their own (B, L, ...), filled up to the longest with 0; of outputs in ``topk`` ``Leaders`` of such tensors, which
+    the losses of ``softcache.functional`` take, and whose ``at(T)`` are logits. ``masks``: of each of these targets, by
+    its name, (B, L) int64, 1 for a row's own places. ``labels`` (B,) int64, -1 for none; or of another kind (B, K)
+    uint8 or (B,) or (B, K) float32, as the dataset has them. ``mixed``: of samples that their recipe mixed with a
+    partner, the partners' labels (B,) int64 and the weight of the own label (B,) float32; None for recipes that don't
+    mix. ``pads``: of inputs whose rows have lengths of their own, what they are filled up with.
     """
 
     rows: torch.Tensor
     views: torch.Tensor
     inputs: Mapping[str, torch.Tensor]
-    targets: Mapping[str, torch.Tensor]
+    targets: Mapping[str, Target]
     labels: torch.Tensor
     mixed: tuple[torch.Tensor, torch.Tensor] | None = None
     pads: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -65,13 +70,13 @@ class KeyBatch:
         return self._each(torch.Tensor.pin_memory)
 
     def _each(self, change: Any) -> KeyBatch:
-        def changed(value: Any) -> Any:
+        def each(value: Any) -> Any:
             if isinstance(value, Mapping):
-                return {name: change(tensor) for name, tensor in value.items()}
+                return {name: changed(target, change) for name, target in value.items()}
             return value if value is None else tuple(map(change, value)) if isinstance(value, tuple) else change(value)
 
         parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return KeyBatch(**{name: part if name == "pads" else changed(part) for name, part in parts.items()})
+        return KeyBatch(**{name: part if name == "pads" else each(part) for name, part in parts.items()})
 
 
 class Keys(Dataset[KeyBatch]):
@@ -220,12 +225,13 @@ class Keys(Dataset[KeyBatch]):
         inputs = self.viewed.batch(rows, view)
         check = PixelCheck(self.viewed.digest, at_once=True, accepted=self._close * len(arrays))
         check.add(rows, (view,), inputs, [unsigned(host_tensor(found["digest"])) for found in arrays.values()])
-        targets, masks = {}, {}
+        targets: dict[str, Target] = {}
+        masks = {}
         for name, found in arrays.items():
+            targets[name] = readers[name].target(found)
             if readers[name].layout.ragged:
-                targets[name], masks[name] = readers[name].padded(found)
-            else:
-                targets[name] = readers[name].decode(found)
+                targets[name] = changed(targets[name], functools.partial(padded, offset=found[OFFSET]))
+                masks[name] = mask_of(found[OFFSET])
         labels, mixing = self.labels, self.viewed.mixing(rows, view)
         mixed = None if mixing is None else (labels[torch.from_numpy(mixing[0])], torch.from_numpy(mixing[1]))
         place = torch.from_numpy(rows)
@@ -286,7 +292,9 @@ def joined(batches: Sequence[KeyBatch]) -> KeyBatch:
         torch.cat([batch.views for batch in batches]),
         {name: stacked([batch.inputs[name] for batch in batches], first.pads.get(name, 0)) for name in first.inputs},
         {
-            name: _joined_targets([batch.targets[name] for batch in batches], name in first.masks)
+            name: joined_targets(
+                [batch.targets[name] for batch in batches], _filled if name in first.masks else torch.cat
+            )
             for name in first.targets
         },
         torch.cat([batch.labels for batch in batches]),
@@ -296,5 +304,5 @@ def joined(batches: Sequence[KeyBatch]) -> KeyBatch:
     )
 
 
-def _joined_targets(parts: Sequence[torch.Tensor], ragged: bool) -> torch.Tensor:
-    return stacked(parts, 0) if ragged else torch.cat(list(parts))
+def _filled(parts: list[torch.Tensor]) -> torch.Tensor:
+    return stacked(parts, 0)

@@ -14,6 +14,7 @@ from softcache.cache.agreement.digests import CloseRows, PixelCheck
 from softcache.cache.reader import Cache
 from softcache.datasets._labels import label_kind
 from softcache.fields import Fields, Inputs
+from softcache.losses._target import changed
 from softcache.ragged import Int64, Offsets, offsets_of
 from softcache.stream.counts import Counts
 from softcache.stream.inputs import InputSource
@@ -70,7 +71,7 @@ class Batch:
 
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         """A batch of changed tensors, all in the same order in every batch of one stream. Digests are left out."""
-        outputs = {name: [change(values) for values in each] for name, each in self.targets.outputs.items()}
+        outputs = {name: [changed(target, change) for target in each] for name, each in self.targets.outputs.items()}
         hints = {layer: change(values) for layer, values in self.targets.hints.items()}
         return Batch(
             change(self.rows),

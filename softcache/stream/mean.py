@@ -10,6 +10,7 @@ import torch
 
 from softcache.cache.reader import Cache, ColumnReader
 from softcache.fields import Inputs
+from softcache.losses._target import Target
 from softcache.ragged import on_device
 from softcache.stream.memory import memory_budget
 from softcache.stream.parts import Part, Parts
@@ -52,12 +53,13 @@ class MeanTargets:
         """``rows`` (B,) int64 on the device: those of the part's keys; ``inputs`` are not used."""
         if self._held is None:
             numbers = part.key_rows
-            return Targets(self._each(lambda reader: mean_of_rows(reader, self._views, numbers).to(self._device)))
-        found = {}
-        for name, means in self._held.items():
+            means = self._each(lambda reader: mean_of_rows(reader, self._views, numbers).to(self._device))
+            return Targets({name: [*each] for name, each in means.items()})
+        found: dict[str, list[Target]] = {}
+        for name, held in self._held.items():
             ragged = self._readers[name][0].ragged  # as long in all caches
             index = rows if ragged is None else on_device(ragged.index(part.key_rows), self._device)
-            found[name] = [mean.index_select(0, index) for mean in means]
+            found[name] = [mean.index_select(0, index) for mean in held]
         return Targets(found)
 
     def _each(self, make: Callable[[ColumnReader], torch.Tensor]) -> dict[str, list[torch.Tensor]]:

@@ -21,6 +21,7 @@ from softcache.cache.reader import Cache, ColumnReader
 from softcache.cache.schema import LOGITS, hint_column
 from softcache.device import autocast
 from softcache.fields import Inputs
+from softcache.losses._target import Target, joined_targets
 from softcache.models._hooks import Taps
 from softcache.models._network import Network
 from softcache.ragged import Int64, on_device, own_places
@@ -32,10 +33,11 @@ from softcache.stream.windows import Windows
 
 @dataclass
 class Targets:
-    """``outputs``: by name, one (B, …) float32 a teacher. ``hints``: layer → (B, ...). ``digests``: one (B,) int64 a
-    column. Where rows have lengths of their own, outputs and hints are (P, …), the places of all rows end to end."""
+    """``outputs``: by name, one (B, …) float32 a teacher, or ``Leaders`` where a cache keeps no more. ``hints``:
+    layer → (B, ...). ``digests``: one (B,) int64 a column. Where rows have lengths of their own, outputs and hints are
+    (P, …), the places of all rows end to end."""
 
-    outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    outputs: dict[str, list[Target]] = field(default_factory=dict)
     hints: dict[str, torch.Tensor] = field(default_factory=dict)
     digests: list[torch.Tensor] = field(default_factory=list)
 
@@ -46,7 +48,7 @@ def joined(parts: Sequence[Targets]) -> Targets:
     if len(parts) == 1:
         return parts[0]
     of_teachers = {name: zip(*(part.outputs[name] for part in parts), strict=True) for name in parts[0].outputs}
-    return Targets({name: [torch.cat(some) for some in each] for name, each in of_teachers.items()})
+    return Targets({name: [joined_targets(some) for some in each] for name, each in of_teachers.items()})
 
 
 class CachedTargets:
@@ -135,10 +137,14 @@ class CachedTargets:
         else:
             found = [self._gather(number, part) for number in range(len(self._readers()))]
         targets = Targets()
-        targets.digests = [unsigned(arrays["digest"]) for arrays in found]
-        values = iter([reader.decode(arrays) for reader, arrays in zip(self._readers(), found, strict=True)])
-        targets.outputs = {name: [next(values) for _ in readers] for name, readers in self._outputs.items()}
-        targets.hints = dict(zip(self._hints, values, strict=True))
+        targets.digests = [unsigned(held["digest"]) for held in found]
+        arrays = iter(found)
+        targets.outputs = {
+            name: [reader.target(next(arrays)) for reader in readers] for name, readers in self._outputs.items()
+        }
+        targets.hints = {
+            layer: reader.decode(held) for (layer, reader), held in zip(self._hints.items(), arrays, strict=True)
+        }
         return targets
 
     def _readers(self) -> list[ColumnReader]:

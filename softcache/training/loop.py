@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from softcache.console import bar
+from softcache.models._sharing import sharing
 from softcache.stream.batches import Batch, Stream
 from softcache.stream.transfer import SideStream
 from softcache.training.learner import Learner
@@ -49,6 +50,8 @@ def fit(
         first, total = min(learner.done for learner in learners), max(learner.total for learner in learners)
         shown = files.enter_context(bar("train", total * steps, "steps"))
         shown.advance(first * steps)
+        students = [learner.student for learner in learners if not learner.settings.compiled]
+        files.enter_context(sharing(students))
         streams = _Streams(learners, stream_of)
         for epoch in range(first, total):
             active = [one for one in learners if one.done <= epoch < one.total and one.fitted.failure is None]

@@ -14,6 +14,7 @@ from softcache.cache.schema import LOGITS
 from softcache.losses._counted import Gather
 from softcache.losses._ensemble import average_probabilities
 from softcache.losses._schedule import Schedule
+from softcache.losses._target import Leaders, Target, at_temperature
 from softcache.losses._terms import Term
 from softcache.losses.hints._spec import HintTerm
 from softcache.ragged import Offsets
@@ -124,7 +125,7 @@ class Objective:
     def soft_values(
         self,
         student: Mapping[str, torch.Tensor],
-        teachers: Mapping[str, Sequence[torch.Tensor]],
+        teachers: Mapping[str, Sequence[Target]],
         labels_b: torch.Tensor,
         epoch: int,
         offsets: Offsets = MappingProxyType({}),
@@ -135,18 +136,22 @@ class Objective:
         rows have lengths of their own, where each begins; they are then (P, …) on both sides, the rows' own places.
         ``gather``: as ``Term`` takes it."""
         values = []
-        combined: dict[str, torch.Tensor] = {}
+        combined: dict[tuple[str, float | None], Target] = {}
         for number, (term, T) in enumerate(zip(self.terms, self.temperatures(epoch), strict=True)):
-            said = teachers[term.of]
+            said, teacher = teachers[term.of], teachers[term.of][0]
             if self.combine == "probs" and len(said) > 1:
                 # For a loss without a temperature the probabilities themselves are averaged.
                 at = T if term.loss.default_T is not None else 1.0
                 kind = "binary" if term.of in self.binary else "classes"
-                teacher = average_probabilities(said, self._shares(said), at, kind=kind)
-            else:
-                if term.of not in combined:
-                    combined[term.of] = self._combined(said)
-                teacher = combined[term.of]
+                logits = [at_temperature(one, at) for one in said]
+                teacher = average_probabilities(logits, self._shares(said), at, kind=kind)
+            elif len(said) > 1:
+                # Of leaders and a tail there are other logits for each temperature.
+                leading = any(isinstance(one, Leaders) for one in said)
+                key = (term.of, term.loss.target_T(T) if leading else None)
+                if key not in combined:
+                    combined[key] = self._mean([at_temperature(one, term.loss.target_T(T)) for one in said])
+                teacher = combined[key]
             module = self.modules.of(number) if self.modules is not None else None
             values.append(term(student[term.of], teacher, T, labels_b, offsets.get(term.of), module, gather))
         return values
@@ -163,19 +168,17 @@ class Objective:
         weights = [term.weight_schedule().at(epoch, self.epochs) for term in self.hints]
         return torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum()
 
-    def _shares(self, teachers: Sequence[torch.Tensor]) -> Sequence[float]:
+    def _shares(self, teachers: Sequence[Target]) -> Sequence[float]:
         return self.shares or [1.0] * len(teachers)
 
-    def _combined(self, teachers: Sequence[torch.Tensor]) -> torch.Tensor:
-        if len(teachers) == 1:
-            return teachers[0]
+    def _mean(self, teachers: Sequence[torch.Tensor]) -> torch.Tensor:
         shares = self._shares(teachers)
         return torch.stack([z * (share / sum(shares)) for z, share in zip(teachers, shares, strict=True)]).sum(0)
 
     def values(
         self,
         student: Mapping[str, torch.Tensor],
-        teachers: Mapping[str, Sequence[torch.Tensor]],
+        teachers: Mapping[str, Sequence[Target]],
         labels_b: torch.Tensor,
         visible: torch.Tensor,
         mixed: tuple[torch.Tensor, torch.Tensor] | None,

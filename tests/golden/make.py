@@ -10,6 +10,7 @@ teacher's own output, in ``expected.json``: arrays as their bytes in hexadecimal
 - ``words``: 20 rows of 0 to 5 whole numbers, and 2 floating ones each; the function answers with their sums, with two
   numbers for each of the whole ones, in two codecs, and with one for every two; two shards.
 - ``basis``: 20 rows of 5 numbers, asked of a function; logits and an embedding, both in ``basis``, two shards.
+- ``small``: the same rows; the function answers with what ``int`` and ``topk`` keep, of rows and of places; two shards.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def main(target: str) -> None:
             "table": _table(folder / "table", data / "table"),
             "words": _words(folder / "words", data / "words"),
             "basis": _basis(folder / "basis", data / "basis"),
+            "small": _small(folder / "small", data / "small"),
         }
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
@@ -161,7 +163,8 @@ def make(num_classes=3):
 """
 
 
-def _words(out: Path, data: Path) -> dict[str, Any]:
+def _rows_of_words(data: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Lengths, offsets, and what rows are made of, which lies in a folder then."""
     data.mkdir()
     lengths = np.arange(ROWS) % 6
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -170,6 +173,11 @@ def _words(out: Path, data: Path) -> dict[str, Any]:
         arrays = {"ids": ids, "ids_offsets": offsets, "more": more, "labels": np.arange(ROWS) % CLASSES}
         for name, array in arrays.items():
             np.save(data / f"{split}_{name}.npy", array)
+    return lengths, offsets, ids, more
+
+
+def _words(out: Path, data: Path) -> dict[str, Any]:
+    lengths, offsets, ids, more = _rows_of_words(data)
     (data / "sums.py").write_text(SUMS)
     dump(
         f"{data / 'sums.py'}:make", dataset=f"arrays:{data}", out=out, batch_size=BATCH, shard_rows=16, codec="fp32",
@@ -215,6 +223,45 @@ def _basis(out: Path, data: Path) -> dict[str, Any]:
     exec(MIXED, space)
     said = space["make"]()(features)
     return {"said": {name: values.astype("<f4").tobytes().hex() for name, values in said.items()}}
+
+
+SMALL = """
+import numpy as np
+
+
+def numbers(keys, *shape):
+    seeds = np.asarray(keys, np.int64).reshape(-1, *[1] * len(shape))
+    places = np.arange(np.prod(shape)).reshape(1, *shape)
+    return (((seeds * 7919 + 12345) * (places + 3) ** 2 % 1009 - 504) / 64).astype(np.float32)
+
+
+def make(num_classes=3):
+    def answer(rows):
+        keys, longest = [row[0] for row in rows["more"]], max(map(len, rows["ids"]))
+        each, tags = np.zeros((len(keys), longest, 2), np.float32), np.zeros((len(keys), longest, 70), np.float32)
+        for row, ids in enumerate(rows["ids"]):
+            each[row, : len(ids)], tags[row, : len(ids)] = numbers(ids, 2) * 1000, numbers(ids, 70)
+        return {
+            "logits": numbers(keys, 3), "two": numbers(keys, 2, 70), "maps": numbers(keys, 2, 8, 8),
+            "steps": numbers(keys, 4, 5), "bytes": numbers(keys, 66) * np.float32(1e30), "each": each, "tags": tags,
+        }
+
+    return answer
+"""
+
+
+def _small(out: Path, data: Path) -> dict[str, Any]:
+    """The test has the function too, so that there is nothing to expect but labels."""
+    _rows_of_words(data)
+    (data / "small.py").write_text(SMALL)
+    outputs = ("logits:codec=topk:k=2", "two:kind=classes:codec=topk:k=5", "maps:codec=int:bits=4",
+               "steps:codec=int:bits=5", "bytes:codec=int:bits=8", "each:codec=int:bits=6",
+               "tags:kind=classes:codec=topk:k=1")  # fmt: skip
+    dump(
+        f"{data / 'small.py'}:make", dataset=f"arrays:{data}", out=out, batch_size=BATCH, shard_rows=16, device="cpu",
+        output=outputs,
+    )  # fmt: skip
+    return {"labels": (np.arange(ROWS) % CLASSES).tolist()}
 
 
 def _teacher(folder: Path, viewed: ViewedDataset) -> tuple[str, Network]:

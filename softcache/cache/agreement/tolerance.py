@@ -9,10 +9,11 @@ from it than
 
 where ``t`` is the relative error of the arithmetic, ``RELATIVE_ERROR``. The first term is the codec's error on these
 very values. For a codec that rounds to the nearest of fixed values, a difference of δ in its input moves
-``|Q(x) - y|`` by at most 2δ. A codec that codes the numbers of a key together may round all of them in another way
-where one has another last bit, and what it then makes of them is about as far from ``y`` as ``Q(y)`` is: of such a
-codec the first term counts ``JOINT`` times. Measure and bound are taken key by key, so one wrong key is not hidden by
-many right ones.
+``|Q(x) - y|`` by at most 2δ. Where levels depend on the row, as in ``int`` and ``topk``, they may come to lie
+elsewhere: the first term is then what the codec may lose of ``y`` at most. A codec that codes the numbers of a key
+together may round all of them in another way where one has another last bit, and what it then makes of them is about
+as far from ``y`` as ``Q(y)`` is: of such a codec the first term counts ``JOINT`` times. Measure and bound are taken key
+by key, so one wrong key is not hidden by many right ones.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ def compare_values(
     not a number never agrees.
     """
     layout = cache.layout(column)
-    coded = _flat(layout.decode(layout.encode(now.float())))
+    coded, bound = _flat(layout.decode(layout.encode(now.float()))), _flat(layout.bound(now.float()))
     now = _flat(now)
-    largest, differs, lost = (_largest(part, offset) for part in (now, _flat(stored) - now, coded - now))
+    lost = torch.maximum((coded - now).abs(), bound)
+    largest, differs, lost = (_largest(part, offset) for part in (now, _flat(stored) - now, lost))
     lost = lost if rounds_each(layout.codec) else JOINT * lost
     return differs, lost + 4 * relative_error(cache) * largest.clamp_min(_SMALLEST)
 
