@@ -292,6 +292,59 @@ def test_a_reader_made_from_the_specification_reads_rows_that_have_lengths_of_th
     assert verify(GOLDEN / "words").ok
 
 
+def numbers_of(packed: np.ndarray, widths: list[int]) -> np.ndarray:
+    """(rows, len(widths)): whole numbers that lie end to end in bytes, their lowest bits first."""
+    found = []
+    for row in packed:
+        whole = int.from_bytes(row.tobytes(), "little")
+        found.append([])
+        for width in widths:
+            found[-1].append(whole & (1 << width) - 1)
+            whole >>= width
+        assert whole == 0  # what is left over
+    return np.array(found)
+
+
+def of_basis(packed: np.ndarray, constants: dict[str, np.ndarray], top: int) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors, and for each number by how much two readers may differ."""
+    mean, directions, widths = (constants[name] for name in ("mean", "directions", "widths"))
+    count = len(mean)
+    k, b = min(top, count), (count - 1).bit_length()
+    found = numbers_of(packed, [16] * k + [b] * k + widths.tolist())
+    leaders, places, z = found[:, :k].astype("<u2").view("<f2"), found[:, k : 2 * k], found[:, 2 * k :]
+    assert bool((z >> widths == 0).all())
+    levels = np.where(widths > 0, constants["levels"][2 ** widths.astype(int) - 2 + z], np.float32(0))
+    values = mean + levels @ directions
+    allowed = 2.0**-22 * (np.abs(mean) + np.abs(levels) @ np.abs(directions))
+    if k:
+        below = np.nextafter(leaders.astype("<f4").min(1, keepdims=True), np.float32(-np.inf))
+        values = np.minimum(values, below)
+    np.put_along_axis(values, places, leaders.astype("<f4"), 1)
+    np.put_along_axis(allowed, places, 0, 1)
+    return values, allowed
+
+
+def test_a_reader_made_from_the_specification_reads_few_bits_of_principal_directions() -> None:
+    plain, cache = Plain(GOLDEN / "basis"), Cache(GOLDEN / "basis", verify_reads=True)
+    codecs = {name: record["codec"] for name, record in plain.state["columns"].items()}
+    assert codecs == {"logits": "basis:bytes=10,top=2", "vector": "basis:rank=7,bits=3,top=0"}
+    for name, top, size in (("logits", 2, 10), ("vector", 0, 3)):
+        constants, packed = plain.constants(name), plain.column(0, name)["packed"]
+        assert packed.shape == (ROWS, size)
+        values, allowed = of_basis(packed, constants, top)
+        reader = cache.column(name)
+        read = reader.gather(0, np.arange(ROWS))
+        assert read["packed"].tobytes() == packed.tobytes()
+        assert bool((np.abs(reader.decode(read).numpy() - values) <= allowed).all())
+        said = np.frombuffer(bytes.fromhex(EXPECTED["basis"]["said"][name]), "<f4").reshape(ROWS, -1)
+        assert np.linalg.norm(values - said) < 0.25 * np.linalg.norm(said - said.mean(0))
+        leaders = np.argsort(-said, 1)[:, :top]
+        assert np.array_equal(
+            np.take_along_axis(values, leaders, 1), np.take_along_axis(said, leaders, 1).astype("<f2").astype("<f4")
+        )
+    assert verify(GOLDEN / "basis").ok
+
+
 # ---- Codecs of few bits, by docs/format.md. ----
 
 

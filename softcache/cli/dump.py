@@ -92,7 +92,8 @@ def _shared(shared: Shared) -> str:
     option(
         "--codec",
         help="How it is stored where --output and --hint don't say: fp16, bf16, fp32; int:bits=8|6|5|4 (range of each "
-        "row), int8 (range of each channel), topk:k=20 (the largest logits), my.py:Codec.  "
+        "row), int8 (range of each channel), basis:bytes=225 (principal directions), topk:k=20 (the largest logits), "
+        "my.py:Codec.  "
         "[default: fp16, or the cache's]",
     ),
     option("--shard-rows", type=int, help="Most rows of a shard, a power of two.  [default: by device and size]"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,57 @@ def refuse_kind(spec: str, kind: str, option: str) -> None:
             f"codec {spec!r} is for columns of kind {', '.join(sorted(codec.kinds))}, and {option} is of kind {kind}: "
             f"give it another one, {option}:codec=int:bits=8 or {option}:codec=fp16"
         )
+
+
+def settled_codec(spec: str, kind: str, shape: tuple[int, ...]) -> str:
+    """The name in a manifest of a codec for a new column, with the options that the user has left to it.
+
+    A codec may have a method ``settled(kind, shape)``, which gives the codec with these options. ``kind``: of the
+    column; ``shape``: of a sample, or of a place. Errors: ``UsageError`` where it isn't made for such columns.
+
+    >>> settled_codec("fp16", "classes", (10,))
+    'fp16'
+    """
+    name, _ = registry.split_component(spec)
+    codec = open_codec(spec)
+    if registry.is_code(name) or not hasattr(codec, "settled"):
+        return recorded_codec(spec)
+    return registry.canonical(name, codec.settled(kind, shape))
+
+
+def sized_codec(recorded: str, values: torch.Tensor) -> str:
+    """The name in a manifest of a codec that is to be fitted on values (K, …) float32 on the CPU.
+
+    A codec may have a method ``sized(values)``, which gives one whose size these values have decided.
+
+    >>> sized_codec("fp16", None)
+    'fp16'
+    """
+    if is_own(recorded):
+        return recorded
+    codec, (name, _) = open_codec(recorded), registry.split_component(recorded)
+    return registry.canonical(name, codec.sized(values)) if hasattr(codec, "sized") else recorded
+
+
+def is_asked(spec: str, recorded: str) -> bool:
+    """Whether the codec of a manifest is what a spec asks for, whose open options may have been settled in any way.
+
+    >>> is_asked("fp16", "fp16"), is_asked("fp16", "fp32")
+    (True, False)
+    """
+    found = recorded_codec(spec)
+    if found == recorded or is_own(found) or is_own(recorded):
+        return found == recorded
+    ours, theirs = open_codec(spec), open_codec(recorded)
+    return type(ours) is type(theirs) and all(
+        getattr(ours, field.name) in (None, getattr(theirs, field.name)) for field in dataclasses.fields(ours)
+    )
+
+
+def rounds_each(codec: Any) -> bool:
+    """Whether each number is rounded by itself, to the nearest that can be kept: codecs do so unless they have
+    ``joint``, true where the numbers of a sample are coded together."""
+    return not (hasattr(codec, "joint") and codec.joint)
 
 
 class _Own:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from softcache.cache.schema import (
     State,
     is_hint,
 )
-from softcache.codecs._open import open_codec, option_of, recorded_codec, refuse_kind
+from softcache.codecs._open import is_asked, is_own, open_codec, option_of, refuse_kind, settled_codec
 from softcache.dumping.forward import Forward
 from softcache.dumping.shapes import Shapes, SignalShape
 from softcache.dumping.signals import Signal, parse_output
@@ -73,7 +74,7 @@ def columns_to_keep(
         there, wanted = found.get(signal.column), signal.codec or codec
         if there is None:
             new.append(signal)
-        elif there.kind != signal.kind or (wanted is not None and recorded_codec(wanted) != there.codec):
+        elif there.kind != signal.kind or (wanted is not None and not is_asked(wanted, there.codec)):
             held = option_of(there.codec)
             as_asked = f"{signal.kind} in {wanted or held}"
             raise CacheError(
@@ -116,14 +117,20 @@ def new_record(
         )
     assert signal.kind is not None
     spec = codec_of(signal, codec)
-    record = ColumnRecord(signal.kind, shape.shape, recorded_codec(spec), 1, shape.lengths, shape.stride)
-    column = Column.of(signal.column, record, open_codec(spec))
+    record = ColumnRecord(signal.kind, shape.shape, "", 1, shape.lengths, shape.stride)
+    record = dataclasses.replace(record, codec=settled_codec(spec, signal.kind, record.tail))
+    column = Column.of(signal.column, record, _opened(spec, record.codec))
     return dataclasses.replace(record, shard_rows=shard_rows(column, rows, block_rows, lengths, signal.option))
 
 
 def codec_of(signal: Signal, codec: str | None) -> str:
     """In which codec a new column is kept. ``codec``: of signals that name none."""
     return signal.codec or codec or DEFAULT_CODEC
+
+
+def _opened(asked: str | None, recorded: str) -> Any:
+    """The codec of a manifest; code is the one that the user named."""
+    return open_codec(asked if asked is not None and is_own(recorded) else recorded)
 
 
 def shard_rows(column: Column, count: int, block_rows: int, lengths: Mapping[str, Int64], option: str) -> int:
@@ -164,7 +171,7 @@ def layouts(
     return [
         existing.layout(name)
         if existing and name in held
-        else Column.of(name, record, open_codec(asked[name] or record.codec))
+        else Column.of(name, record, _opened(asked[name], record.codec))
         for name, record in records.items()
     ]
 
@@ -174,7 +181,7 @@ def is_kept(state: State, signal: Signal, codec: str | None) -> bool:
     there, wanted = state.columns.get(signal.column), signal.codec or codec
     if there is None or there.kind != signal.kind:
         return False
-    return wanted is None or recorded_codec(wanted) == there.codec
+    return wanted is None or is_asked(wanted, there.codec)
 
 
 def listed(cache: Cache) -> str:

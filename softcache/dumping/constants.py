@@ -17,6 +17,7 @@ from softcache.cache.locks import fitting
 from softcache.cache.manifest import Manifest
 from softcache.cache.schema import MANIFEST, ColumnRecord, Identity
 from softcache.cache.shard import write_temporary
+from softcache.codecs._open import open_codec, sized_codec
 from softcache.console import counted
 from softcache.dumping.forward import Forward
 from softcache.errors import CacheError, IntegrityError, NumericsError
@@ -56,6 +57,8 @@ def with_constants(
         missing: dict[int, list[Column]] = {}  # by the number of views that keys are drawn of
         for column in having:
             record = held.get(column.name) or records[column.name]
+            if record.codec != records[column.name].codec:  # another process has settled its size
+                column = dataclasses.replace(column, codec=open_codec(record.codec))
             found[column.name] = dataclasses.replace(record, fitted_views=record.fitted_views or views)
             sha256 = _kept(folder, identity, column, found[column.name])
             if sha256 is None:
@@ -63,7 +66,8 @@ def with_constants(
             else:
                 found[column.name] = dataclasses.replace(found[column.name], constants=sha256)
         for drawn_of, some in missing.items():
-            for name, arrays in _fit(identity, viewed, forward, some, drawn_of).items():
+            for name, (codec, arrays) in _fit(identity, viewed, forward, some, drawn_of, found).items():
+                found[name] = dataclasses.replace(found[name], codec=codec)
                 sha256 = constants_sha256(arrays)
                 if found[name].constants not in (None, sha256):
                     raise CacheError(
@@ -91,14 +95,26 @@ def _kept(folder: Path, identity: Identity, column: Column, record: ColumnRecord
 
 
 def _fit(
-    identity: Identity, viewed: Viewed, forward: Forward, columns: Sequence[Column], views: int
-) -> dict[str, dict[str, np.ndarray]]:
+    identity: Identity,
+    viewed: Viewed,
+    forward: Forward,
+    columns: Sequence[Column],
+    views: int,
+    records: Mapping[str, ColumnRecord],
+) -> dict[str, tuple[str, dict[str, np.ndarray]]]:
+    """The name of each column's codec, which may have chosen its size by what it was fitted on, and its constants."""
     keys = drawn_keys(identity.cache_id(), len(viewed), views)
     said = _said(viewed, forward, columns, keys, identity.grid.batch)
     for column in columns:
         count = counted(len(said[column.name]), "place" if column.ragged else "key")
         log.info(f"{column.name}: the codec is fitted on {count} of {counted(views, 'view')}")
-    return {column.name: column.fit(said[column.name]) for column in columns}
+    found = {}
+    for column in columns:
+        codec, values = records[column.name].codec, said[column.name]
+        name = sized_codec(codec, values)
+        sized = column if name == codec else dataclasses.replace(column, codec=open_codec(name))
+        found[column.name] = name, sized.fit(values)
+    return found
 
 
 def drawn_keys(cache_id: str, rows: int, views: int) -> np.ndarray:

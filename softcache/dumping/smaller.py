@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from softcache import registry
 from softcache.cache.column import Column
-from softcache.codecs._open import open_codec, refuse_kind
+from softcache.codecs._open import open_codec, refuse_kind, settled_codec
 from softcache.dumping.waiting import Waited
 from softcache.errors import SoftcacheError
 
@@ -34,7 +34,8 @@ def smaller_codecs(column: Column, rows: int, places: int = 0) -> list[Choice]:
     for name in registry.names("codecs"):
         try:
             refuse_kind(name, column.kind, column.name)
-            other = dataclasses.replace(column, codec=open_codec(name), constants=None)
+            chosen = settled_codec(name, column.kind, column.shape)
+            other = dataclasses.replace(column, codec=open_codec(chosen), constants=None)
             count = key_bytes(other, rows, places)
         except SoftcacheError:  # it needs options, or is not for such values
             continue

@@ -9,6 +9,7 @@ teacher's own output, in ``expected.json``: arrays as their bytes in hexadecimal
   constants.
 - ``words``: 20 rows of 0 to 5 whole numbers, and 2 floating ones each; the function answers with their sums, with two
   numbers for each of the whole ones, in two codecs, and with one for every two; two shards.
+- ``basis``: 20 rows of 5 numbers, asked of a function; logits and an embedding, both in ``basis``, two shards.
 - ``small``: the same rows; the function answers with what ``int`` and ``topk`` keep, of rows and of places; two shards.
 """
 
@@ -57,6 +58,7 @@ def main(target: str) -> None:
             "fp32": _fp32(folder / "fp32", data),
             "table": _table(folder / "table", data / "table"),
             "words": _words(folder / "words", data / "words"),
+            "basis": _basis(folder / "basis", data / "basis"),
             "small": _small(folder / "small", data / "small"),
         }
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
@@ -189,6 +191,38 @@ def _words(out: Path, data: Path) -> dict[str, Any]:
     stored = {"logits": np.array(said, "<f4"), "each": each, "rounded": rounded, "pairs": np.array(pairs, "<f2")}
     return {"labels": (np.arange(ROWS) % CLASSES).tolist(), "lengths": lengths.tolist(), "ids": ids.tolist(),
             "views": [{name: array.tobytes().hex() for name, array in stored.items()}]}  # fmt: skip
+
+
+MIXED = """
+import numpy as np
+
+MIX = (np.multiply.outer(np.arange(1, 6) ** 2, np.arange(3, 23)) % 23 / 4 - 3).astype(np.float32)
+
+
+def make(num_classes=20):
+    def answer(features):
+        mixed = features @ MIX
+        return {"logits": mixed, "vector": mixed[:, :9] + features[:, :1] ** 2}
+
+    return answer
+"""
+
+
+def _basis(out: Path, data: Path) -> dict[str, Any]:
+    data.mkdir()
+    features = np.random.default_rng(6).standard_normal((ROWS, 5)).astype(np.float32)
+    for split in ("train", "test"):
+        np.save(data / f"{split}_features.npy", features)
+        np.save(data / f"{split}_labels.npy", np.arange(ROWS))  # of as many classes as there are logits
+    (data / "mixed.py").write_text(MIXED)
+    dump(
+        f"{data / 'mixed.py'}:make", dataset=f"arrays:{data}", out=out, batch_size=BATCH, shard_rows=16, device="cpu",
+        output=("logits:codec=basis:bytes=10,top=2", "vector:codec=basis:rank=7,bits=3"),
+    )  # fmt: skip
+    space: dict[str, Any] = {}
+    exec(MIXED, space)
+    said = space["make"]()(features)
+    return {"said": {name: values.astype("<f4").tobytes().hex() for name, values in said.items()}}
 
 
 SMALL = """

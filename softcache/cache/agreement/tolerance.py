@@ -10,8 +10,10 @@ from it than
 where ``t`` is the relative error of the arithmetic, ``RELATIVE_ERROR``. The first term is the codec's error on these
 very values. For a codec that rounds to the nearest of fixed values, a difference of δ in its input moves
 ``|Q(x) - y|`` by at most 2δ. Where levels depend on the row, as in ``int`` and ``topk``, they may come to lie
-elsewhere: the first term is then what the codec may lose of ``y`` at most. Measure and bound are taken key by key, so
-one wrong key is not hidden by many right ones.
+elsewhere: the first term is then what the codec may lose of ``y`` at most. A codec that codes the numbers of a key
+together may round all of them in another way where one has another last bit, and what it then makes of them is about
+as far from ``y`` as ``Q(y)`` is: of such a codec the first term counts ``JOINT`` times. Measure and bound are taken key
+by key, so one wrong key is not hidden by many right ones.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ import numpy as np
 import torch
 
 from softcache.cache.reader import Cache
+from softcache.codecs._open import rounds_each
 from softcache.ragged import padded
 
 # What another batch, device or library version may change, relative to the largest value of the key.
 RELATIVE_ERROR = {"float64": 1e-9, "float32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
+JOINT = 2.0
 _SMALLEST = 1e-6  # a key whose values are all zero still has rounding
 
 
@@ -52,6 +56,7 @@ def compare_values(
     now = _flat(now)
     lost = torch.maximum((coded - now).abs(), bound)
     largest, differs, lost = (_largest(part, offset) for part in (now, _flat(stored) - now, lost))
+    lost = lost if rounds_each(layout.codec) else JOINT * lost
     return differs, lost + 4 * relative_error(cache) * largest.clamp_min(_SMALLEST)
 
 
