@@ -31,6 +31,7 @@ from softcache.sweeping.auto import FACTORS, SEARCHED, Point, neighbours, point_
 from softcache.sweeping.folder import ManyFolder
 from softcache.sweeping.grid import Combination, Run, cohorts, one_combination, runs
 from softcache.sweeping.table import Row, Table
+from softcache.training.metrics import METRICS
 
 log = logging.getLogger(__name__)
 ROUNDS, SPENT = "rounds", "spent.json"
@@ -287,18 +288,27 @@ class _Search:
         prune = bool(self.settled.specification.options.get("prune", True)) and not now.fresh
         needed = bars(self.many, self.searched, PRUNED_FROM, PRUNED_BELOW) if prune else {}
         until = self.clock.budget - self._testing if now.fresh or not self._waves else self._search_until
+        began = self.clock.elapsed
         self.trainers.train(own, cohorts(own, now.at_once), last=now.fresh, bars=needed, until=self.clock.at(until))
         self.clock.keep()
         lengths = [len(scores(self.many, run)) for run in own]
         waves = sum(lengths) / max([1, *lengths]) / min(self.settled.processes, len(own))
-        self._last = (self.clock.elapsed - self._seconds) / waves if self._waves and waves else 0.0
-        self._waves, self._seconds = self._waves + waves, self.clock.elapsed
+        # What it takes to start processes and to open data comes once, and says nothing of further students.
+        took = self.clock.elapsed - began if self._waves else max(map(self._trained_for, own))
+        self._last = took / waves if self._waves and waves else 0.0
+        self._waves, self._seconds = self._waves + waves, self._seconds + took
         if now.fresh:
             self.fresh = own
         else:
             self.searched += own
             self._tried |= dict(zip(now.points(), own, strict=True))
             self.level = max(self.level, now.level)
+
+    def _trained_for(self, run: Run) -> float:
+        """Seconds of all its epochs, with those of others that were trained from the same stream."""
+        path = self.many.run_folder(run.name) / METRICS
+        lines = [strictjson.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return sum(float(line["epoch_s"]) + float(line["eval_s"]) for line in lines)
 
 
 def _runs(options: dict[str, Any], now: Round) -> list[Run]:
