@@ -31,7 +31,7 @@ def share_bits(variances: torch.Tensor, bits: int) -> torch.Tensor:
     ``variances``: (R,) float64.
 
     >>> share_bits(torch.tensor([100.0, 10.0, 1.0], dtype=torch.float64), 5).tolist()
-    [3, 2, 0]
+    [4, 1, 0]
     """
     errors = torch.tensor(LLOYD_MAX, dtype=torch.float64)
     gains = (variances[:, None] * (errors[:-1] - errors[1:])).flatten()
