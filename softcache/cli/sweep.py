@@ -33,7 +33,8 @@ HELPS = {
     option(
         "--seeds",
         type=int,
-        help="Students of each combination, from --seed on.  [default: 1; with --auto 3 of each of the best, after it]",
+        help="Students of each combination, from --seed on; with --auto, of each of the best.  "
+        "[default: 1, with --auto 3]",
     ),
     flag("--auto", help="Search loss, T, alpha, beta and lr, those that aren't given, within --budget."),
     option("--budget", metavar="TIME", help="Time for --auto, such as 90s, 30m or 1h30m.  [default: 30m]"),

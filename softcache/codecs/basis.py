@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -37,16 +38,13 @@ class Basis:
     [2, 2, 0, 0]
     """
 
+    joint: ClassVar[bool] = True  # the numbers of a vector are coded together
+
     bytes: int | None = None
     rank: int | None = None
     bits: float | None = None
     top: int | None = None
     max_kl: float | None = None
-
-    @property
-    def joint(self) -> bool:
-        """The numbers of a vector are coded together."""
-        return True
 
     def __post_init__(self) -> None:
         for name, least in (("bytes", 1), ("rank", 1), ("bits", 0), ("top", 0), ("max_kl", 0)):

@@ -20,21 +20,19 @@ from typing import Any
 from softcache import strictjson
 from softcache.atomic import replace_file
 from softcache.config.folders import make_folder
-from softcache.config.several import GRID
 from softcache.config.train import TrainConfig
 from softcache.console import duration
 from softcache.errors import SoftcacheError
 from softcache.stages._cohort import resolve
 from softcache.stages._many import Settled, Trainers, refuse_all_failed, table
-from softcache.stages._pruning import bars, scores
+from softcache.stages._pruning import bars, epochs_of
 from softcache.sweeping.auto import FACTORS, SEARCHED, Point, neighbours, point_of, portfolio
-from softcache.sweeping.folder import ManyFolder
-from softcache.sweeping.grid import Combination, Run, cohorts, one_combination, runs
+from softcache.sweeping.folder import ROUNDS, ManyFolder
+from softcache.sweeping.grid import Run, chosen_combination, cohorts, combinations, runs
 from softcache.sweeping.table import Row, Table
-from softcache.training.metrics import METRICS
 
 log = logging.getLogger(__name__)
-ROUNDS, SPENT = "rounds", "spent.json"
+SPENT = "spent.json"
 VERSION = 1
 FIRST, FINALISTS = 10, 3  # settings that are tried anywhere; those that are trained again
 # The share of the budget that is kept for fresh seeds at most, and what a round may take more than rounds before it.
@@ -135,15 +133,13 @@ def students_of(many: ManyFolder, settled: Settled) -> list[Run]:
     return [run for part in found for run in part]
 
 
-def default_point(settled: Settled) -> Point:
-    """What is trained where nothing is searched.
+def default_point(many: ManyFolder, settled: Settled) -> Point:
+    """What is trained where nothing is searched; its folder isn't made.
 
     Errors: ``UsageError`` for options that can't be.
     """
-    single = {name: value[0] if name in GRID else value for name, value in settled.specification.of_train.items()}
-    if isinstance(single.get("loss"), str):
-        single["loss"] = (single["loss"],)
-    (found,) = resolve([TrainConfig.of(**{**single, "test": False, "out": "student"})])
+    (given,) = combinations(settled.specification.of_train)
+    (found,) = resolve([TrainConfig.of(**given.options, test=False, out=str(many.run_folder("default")))])
     if isinstance(found, SoftcacheError):
         raise found
     return point_of(found.options)
@@ -155,7 +151,6 @@ class _Search:
     settled: Settled
     trainers: Trainers
     clock: Clock
-    searched: list[Run] = field(default_factory=list)
     fresh: list[Run] = field(default_factory=list)
     level: int = 0
     _tried: dict[Point, Run] = field(default_factory=dict)
@@ -191,6 +186,11 @@ class _Search:
         best = finalists.best()
         return Found(searched, None, searched.best()) if best is None else Found(searched, finalists, best)
 
+    @property
+    def searched(self) -> list[Run]:
+        """The students of all settings, in the order in which these were tried."""
+        return list(self._tried.values())
+
     def _fresh_of_all(self) -> list[Run]:
         """Fresh students of the seeds that every finalist has, so that all are compared by the same."""
         done = [run for run in self.fresh if self.many.outcome(run.name).result is not None]
@@ -202,7 +202,7 @@ class _Search:
         """The next round: None where there is no time for one."""
         seed, processes = self.settled.seeds[0], self.settled.processes
         if not self._tried:
-            default = default_point(self.settled)
+            default = default_point(self.many, self.settled)
             first = portfolio(default, self._fixed)[: max(2, processes)]
             log.info(f"settings are searched for {duration(self.clock.budget)}, results in {self.many.path}")
             return self._round(first, [seed])
@@ -267,7 +267,7 @@ class _Search:
     def _testing(self) -> float:
         """Seconds that are kept to look at the test split: for each student that is chosen about an epoch, and what it
         takes to open it."""
-        lengths = [len(scores(self.many, self._tried[point])) for point in self._done()]
+        lengths = [len(epochs_of(self.many, self._tried[point])) for point in self._done()]
         return (self._each / max([1, *lengths]) + OPENING_S) * (len(self.settled.seeds) - 1)
 
     def _done(self) -> list[Point]:
@@ -288,35 +288,26 @@ class _Search:
         prune = bool(self.settled.specification.options.get("prune", True)) and not now.fresh
         needed = bars(self.many, self.searched, PRUNED_FROM, PRUNED_BELOW) if prune else {}
         until = self.clock.budget - self._testing if now.fresh or not self._waves else self._search_until
-        began = self.clock.elapsed
-        self.trainers.train(own, cohorts(own, now.at_once), last=now.fresh, bars=needed, until=self.clock.at(until))
+        parts = cohorts(own, now.at_once)
+        self.trainers.train(own, parts, last=now.fresh, bars=needed, until=self.clock.at(until))
         self.clock.keep()
-        lengths = [len(scores(self.many, run)) for run in own]
-        waves = sum(lengths) / max([1, *lengths]) / min(self.settled.processes, len(own))
-        # What it takes to start processes and to open data comes once, and says nothing of further students.
-        took = self.clock.elapsed - began if self._waves else max(map(self._trained_for, own))
-        self._last = took / waves if self._waves and waves else 0.0
-        self._waves, self._seconds = self._waves + waves, self._seconds + took
         if now.fresh:
             self.fresh = own
         else:
-            self.searched += own
             self._tried |= dict(zip(now.points(), own, strict=True))
             self.level = max(self.level, now.level)
+        lengths = [len(epochs_of(self.many, run)) for run in own]
+        waves = sum(lengths) / max([1, *lengths]) / min(self.settled.processes, len(own))
+        took = sum(map(self._trained_for, parts)) / min(self.settled.processes, len(parts))
+        self._last = took / waves if waves else 0.0
+        self._waves, self._seconds = self._waves + waves, self._seconds + took
 
-    def _trained_for(self, run: Run) -> float:
-        """Seconds of all its epochs, with those of others that were trained from the same stream."""
-        path = self.many.run_folder(run.name) / METRICS
-        lines = [strictjson.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return sum(float(line["epoch_s"]) + float(line["eval_s"]) for line in lines)
+    def _trained_for(self, cohort: Sequence[Run]) -> float:
+        """Seconds that a cohort has taken, by what its students have written down: so it is known of those too that
+        another command has trained. What it takes to start processes comes once, and is no part of it."""
+        seconds = [sum(line["epoch_s"] + line["eval_s"] for line in epochs_of(self.many, run)) for run in cohort]
+        return max(seconds) + OPENING_S
 
 
 def _runs(options: dict[str, Any], now: Round) -> list[Run]:
-    return runs([_combination(options, values) for values in now.values], now.seeds)
-
-
-def _combination(options: dict[str, Any], values: dict[str, Any]) -> Combination:
-    single = {name: options[name][0] for name in GRID if name in options and name not in SEARCHED}
-    chosen = {**single, **values, "loss": tuple(values["loss"])}
-    _, whole = one_combination({n: v for n, v in options.items() if n not in SEARCHED}, chosen)
-    return Combination({name: whole[name] for name in SEARCHED if name in whole}, whole)
+    return runs([chosen_combination(options, values) for values in now.values], now.seeds)

@@ -1,8 +1,9 @@
-"""What a student needs to have reached after some epochs to be trained on."""
+"""How students of a sweep do, epoch by epoch, and what one needs to have reached to be trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,10 @@ def bars(many: ManyFolder, before: Sequence[Run], begins: float, share: float = 
 
 def scores(many: ManyFolder, run: Run) -> list[float]:
     """On the held-out rows, epoch by epoch."""
+    return held_out(epochs_of(many, run))
+
+
+def epochs_of(many: ManyFolder, run: Run) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``, none where it hasn't trained."""
     path = many.run_folder(run.name) / METRICS
-    lines = [strictjson.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return held_out(lines)
+    return [strictjson.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

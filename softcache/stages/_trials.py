@@ -17,20 +17,19 @@ from typing import TYPE_CHECKING, Any
 from softcache import strictjson
 from softcache.atomic import replace_file
 from softcache.config.folders import make_folder
-from softcache.config.several import GRID
 from softcache.console import counted
 from softcache.errors import MissingExtraError, SoftcacheError, UsageError
 from softcache.stages._many import Settled, Trainers
 from softcache.stages._pruning import bars, scores
-from softcache.sweeping.folder import ManyFolder
-from softcache.sweeping.grid import Combination, Run, cohorts, one_combination, runs
+from softcache.sweeping.folder import ROUNDS, ManyFolder
+from softcache.sweeping.grid import Combination, Run, chosen_combination, cohorts, runs
 from softcache.sweeping.space import Range, rounded, space
 
 if TYPE_CHECKING:
     import optuna
 
 log = logging.getLogger(__name__)
-ROUNDS, STORAGE = "rounds", "optuna.log"
+STORAGE = "optuna.log"
 VERSION = 1
 MOST_AT_ONCE = 16  # trials that are asked for at once don't know of each other
 ROUNDS_AIMED_AT = 8
@@ -53,7 +52,7 @@ def first_values(options: Mapping[str, Any]) -> list[Combination]:
     if not drawn_from:
         raise UsageError("--trials draws from options that have several values or a range, such as --lr 0.01..0.5")
     first = {name: _low(one) if isinstance(one, Range) else one[0] for name, one in drawn_from.items()}
-    return [_combination(options, first)]
+    return [chosen_combination(options, first)]
 
 
 def search(many: ManyFolder, settled: Settled, trainers: Trainers) -> list[Run]:
@@ -73,7 +72,7 @@ def search(many: ManyFolder, settled: Settled, trainers: Trainers) -> list[Run]:
             size = min(round_size(settled), wanted - asked)
             _ask(optuna, study, drawn_from, path, size, seed=settled.seeds[0] * 1000 + number)
         entries = _read(path)
-        own = runs(_distinct([_combination(options, entry["values"]) for entry in entries]), settled.seeds)
+        own = runs(_distinct([chosen_combination(options, entry["values"]) for entry in entries]), settled.seeds)
         asked += len(entries)
         known = {run.name for run in every}
         new = [run for run in own if run.name not in known]
@@ -92,7 +91,7 @@ def drawn(many: ManyFolder, settled: Settled) -> list[Combination]:
     """The combinations of the rounds that there are."""
     paths = sorted((many.path / ROUNDS).glob("[0-9]*.json"))
     options = settled.specification.of_train
-    return _distinct([_combination(options, entry["values"]) for path in paths for entry in _read(path)])
+    return _distinct([chosen_combination(options, entry["values"]) for path in paths for entry in _read(path)])
 
 
 def _study(optuna: Any, folder: Path) -> optuna.Study:
@@ -152,7 +151,7 @@ def _tell(
     trial = study.get_trials(deepcopy=False)[entry["trial"]]
     if trial.state.is_finished():
         return
-    own = runs([_combination(options, entry["values"])], settled.seeds)
+    own = runs([chosen_combination(options, entry["values"])], settled.seeds)
     outcomes = [many.outcome(run.name) for run in own]
     vals = [outcome.val for outcome in outcomes if outcome.val is not None]
     if len(vals) == len(own):
@@ -166,13 +165,6 @@ def _tell(
         study.tell(entry["trial"], state=optuna.trial.TrialState.PRUNED)
     else:
         study.tell(entry["trial"], state=optuna.trial.TrialState.FAIL)
-
-
-def _combination(options: Mapping[str, Any], values: Mapping[str, Any]) -> Combination:
-    single = {name: options[name][0] for name in GRID if name in options and name not in values}
-    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    _, whole = one_combination(options, {**single, **chosen})
-    return Combination({name: whole[name] for name in chosen if name in whole}, whole)
 
 
 def _distinct(found: Sequence[Combination]) -> list[Combination]:

@@ -22,7 +22,7 @@ from softcache.errors import LockedError, PrunedError, SoftcacheError
 from softcache.locks import is_held, locked
 from softcache.sweeping.grid import Run
 
-COHORTS, RUNS, LOGS, CACHES = "cohorts", "runs", "logs", "caches"
+COHORTS, ROUNDS, RUNS, LOGS, CACHES = "cohorts", "rounds", "runs", "logs", "caches"
 CLOSED, FAILED = "closed", "failed.json"
 LOCK = ".lock"  # held by the command that is at work on the folder
 VERSION = 1

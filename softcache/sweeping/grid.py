@@ -80,6 +80,17 @@ def one_combination(options: Mapping[str, Any], values: Mapping[str, Any]) -> tu
     return _meaning(chosen, parse(TrainConfig.of(**chosen))), chosen
 
 
+def chosen_combination(options: Mapping[str, Any], values: Mapping[str, Any]) -> Combination:
+    """That of ``values`` of some options, with the first value of the others that are in ``GRID``.
+
+    Errors: ``UsageError`` for values and combinations that can't be.
+    """
+    first = {name: options[name][0] for name in GRID if name in options and name not in values}
+    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    _, whole = one_combination(options, {**first, **chosen})
+    return Combination({name: whole[name] for name in chosen if name in whole}, whole)
+
+
 def runs(found: Sequence[Combination], seeds: Sequence[int]) -> list[Run]:
     """A run of each combination and seed: seed by seed, so that a table that isn't finished has few seeds and not few
     rows."""
