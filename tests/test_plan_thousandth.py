@@ -28,7 +28,8 @@ def test_a_thousandth_of_imagenet_takes_the_planned_bytes_a_key(tmp_path: Path, 
     teacher.write_text(
         "import torch\n\n\n"
         f"def make(num_classes={CLASSES}):\n"
-        f"    return torch.nn.Sequential(torch.nn.Linear({WIDTH}, 256), torch.nn.ReLU(), torch.nn.Linear(256, num_classes))\n"
+        f"    first, last = torch.nn.Linear({WIDTH}, 256), torch.nn.Linear(256, num_classes)\n"
+        "    return torch.nn.Sequential(first, torch.nn.ReLU(), last)\n"
     )
     rng = np.random.default_rng(0)
     data = tmp_path / "data"
