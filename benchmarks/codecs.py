@@ -31,7 +31,7 @@ from benchmarks.cifar100 import HELD_OUT, divide, dump, given_teacher, softcache
 from benchmarks.cifar100_rows import AUGMENT
 from benchmarks.codecs_caches import recoded
 from benchmarks.codecs_losses import Seen, harm, losses_of, through
-from benchmarks.codecs_measure import Kept, described, error_of_classes, error_of_values, rates
+from benchmarks.codecs_measure import Kept, coded, described, error_of_classes, error_of_values, nbytes, rates
 from benchmarks.codecs_rows import FIXED, NEEDED, VIEWS, students
 from benchmarks.codecs_schemes import SAMPLED, Scheme
 from benchmarks.codecs_sets import EMBEDDING, LOGITS_SET, Set, in_random_order, of_cache, seen_by
@@ -94,8 +94,9 @@ def about(some: Set) -> dict[str, Any]:
 
 def measured(some: Set, repetitions: int, kept: Kept) -> dict[str, Any]:
     """Bytes a key, the error, and the rates of a codec on a set."""
-    size = {"bytes": kept.nbytes(kept.encode(some.measured)), "constant_bytes": kept.constant_bytes}
-    error = (error_of_classes if some.kind == "classes" else error_of_values)(kept, some.measured)
+    pieces = coded(kept, some.measured)
+    size = {"bytes": nbytes(kept, pieces), "constant_bytes": kept.constant_bytes}
+    error = (error_of_classes if some.kind == "classes" else error_of_values)(kept, pieces)
     return {"set": some.name, **size, "error": error, **rates(kept, some.measured, repetitions)}
 
 

@@ -77,12 +77,25 @@ class PeerCodec:
 Kept = Codec | PeerCodec
 
 
-def error_of_classes(kept: Kept, logits: torch.Tensor) -> dict[str, float]:
-    """``logits``: (N, C) float32. Mean and 99th percentile of KL(teacher‖decoded) in nats at each temperature, in
+Coded = Sequence[tuple[torch.Tensor, dict[str, torch.Tensor]]]
+
+
+def coded(kept: Kept, values: torch.Tensor) -> Coded:
+    """Values (N, …) float32 in pieces, each with what is kept of it."""
+    return [(some, kept.encode(some)) for some in values.split(PIECE)]
+
+
+def nbytes(kept: Kept, pieces: Coded) -> float:
+    """Of a key, a mean where keys differ."""
+    return sum(kept.nbytes(arrays) * len(some) for some, arrays in pieces) / sum(len(some) for some, _ in pieces)
+
+
+def error_of_classes(kept: Kept, pieces: Coded) -> dict[str, float]:
+    """Of logits (N, C). Mean and 99th percentile of KL(teacher‖decoded) in nats at each temperature, in
     float64; the mean of KL(decoded‖teacher) (``reverse``); the share of keys whose largest class stays the same."""
     parts: dict[str, list[torch.Tensor]] = {}
-    for some in logits.split(PIECE):
-        target, teacher = kept.target(kept.encode(some)), some.double()
+    for some, arrays in pieces:
+        target, teacher = kept.target(arrays), some.double()
         for T in TEMPERATURES:
             p = F.log_softmax(teacher / T, 1)
             q = F.log_softmax(at_temperature(target, T).double() / T, 1)
@@ -104,11 +117,11 @@ def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     return torch.where(p == -math.inf, 0.0, p.exp() * (p - q)).sum(1).clamp_min(0)
 
 
-def error_of_values(kept: Kept, values: torch.Tensor) -> dict[str, float]:
-    """``values``: (N, D) float32. The mean cosine of what comes back with what was kept, and mean and 99th percentile
+def error_of_values(kept: Kept, pieces: Coded) -> dict[str, float]:
+    """Of vectors (N, D). The mean cosine of what comes back with what was kept, and mean and 99th percentile
     of the relative error, in float64."""
-    decoded = torch.cat([at_temperature(kept.target(kept.encode(some)), 1) for some in values.split(PIECE)]).double()
-    values = values.double()
+    decoded = torch.cat([at_temperature(kept.target(arrays), 1) for _, arrays in pieces]).double()
+    values = torch.cat([some for some, _ in pieces]).double()
     relative = (decoded - values).norm(dim=1) / values.norm(dim=1)
     return {
         "cosine": float(F.cosine_similarity(values, decoded, dim=1).mean()),
@@ -121,7 +134,7 @@ def rates(kept: Kept, values: torch.Tensor, repetitions: int) -> dict[str, list[
     """Rows a second into and out of what is kept, as median, lowest and highest of the repetitions. Each takes another
     batch; a first one isn't counted. What comes out is what a loss at T = 1 is given."""
     batches = [batch for batch in values.split(BATCH) if len(batch) == BATCH] or [values]
-    coded = [kept.encode(batch) for batch in batches]
+    held = [kept.encode(batch) for batch in batches]
     rows = len(batches[0])
 
     def out(arrays: dict[str, torch.Tensor]) -> object:
@@ -129,7 +142,7 @@ def rates(kept: Kept, values: torch.Tensor, repetitions: int) -> dict[str, list[
 
     return {
         "encode": _rate(kept.encode, batches, rows, repetitions),
-        "decode": _rate(out, coded, rows, repetitions),
+        "decode": _rate(out, held, rows, repetitions),
     }
 
 

@@ -1,0 +1,284 @@
+"""docs/codecs.md: the tables and the chart of what ``benchmarks.codecs`` has recorded.
+
+python -m benchmarks.codecs_page
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cifar100 import HELD_OUT
+from benchmarks.cifar100_page import WHOLE_ROWS, commands, machines, runs_of, table, unfinished
+from benchmarks.codecs import FILE
+from benchmarks.codecs_chart import chart
+from benchmarks.codecs_losses import harmed
+from benchmarks.codecs_rows import EPOCHS, FLAT_TAIL, FP32, LOSSES, STUDENT, VIEWS, students
+from benchmarks.codecs_schemes import OURS, SAMPLED
+from benchmarks.codecs_sets import EMBEDDING, LOGITS_SET
+from benchmarks.rows import recorded
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "codecs.md"
+CHART = "codecs.png"
+LIMIT = 0.1  # of a gradient's length, by which a loss that a codec harms is off
+NOT_RUN = "Not measured yet."
+# Of the losses' tables: enough to see every family.
+SHOWN = {
+    LOGITS_SET: (
+        "fp16", "int:bits=8", "int:bits=5", "int:bits=4", "basis:bytes=45", "basis:bytes=22", "topk:k=20", "topk:k=10",
+        FLAT_TAIL, "polynomial, budget (DistillKit)",
+    ),
+    EMBEDDING: (),
+}  # fmt: skip
+Record = Mapping[str, Any]
+Done = Mapping[str, dict[str, Any]]
+
+
+def page(done: Done) -> str:
+    sets = [record for record in done.values() if record["table"] == "sets"]
+    errors = {some["name"]: of_set("errors", some["name"], done) for some in sets}
+    logits = [some for some in sets if some["kind"] == "classes" and errors[some["name"]]]
+    vectors = [some for some in sets if some["kind"] == "values"]
+    if logits:
+        chart(logits, errors, PAGE.with_name(CHART))
+    trials = students()
+    runs = runs_of(trials, done)
+    return f"""# Codecs: bytes, error, speed, and what students make of them
+
+What a codec keeps and how it is asked for is in [signals.md](signals.md#codecs), its bytes in [format.md](format.md).
+This page has what each of them costs, beside the schemes of others, on the same rows of real logits.
+
+## Which codec for which need
+
+{advice(errors)}
+
+## Bytes and error
+
+![mean divergence over bytes a key, of softcache's codecs and those of others](codecs.png)
+
+Softcache's codecs are filled circles. What loses nothing isn't in the chart. Numbers beside points are bits of `int`,
+classes of `topk` and of a flat tail.
+
+{chr(10).join(section(some, errors[some["name"]]) for some in logits) or NOT_RUN}
+
+### How the columns are measured
+
+Bytes are those of a key's logits, without the 4 bytes of its digest, and of `basis` and `int8` without what is fitted,
+which a cache has once. KL(teacher‖decoded) is in nats, in float64, the mean and behind the stroke the 99th percentile.
+*Same largest*: the keys whose most probable class stays the same. Rates are rows a second on one thread in batches of
+128, the median of repetitions with the lowest and the highest; *out* is what a loss at T = 1 is given. What is fitted
+is fitted on other rows.
+
+The schemes of others keep probabilities at T = 1. At another T they are what a user can make of them, the power 1/T of
+what is kept, scaled to sum 1. Softcache's codecs keep logits, and `topk` the tail's weight at T = 1, 2 and 4.
+
+- **Flat tail.** [TinyViT](https://arxiv.org/abs/2207.10666) keeps the k largest probabilities in half precision with
+  16 bits for each class (and 4 bytes a record for its seed, which aren't counted), [FKD](https://arxiv.org/abs/2112.01528)
+  both in 32 bits; what is left of 1 is spread evenly over the other classes. Where rounding leaves nothing for them,
+  they get 2⁻²⁴ together here, because nothing at all would be infinitely far from the teacher.
+- **Polynomial tail.** [DistillKit](https://github.com/arcee-ai/DistillKit)'s distribution quantization, with the two
+  settings that its README of 2025 recommends: 128 classes, 16 of them in bfloat16 and the others on a polynomial of
+  their place with five powers and a square root; and 50 classes, one of them in bfloat16, with a line and a square
+  root. What is left of 1 is spread evenly (its `symmetric_uniform`; with its default, `zero`, KL is infinite). The
+  coefficients are found in float64, which is at least as exact as the original.
+- **Sampled targets.** [RS-KD](https://arxiv.org/abs/2503.16870) keeps classes that are drawn with the teacher's
+  probabilities, and how often. Their mean over many draws is the teacher's answer, and one draw gives most classes a
+  probability of 0, so that KL(teacher‖decoded) is infinite. The other direction, which a student's loss has, is
+  finite:
+
+{reverse(logits, errors)}
+
+{chr(10).join(values_section(some, errors[some["name"]]) for some in vectors)}
+
+## Which losses a codec harms
+
+The gradient of each loss for the outputs of one student (a `{STUDENT}` after an epoch on labels), with the teacher as
+it comes back from the codec, against the gradient with the teacher's own numbers: by how much of its length it is off,
+and its cosine. Means of batches of 128 keys that nothing was fitted on, losses by their defaults. Below 0.1 % there is
+no cosine.
+
+{loss_table(LOGITS_SET, done)}
+
+{harms(LOGITS_SET, done)}
+
+`topk` and the schemes of others leave nothing of the order of the tail, and `mse`, `mlkd`, `nkd`, `wsld` and whatever
+is standardized look there. `mse` of the schemes of others also sees that probabilities don't say where the logits'
+zero was.
+
+### Losses on embeddings
+
+Of the vector that the teacher's classifier is given. `rkd`, `sp`, `pkt` and `cc` compare it with the student's own
+vector, the others with the best linear map of that.
+
+{loss_table(EMBEDDING, done)}
+
+{harms(EMBEDDING, done)}
+
+## What students make of it
+
+A `{STUDENT}` on {WHOLE_ROWS - HELD_OUT:,} training rows of CIFAR-100 after {EPOCHS} epochs of {VIEWS} recorded views,
+judged on the other {HELD_OUT:,}. All caches come from one in float32, so that they differ in what is kept and in
+nothing else. With `kl` at T = 1, which a flat tail is made for, and with `dist` at T = 4, the default. *As good*: the
+95 % interval of the difference lies within half a point; *not shown*: the interval has 0 in it and is wider than that.
+
+{student_tables(runs)}
+
+{commands(trials)}
+
+{chr(10).join(unfinished(trials, done))}
+
+## Runs
+
+Every figure is a line of [benchmarks/results/codecs.jsonl](../benchmarks/results/codecs.jsonl). `python -m
+benchmarks.codecs --place DIR --data … --teacher … --teacher-weights … --logits NAME=FILE` measures errors and rates,
+with `losses` and `students` behind its name the other tables, and `python -m benchmarks.codecs_page` writes this page.
+They were made on these machines:
+
+{machines(done)}
+"""
+
+
+def of_set(what: str, name: str, done: Done) -> list[dict[str, Any]]:
+    """What was measured on a set."""
+    return [record for record in done.values() if record["table"] == what and record["set"] == name]
+
+
+def section(some: Record, records: Sequence[Record]) -> str:
+    """The table of a set of logits."""
+    heads = ["codec", "bytes", *(f"KL, T = {T}" for T in (1, 2, 4, 8)), "same largest", "rows/s in", "rows/s out"]
+    lines = [_line(heads), _line(["---", "---:", *["---:"] * 7])]
+    for record in records:
+        error = record["error"]
+        kl = [f"{small(error[f'kl_T{T}'])} / {small(error[f'kl_T{T}_p99'])}" for T in (1, 2, 4, 8)]
+        rates = [rate(record[way]) for way in ("encode", "decode")]
+        lines.append(_line([_name(record), _bytes(record), *kl, f"{100 * error['agreement']:.2f} %", *rates]))
+    about = (
+        f"{some['rows']:,} rows, {some['fitted']:,} others to fit on. Mean entropy {some['entropy']:.2f} nats, "
+        f"{some['directions']:,} principal directions have all but a millionth of the variance."
+    )
+    return "\n".join([f"### {some['name']}, {some['numbers']:,} classes", "", about, "", *lines, ""])
+
+
+def values_section(some: Record, records: Sequence[Record]) -> str:
+    """The table of a set of embeddings."""
+    heads = ["codec", "bytes", "mean cosine", "relative error", "its 99th percentile", "rows/s in", "rows/s out"]
+    lines = [_line(heads), _line(["---", *["---:"] * 6])]
+    for record in records:
+        error = record["error"]
+        off = [f"{100 * error[name]:.3g} %" for name in ("relative", "relative_p99")]
+        rates = [rate(record[way]) for way in ("encode", "decode")]
+        lines.append(_line([_name(record), _bytes(record), f"{error['cosine']:.6f}", *off, *rates]))
+    about = (
+        f"The vector of {some['numbers']:,} numbers that the teacher's classifier is given, of the same rows; "
+        f"{some['fitted']:,} others to fit on."
+    )
+    return "\n".join([f"## {some['name']}", "", about, "", *lines])
+
+
+def reverse(sets: Iterable[Record], errors: Mapping[str, Sequence[Record]]) -> str:
+    """KL(decoded‖teacher) of sampled targets, beside schemes of about as many bytes."""
+    lines = [
+        _line(["set", "codec", "bytes", "KL(decoded‖teacher), T = 1", "T = 4"]),
+        _line(["---", "---", *["---:"] * 3]),
+    ]
+    for some in sets:
+        records = errors[some["name"]]
+        sampled = [record for record in records if record["family"] == SAMPLED]
+        beside = {_nearest(record["bytes"], records, ours)["name"] for record in sampled for ours in (True, False)}
+        for record in records:
+            if record["family"] == SAMPLED or record["name"] in beside:
+                off = [small(record["error"][f"reverse_T{T}"]) for T in (1, 4)]
+                lines.append(_line([some["name"], _name(record), _bytes(record), *off]))
+    return "\n".join(lines) if len(lines) > 2 else NOT_RUN
+
+
+def _nearest(size: float, records: Sequence[Record], ours: bool) -> Record:
+    """Of softcache's or others' records the one of the most similar size."""
+    found = [r for r in records if (r["family"] in OURS) == ours and r["family"] != SAMPLED]
+    return min(found, key=lambda record: abs(record["bytes"] - size))
+
+
+def loss_table(name: str, done: Done) -> str:
+    """Losses by rows, codecs by columns."""
+    records = {record["name"]: record for record in of_set("losses", name, done)}
+    shown = [codec for codec in SHOWN[name] or [codec for codec in records if codec != FP32] if codec in records]
+    if not shown:
+        return NOT_RUN
+    heads = [_name(records[codec]) for codec in shown]
+    lines = [_line(["loss", *heads]), _line(["---", *["---:"] * len(shown)])]
+    for spec in records[shown[0]]["losses"]:
+        lines.append(_line([f"`{spec}`", *(off(records[codec]["losses"][spec]) for codec in shown)]))
+    return "\n".join(lines)
+
+
+def harms(name: str, done: Done) -> str:
+    """A line for each codec that harms a loss, of all that were measured."""
+    records = of_set("losses", name, done)
+    if not records:
+        return ""
+    lines = [f"Losses whose gradient is off by more than {100 * LIMIT:.0f} %:", ""]
+    for record in records:
+        found = harmed(record["losses"], LIMIT)
+        if found:
+            all_of_them = len(found) == len(record["losses"])
+            lines.append(f"- {_name(record)}: {'all' if all_of_them else ', '.join(f'`{spec}`' for spec in found)}")
+    free = [_name(record) for record in records if not harmed(record["losses"], LIMIT)]
+    return "\n".join([*lines, f"- none: {', '.join(free)}"])
+
+
+def student_tables(runs: Mapping[str, Sequence[float]]) -> str:
+    """A table for each loss, of the codecs' names, against fp32 and against the flat tail."""
+    found = []
+    for loss in LOSSES:
+        own = {name.partition(", ")[2]: values for name, values in runs.items() if name.startswith(f"{loss}, ")}
+        if "alone" in runs and own:
+            own = {"alone": runs["alone"], **own}
+        found.append(f"### `{loss}`\n\n{table(own, baseline=FLAT_TAIL, live=FP32)}")
+    return "\n\n".join(found)
+
+
+def advice(errors: Mapping[str, Sequence[Record]]) -> str:
+    return NOT_RUN
+
+
+def small(value: float | None) -> str:
+    """A divergence."""
+    if value is None:
+        return "∞"
+    return "0" if value == 0 else f"{value:.2g}" if value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
+
+
+def rate(found: Sequence[float]) -> str:
+    """Rows a second: median, lowest and highest."""
+    median, low, high = (thousands(value) for value in found)
+    return f"{median} ({low} – {high})"
+
+
+def thousands(value: float) -> str:
+    return f"{value / 1e6:.3g}M" if value >= 1e6 else f"{value / 1e3:.3g}k" if value >= 1e3 else f"{value:.0f}"
+
+
+def off(found: Record) -> str:
+    """The gradient's relative error and cosine."""
+    if found["gradient"] < 1e-3:
+        return "< 0.1 %"
+    return f"{100 * found['gradient']:.2g} %, {found['cosine']:.3f}"
+
+
+def _name(record: Record) -> str:
+    return f"`{record['name']}`" if record["family"] in OURS else str(record["name"])
+
+
+def _bytes(record: Record) -> str:
+    fitted = record["constant_bytes"]
+    size = f"{record['bytes']:,.1f}" if record["bytes"] % 1 else f"{record['bytes']:,.0f}"
+    return f"{size}, once {thousands(fitted)}" if fitted else size
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(recorded(FILE)), encoding="utf-8")
