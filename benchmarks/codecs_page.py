@@ -51,7 +51,7 @@ This page has what each of them costs, beside the schemes of others, on the same
 
 ## Which codec for which need
 
-{advice(errors)}
+{advice(logits, errors)}
 
 ## Bytes and error
 
@@ -238,8 +238,62 @@ def student_tables(runs: Mapping[str, Sequence[float]]) -> str:
     return "\n\n".join(found)
 
 
-def advice(errors: Mapping[str, Sequence[Record]]) -> str:
-    return NOT_RUN
+def advice(sets: Sequence[Record], errors: Mapping[str, Sequence[Record]]) -> str:
+    """Which codec for which need, with what was measured of it in brackets."""
+    if not sets:
+        return NOT_RUN
+
+    def says(few: str, many: str = "") -> str:
+        """What a codec has, and where classes are many another one."""
+        names = {some["name"]: few if some["numbers"] <= 100 else many or few for some in sets}
+        found = {name: _named(codec, errors[name]) for name, codec in names.items()}
+        parts = [
+            f"{_size(record)} B for {some['numbers']:,} classes: "
+            f"{small(record['error']['kl_T1'])} / {small(record['error']['kl_T4'])}"
+            for some in sets
+            if (record := found[some["name"]]) is not None
+        ]
+        return "; ".join(parts) or "not measured yet"
+
+    return f"""In brackets: bytes of a key, and the mean divergence in nats at T = 1 / T = 4 on the sets below.
+
+- **Size doesn't matter:** `fp16`, the default ({says("fp16")}).
+- **Smaller, whatever teacher, data and loss:** `int:bits=8` ({says("int:bits=8")}) or `int:bits=5`
+  ({says("int:bits=5")}). Nothing is fitted, so that no row can be unlike those that were drawn, and both ways are fast.
+- **As small as can be:** `basis` ({says("basis:bytes=45", "basis:bytes=225")}). It is fitted on 4,096 keys, so that it
+  needs rows that are like each other, and encoding takes most of the time, once: compare its rate below with the
+  teacher's.
+- **Very many classes, as in vocabularies:** `topk` ({says("topk:k=20")}), with a loss that sees the teacher through its
+  softmax at one T. The order of the tail is lost, at every T.
+- **Embeddings and activations:** `int:bits=8` or `int8`; `basis` where a relative error of some per cent is enough.
+
+{against_flat(sets, errors)}"""
+
+
+def against_flat(sets: Sequence[Record], errors: Mapping[str, Sequence[Record]]) -> str:
+    """How many bytes a flat tail takes, and the smallest codec that has no more error at any of the temperatures."""
+    lines = [_line(["set", "scheme of others", "bytes", "the smallest codec that loses no more, at any T", "bytes"])]
+    lines.append(_line(["---", "---", "---:", "---", "---:"]))
+    for some in sets:
+        records = errors[some["name"]]
+        ours = sorted((record for record in records if record["family"] in OURS), key=lambda record: record["bytes"])
+        for record in records:
+            if record["family"] in OURS or record["family"] == SAMPLED:
+                continue
+            better = next((other for other in ours if _no_worse(other["error"], record["error"])), None)
+            found = ["none", ""] if better is None else [_name(better), _size(better)]
+            lines.append(_line([some["name"], record["name"], _size(record), *found]))
+    return "\n".join(lines)
+
+
+def _no_worse(ours: Record, theirs: Record) -> bool:
+    """Of the mean at each temperature; None is infinite."""
+    found = [(ours[f"kl_T{T}"], theirs[f"kl_T{T}"]) for T in (1, 2, 4, 8)]
+    return all(b is None or (a is not None and a <= b) for a, b in found)
+
+
+def _named(codec: str, records: Sequence[Record]) -> Record | None:
+    return next((record for record in records if record["name"] == codec), None)
 
 
 def small(value: float | None) -> str:
@@ -272,8 +326,12 @@ def _name(record: Record) -> str:
 
 def _bytes(record: Record) -> str:
     fitted = record["constant_bytes"]
-    size = f"{record['bytes']:,.1f}" if record["bytes"] % 1 else f"{record['bytes']:,.0f}"
-    return f"{size}, once {thousands(fitted)}" if fitted else size
+    return f"{_size(record)}, once {thousands(fitted)}" if fitted else _size(record)
+
+
+def _size(record: Record) -> str:
+    """Bytes of a key."""
+    return f"{record['bytes']:,.1f}" if record["bytes"] % 1 else f"{record['bytes']:,.0f}"
 
 
 def _line(cells: Iterable[str]) -> str:
