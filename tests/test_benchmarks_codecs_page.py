@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib", reason="needs matplotlib, of the extra [bench]
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import codecs_page  # noqa: E402
+from benchmarks import codecs_page, codecs_tables  # noqa: E402
 from benchmarks.codecs_rows import FLAT_TAIL, students  # noqa: E402
 from benchmarks.codecs_schemes import for_classes, for_values  # noqa: E402
 from benchmarks.codecs_sets import EMBEDDING, LOGITS_SET  # noqa: E402
@@ -120,7 +120,7 @@ def test_a_page_of_nothing_says_so(place: Path) -> None:
     ("value", "text"), [(None, "∞"), (0.0, "0"), (0.0123, "0.012"), (2.34e-4, "2e-4"), (1.5, "1.5")]
 )
 def test_divergences_are_written_shortly(value: float | None, text: str) -> None:
-    assert codecs_page.small(value) == text
+    assert codecs_tables.small(value) == text
 
 
 def test_the_page_is_what_was_recorded(place: Path) -> None:
