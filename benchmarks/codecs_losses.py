@@ -64,7 +64,7 @@ def _gradient(term: Term, student: torch.Tensor, teacher: Target, labels: torch.
     given = student.clone().requires_grad_()
     loss = term(given, teacher, term.T_schedule().at(0, 1), labels, module=module)
     (gradient,) = torch.autograd.grad(loss, given)
-    return float(loss), gradient.double().flatten()
+    return loss.item(), gradient.double().flatten()
 
 
 def harmed(losses: Mapping[str, Mapping[str, float]], limit: float) -> list[str]:
