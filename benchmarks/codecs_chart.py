@@ -22,7 +22,7 @@ STYLES = {
     BITS: ("int:bits=8 … 4", "#0b6e99", "o"),
     TOPK: ("topk:k=…", "#4f8a3a", "o"),
     BASIS: ("basis:bytes=…", "#8b3a8f", "o"),
-    FLAT: ("top-k, flat tail (TinyViT; FKD: smaller)", "#c8641b", "s"),
+    FLAT: ("top-k, flat tail (TinyViT, FKD)", "#c8641b", "s"),
     POLYNOMIAL: ("polynomial tail (DistillKit)", "#b8860b", "D"),
     SAMPLED: ("sampled targets (RS-KD): infinite", "#b22222", "^"),
 }
@@ -32,7 +32,7 @@ Record = Mapping[str, Any]
 def chart(sets: Sequence[Record], errors: Mapping[str, Sequence[Record]], path: Path) -> None:
     """``sets``: of logits, as recorded; ``errors``: name of a set → what was measured on it. Codecs that lose nothing
     have no place on an axis of logarithms and are left out."""
-    size = (11, 4.3 * len(sets) + 1.1)
+    size = (11, 5 * len(sets) + 1)
     figure, panels = pyplot.subplots(len(sets), len(TEMPERATURES), figsize=size, dpi=110, squeeze=False)
     for row, some in zip(panels, sets, strict=True):
         for axes, T in zip(row, TEMPERATURES, strict=True):
@@ -44,7 +44,7 @@ def chart(sets: Sequence[Record], errors: Mapping[str, Sequence[Record]], path: 
     handles = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels())}
     shown = [label for label, _, _ in STYLES.values() if label in handles]
     figure.legend([handles[label] for label in shown], shown, loc="lower center", ncols=4, frameon=False, fontsize=9.5)
-    figure.tight_layout(rect=(0, 0.75 / size[1], 1, 1))
+    figure.tight_layout(rect=(0, 0.6 / size[1], 1, 1))
     figure.savefig(path, facecolor="white", metadata={"Software": None})
     pyplot.close(figure)
 
@@ -68,7 +68,7 @@ def _panel(axes: Axes, records: Sequence[Record], T: int) -> None:
     if infinite:  # on the upper edge, in the units of the axes
         label, colour, marker = STYLES[SAMPLED]
         axes.plot(
-            infinite, [0.985] * len(infinite), marker=marker, linestyle="none", color=colour, label=label,
+            infinite, [0.98] * len(infinite), marker=marker, linestyle="none", color=colour, label=label,
             markerfacecolor="white", transform=axes.get_xaxis_transform(), clip_on=False,
         )  # fmt: skip
     axes.grid(alpha=0.25, which="major")
@@ -76,20 +76,23 @@ def _panel(axes: Axes, records: Sequence[Record], T: int) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xticks([10, 20, 50, 100, 200, 500, 1000, 2000])
     sizes = [record["bytes"] for record in records if record["error"][f"kl_T{T}"] != 0]
-    axes.set_xlim(min(sizes) / 1.35, max(sizes) * 1.5)
+    axes.set_xlim(min(sizes) / 1.35, max(sizes) * 2)
+    axes.set_ylim(top=4 * axes.get_ylim()[1])
 
 
 def _note(axes: Axes, x: float, y: float, name: str, family: str, colour: str) -> None:
     """Which codec a point is: how many bits, classes, or its name. The bytes of ``basis`` are the lower axis."""
+    of_fkd = name.endswith("(FKD)")
+    top = name.partition(",")[0].removeprefix("top-")
     texts = {
         FLOATS: name,
         BITS: name.partition("=")[2],
         TOPK: name.partition("=")[2],
-        FLAT: name.partition(",")[0].removeprefix("top-") if "TinyViT" in name else "",
+        FLAT: f"FKD {top}" if of_fkd else top,
     }
-    place = {FLAT: (0, 6, "center"), TOPK: (-3, -11, "center")}.get(family, (6, 3, "left"))
-    if texts.get(family):
+    places = {TOPK: (-3, -11, "center"), FLAT: (-6, -3, "right") if of_fkd else (5, 3, "left")}
+    right, up, aligned = places.get(family, (6, 3, "left"))
+    if family in texts:
         axes.annotate(
-            texts[family], (x, y), (place[0], place[1]), textcoords="offset points", fontsize=8, color=colour,
-            ha=place[2],
-        )  # fmt: skip
+            texts[family], (x, y), (right, up), textcoords="offset points", fontsize=8, color=colour, ha=aligned
+        )

@@ -67,7 +67,7 @@ classes of `topk` and of a flat tail.
 
 Bytes are those of a key's logits, without the 4 bytes of its digest, and of `basis` and `int8` without what is fitted,
 which a cache has once. KL(teacher‖decoded) is in nats, in float64, the mean and behind the stroke the 99th percentile.
-*Same largest*: the keys whose most probable class stays the same. Rates are rows a second on one thread in batches of
+*Same largest*: the keys whose most probable class stays the same. Rates are rows in a second of one core, in batches of
 128, the median of repetitions with the lowest and the highest; *out* is what a loss at T = 1 is given. What is fitted
 is fitted on other rows.
 
@@ -79,7 +79,7 @@ what is kept, scaled to sum 1. Softcache's codecs keep logits, and `topk` the ta
   both in 32 bits; what is left of 1 is spread evenly over the other classes. Where rounding leaves nothing for them,
   they get 2⁻²⁴ together here, because nothing at all would be infinitely far from the teacher.
 - **Polynomial tail.** [DistillKit](https://github.com/arcee-ai/DistillKit)'s distribution quantization, with the two
-  settings that its README of 2025 recommends: 128 classes, 16 of them in bfloat16 and the others on a polynomial of
+  settings that its README (commit 43f6e1b) recommends for vocabularies: 128 classes, 16 of them in bfloat16 and the others on a polynomial of
   their place with five powers and a square root; and 50 classes, one of them in bfloat16, with a line and a square
   root. What is left of 1 is spread evenly (its `symmetric_uniform`; with its default, `zero`, KL is infinite). The
   coefficients are found in float64, which is at least as exact as the original.
@@ -103,9 +103,10 @@ no cosine.
 
 {harms(LOGITS_SET, done)}
 
-`topk` and the schemes of others leave nothing of the order of the tail, and `mse`, `mlkd`, `nkd`, `wsld` and whatever
-is standardized look there. `mse` of the schemes of others also sees that probabilities don't say where the logits'
-zero was.
+A flat tail, that of `topk` as those of others, leaves nothing of the order of the unlikely classes. A loss at T = 1 sees
+next to nothing of these. At T = 4, the default of `kl`, `ce`, `dkd`, `dist` and `rld`, and at the higher one that `ctkd`
+begins with, they have a large part of the probability, and `mse` and standardized logits see all classes alike. `mse`
+of the schemes of others is besides off by what probabilities don't say: where the logits' zero was.
 
 ### Losses on embeddings
 
@@ -174,10 +175,10 @@ def advice(sets: Sequence[Record], errors: Mapping[str, Sequence[Record]]) -> st
 - **Smaller, whatever teacher, data and loss:** `int:bits=8` ({says("int:bits=8")}) or `int:bits=5`
   ({says("int:bits=5")}). Nothing is fitted, so that no row can be unlike those that were drawn, and both ways are fast.
 - **As small as can be:** `basis` ({says("basis:bytes=45", "basis:bytes=225")}). It is fitted on 4,096 keys, so that it
-  needs rows that are like each other, and encoding takes most of the time, once: compare its rate below with the
-  teacher's.
+  needs rows that are like each other, and it is by far the slowest to encode, which is done once for each key: compare
+  its rate below with the teacher's.
 - **Very many classes, as in vocabularies:** `topk` ({says("topk:k=20")}), with a loss that sees the teacher through its
-  softmax at one T. The order of the tail is lost, at every T.
+  softmax at a low T. The order of the tail is lost at every T.
 - **Embeddings and activations:** `int:bits=8` or `int8`; `basis` where a relative error of some per cent is enough.
 
 {against_flat(sets, errors)}"""
@@ -185,7 +186,17 @@ def advice(sets: Sequence[Record], errors: Mapping[str, Sequence[Record]]) -> st
 
 def against_flat(sets: Sequence[Record], errors: Mapping[str, Sequence[Record]]) -> str:
     """How many bytes a flat tail takes, and the smallest codec that has no more error at any of the temperatures."""
-    lines = [line(["set", "scheme of others", "bytes", "the smallest codec that loses no more, at any T", "bytes"])]
+    lines = [
+        line(
+            [
+                "set",
+                "scheme of others",
+                "bytes",
+                "the smallest codec of those below that loses no more at any T",
+                "bytes",
+            ]
+        )
+    ]
     lines.append(line(["---", "---", "---:", "---", "---:"]))
     for some in sets:
         records = errors[some["name"]]

@@ -5,8 +5,8 @@ them: their power 1/T, scaled to sum 1, which is the softmax of their logarithms
 
 - ``FlatTail``: TinyViT (arXiv 2207.10666, its ``save_logits.py`` and ``main.py``) and FKD (arXiv 2112.01528, its
   ``marginal_smoothing_k5`` and ``_k10``).
-- ``Polynomial``: DistillKit (arcee-ai), what its README of 2025 calls distribution quantization, with the two settings
-  that it recommends.
+- ``Polynomial``: DistillKit (arcee-ai), what its README of commit 43f6e1b calls distribution quantization, with the
+  two settings that it recommends; the options are those of ``distillkit/compression/config.py`` of commit 897bd13.
 - ``Sampled``: Random Sampling Knowledge Distillation (Sparse Logit Sampling, arXiv 2503.16870), drawn from the
   teacher's own probabilities.
 """

@@ -20,6 +20,20 @@ SHOWN = {
     ),
     EMBEDDING: (),
 }  # fmt: skip
+# What sets are, where their names don't say it.
+ABOUT = {
+    LOGITS_SET: (
+        "What KAIST's MicroNet of 477,000 parameters says of training pictures, cropped and flipped as in a training. "
+        "Its classifier is given 114 numbers, so that the logits have all directions that 100 classes can have."
+    ),
+    "ImageNet": (
+        "A MobileNetV1 0.25 on natural pictures that were enlarged from 64 pixels, of which it is unsure; in half "
+        "precision, so that `fp16` loses nothing. Its classifier is given 256 numbers, and the logits have 256 "
+        "directions and no more: `basis` has an easy task from the size on that has bits for all of them. A network "
+        "whose classifier is given more numbers than there are classes is harder, and one is in "
+        "[signals.md](signals.md#codecs)."
+    ),
+}
 Record = Mapping[str, Any]
 Done = Mapping[str, dict[str, Any]]
 
@@ -39,9 +53,10 @@ def section(some: Record, records: Sequence[Record]) -> str:
         rates = [rate(record[way]) for way in ("encode", "decode")]
         lines.append(line([name_of(record), bytes_of(record), *kl, f"{100 * error['agreement']:.2f} %", *rates]))
     about = (
-        f"{some['rows']:,} rows, {some['fitted']:,} others to fit on. Mean entropy {some['entropy']:.2f} nats, "
-        f"{some['directions']:,} principal directions have all but a millionth of the variance."
-    )
+        f"{ABOUT.get(some['name'], '')} {some['rows']:,} rows, {some['fitted']:,} others to fit on. Mean entropy "
+        f"{some['entropy']:.2f} nats; {some['directions']:,} principal directions have all but a millionth of the "
+        "variance."
+    ).strip()
     return "\n".join([f"### {some['name']}, {some['numbers']:,} classes", "", about, "", *lines, ""])
 
 
@@ -133,7 +148,8 @@ def off(found: Record) -> str:
     """The gradient's relative error and cosine."""
     if found["gradient"] < 1e-3:
         return "< 0.1 %"
-    return f"{100 * found['gradient']:.2g} %, {found['cosine']:.3f}"
+    percent = 100 * found["gradient"]
+    return f"{percent:.0f} %, {found['cosine']:.3f}" if percent >= 10 else f"{percent:.2g} %, {found['cosine']:.3f}"
 
 
 def name_of(record: Record) -> str:
