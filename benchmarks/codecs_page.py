@@ -79,10 +79,10 @@ what is kept, scaled to sum 1. Softcache's codecs keep logits, and `topk` the ta
   both in 32 bits; what is left of 1 is spread evenly over the other classes. Where rounding leaves nothing for them,
   they get 2⁻²⁴ together here, because nothing at all would be infinitely far from the teacher.
 - **Polynomial tail.** [DistillKit](https://github.com/arcee-ai/DistillKit)'s distribution quantization, with the two
-  settings that its README (commit 43f6e1b) recommends for vocabularies: 128 classes, 16 of them in bfloat16 and the others on a polynomial of
-  their place with five powers and a square root; and 50 classes, one of them in bfloat16, with a line and a square
-  root. What is left of 1 is spread evenly (its `symmetric_uniform`; with its default, `zero`, KL is infinite). The
-  coefficients are found in float64, which is at least as exact as the original.
+  settings that its README (commit 43f6e1b) recommends for vocabularies: 128 classes, 16 of them in bfloat16 and the
+  others on a polynomial of their place with five powers and a square root; and 50 classes, one of them in bfloat16,
+  with a line and a square root. What is left of 1 is spread evenly (its `symmetric_uniform`; with its default, `zero`,
+  KL is infinite). The coefficients are found in float64, which is at least as exact as the original.
 - **Sampled targets.** [RS-KD](https://arxiv.org/abs/2503.16870) keeps classes that are drawn with the teacher's
   probabilities, and how often. Their mean over many draws is the teacher's answer, and one draw gives most classes a
   probability of 0, so that KL(teacher‖decoded) is infinite. The other direction, which a student's loss has, is
@@ -103,10 +103,10 @@ no cosine.
 
 {harms(LOGITS_SET, done)}
 
-A flat tail, that of `topk` as those of others, leaves nothing of the order of the unlikely classes. A loss at T = 1 sees
-next to nothing of these. At T = 4, the default of `kl`, `ce`, `dkd`, `dist` and `rld`, and at the higher one that `ctkd`
-begins with, they have a large part of the probability, and `mse` and standardized logits see all classes alike. `mse`
-of the schemes of others is besides off by what probabilities don't say: where the logits' zero was.
+A flat tail, that of `topk` as those of others, leaves nothing of the order of the unlikely classes. A loss at T = 1
+sees next to nothing of these. At T = 4, the default of `kl`, `ce`, `dkd`, `dist` and `rld`, and at the higher one that
+`ctkd` begins with, they have a large part of the probability, and `mse` and standardized logits see all classes alike.
+`mse` of the schemes of others is besides off by what probabilities don't say: where the logits' zero was.
 
 ### Losses on embeddings
 
