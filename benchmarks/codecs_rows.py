@@ -44,7 +44,9 @@ def students() -> list[Trial]:
     """For each loss a student from each cache, and one on labels alone."""
     rows = {"alone": alone(STUDENT, OPTIMIZED)}
     for name, options in LOSSES.items():
-        rows[row(name, FP32)] = cached(STUDENT, f"{options} {OPTIMIZED}", "{fp32}")
+        # The dataset is said, because softcache opens no path that only a cache names.
+        how = f"--dataset {{held}} {options} {OPTIMIZED}"
+        rows[row(name, FP32)] = cached(STUDENT, how, "{fp32}")
         for place, scheme in NEEDED.items():
-            rows[row(name, scheme.name)] = cached(STUDENT, f"{options} {OPTIMIZED}", f"{{{place}}}")
+            rows[row(name, scheme.name)] = cached(STUDENT, how, f"{{{place}}}")
     return trials(TABLE, rows, CHOOSING)
