@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.cifar100 import HELD_OUT
-from benchmarks.cifar100_page import WHOLE_ROWS, commands, machines, runs_of, table, unfinished
+from benchmarks.cifar100_page import WHOLE_ROWS, commands, machines, pooled, runs_of, table, unfinished
 from benchmarks.codecs import FILE
 from benchmarks.codecs_chart import chart
 from benchmarks.codecs_rows import EPOCHS, FLAT_TAIL, FP32, LOSSES, STUDENT, VIEWS, students
@@ -30,6 +30,7 @@ from benchmarks.codecs_tables import (
     small,
     values_section,
 )
+from benchmarks.intervals import difference
 from benchmarks.rows import recorded
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "codecs.md"
@@ -149,7 +150,22 @@ def student_tables(runs: Mapping[str, Sequence[float]]) -> str:
         if "alone" in runs and own:
             own = {"alone": runs["alone"], **own}
         found.append(f"### `{loss}`\n\n{table(own, baseline=FLAT_TAIL, live=FP32)}")
+        if FP32 in own and pooled(own) is not None:
+            found.append(noise(own))
     return "\n\n".join(found)
+
+
+def noise(runs: Mapping[str, Sequence[float]]) -> str:
+    """Which codecs are shown to differ from fp32, and that all other differences may be chance."""
+    apart = {name: difference(runs, name, FP32) for name in runs if name not in (FP32, "alone")}
+    differ = [f"{name} by {mean:+.2f}" for name, (mean, half) in apart.items() if abs(mean) > half]
+    widest = max((half for _, half in apart.values()), default=0.0)
+    if not differ:
+        return f"No codec is shown to differ from `fp32`: all differences are within ± {widest:.2f} points, and noise."
+    return (
+        f"Shown to differ from `fp32`: {', '.join(differ)} points. Of the others nothing is shown: what they differ by is "
+        f"within ± {widest:.2f} points, and may be noise."
+    )
 
 
 def advice(sets: Sequence[Record], errors: Mapping[str, Sequence[Record]]) -> str:
