@@ -163,8 +163,8 @@ def noise(runs: Mapping[str, Sequence[float]]) -> str:
     if not differ:
         return f"No codec is shown to differ from `fp32`: all differences are within ± {widest:.2f} points, and noise."
     return (
-        f"Shown to differ from `fp32`: {', '.join(differ)} points. Of the others nothing is shown: what they differ by is "
-        f"within ± {widest:.2f} points, and may be noise."
+        f"Shown to differ from `fp32`: {', '.join(differ)} points. Of the others nothing is shown: what they differ by "
+        f"is within ± {widest:.2f} points, and may be noise."
     )
 
 

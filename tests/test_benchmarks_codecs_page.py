@@ -107,8 +107,8 @@ def test_students_are_compared_with_fp32_and_a_flat_tail(place: Path) -> None:
     assert "| +2.00 ± 0.19: better | +0.00 ± 0.19: as good |" in lines["fp16"]
     assert "| +1.00 ± 0.19: better | -1.00 ± 0.19: worse |" in lines["int:bits=4"]
     assert (
-        f"Shown to differ from `fp32`: int:bits=4 by -1.00, {FLAT_TAIL} by -2.00 points. Of the others nothing is shown: "
-        "what they differ by is within ± 0.19 points, and may be noise."
+        f"Shown to differ from `fp32`: int:bits=4 by -1.00, {FLAT_TAIL} by -2.00 points. Of the others nothing is "
+        "shown: what they differ by is within ± 0.19 points, and may be noise."
     ) in part
     assert f"- Not run yet: {len(students()) - 12} of {len(students())} runs." in page
 
