@@ -2,7 +2,8 @@
 
 ``--only reads,cold`` runs some and keeps the page's other sections, ``--full`` larger sizes, ``--tiny`` sizes that say
 nothing and write nothing. Those of accuracy take longer and are scripts of their own: ``benchmarks.defaults``,
-``benchmarks.views``, ``benchmarks.cifar100``, and ``benchmarks.imagenet`` for somebody with ImageNet and GPUs.
+``benchmarks.views``, ``benchmarks.cifar100``, ``benchmarks.codecs``, and ``benchmarks.imagenet`` for somebody with
+ImageNet and GPUs.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ Written by `make bench`. Each row is the median of paired repetitions: in each r
 that change their order, and the ratio is taken within the repetition. Lowest and highest are those of the
 repetitions. Nothing here is asserted by a test, because machines differ; rows that miss their target are kept. What
 each default costs and reaches is in [defaults.md](defaults.md), how many views are worth recording in
-[views.md](views.md), what losses reach on a real set in [real.md](real.md).
+[views.md](views.md), what losses reach on a real set in [real.md](real.md), what codecs cost in
+[codecs.md](codecs.md).
 
 {body}
 
