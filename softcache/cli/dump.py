@@ -61,7 +61,7 @@ def _shared(shared: Shared) -> str:
         "--hint",
         multiple=True,
         metavar="LAYER",
-        help="Keep a layer's activations too, as LAYER[:pool=7][:codec=CODEC], maps as means over 7×7 blocks; repeatable.",
+        help="Keep a layer's activations too, as LAYER[:pool=7][:codec=CODEC]; repeatable.",
     ),
     option("--out", type=click.Path(), help="The cache's folder.  [default: caches/TEACHER-DATASET-SPLIT]"),
     flag("--dry-run", help="Estimate space and time, and stop."),
