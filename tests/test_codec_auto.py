@@ -117,7 +117,8 @@ def test_no_smaller_codec_holds(column: str, most: float, place: Path, tmp_path:
     assert not set(map(tuple, halves[0].tolist())) & set(map(tuple, halves[1].tolist()))
     sizes = {}
     viewed = open_viewed(f"arrays:{place}", "train")
-    for one in options_for(column, ColumnRecord(kind, [said.shape[1]], "fp32", 64), viewed, 64, 1):
+    record, drawn = ColumnRecord(kind, [said.shape[1]], "fp32", 64), Said(said, np.arange(ROWS), ROWS)
+    for one in options_for(column, record, drawn, viewed, 64, 1):
         worst = max(lost(kind, *as_kept(one.record.codec, said, halves)))
         if worst < most * 0.8:  # else the few keys that are left out of a half decide
             sizes[one.record.codec] = one.key_bytes

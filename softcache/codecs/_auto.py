@@ -9,7 +9,9 @@ from softcache.codecs._open import open_codec, refuse_kind, settled_codec
 from softcache.errors import UsageError
 
 NAME = "auto"
-_EACH = ("int:bits=4", "int:bits=5", "int:bits=6", "int:bits=7", "int:bits=8", "int8", "fp16", "bf16", "fp32")
+_EACH = (
+    "int:bits=4", "int:bits=5", "int:bits=6", "int:bits=7", "int:bits=8", "int8", "factored", "fp16", "bf16", "fp32",
+)  # fmt: skip
 _LARGEST_BASIS, _SMALLEST_BASIS = 2, 40  # as parts of what fp16 takes: beyond half of it int:bits=8 loses less
 _FINER = 2**0.5  # from one size of ``basis`` to the next
 
@@ -63,7 +65,8 @@ def refuse_other_bound(spec: str, kind: str, option: str) -> None:
 
 
 def candidates(kind: str, shape: tuple[int, ...]) -> list[str]:
-    """The codecs that are compared for a column, by their names in a manifest. The last one loses nothing.
+    """The codecs that are compared for a column, by their names in a manifest; the size of some is decided by values.
+    The last one loses nothing.
 
     ``topk`` isn't among them: it keeps another kind of target, which losses of every logit, mixtures of views and means
     don't take, and one who wants that trade says so.

@@ -14,7 +14,7 @@ from softcache.cache.column import Column
 from softcache.cache.schema import ColumnRecord, Identity
 from softcache.cache.sizes import constants_bytes, shards_bytes
 from softcache.codecs._auto import candidates
-from softcache.codecs._open import open_codec
+from softcache.codecs._open import open_codec, sized_codec
 from softcache.console import counted
 from softcache.dumping.bound import Bound, in_words
 from softcache.dumping.codec_error import CodecError
@@ -23,6 +23,7 @@ from softcache.dumping.drawn import Said, drawn_keys, said_of
 from softcache.dumping.forward import Forward
 from softcache.dumping.shapes import SignalShape
 from softcache.dumping.signals import Signal
+from softcache.errors import UsageError
 from softcache.views._open import Viewed
 
 log = logging.getLogger(__name__)
@@ -74,16 +75,22 @@ def chosen(
             f"{name}: the smallest codec within {bound} is looked for on {counted(said[name].keys, 'key')} of "
             f"{counted(views, 'view')}"
         )
-        options = options_for(name, records[name], viewed, identity.grid.block_rows, views)
+        options = options_for(name, records[name], said[name], viewed, identity.grid.block_rows, views)
         found[name] = choose(options, said[name], bound, len(viewed) * views, forward.device).record
     return found, said
 
 
-def options_for(name: str, record: ColumnRecord, viewed: Viewed, block_rows: int, views: int) -> list[Option]:
-    """All codecs that a column may be kept in, the smallest first."""
+def options_for(
+    name: str, record: ColumnRecord, said: Said, viewed: Viewed, block_rows: int, views: int
+) -> list[Option]:
+    """All codecs that a column may be kept in, the smallest first. ``said``: decides the size of some."""
     rows, lengths, found = len(viewed), viewed.lengths(), []
     shape = SignalShape(record.shape, record.lengths, record.stride)
-    for codec in candidates(record.kind, record.tail):
+    for open_size in candidates(record.kind, record.tail):
+        try:
+            codec = sized_codec(open_size, said.values)
+        except UsageError:  # it isn't for such values
+            continue
         kept = new_record(Signal(name, record.kind, codec), shape, None, rows, block_rows, lengths)
         column = Column.of(name, kept, open_codec(kept.codec))
         size = views * sum(shards_bytes(column, rows, lengths)) + constants_bytes(column, kept.codec, views)
