@@ -75,7 +75,7 @@ def candidates(kind: str, shape: tuple[int, ...]) -> list[str]:
     ['int:bits=4', 'int:bits=5', 'int:bits=6', 'int:bits=7', 'int:bits=8', 'int8', 'fp16', 'bf16', 'fp32']
     """
     found = []
-    for spec in (*(f"basis:bytes={size}" for size in _basis_sizes(shape)), *_EACH):
+    for spec in (*(f"basis:bytes={size}" for size in _basis_sizes(kind, shape)), *_EACH):
         try:
             refuse_kind(spec, kind, kind)
             name = settled_codec(spec, kind, shape)
@@ -86,9 +86,10 @@ def candidates(kind: str, shape: tuple[int, ...]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _basis_sizes(shape: tuple[int, ...]) -> list[int]:
-    """Bytes of a vector, from few to many."""
-    half_floats = 2 * shape[-1] if shape else 0
+def _basis_sizes(kind: str, shape: tuple[int, ...]) -> list[int]:
+    """Bytes of a vector, from few to many: of the channels of maps, else of the last axis."""
+    length = 0 if not shape else shape[0] if kind == "values" and len(shape) == 3 else shape[-1]
+    half_floats = 2 * length
     sizes, size = [], half_floats / _SMALLEST_BASIS
     while size <= half_floats / _LARGEST_BASIS and half_floats:
         sizes.append(max(1, round(size)))
