@@ -67,8 +67,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def dumped(place: Path, out: Path, codec: str | None, output: tuple[str, ...] = ("logits",), **more: Any) -> Dumped:
     return dump(
-        f"{place / 'said.py'}:make", dataset=f"arrays:{place}", out=out, codec=codec, batch_size=50, shard_rows=64,
-        device="cpu", workers=0, output=output, **more,
+        f"{place / 'said.py'}:make", dataset=f"arrays:{place}", out=out, codec=codec, batch_size=50, device="cpu",
+        workers=0, output=output, **{"shard_rows": 64, **more},
     )  # fmt: skip
 
 
@@ -111,14 +111,14 @@ def test_no_smaller_codec_holds(column: str, most: float, place: Path, tmp_path:
     """Each candidate is tried, and its bytes are those of the files of a cache in it."""
     kind, output = KINDS[column], next(spec for spec in OUTPUTS if spec.startswith(column))
     option = "max_error" if kind == "values" else "max_kl"
-    dumped(place, tmp_path / "auto", f"auto:{option}={most}", (output,))
+    dumped(place, tmp_path / "auto", f"auto:{option}={most}", (output,), shard_rows=1024)
     chosen, said = codecs(tmp_path / "auto")[column], said_by(place, column)
     halves = Said(said, np.arange(ROWS), ROWS).halves()
     assert not set(map(tuple, halves[0].tolist())) & set(map(tuple, halves[1].tolist()))
     sizes = {}
     viewed = open_viewed(f"arrays:{place}", "train")
     record, drawn = ColumnRecord(kind, [said.shape[1]], "fp32", 64), Said(said, np.arange(ROWS), ROWS)
-    for one in options_for(column, record, drawn, viewed, 64, 1):
+    for one in options_for(column, record, drawn, viewed, 1024, 1):
         worst = max(lost(kind, *as_kept(one.record.codec, said, halves)))
         if worst < most * 0.8:  # else the few keys that are left out of a half decide
             sizes[one.record.codec] = one.key_bytes
@@ -135,10 +135,10 @@ def test_what_a_codec_keeps_exactly_is_kept_in_it(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     features = np.zeros((ROWS, CLASSES + TAGS + WIDTH), np.float32)
     features[:, :CLASSES] = rng.permuted(np.tile(np.r_[np.arange(16), np.arange(8)], (ROWS, 1)), axis=1)
-    dumped(make_rows(tmp_path, features), tmp_path / "cache", "auto:max_kl=1e-30")
+    dumped(make_rows(tmp_path, features), tmp_path / "cache", "auto:max_kl=1e-30", shard_rows=1024)
     assert codecs(tmp_path / "cache") == {"logits": "int:bits=4"}
     features[:, :CLASSES] = rng.normal(0, 3, (ROWS, CLASSES))
-    dumped(make_rows(tmp_path, features), tmp_path / "other", "auto:max_kl=1e-30")
+    dumped(make_rows(tmp_path, features), tmp_path / "other", "auto:max_kl=1e-30", shard_rows=1024)
     assert codecs(tmp_path / "other") == {"logits": "fp32"}
 
 

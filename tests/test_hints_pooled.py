@@ -45,7 +45,7 @@ def test_a_student_learns_from_them_as_from_a_live_teacher(made: Path, tmp_path:
     live = {"teacher": str(made / "teacher"), "online": True, "dtype": "float64", "augment": "none", "size": SIZE}
     fit(tmp_path / "online", views=1, **live, **LOSS)
     assert same(weights(tmp_path / "cached"), weights(tmp_path / "online"))
-    losses = [line["train_loss"] for line in lines(tmp_path / "cached")]
+    losses = [line["loss"] for line in lines(tmp_path / "cached")]
     assert losses[-1] < losses[0]
 
 

@@ -52,7 +52,7 @@ def test_pooled_maps_are_means_over_blocks(resnet):
     torch.testing.assert_close(taps["layer1:pool=8"], whole)
     (ours,) = torch.autograd.grad(taps["layer1:pool=4"].square().sum(), resnet.conv1.weight, retain_graph=True)
     (theirs,) = torch.autograd.grad(F.avg_pool2d(whole, 2).square().sum(), resnet.conv1.weight)
-    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_maps_that_can_not_be_pooled_are_refused(resnet):

@@ -60,7 +60,7 @@ def refuse_other_bound(spec: str, kind: str, option: str) -> None:
     wanted, _ = Auto().bound(kind)
     if given and wanted not in given:
         raise UsageError(
-            f"{option}:codec={spec}: a column of kind {kind} is bounded by {wanted}, not {next(iter(given))}"
+            f"{option}:codec={spec}: a column of kind {kind} is bounded by {wanted}, not by {next(iter(given))}"
         )
 
 

@@ -95,7 +95,8 @@ def options_for(
         column = Column.of(name, kept, open_codec(kept.codec))
         size = views * sum(shards_bytes(column, rows, lengths)) + constants_bytes(column, kept.codec, views)
         found.append(Option(kept, column, size / (rows * views)))
-    return sorted(found, key=lambda option: option.key_bytes)
+    # Files are whole pages, so that small shards in different codecs may be as large as each other.
+    return sorted(found, key=lambda option: (option.key_bytes, option.column.place_bytes or option.column.row_bytes))
 
 
 def choose(options: list[Option], said: Said, bound: Bound, keys: int, device: torch.device) -> Option:
