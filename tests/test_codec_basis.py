@@ -195,6 +195,8 @@ def test_no_rows_and_positions_before_the_last_axis() -> None:
         ("basis:bytes=9,rank=3,bits=2", "both say the size: leave one out"),
         ("basis:max_kl=0", "max_kl=0.0 must be more than 0"),
         ("basis:top=-1", "top=-1 must be"),
+        ("basis:max_error=0", "max_error=0.0 must be more than 0"),
+        ("basis:axis=-1", "axis=-1: the axes of a sample are counted from 0 on"),
     ],
 )
 def test_options_that_can_not_be(spec: str, message: str) -> None:
@@ -222,6 +224,63 @@ def test_the_size_is_the_smallest_that_holds_the_divergence() -> None:
     assert sizes == sorted(set(sizes))
     with pytest.raises(UsageError, match="not even"):
         open_codec("basis:max_kl=1e-12,top=0").sized(values)
+
+
+def relative_error(values: torch.Tensor, decoded: torch.Tensor) -> float:
+    values, decoded = values.double().flatten(1), decoded.double().flatten(1)
+    return float(((values - decoded).norm(dim=1) / values.norm(dim=1)).mean())
+
+
+def test_the_size_is_the_smallest_that_holds_the_relative_error() -> None:
+    values, others = correlated(2000, 50, rank=30), correlated(1000, 50, seed=1, rank=30)
+    sizes = []
+    for wanted in (0.5, 0.2, 0.05):
+        codec = open_codec(f"basis:max_error={wanted}").settled("values", (50,)).sized(values)
+        assert (codec.max_error, codec.top) == (wanted, 0)
+        sizes.append(codec.bytes)
+        found = relative_error(others, kept(f"basis:bytes={codec.bytes},top=0", values, others))
+        assert wanted * 0.8 < found < wanted * 1.05
+    assert sizes == sorted(set(sizes))
+    with pytest.raises(UsageError, match=r"not even \d+ bytes lose at most max_error=1e-12: use fp16"):
+        open_codec("basis:max_error=1e-12").settled("values", (50,)).sized(values)
+
+
+def test_vectors_of_maps_are_the_channels_of_each_position() -> None:
+    """The same as with the channels last, and better than along a row of positions in as many bytes."""
+    maps = correlated(60 * 20, 24).view(60, 4, 5, 24).permute(0, 3, 1, 2)  # 24 channels of 4 × 5 positions
+    codec = open_codec("basis:bytes=6").settled("values", (24, 4, 5))
+    assert (codec.axis, codec.top) == (0, 0)
+    assert codec.arrays((24, 4, 5)) == {"packed": ("|u1", (4, 5, 6))}
+    coder = codec.fitted(codec.fit(maps))
+    packed = coder.encode(maps)["packed"]
+    assert tuple(packed.shape) == (60, 4, 5, 6)
+    decoded = coder.decode({"packed": packed})
+    last = kept("basis:bytes=6,top=0", maps.permute(0, 2, 3, 1), maps.permute(0, 2, 3, 1))
+    torch.testing.assert_close(decoded, last.permute(0, 3, 1, 2))
+    along = kept("basis:bytes=1,top=0", maps, maps)  # 96 vectors of 5 numbers in place of 20 of 24
+    assert relative_error(maps, decoded) < relative_error(maps, along)
+    empty = coder.encode(maps[:0])
+    assert coder.decode(empty).shape == (0, 24, 4, 5)
+
+
+def test_the_relative_error_of_maps_is_that_of_each_sample() -> None:
+    maps = correlated(200 * 12, 16).view(200, 3, 4, 16).permute(0, 3, 1, 2)
+    codec = open_codec("basis:max_error=0.1").settled("values", (16, 3, 4)).sized(maps)
+    coder = codec.fitted(codec.fit(maps))
+    found = relative_error(maps, coder.decode(coder.encode(maps)))
+    assert 0.05 < found < 0.105
+    named = open_codec("basis:bytes=9,axis=1,top=0")
+    assert named.arrays((16, 30, 4)) == {"packed": ("|u1", (16, 4, 9))}
+    with pytest.raises(UsageError, match="axis=3: a sample has 3, counted from 0 on"):
+        open_codec("basis:axis=3").arrays((16, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind"), [("max_error=0.1", "classes"), ("max_kl=0.1", "values"), ("top=2", "binary")]
+)
+def test_options_of_another_kind_are_refused(spec: str, kind: str) -> None:
+    with pytest.raises(UsageError, match=f"this one is of {kind}: leave it out"):
+        open_codec(f"basis:{spec}").settled(kind, (50,))
 
 
 def test_other_last_bits_of_a_teacher_stay_within_the_allowance_of_joint_codecs() -> None:

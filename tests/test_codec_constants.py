@@ -15,12 +15,12 @@ from harness_dump import BATCH, DIE_AT_STEP, ROWS, VIEWS, Setting, Warm, shards,
 from harness_ragged import asked, make_place
 from harness_train import command
 
-import softcache.dumping.constants
+import softcache.dumping.drawn
 from softcache.cache.constants import constants_name, constants_sha256
 from softcache.cache.reader import Cache
 from softcache.cache.schema import MANIFEST, canonical_json
 from softcache.codecs._open import open_codec
-from softcache.dumping.constants import drawn_keys
+from softcache.dumping.drawn import drawn_keys
 from softcache.errors import CacheError, IntegrityError, NumericsError, UsageError
 from softcache.stages.dump import dump
 from softcache.stages.verify import verify
@@ -149,7 +149,7 @@ def test_keys_are_drawn_over_all_rows_and_views() -> None:
 def test_large_maps_are_fitted_on_fewer_keys(
     setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(softcache.dumping.constants, "MOST_BYTES", 4 * 7 * BATCH + 1)  # logits of a batch and a half
+    monkeypatch.setattr(softcache.dumping.drawn, "MOST_BYTES", 4 * 7 * BATCH + 1)  # logits of a batch and a half
     assert command(*setting.command(tmp_path / "cache", *CODEC)) == 0
     said = capfd.readouterr().err
     assert f"logits: the codec is fitted on {2 * BATCH} keys of 3 views" in said

@@ -345,6 +345,34 @@ def test_a_reader_made_from_the_specification_reads_few_bits_of_principal_direct
     assert verify(GOLDEN / "basis").ok
 
 
+def made_of_three(keys: np.ndarray, classes: int) -> np.ndarray:
+    """(…) whole numbers → (…, classes), as the function of ``vectors`` answers: exact in single precision."""
+    k = np.arange(3)
+    short = (keys[..., None] * (k + 2) ** 2 + 3 * k) % 11 - 5
+    return (short @ ((k[:, None] + 1) * (np.arange(classes) + 3) ** 2 % 13 - 6)).astype("<f4")
+
+
+def test_a_reader_made_from_the_specification_reads_vectors_along_any_axis() -> None:
+    plain, cache = Plain(GOLDEN / "vectors"), Cache(GOLDEN / "vectors", verify_reads=True)
+    codecs = {name: record["codec"] for name, record in plain.state["columns"].items()}
+    assert codecs == {"logits": "factored:rank=3,bits=16", "maps": "basis:bytes=2,top=0,axis=0"}
+    rows = np.arange(ROWS)
+    coefficients, constants = plain.column(0, "logits")["coefficients"], plain.constants("logits")
+    assert (coefficients.dtype, coefficients.shape) == (np.dtype("<f2"), (ROWS, 3))
+    logits = constants["mean"] + coefficients.astype("<f4") @ constants["directions"]
+    allowed = 2.0**-11 * np.abs(coefficients.astype(float)) @ np.abs(constants["directions"].astype(float)) + 1e-4
+    assert bool((np.abs(logits - made_of_three(rows, 20)) <= allowed).all())
+    packed, places = plain.column(0, "maps")["packed"], 4 * rows[:, None, None] + np.array([[0, 1], [2, 3]])
+    assert packed.shape == (ROWS, 2, 2, 2)
+    vectors, _ = of_basis(packed.reshape(-1, 2), plain.constants("maps"), 0)
+    said = made_of_three(places, 6)
+    assert np.linalg.norm(vectors.reshape(said.shape) - said) < 0.1 * np.linalg.norm(said)
+    for name, values in (("logits", logits), ("maps", np.moveaxis(vectors.reshape(said.shape), -1, 1))):
+        read = cache.column(name)
+        np.testing.assert_allclose(read.decode(read.gather(0, rows)).numpy(), values, rtol=1e-5, atol=1e-4)
+    assert verify(GOLDEN / "vectors").ok
+
+
 # ---- Codecs of few bits, by docs/format.md. ----
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision.models
 from torch import nn
 
@@ -38,6 +39,47 @@ def test_outputs_and_inputs_are_those_of_a_forward_by_hand(resnet):
         assert torch.equal(taps["fc:in"], taps["avgpool"].flatten(1))
         assert torch.equal(resnet.fc(taps["fc:in"]), logits)
     assert list(taps) == ["layer3", "fc:in", "avgpool", "fc"]
+
+
+def test_pooled_maps_are_means_over_blocks(resnet):
+    """Against PyTorch's own pooling, and with its gradients."""
+    layers = ["layer1", "layer1:pool=4", "layer2.0.conv1:in:pool=2", "layer1:pool=8"]
+    with Taps(resnet, layers) as taps:
+        resnet(X)
+    whole = taps["layer1"]  # 64 maps of 8 × 8
+    torch.testing.assert_close(taps["layer1:pool=4"], F.avg_pool2d(whole, 2))
+    torch.testing.assert_close(taps["layer2.0.conv1:in:pool=2"], F.avg_pool2d(whole, 4))
+    torch.testing.assert_close(taps["layer1:pool=8"], whole)
+    (ours,) = torch.autograd.grad(taps["layer1:pool=4"].square().sum(), resnet.conv1.weight, retain_graph=True)
+    (theirs,) = torch.autograd.grad(F.avg_pool2d(whole, 2).square().sum(), resnet.conv1.weight)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_maps_that_can_not_be_pooled_are_refused(resnet):
+    for layer, shape in (
+        ("layer1:pool=3", r"\(64, 8, 8\)"),
+        ("layer1:pool=16", r"\(64, 8, 8\)"),
+        ("fc:pool=1", r"\(10,\)"),
+    ):
+        with torch.no_grad(), Taps(resnet, [layer]), pytest.raises(ModelError, match=f"gives {shape}: maps"):
+            resnet(X)
+    with pytest.raises(ModelError, match="no layer 'layer1:pool=x'"):
+        Taps(resnet, ["layer1:pool=x"])
+
+
+def test_maps_in_half_precision_are_averaged_in_single(resnet):
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.same = nn.Identity()
+
+        def forward(self, x):
+            return self.same(x.half())
+
+    model = Half()
+    with Taps(model, ["same:pool=2"]) as taps:
+        model(1000 * X)
+    torch.testing.assert_close(taps["same:pool=2"], F.avg_pool2d((1000 * X).half().double(), 16).float())
 
 
 def test_a_layer_before_an_inplace_one_keeps_its_own_values(resnet):

@@ -39,7 +39,8 @@ MAX_ROW_BYTES = 256 * 2**20  # of one key in one column
 MAX_RAGGED_ROWS = 2**20  # of a shard whose rows have lengths of their own
 MAX_MANIFEST_BYTES = 16 * 2**20  # parsed, that is at most some 400 MiB
 MAX_SHARDS = 2**20  # of all views and columns
-COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|hint\.[A-Za-z0-9_][A-Za-z0-9_.\-]*(?:@in)?")  # as its files have it
+# As its files have it: an output, or a layer's path with what is taken of it.
+COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|hint\.[A-Za-z0-9_][A-Za-z0-9_.\-]*(?:@in)?(?:@pool=[1-9]\d{0,3})?")
 _HINT = "hint."
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -188,7 +189,7 @@ def hint_column(layer: str) -> str:
     """
     name = f"{_HINT}{layer}"
     if "@" in layer or not COLUMN.fullmatch(in_files(name)):
-        raise UsageError(f"{layer!r} is not a module path such as layer3 or fc:in")
+        raise UsageError(f"{layer!r} is not a module path such as layer3, fc:in or layer3:pool=7")
     return name
 
 

@@ -61,7 +61,7 @@ def _shared(shared: Shared) -> str:
         "--hint",
         multiple=True,
         metavar="LAYER",
-        help="Keep a layer's activations too, as LAYER[:codec=CODEC]; repeatable.",
+        help="Keep a layer's activations too, as LAYER[:pool=7][:codec=CODEC]; repeatable.",
     ),
     option("--out", type=click.Path(), help="The cache's folder.  [default: caches/TEACHER-DATASET-SPLIT]"),
     flag("--dry-run", help="Estimate space and time, and stop."),
@@ -93,7 +93,7 @@ def _shared(shared: Shared) -> str:
         "--codec",
         help="How it is stored where --output and --hint don't say: fp16, bf16, fp32; int:bits=8|6|5|4 (range of each "
         "row), int8 (range of each channel), basis:bytes=225 (principal directions), topk:k=20 (the largest logits), "
-        "my.py:Codec.  "
+        "my.py:Codec; auto:max_kl=1e-3 chooses the smallest that loses no more.  "
         "[default: fp16, or the cache's]",
     ),
     option("--shard-rows", type=int, help="Most rows of a shard, a power of two.  [default: by device and size]"),

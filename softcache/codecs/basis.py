@@ -11,7 +11,7 @@ import torch
 from softcache.codecs._basis_coding import Coding
 from softcache.codecs._basis_fit import constant_arrays, spectrum_of
 from softcache.codecs._basis_layout import WIDEST, Layout, layout_of
-from softcache.codecs._basis_size import smallest
+from softcache.codecs._basis_size import divergence, error, smallest
 from softcache.errors import UsageError
 
 Arrays = dict[str, tuple[str, tuple[int, ...]]]
@@ -20,16 +20,20 @@ _OWNER = "codec 'basis'"
 
 @dataclass(frozen=True)
 class Basis:
-    """``bytes`` for each vector (the last axis of a sample): its coefficients in at most ``rank`` principal directions,
-    each in the bits that its variance is worth, and, of logits, its ``top`` largest numbers in half precision. What is
-    fitted (mean, directions, bits, levels) is fitted on 4,096 keys drawn over all rows and views.
+    """``bytes`` for each vector: its coefficients in at most ``rank`` principal directions, each in the bits that its
+    variance is worth, and, of logits, its ``top`` largest numbers in half precision. What is fitted (mean, directions,
+    bits, levels) is fitted on 4,096 keys drawn over all rows and views.
+
+    A sample's vectors lie along its axis ``axis``, from 0 on: by default the last one, of maps of values (three axes)
+    the first one, so that each position has the vector of its channels.
 
     Levels of a row of logits are chosen by what they make of its softmax at T = 1, 2 and 4. With ``top=0``, as for
     embeddings, they are chosen for the smallest squared error.
 
     ``bits``: in place of ``bytes``, how many a direction has on average, of ``rank`` directions. ``max_kl``: in place
-    of both, the mean divergence that softmax answers may have at T = 1: the smallest size is taken that holds it on
-    keys that were not fitted on. What isn't given is chosen by the kind of the column and the length of the vectors.
+    of both, the mean divergence that softmax answers may have at T = 1, ``max_error`` the mean relative error that
+    samples of values may have: the smallest size is taken that holds it on keys that were not fitted on. What isn't
+    given is chosen by the kind of the column and the length of the vectors.
 
     >>> codec = Basis(bytes=4, top=1)
     >>> values = torch.tensor([[0.0, 0.0, 9.0], [0.0, 0.1, 7.0], [5.0, 0.0, 0.2], [3.0, 0.1, 0.0]])
@@ -45,68 +49,103 @@ class Basis:
     bits: float | None = None
     top: int | None = None
     max_kl: float | None = None
+    max_error: float | None = None
+    axis: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("bytes", 1), ("rank", 1), ("bits", 0), ("top", 0), ("max_kl", 0)):
+        for name, least in (("bytes", 1), ("rank", 1), ("bits", 0), ("top", 0), ("max_kl", 0), ("max_error", 0)):
             value = getattr(self, name)
             if value is not None and not (least <= value < float("inf") and (least or value or name == "top")):
                 raise UsageError(f"{_OWNER}: {name}={value} must be {f'at least {least}' if least else 'more than 0'}")
+        if self.axis is not None and self.axis < 0:
+            raise UsageError(f"{_OWNER}: axis={self.axis}: the axes of a sample are counted from 0 on")
         if self.bits is not None and self.rank is None:
             raise UsageError(f"{_OWNER}: bits={self.bits:g} are those of a direction: say rank=… too")
         if self.bits is not None and self.bytes is not None:
             raise UsageError(f"{_OWNER}: bytes={self.bytes} and bits={self.bits:g} both say the size: leave one out")
 
     def settled(self, kind: str, shape: tuple[int, ...]) -> Basis:
-        """With ``top`` and a size chosen, where they are open, for a column of this kind and shape.
+        """With ``top``, ``axis`` and a size chosen, where they are open, for a column of this kind and shape.
 
-        Errors: ``UsageError`` where options are for classes and the column isn't of classes, and as ``arrays``.
+        Errors: ``UsageError`` where options are for columns of another kind, and as ``arrays``.
         """
+        options = {"classes": ("max_error",), "binary": ("top", "max_kl", "max_error"), "values": ("top", "max_kl")}
+        for name in options[kind]:
+            if getattr(self, name):
+                kinds = "values" if name == "max_error" else "classes"
+                what = f"{name}={getattr(self, name):g}"
+                raise UsageError(f"{_OWNER}: {what} is for columns of {kinds}, this one is of {kind}: leave it out")
+        codec = self
         if kind != "classes":
-            if self.top or self.max_kl is not None:
-                what = f"top={self.top}" if self.top else f"max_kl={self.max_kl:g}"
-                raise UsageError(f"{_OWNER}: {what} is for columns of classes, this one is of {kind}: leave it out")
-            return dataclasses.replace(self, top=0)._with_size(_length(shape))
-        return self if self._open else self._with_size(_length(shape))
+            codec = dataclasses.replace(codec, top=0)
+        if kind == "values" and len(shape) == 3 and self.axis is None:
+            codec = dataclasses.replace(codec, axis=0)
+        return codec if codec._open else codec._with_size(codec._length(shape))
 
     def sized(self, values: torch.Tensor) -> Basis:
         """With the size that values (K, …) on the CPU decide, where it is open.
 
-        Errors: ``UsageError`` where ``max_kl`` can't be held.
+        Errors: ``UsageError`` where ``max_kl`` or ``max_error`` can't be held.
         """
         if not self._open:
             return self
-        numbers = _length(tuple(values.shape[1:]))
-        most, least = self._layout(numbers).bytes, _bytes_of(numbers, 1 if self.top is None else self.top) + 1
+        numbers = self._length(tuple(values.shape[1:]))
+        leaders = 1 if self.top is None else self.top
+        most, least = self._layout(numbers).bytes, _bytes_of(numbers, leaders) + 1
+        name, bound, lost = (
+            ("max_kl", self.max_kl, divergence) if self.max_kl is not None else ("max_error", self.max_error, error)
+        )
+        vectors = self._vectors(values)
         size = smallest(
-            values.reshape(-1, numbers), self.max_kl or 0, lambda size: self._layout(numbers, size), least, most
+            vectors.reshape(len(values), -1, numbers),
+            lambda said, kept: lost(said, kept) <= (bound or 0),
+            lambda size: self._layout(numbers, size),
+            least,
+            most,
         )
         if size is None:
-            raise UsageError(
-                f"{_OWNER}: not even {most} bytes have a divergence of at most max_kl={self.max_kl:g}: use fp16"
-            )
+            raise UsageError(f"{_OWNER}: not even {most} bytes lose at most {name}={bound:g}: use fp16")
         return dataclasses.replace(self, bytes=size)._with_size(numbers)
 
     def arrays(self, shape: tuple[int, ...]) -> Arrays:
         """Name → dtype on disk and shape of one sample, for values of this shape a sample; of one whose size is still
         open the largest. Errors: ``UsageError`` where the leaders don't fit."""
-        return {"packed": ("|u1", (*shape[:-1], self._layout(_length(shape)).bytes))}
+        length, axis = self._length(shape), self._axis(len(shape))
+        return {"packed": ("|u1", (*shape[:axis], *shape[axis + 1 :], self._layout(length).bytes))}
 
     def constants(self, shape: tuple[int, ...]) -> Arrays:
         """Name → dtype and shape of what ``fit`` finds."""
-        return constant_arrays(self._layout(_length(shape)))
+        return constant_arrays(self._layout(self._length(shape)))
 
     def fit(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
         """Values (K, …) on the CPU → the constants."""
-        layout = self._layout(_length(tuple(values.shape[1:])))
-        return spectrum_of(values.reshape(-1, layout.numbers), layout.rank).constants(layout)
+        layout = self._layout(self._length(tuple(values.shape[1:])))
+        return spectrum_of(self._vectors(values).reshape(-1, layout.numbers), layout.rank).constants(layout)
 
     def fitted(self, constants: dict[str, torch.Tensor]) -> _Fitted:
         """The codec with these constants."""
-        return _Fitted(Coding(self._layout(len(constants["mean"])), constants))
+        return _Fitted(Coding(self._layout(len(constants["mean"])), constants), self.axis)
 
     @property
     def _open(self) -> bool:
-        return self.max_kl is not None and self.bytes is None and self.bits is None
+        bounded = self.max_kl is not None or self.max_error is not None
+        return bounded and self.bytes is None and self.bits is None
+
+    def _axis(self, axes: int) -> int:
+        """Of a sample with so many axes, the one along which its vectors lie."""
+        if not axes:
+            raise UsageError(f"{_OWNER}: single numbers have no directions: use fp16 or fp32")
+        if self.axis is not None and self.axis >= axes:
+            raise UsageError(f"{_OWNER}: axis={self.axis}: a sample has {axes}, counted from 0 on")
+        return axes - 1 if self.axis is None else self.axis
+
+    def _length(self, shape: tuple[int, ...]) -> int:
+        """Of a vector."""
+        return shape[self._axis(len(shape))]
+
+    def _vectors(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (K, …) with the axis of vectors last."""
+        return values.movedim(1 + self._axis(values.ndim - 1), -1)
 
     def _with_size(self, numbers: int) -> Basis:
         """What was given stays as it is, so that it is recognized when it is asked for again."""
@@ -147,24 +186,23 @@ def _bytes_of(numbers: int, leaders: int) -> int:
     return -(-layout_of(numbers, leaders, 0).leader_bits // 8)
 
 
-def _length(shape: tuple[int, ...]) -> int:
-    """Of a vector: the last axis of a sample."""
-    if not shape:
-        raise UsageError(f"{_OWNER}: single numbers have no directions: use fp16 or fp32")
-    return shape[-1]
-
-
 @dataclass(frozen=True)
 class _Fitted:
+    """``axis``: of a sample, along which its vectors lie, None for the last."""
+
     coding: Coding
+    axis: int | None
 
     def encode(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Values (B, …) on any device → bytes (B, …, n). What isn't finite is refused before it is kept."""
-        packed = self.coding.encode(values.float().reshape(-1, self.coding.layout.numbers))
-        return {"packed": packed.reshape(*values.shape[:-1], self.coding.layout.bytes)}
+        """Values (B, …) on any device → bytes (B, …, n), without the axis of vectors. What isn't finite is refused
+        before it is kept."""
+        vectors = values.float() if self.axis is None else values.float().movedim(1 + self.axis, -1)
+        packed = self.coding.encode(vectors.reshape(-1, self.coding.layout.numbers))
+        return {"packed": packed.reshape(*vectors.shape[:-1], self.coding.layout.bytes)}
 
     def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
         """Bytes (B, …, n) → values (B, …) float32."""
         packed = arrays["packed"]
         vectors = self.coding.decode(packed.reshape(-1, self.coding.layout.bytes))
-        return vectors.reshape(*packed.shape[:-1], self.coding.layout.numbers)
+        vectors = vectors.reshape(*packed.shape[:-1], self.coding.layout.numbers)
+        return vectors if self.axis is None else vectors.movedim(-1, 1 + self.axis).contiguous()

@@ -8,6 +8,7 @@ from typing import Any
 
 from softcache.cache.reader import Cache
 from softcache.cache.schema import KEPT_SAMPLES, MAX_SIDE, Numerics
+from softcache.codecs._auto import asked_auto
 from softcache.config.given import recorded_recipe
 from softcache.config.options import Options, refuse_seed
 from softcache.device import DTYPES
@@ -108,6 +109,8 @@ class DumpConfig(Options):
                 raise UsageError(f"--{name.replace('_', '-')} {value!r} is unknown{nearest(value, known)}")
 
         _ = self.named_codec  # parses every spec, so that a bad one is refused before anything is opened
+        for codec in (self.codec, *(signal.codec for signal in self.signals)):
+            asked_auto(codec)
 
     def _check_on(self) -> None:
         if self.on is None:

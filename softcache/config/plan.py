@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from softcache.codecs._auto import asked_auto
 from softcache.config.dump import DumpConfig
 from softcache.config.options import Options
 from softcache.dumping.signals import Signal, asked_signals
@@ -73,6 +74,11 @@ class PlanConfig(Options):
             raise UsageError("--readers needs how much a student reads: --student-rate, or --student and --probe")
         if self.price is not None and self.rate is None and not self.probe:
             raise UsageError("--price needs how long the dump takes: --rate, or --probe")
+        if any(asked_auto(codec) for codec in (self.codec, *(signal.codec for signal in self.dump.signals))):
+            raise UsageError(
+                "--codec auto is chosen by what the teacher says of 4,096 keys, and plan runs none: softcache dump "
+                "--dry-run with the same options says what it comes to"
+            )
         _ = self.dump, self.shapes  # parses every spec, so that a bad one is refused before anything is opened
 
     @property

@@ -56,7 +56,12 @@ class Draw:
         """``keys``: of the whole cache. ``places``: of a ragged column, those that a key has at most."""
         wanted = min(MEASURED_KEYS, MEASURED_NUMBERS // (math.prod(column.shape) * max(1, places)))
         self._below = min(2**32, math.ceil(2**32 * max(FEWEST_KEYS, wanted) / keys))
-        self._seed = int(cache_id[:16], 16)
+        self._seed, self._keys = int(cache_id[:16], 16), keys
+
+    @property
+    def expected(self) -> float:
+        """How many keys of the whole cache are drawn, in the mean over all hashes."""
+        return self._keys * self._below / 2**32
 
     def among(self, view: int, rows: Int64) -> Int64:
         """Which of these rows are drawn in a view, by their places in ``rows``."""
@@ -92,6 +97,15 @@ class CodecError:
             values, target = values.cpu(), changed(target, torch.Tensor.cpu)
         for name, measured in _BY_KIND[self._column.kind](values.double(), target).items():
             self._parts.setdefault(name, []).append(measured)
+
+    def spread(self, names: Sequence[str]) -> dict[str, tuple[float, float]]:
+        """Some of the means of ``result``, each with its standard error."""
+        found = {}
+        for name in names:
+            every = torch.cat(self._parts[name.replace("_mean", "")]).flatten()
+            deviation = every.std(unbiased=False)
+            found[name] = float(every.mean()), float(deviation) / math.sqrt(len(every))
+        return found
 
     def result(self) -> Measured:
         """The error by name, on all keys so far. Of a ragged column each place counts once.

@@ -21,7 +21,9 @@ from softcache.cache.schema import (
     State,
     is_hint,
 )
+from softcache.codecs._auto import asked_auto, refuse_other_bound
 from softcache.codecs._open import is_asked, is_own, open_codec, option_of, refuse_kind, settled_codec
+from softcache.dumping.bound import Bound
 from softcache.dumping.forward import Forward
 from softcache.dumping.shapes import Shapes, SignalShape
 from softcache.dumping.signals import Signal, parse_output
@@ -30,6 +32,7 @@ from softcache.ragged import Int64, offsets_of, places_of
 from softcache.views._open import Viewed
 
 DEFAULT_CODEC = "fp16"
+UNTIL_CHOSEN = "fp32"  # what a column is in until the smallest codec that will do is found
 
 
 def wanted_signals(
@@ -63,10 +66,12 @@ def columns_to_keep(
     existing: Manifest | None,
 ) -> dict[str, ColumnRecord]:
     """The columns that the cache has and those asked for, whose shapes come from running the teacher on single rows.
+    A new one whose codec is to be chosen (``auto``) is in ``fp32`` until that is done.
 
     ``codec``: of signals that don't name one; None is the cache's, or the default. ``block_rows``: of the cache's grid.
 
-    Errors: ``CacheError`` where a column is there of another kind or in another codec than is asked for.
+    Errors: ``CacheError`` where a column is there of another kind or in another codec than is asked for, or loses more
+    than is asked for.
     """
     found = dict(existing.state.columns) if existing else {}
     new = []
@@ -74,8 +79,13 @@ def columns_to_keep(
         there, wanted = found.get(signal.column), signal.codec or codec
         if there is None:
             new.append(signal)
-        elif there.kind != signal.kind or (wanted is not None and not is_asked(wanted, there.codec)):
-            held = option_of(there.codec)
+        elif there.kind != signal.kind or not _is_within(wanted, there):
+            held, bound = option_of(there.codec), Bound.asked(wanted, there.kind)
+            if there.kind == signal.kind and bound is not None:
+                raise CacheError(
+                    f"{signal.column} is there in {held}, which loses {bound.told(there)}, more than {bound}: ask for "
+                    "what it is in to go on with it, or use another --out"
+                )
             as_asked = f"{signal.kind} in {wanted or held}"
             raise CacheError(
                 f"{signal.column} is there as {there.kind} in {held}, asked for as {as_asked}: "
@@ -83,7 +93,10 @@ def columns_to_keep(
             )
     for signal in new:
         assert signal.kind is not None
-        refuse_kind(codec_of(signal, codec), signal.kind, signal.option)
+        if asked_auto(codec_of(signal, codec)) is None:
+            refuse_kind(codec_of(signal, codec), signal.kind, signal.option)
+        elif signal.codec is not None:
+            refuse_other_bound(signal.codec, signal.kind, signal.option)
     if new:
         shapes = Shapes(forward, viewed, new)
         for signal in new:
@@ -117,6 +130,7 @@ def new_record(
         )
     assert signal.kind is not None
     spec = codec_of(signal, codec)
+    spec = spec if asked_auto(spec) is None else UNTIL_CHOSEN
     record = ColumnRecord(signal.kind, shape.shape, "", 1, shape.lengths, shape.stride)
     record = dataclasses.replace(record, codec=settled_codec(spec, signal.kind, record.tail))
     column = Column.of(signal.column, record, _opened(spec, record.codec))
@@ -179,9 +193,16 @@ def layouts(
 def is_kept(state: State, signal: Signal, codec: str | None) -> bool:
     """Whether a cache is asked for it already, in this way. ``codec``: of signals that name none; None is any."""
     there, wanted = state.columns.get(signal.column), signal.codec or codec
-    if there is None or there.kind != signal.kind:
-        return False
-    return wanted is None or is_asked(wanted, there.codec)
+    return there is not None and there.kind == signal.kind and _is_within(wanted, there)
+
+
+def _is_within(wanted: str | None, there: ColumnRecord) -> bool:
+    """Whether a column is kept as a spec asks for it: in this codec or, of ``auto``, in one that loses no more, as far
+    as that has been measured. None asks for nothing."""
+    if wanted is None:
+        return True
+    bound = Bound.asked(wanted, there.kind)
+    return is_asked(wanted, there.codec) if bound is None else bound.holds(there)
 
 
 def listed(cache: Cache) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from softcache.cache.schema import KINDS, LOGITS, hint_column, is_hint
 from softcache.errors import UsageError, nearest
 
 NO_OUTPUT = "none"
+_POOL = re.compile(r":pool=\d+$")  # of a layer, which belongs to its name
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,14 @@ def parse_output(spec: str) -> Signal:
 
 
 def parse_hint(spec: str) -> Signal:
-    """``layer3``, ``fc:in``, ``layer3:codec=bf16``.
+    """``layer3``, ``fc:in``, ``layer3:codec=bf16``; ``layer3:pool=7`` is another signal than ``layer3``.
 
     Errors: ``UsageError`` for what can't be a module's path.
 
     >>> parse_hint("fc:in:codec=fp32")
     Signal(column='hint.fc:in', kind='values', codec='fp32')
+    >>> parse_hint("layer3:pool=7:codec=int8").column
+    'hint.layer3:pool=7'
     """
     layer, kind, codec = _split(spec, "--hint")
     if kind is not None:
@@ -79,8 +83,9 @@ def _split(spec: str, option: str) -> tuple[str, str | None, str | None]:
     """Name, kind and codec."""
     rest, _, codec = spec.partition(":codec=")
     name, _, kind = rest.partition(":kind=")
-    if "=" in name:
-        raise UsageError(f"{option} {spec}: the options are kind= and codec=, the codec last")
+    if "=" in (_POOL.sub("", name) if option == "--hint" else name):
+        known = "pool=7 and codec=" if option == "--hint" else "kind= and codec="
+        raise UsageError(f"{option} {spec}: the options are {known}, the codec last")
     if not name or (":codec=" in spec and not codec) or (":kind=" in spec and not kind):
         raise UsageError(f"{option} {spec}: a name or a value is missing")
     return name, kind or None, codec or None

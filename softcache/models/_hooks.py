@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from softcache.errors import ModelError, nearest
+
+_LAYER = re.compile(r"(.*?)(:in)?(?::pool=([1-9]\d*))?", re.DOTALL)
 
 
 class Taps(Mapping[str, Tensor]):
@@ -16,13 +20,13 @@ class Taps(Mapping[str, Tensor]):
 
     ``with Taps(network.model, ["layer3", "fc:in"]) as taps: network(pixels); taps["layer3"]``
 
-    A layer is a module's path; its output, or with ``:in`` its first input. Of tuples, lists and dicts the
-    first tensor is taken; of several runs of one module the last. What is caught is a copy (with its
-    gradient), because the layers that follow may work in place (``nn.ReLU(inplace=True)`` after a batch
-    norm).
+    A layer is a module's path; its output, or with ``:in`` its first input. With ``:pool=7`` at its end maps (B, C, H,
+    W) are averaged over blocks of positions, to (B, C, 7, 7). Of tuples, lists and dicts the first tensor is taken; of
+    several runs of one module the last. What is caught is a copy (with its gradient), because the layers that follow
+    may work in place (``nn.ReLU(inplace=True)`` after a batch norm).
 
-    Errors: ``ModelError`` for a path that names no module, with the nearest; for a layer that didn't run or
-    gives no tensor, when it is asked for.
+    Errors: ``ModelError`` for a path that names no module, with the nearest; for a layer that didn't run or gives no
+    tensor, when it is asked for; for maps that can't be pooled so.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str]):
@@ -34,7 +38,7 @@ class Taps(Mapping[str, Tensor]):
     def __enter__(self) -> Taps:
         assert not self._handles, "these taps are already open"
         for layer, module in self._modules.items():
-            if layer.endswith(":in"):
+            if takes_input(layer):
                 self._handles.append(module.register_forward_pre_hook(self._input_hook(layer), with_kwargs=True))
             else:
                 self._handles.append(module.register_forward_hook(self._output_hook(layer)))
@@ -78,20 +82,61 @@ class Taps(Mapping[str, Tensor]):
     def _keep(self, layer: str, values: Any) -> None:
         tensor = first_tensor(values)
         if tensor is not None:
-            self._caught[layer] = tensor.clone()
+            self._caught[layer] = tensor.clone() if pooled_to(layer) is None else _pooled(tensor, layer)
 
 
 def find_module(model: nn.Module, layer: str) -> nn.Module:
-    """The module of a layer (``layer3``, ``fc:in``).
+    """The module of a layer (``layer3``, ``fc:in``, ``layer3:pool=7``).
 
     Errors: ``ModelError`` with the nearest paths.
     """
-    path = layer.removesuffix(":in")
+    path = _parts(layer)[0]
     modules = dict(model.named_modules())
     if not path or path not in modules:
         paths = [name for name in modules if name]
         raise ModelError(f"no layer {path!r} in {type(model).__name__}{nearest(path, paths)}")
     return modules[path]
+
+
+def takes_input(layer: str) -> bool:
+    """Whether a layer is what its module is given.
+
+    >>> takes_input("fc:in"), takes_input("layer3:pool=7")
+    (True, False)
+    """
+    return _parts(layer)[1] is not None
+
+
+def pooled_to(layer: str) -> int | None:
+    """The side of the maps that a layer's are averaged to, if they are.
+
+    >>> pooled_to("layer3:pool=7"), pooled_to("layer3")
+    (7, None)
+    """
+    side = _parts(layer)[2]
+    return None if side is None else int(side)
+
+
+def _parts(layer: str) -> tuple[str, str | None, str | None]:
+    """Path, ``:in`` or None, and the side after ``:pool=`` or None."""
+    found = _LAYER.fullmatch(layer)
+    assert found is not None
+    return found[1], found[2], found[3]
+
+
+def _pooled(maps: Tensor, layer: str) -> Tensor:
+    """(B, C, H, W) → (B, C, side, side), means over blocks, computed in at least float32."""
+    side = pooled_to(layer)
+    assert side is not None
+    if maps.dim() != 4 or maps.shape[2] % side or maps.shape[3] % side:
+        raise ModelError(
+            f"layer {layer!r} gives {tuple(maps.shape[1:])}: maps (C, H, W) are pooled to {side} × {side} where both "
+            f"sides are multiples of {side}"
+        )
+    wide = maps if maps.dtype in (torch.float32, torch.float64) else maps.float()
+    count, channels, height, width = wide.shape
+    blocks = wide.reshape(count, channels, side, height // side, side, width // side)
+    return blocks.mean((3, 5))
 
 
 def first_tensor(values: Any) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Sequence
@@ -18,9 +19,11 @@ from softcache.cache.agreement.recorded import Recorded
 from softcache.cache.agreement.samples import check_pixels
 from softcache.cache.column import Column
 from softcache.cache.constants import constants_name
+from softcache.cache.locks import fitting
+from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
-from softcache.cache.schema import MANIFEST, ROWS, SAMPLES, ColumnRecord, Identity, State
-from softcache.cache.writer import Block, create_or_extend, plan, update_state
+from softcache.cache.schema import MANIFEST, ROWS, SAMPLES, ColumnRecord, Identity
+from softcache.cache.writer import Block, create_or_extend, plan
 from softcache.config.dump import DEFAULTS, DumpConfig, default_views
 from softcache.config.folders import cache_folder
 from softcache.config.given import remember_cache
@@ -29,10 +32,13 @@ from softcache.console import counted
 from softcache.datasets._open import open_samples
 from softcache.device import DTYPES, reproducible
 from softcache.dumping.batch_size import pick_batch
-from softcache.dumping.codec_error import Measured, Told
+from softcache.dumping.bound import Bound, bounds_of
+from softcache.dumping.choosing import chosen
+from softcache.dumping.codec_error import Told
 from softcache.dumping.columns import columns_to_keep, is_kept, layouts, listed, wanted_signals
 from softcache.dumping.constants import with_constants
-from softcache.dumping.estimate import Estimate, estimate
+from softcache.dumping.drawn import Said
+from softcache.dumping.estimate import Estimate, estimate, refuse_too_large
 from softcache.dumping.forward import Forward
 from softcache.dumping.identity import (
     data_fingerprint,
@@ -56,8 +62,6 @@ from softcache.views._open import Viewed, view_samples
 
 log = logging.getLogger(__name__)
 
-MUCH = 0.05  # of the size of a signal, that a codec loses of it without being worth a warning
-
 
 @dataclass(frozen=True)
 class Begun:
@@ -75,13 +79,18 @@ class Begun:
     signals: list[Signal]
     whole: bool
 
+    @property
+    def bounds(self) -> dict[str, Bound]:
+        """What columns may lose, of those asked for by ``--codec auto``."""
+        return bounds_of(self.signals, self.config.codec)
+
 
 @dataclass(frozen=True)
 class Opened:
     """A dump whose teacher is there too, and that hasn't written anything.
 
     ``records``: the columns that the cache is to have, without the constants of those that are new; ``columns``: how
-    they lie on disk. ``views``: how many the cache is to have.
+    they lie on disk. ``undecided``: those whose codec is still to be chosen. ``views``: how many the cache is to have.
     """
 
     begun: Begun
@@ -90,6 +99,7 @@ class Opened:
     forward: Forward
     records: dict[str, ColumnRecord]
     columns: list[Column]
+    undecided: dict[str, Bound]
     views: int
 
 
@@ -199,44 +209,70 @@ def open_dump(begun: Begun, device: torch.device, *, divided: bool) -> Opened | 
             existing.manifest if existing else None,
         )
     kept = layouts(records, begun.signals, config.codec, existing)
-    return Opened(begun, config, identity, forward, records, kept, views)
+    undecided = {name: bound for name, bound in begun.bounds.items() if name not in held}
+    return Opened(begun, config, identity, forward, records, kept, undecided, views)
 
 
 def estimated(opened: Opened) -> Estimate:
-    """How much space the dump will take, without speeds."""
-    begun = opened.begun
-    return estimate(opened.identity, opened.columns, opened.views, begun.folder, begun.existing, begun.viewed.lengths())
+    """How much space the dump will take, without speeds; without columns whose codec is still to be chosen."""
+    begun, columns = opened.begun, [column for column in opened.columns if column.name not in opened.undecided]
+    return estimate(opened.identity, columns, opened.views, begun.folder, begun.existing, begun.viewed.lengths())
+
+
+def decided(opened: Opened) -> tuple[Opened, dict[str, Said]]:
+    """The same dump when codecs have been chosen, or another process has written into the manifest what it chose; and
+    what the teacher says of the keys that this was found out with."""
+    if not opened.undecided:
+        return opened, {}
+    folder, existing, codec = opened.begun.folder, opened.begun.existing, opened.config.codec
+    there = Manifest.load(folder).state.columns if (folder / MANIFEST).exists() else {}
+    records = opened.records | {name: there[name] for name in opened.undecided if name in there}
+    still = {name: bound for name, bound in opened.undecided.items() if name not in there}
+    with reproducible(tf32=opened.identity.teacher.numerics.tf32):
+        records, said = chosen(opened.identity, opened.begun.viewed, opened.forward, records, still, opened.views)
+    columns = layouts(records, opened.begun.signals, codec, existing)
+    return dataclasses.replace(opened, records=records, columns=columns, undecided={}), said
 
 
 def prepare(opened: Opened, part: tuple[int, int] = (1, 1)) -> tuple[Cache, list[Block]]:
     """The cache, made or extended, whose folder is there and held by ``writing``; and the blocks of a share of what is
-    missing. Codecs that have constants are fitted."""
+    missing. Codecs are chosen where that is asked for, and fitted where they have constants.
+
+    Errors: ``CacheError`` where what is to be written in chosen codecs doesn't fit on the disk.
+    """
     config, identity, forward = opened.config, opened.identity, opened.forward
     folder, viewed, views = opened.begun.folder, opened.begun.viewed, opened.views
-    with reproducible(tf32=identity.teacher.numerics.tf32):
-        records = with_constants(folder, identity, viewed, forward, opened.records, opened.columns, views)
-    remove_leftovers(folder)
-    held = Cache(folder, codec=config.named_codec) if (folder / MANIFEST).exists() else None
-    if held is not None:
-        held.known_lengths.update(viewed.lengths())
-    cache = create_or_extend(
-        folder,
-        identity,
-        views=views,
-        columns=records,
-        made=provenance(
-            viewed,
-            forward.device,
-            teacher=_found_from_everywhere(config.teacher),
-            teacher_weights=config.teacher_weights,
-            fingerprint=config.fingerprint or DEFAULTS["fingerprint"],
-        ),
-        class_names=viewed.samples.classes,
-        labels=viewed.samples.labels,
-        names=viewed.samples.names,
-        samples=kept_samples(viewed, opened.begun.samples_kept, held),
-        codec=config.named_codec,
-    )
+    with contextlib.ExitStack() as stack:
+        # Until the manifest has what is chosen and fitted here, nobody else begins to choose or fit.
+        if opened.undecided or any(column.has_constants for column in opened.columns):
+            stack.enter_context(fitting(folder))
+        opened, said = decided(opened)
+        if said:
+            refuse_too_large(estimated(opened), folder)
+        with reproducible(tf32=identity.teacher.numerics.tf32):
+            records = with_constants(folder, identity, viewed, forward, opened.records, opened.columns, views, said)
+        remove_leftovers(folder)
+        held = Cache(folder, codec=config.named_codec) if (folder / MANIFEST).exists() else None
+        if held is not None:
+            held.known_lengths.update(viewed.lengths())
+        cache = create_or_extend(
+            folder,
+            identity,
+            views=views,
+            columns=records,
+            made=provenance(
+                viewed,
+                forward.device,
+                teacher=_found_from_everywhere(config.teacher),
+                teacher_weights=config.teacher_weights,
+                fingerprint=config.fingerprint or DEFAULTS["fingerprint"],
+            ),
+            class_names=viewed.samples.classes,
+            labels=viewed.samples.labels,
+            names=viewed.samples.names,
+            samples=kept_samples(viewed, opened.begun.samples_kept, held),
+            codec=config.named_codec,
+        )
     remember_dump(cache, config)
     blocks = plan(cache, views, cache.manifest.columns, part)
     keys = sum(block.rows for block in blocks)
@@ -292,29 +328,6 @@ def tell_waited(cache: Cache, blocks: Sequence[Block], waited: Waited) -> None:
     columns = [cache.layout(name) for name in names]
     places = {column.name: int(cache.places(column.name).sum()) for column in columns if column.ragged}
     log.info(advice(waited, columns, cache.rows, places))
-
-
-def keep_error(folder: Path, column: str, now: Measured, before: Measured) -> None:
-    """Writes into the manifest what a column's codec loses, and warns where that is much. ``now``: on the keys that one
-    process has measured; ``before``: what was written down of these already."""
-    lost, known = now.error.get("relative_error_mean", 0.0), before.error.get("relative_error_mean", 0.0)
-    if lost > MUCH >= known:
-        log.warning(
-            f"{column}: its codec loses {lost:.0%} of what the teacher says (relative error, mean of {now.keys:,} "
-            "keys): keep it in more bits, such as fp16, after softcache trim has taken it away"
-        )
-    update_state(folder, lambda state: _with_error(state, column, now, before))
-
-
-def _with_error(state: State, column: str, now: Measured, before: Measured) -> State:
-    record = state.columns.get(column)
-    if record is None:  # a trim may have taken it away
-        return state
-    error = dict(record.error)
-    keys = int(error.pop("keys", 0))
-    whole = Measured(error, keys).changed(now, before)
-    measured = dataclasses.replace(record, error={**whole.error, "keys": float(whole.keys)})
-    return dataclasses.replace(state, columns={**state.columns, column: measured})
 
 
 def remember_dump(cache: Cache, config: DumpConfig) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +22,13 @@ from softcache.cache.schema import MANIFEST
 from softcache.cache.writer import Block, plan
 from softcache.config.dump import DumpConfig
 from softcache.console import Bar, bar, duration
+from softcache.dumping.bound import Bound
+from softcache.dumping.kept_error import keep_error
 from softcache.dumping.ray_cluster import Actor, Lost, Raised, RayCluster
 from softcache.dumping.units import Units
 from softcache.dumping.waiting import Waited
 from softcache.errors import CacheError, SoftcacheError
-from softcache.stages._dumping import keep_error, tell_waited
+from softcache.stages._dumping import tell_waited
 from softcache.stages._ray_actor import Ready, Report, seen
 from softcache.stages._ray_sent import actor_class, setting_of, task_of
 
@@ -48,16 +50,18 @@ class Shared:
     lost: int
 
 
-def dump_on_ray(cluster: RayCluster, asked: DumpConfig, folder: Path) -> Shared:
+def dump_on_ray(cluster: RayCluster, asked: DumpConfig, folder: Path, bounds: Mapping[str, Bound]) -> Shared:
     """Computes what is missing of the cache in ``folder``, which is there and held by ``writing``.
 
     It waits for actors as long as it takes, and has as many as there are blocks and the cluster has room for.
+    ``bounds``: what columns may lose.
 
-    Errors: the first one of softcache that an actor raises; where actors end or fail in the same work three times
-    though their nodes live, what they raised, or ``SoftcacheError``.
+    Errors: ``NumericsError`` where one can't hold its bound any more; the first one of softcache that an actor raises;
+    where actors end or fail in the same work three times though their nodes live, what they raised, or
+    ``SoftcacheError``.
     """
     with ExitStack() as stack:
-        giver = _Giver(cluster, asked, folder, stack)
+        giver = _Giver(cluster, asked, folder, bounds, stack)
         try:
             return giver.run()
         finally:
@@ -85,9 +89,11 @@ class _Member:
 class _Giver:
     """Gives the work out and takes it back."""
 
-    def __init__(self, cluster: RayCluster, asked: DumpConfig, folder: Path, stack: ExitStack):
+    def __init__(
+        self, cluster: RayCluster, asked: DumpConfig, folder: Path, bounds: Mapping[str, Bound], stack: ExitStack
+    ):
         self._cluster, self._folder, self._stack = cluster, folder, stack
-        self._codec = asked.named_codec
+        self._codec, self._bounds = asked.named_codec, bounds
         self._writes = who_writes(folder)
         assert self._writes, "the folder is held by this process"
         self._class, self._setting, self._task = actor_class(), setting_of(cluster), task_of(cluster, asked, folder)
@@ -268,7 +274,7 @@ class _Giver:
                 self._shown.add(text)
                 log.log(level, text)
         for column, now, before in report.errors:
-            keep_error(self._folder, column, now, before)
+            keep_error(self._folder, self._bounds, column, now, before)
         self._waited += report.waited - member.waited
         member.waited = report.waited
         if member.blocks and report.unit == member.unit:

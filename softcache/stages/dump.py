@@ -28,6 +28,7 @@ from softcache.device import pick_device, reproducible
 from softcache.distributed import local_rank, rank, world
 from softcache.dumping.estimate import Estimate, refuse_too_large, timed
 from softcache.dumping.finish import finish
+from softcache.dumping.kept_error import keep_error, refuse_broken
 from softcache.dumping.ray_cluster import connected
 from softcache.errors import CacheError, LockedError, SoftcacheError, UsageError
 from softcache.stages._dumping import (
@@ -35,8 +36,8 @@ from softcache.stages._dumping import (
     begin,
     check,
     compute,
+    decided,
     estimated,
-    keep_error,
     open_dump,
     prepare,
     remember_dump,
@@ -68,7 +69,8 @@ def dump(asked: DumpConfig) -> Dumped:
 
     Errors: ``CacheError`` where ``out`` holds a cache of another identity, its teacher now says something else, or the
     disk is too small; ``LockedError`` where another process writes the same part; ``NumericsError`` with the key for
-    logits that are not finite or don't fit the codec; with ``on`` those of ``dump_on_ray``.
+    logits that are not finite or don't fit the codec, and where what a codec loses is more than ``auto`` may; with
+    ``on`` those of ``dump_on_ray``.
     """
     began = time.perf_counter()
     part = _part(asked)
@@ -81,16 +83,18 @@ def dump(asked: DumpConfig) -> Dumped:
     opened = open_dump(begun, device, divided=part != (1, 1))
     if opened is None:
         return _done(begun.folder, begun.config, began)
-    guess = estimated(opened)
     if asked.dry_run:
+        opened, _ = decided(opened)
+        guess = estimated(opened)
         with reproducible(tf32=opened.identity.teacher.numerics.tf32):
             guess = timed(guess, opened.forward, begun.viewed, opened.identity.grid, asked.workers)
         return Dumped(begun.folder, 0, time.perf_counter() - began, estimate=guess)
-    refuse_too_large(guess, begun.folder)
+    refuse_too_large(estimated(opened), begun.folder)
     make_folder(begun.folder)
     with _told(begun.folder), writing(begun.folder, part):
         keys = _compute(opened, part)
         finish(begun.folder, begun.config.named_codec)
+        refuse_broken(begun.folder, begun.bounds)
     return _done(begun.folder, begun.config, began, keys)
 
 
@@ -104,8 +108,9 @@ def _dump_on_ray(asked: DumpConfig, began: float) -> Dumped:
         make_folder(begun.folder)
         try:
             with _told(begun.folder), writing(begun.folder):
-                shared = dump_on_ray(cluster, asked, begun.folder)
+                shared = dump_on_ray(cluster, asked, begun.folder, begun.bounds)
                 finish(begun.folder, begun.config.named_codec)
+                refuse_broken(begun.folder, begun.bounds)
         except BaseException:
             if new:
                 with contextlib.suppress(OSError):  # there is something in it
@@ -121,7 +126,8 @@ def _compute(opened: Opened, part: tuple[int, int]) -> int:
     if blocks:
         recorded = Recorded(cache)
         check(opened, cache, recorded)
-        waited = compute(opened, cache, blocks, recorded, measured=functools.partial(keep_error, cache.folder))
+        bounds = opened.begun.bounds
+        waited = compute(opened, cache, blocks, recorded, measured=functools.partial(keep_error, cache.folder, bounds))
         tell_waited(cache, blocks, waited)
     return sum(block.rows for block in blocks)
 

@@ -23,7 +23,7 @@ from softcache.losses._counted import ROWS, Counted, Gather
 from softcache.losses.hints._hint_loss import hint_loss_type
 from softcache.losses.hints._shapes import Shape
 from softcache.losses.hints._spec import HintModule, HintTerm
-from softcache.models._hooks import Taps, classifier_path, find_module
+from softcache.models._hooks import Taps, classifier_path, find_module, takes_input
 from softcache.models._network import Network
 from softcache.models._through import Through
 from softcache.ragged import Int64, Offsets, counts_of, on_device, own_places, row_means
@@ -207,7 +207,7 @@ def _events(model: nn.Module, layers: Sequence[str], stop_at: int | None) -> Ite
     handles = []
     for layer in layers:
         module = find_module(model, layer)
-        register = module.register_forward_pre_hook if layer.endswith(":in") else module.register_forward_hook
+        register = module.register_forward_pre_hook if takes_input(layer) else module.register_forward_hook
         handles.append(register(count))
     try:
         yield counted

@@ -10,7 +10,10 @@ teacher's own output, in ``expected.json``: arrays as their bytes in hexadecimal
 - ``words``: 20 rows of 0 to 5 whole numbers, and 2 floating ones each; the function answers with their sums, with two
   numbers for each of the whole ones, in two codecs, and with one for every two; two shards.
 - ``basis``: 20 rows of 5 numbers, asked of a function; logits and an embedding, both in ``basis``, two shards.
-- ``small``: the same rows; the function answers with what ``int`` and ``topk`` keep, of rows and of places; two shards.
+- ``vectors``: 20 whole numbers, asked of a function; logits and maps that three numbers make, in ``factored`` and
+  ``basis``, the maps by their channels; two shards. The test has the function too.
+- ``small``: the rows of ``words``; the function answers with what ``int`` and ``topk`` keep, of rows and of places; two
+  shards.
 """
 
 from __future__ import annotations
@@ -61,6 +64,7 @@ def main(target: str) -> None:
             "basis": _basis(folder / "basis", data / "basis"),
             "small": _small(folder / "small", data / "small"),
         }
+        _vectors(folder / "vectors", data / "vectors")
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
@@ -223,6 +227,39 @@ def _basis(out: Path, data: Path) -> dict[str, Any]:
     exec(MIXED, space)
     said = space["make"]()(features)
     return {"said": {name: values.astype("<f4").tobytes().hex() for name, values in said.items()}}
+
+
+VECTORS = """
+import numpy as np
+
+
+def numbers(keys, classes):
+    k = np.arange(3)
+    short = (np.asarray(keys, np.int64)[..., None] * (k + 2) ** 2 + 3 * k) % 11 - 5
+    weight = (k[:, None] + 1) * (np.arange(classes) + 3) ** 2 % 13 - 6
+    return (short @ weight).astype(np.float32)
+
+
+def make(num_classes=20):
+    def answer(features):
+        keys = features[:, 0].astype(np.int64)
+        places = 4 * keys[:, None, None] + np.array([[0, 1], [2, 3]])
+        return {"logits": numbers(keys, 20), "maps": np.moveaxis(numbers(places, 6), -1, 1)}
+
+    return answer
+"""
+
+
+def _vectors(out: Path, data: Path) -> None:
+    data.mkdir()
+    for split in ("train", "test"):
+        np.save(data / f"{split}_features.npy", np.arange(ROWS, dtype=np.float32)[:, None])
+        np.save(data / f"{split}_labels.npy", np.arange(ROWS))  # of as many classes as there are logits
+    (data / "said.py").write_text(VECTORS)
+    dump(
+        f"{data / 'said.py'}:make", dataset=f"arrays:{data}", out=out, batch_size=BATCH, shard_rows=16, device="cpu",
+        output=("logits:codec=factored", "maps:codec=basis:bytes=2"),
+    )  # fmt: skip
 
 
 SMALL = """
