@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from harness_cache import make_cache, make_ragged
 
-from softcache.cache.hdf5 import lookup3, read_structure
+from softcache.cache.hdf5 import read_structure
+from softcache.cache.hdf5_bytes import lookup3
 from softcache.cache.reader import Cache
 from softcache.cache.schema import MANIFEST, ColumnRecord, canonical_json
 from softcache.console import show_messages

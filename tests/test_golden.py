@@ -108,6 +108,7 @@ class Plain:
                     "shard_rows",
                     "lengths",
                     "stride",
+                    "compress",
                 }
                 texts["column_sha256"] = hashlib.sha256(canonical(meaning)).hexdigest().encode()
             if column == "rows":
