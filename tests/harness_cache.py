@@ -65,9 +65,9 @@ def write_shard(
 
 
 def compressed(name: str, record: ColumnRecord, compress: str | None) -> ColumnRecord:
-    """The record of a column that is compressed so."""
+    """The record of a column that is compressed as itself says, else so."""
     row = Column.of(name, record, registry.create("codecs", record.codec)).row
-    return dataclasses.replace(record, compress=settled_compression(compress, row))
+    return dataclasses.replace(record, compress=settled_compression(record.compress or compress, row))
 
 
 def make_cache(

@@ -13,6 +13,7 @@ import numpy as np
 from softcache.cache.chunk_frames import Chunking, decode, most_stored
 from softcache.cache.chunk_index import Chunks
 from softcache.cache.hdf5 import Node
+from softcache.cache.schema import MAX_SHARD_BYTES
 from softcache.errors import IntegrityError
 
 PAGE = 4096
@@ -76,6 +77,8 @@ def extent_of(node: Node, name: str, dtype: str, shape: tuple[int, ...], path: P
 def compressed_of(node: Node, name: str, dtype: str, shape: tuple[int, ...], how: Chunking, path: Path) -> Compressed:
     """Where an array lies that is compressed. Errors: ``IntegrityError`` naming ``path``."""
     wanted = _check_array(node, name, dtype, shape, path)
+    if math.prod(shape) * wanted.itemsize > MAX_SHARD_BYTES:  # a small file could keep a reader busy for days
+        raise IntegrityError(f"{path}: {name} has more than {MAX_SHARD_BYTES >> 20} MiB, which compressed arrays don't")
     chunks, rows = node.chunks, min(how.rows, shape[0])
     if chunks is None:
         raise IntegrityError(f"{path}: {name} is not compressed, as all of its column is")

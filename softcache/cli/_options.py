@@ -146,7 +146,7 @@ compress = option(
     "--compress",
     multiple=True,
     metavar="zstd|COLUMN=zstd",
-    help="Compress shards without loss, zstd or zstd:level=1..19 for all new columns, or COLUMN=zstd:level=3 and "
+    help="Compress shards without loss, zstd or zstd:level=1..19 for all columns, or COLUMN=zstd:level=3 and "
     "COLUMN=none for one; repeatable; needs softcache[compress].  [default: not compressed, or as the cache has it]",
 )
 
