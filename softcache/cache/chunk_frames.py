@@ -49,10 +49,14 @@ def encoder(level: int) -> Callable[[np.ndarray, bool], bytes]:
 
     def encode(values: np.ndarray, shuffle: bool) -> bytes:
         plain = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        if shuffle:
-            plain = np.ascontiguousarray(plain.reshape(-1, values.itemsize).T).reshape(-1)
-        frame: bytes = compressor.compress(plain.data)
-        return frame
+        if not shuffle:
+            frame: bytes = compressor.compress(plain.data)
+            return frame
+        # A block of zstd has one code for all of its bytes: those of another place in a number begin a new one.
+        stream, pieces = compressor.compressobj(size=plain.nbytes), []
+        for place in np.ascontiguousarray(plain.reshape(-1, values.itemsize).T):
+            pieces += [stream.compress(place.data), stream.flush(package.COMPRESSOBJ_FLUSH_BLOCK)]
+        return b"".join([*pieces, stream.flush()])
 
     return encode
 
