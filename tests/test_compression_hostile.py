@@ -173,10 +173,9 @@ def _streamed(data: bytes, size: int = -1) -> bytes:
 
 
 def _lying() -> bytes:
-    """64 MiB of zeros that are said to be one chunk."""
-    bomb = bytearray(_frame(bytes(2**26)))
-    assert bomb[4] >> 6 == 2  # the size of the content follows in four bytes
-    assert bomb[4] & 0x20
+    """A mebibyte of zeros that is said to be one chunk."""
+    bomb = bytearray(_frame(bytes(2**20)))
+    assert bomb[4] >> 5 == 0b101  # one segment, so the size of the content follows, in four bytes
     bomb[5:9] = struct.pack("<I", CHUNK_BYTES)
     return bytes(bomb)
 
