@@ -137,7 +137,7 @@ def _in_blocks(cache: Cache, order: np.ndarray) -> Callable[[], float]:
 def _in_any_order(cache: Cache, order: np.ndarray) -> Callable[[], float]:
     def run() -> float:
         column = cache.column(LOGITS)
-        column.keep(1)
+        column.keep(1, 2**40)
         column.map(0)
         began = time.process_time()
         for batch in _batches(order):

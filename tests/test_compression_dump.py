@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from harness_train import command
 from safetensors.torch import load_file
 
 from softcache.cache.reader import Cache
-from softcache.errors import CacheError, UsageError
+from softcache.errors import CacheError, MissingExtraError, UsageError
 from softcache.stages.dump import dump
 from softcache.stages.plan import plan
 from softcache.stages.train import train
@@ -140,6 +141,18 @@ def test_a_damaged_shard_is_repaired_to_the_same_bytes(here: Path, small_teacher
     dump(teacher, out="cache", views=1, workers=0)
     assert shards(Path("cache")) == before
     assert verify(Path("cache")).ok
+
+
+def test_a_dump_without_the_package_is_refused_before_the_teacher_runs(
+    here: Path, small_teacher: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = small_teacher("teacher")
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'softcache\[compress\]'"):
+        dump(teacher, compress=("zstd",), views=1, workers=0, out="cache")
+    assert not Path("cache").exists()
+    assert plan(teacher, compress=("zstd",), views=1).columns[0].compress is not None
+    assert dump(teacher, compress=("none",), views=1, workers=0, out="cache").keys
 
 
 def test_info_says_how_columns_are_compressed(here: Path, small_teacher: Any, capsys: pytest.CaptureFixture) -> None:
