@@ -115,8 +115,9 @@ class ColumnRecord:
     ``recorded_codec`` names it. ``shard_rows``: a power of two. ``lengths``: where the first axis is None, the input
     whose lengths it goes by: a row that is n long there has ceil(n / ``stride``) places here. ``constants``: the hash
     of those that the codec was fitted to, see ``cache.constants``, on keys of the first ``fitted_views`` views; None
-    where it has none. ``error``: of the codec
-    on some keys of all rows and views, by name, and how many ``keys`` it was measured on; empty before.
+    where it has none. ``compress``: how what the codec keeps is compressed, as ``cache.compression`` records it; None
+    where it lies there as it is. ``error``: of the codec on some keys of all rows and views, by name, and how many
+    ``keys`` it was measured on; empty before.
     """
 
     kind: str
@@ -127,6 +128,7 @@ class ColumnRecord:
     stride: int = 1
     constants: str | None = None
     fitted_views: int | None = None
+    compress: str | None = None
     error: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from softcache.cache.column import Column
+from softcache.cache.compression import is_asked_compression, settled_compression
 from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
 from softcache.cache.schema import (
@@ -26,8 +27,8 @@ from softcache.codecs._open import is_asked, is_own, open_codec, option_of, refu
 from softcache.dumping.bound import Bound
 from softcache.dumping.forward import Forward
 from softcache.dumping.shapes import Shapes, SignalShape
-from softcache.dumping.signals import Signal, parse_output
-from softcache.errors import CacheError, UsageError
+from softcache.dumping.signals import UNCOMPRESSED, Signal, parse_output
+from softcache.errors import CacheError, UsageError, nearest
 from softcache.ragged import Int64, offsets_of, places_of
 from softcache.views._open import Viewed
 
@@ -64,22 +65,32 @@ def columns_to_keep(
     codec: str | None,
     block_rows: int,
     existing: Manifest | None,
+    compress: Mapping[str, str],
 ) -> dict[str, ColumnRecord]:
     """The columns that the cache has and those asked for, whose shapes come from running the teacher on single rows.
     A new one whose codec is to be chosen (``auto``) is in ``fp32`` until that is done.
 
     ``codec``: of signals that don't name one; None is the cache's, or the default. ``block_rows``: of the cache's grid.
+    ``compress``: as ``compress_of`` takes it.
 
-    Errors: ``CacheError`` where a column is there of another kind or in another codec than is asked for, or loses more
-    than is asked for.
+    Errors: ``CacheError`` where a column is there of another kind, in another codec or compressed otherwise than is
+    asked for, or loses more than is asked for.
     """
     found = dict(existing.state.columns) if existing else {}
+    refuse_unknown(compress, [*found, *(signal.column for signal in signals)])
     new = []
     for signal in signals:
         there, wanted = found.get(signal.column), signal.codec or codec
         if there is None:
             new.append(signal)
-        elif there.kind != signal.kind or not _is_within(wanted, there):
+            continue
+        asked = compress_of(signal.column, compress)
+        if not _is_compressed_so(asked, there.compress):
+            raise CacheError(
+                f"{signal.column} is there {_compressed_as(there.compress)}, asked for {_compressed_as(asked)}: leave "
+                "--compress out or use another --out"
+            )
+        if there.kind != signal.kind or not _is_within(wanted, there):
             held, bound = option_of(there.codec), Bound.asked(wanted, there.kind)
             if there.kind == signal.kind and bound is not None:
                 raise CacheError(
@@ -101,7 +112,13 @@ def columns_to_keep(
         shapes = Shapes(forward, viewed, new)
         for signal in new:
             found[signal.column] = new_record(
-                signal, shapes.find(signal), codec, len(viewed), block_rows, viewed.lengths()
+                signal,
+                shapes.find(signal),
+                codec,
+                len(viewed),
+                block_rows,
+                viewed.lengths(),
+                compress_of(signal.column, compress),
             )
     return dict(sorted(found.items()))
 
@@ -113,10 +130,13 @@ def new_record(
     rows: int,
     block_rows: int,
     lengths: Mapping[str, Int64],
+    compress: str | None = None,
 ) -> ColumnRecord:
     """The record of a column that a cache of ``rows`` rows doesn't have yet, of a signal whose kind is known.
+    ``compress``: as ``parse_compression`` takes it.
 
-    Errors: ``UsageError`` for a kind that numbers of this shape can't have, and where one row is too large.
+    Errors: ``UsageError`` for a kind that numbers of this shape can't have, where one row is too large, and for a
+    compression that can't be.
     """
     if shape.shape in ([], [None]) and signal.kind != "values":
         what = "place" if shape.shape else "sample"
@@ -134,7 +154,33 @@ def new_record(
     record = ColumnRecord(signal.kind, shape.shape, "", 1, shape.lengths, shape.stride)
     record = dataclasses.replace(record, codec=settled_codec(spec, signal.kind, record.tail))
     column = Column.of(signal.column, record, _opened(spec, record.codec))
-    return dataclasses.replace(record, shard_rows=shard_rows(column, rows, block_rows, lengths, signal.option))
+    return dataclasses.replace(
+        record,
+        shard_rows=shard_rows(column, rows, block_rows, lengths, signal.option),
+        compress=settled_compression(None if compress == UNCOMPRESSED else compress, column.row),
+    )
+
+
+def refuse_unknown(compress: Mapping[str, str], columns: Sequence[str]) -> None:
+    """Errors: ``UsageError`` where columns that don't exist are to be compressed. ``compress``: as ``compress_of``."""
+    if unknown := set(compress) - {"", *columns}:
+        raise UsageError(f"--compress {min(unknown)}=…: there is no such column{nearest(min(unknown), columns)}")
+
+
+def compress_of(column: str, compress: Mapping[str, str]) -> str | None:
+    """How a column is to be compressed. ``compress``: by the names of columns, and by ``""`` of all others; ``none`` is
+    not at all, and None where nobody says."""
+    return compress.get(column, compress.get(""))
+
+
+def _is_compressed_so(asked: str | None, recorded: str | None) -> bool:
+    if asked is None:
+        return True
+    return recorded is None if asked == UNCOMPRESSED else is_asked_compression(asked, recorded)
+
+
+def _compressed_as(compress: str | None) -> str:
+    return "uncompressed" if compress in (None, UNCOMPRESSED) else f"compressed as {compress}"
 
 
 def codec_of(signal: Signal, codec: str | None) -> str:
@@ -190,10 +236,16 @@ def layouts(
     ]
 
 
-def is_kept(state: State, signal: Signal, codec: str | None) -> bool:
-    """Whether a cache is asked for it already, in this way. ``codec``: of signals that name none; None is any."""
+def is_kept(state: State, signal: Signal, codec: str | None, compress: Mapping[str, str]) -> bool:
+    """Whether a cache is asked for it already, in this way. ``codec``: of signals that name none; None is any.
+    ``compress``: as ``compress_of`` takes it."""
     there, wanted = state.columns.get(signal.column), signal.codec or codec
-    return there is not None and there.kind == signal.kind and _is_within(wanted, there)
+    return (
+        there is not None
+        and there.kind == signal.kind
+        and _is_compressed_so(compress_of(signal.column, compress), there.compress)
+        and _is_within(wanted, there)
+    )
 
 
 def _is_within(wanted: str | None, there: ColumnRecord) -> bool:
@@ -208,4 +260,7 @@ def _is_within(wanted: str | None, there: ColumnRecord) -> bool:
 def listed(cache: Cache) -> str:
     """Outputs and hints with their codecs, for people."""
     columns = cache.manifest.state.columns
-    return ", ".join(f"{name} in {option_of(columns[name].codec)}" for name in cache.manifest.columns)
+    return ", ".join(
+        f"{name} in {option_of(columns[name].codec)}{', compressed' if columns[name].compress else ''}"
+        for name in cache.manifest.columns
+    )

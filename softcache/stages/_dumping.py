@@ -17,6 +17,7 @@ from softcache.cache.agreement.identity import refuse_other
 from softcache.cache.agreement.labels import refuse_relabelled
 from softcache.cache.agreement.recorded import Recorded
 from softcache.cache.agreement.samples import check_pixels
+from softcache.cache.chunk_frames import zstandard
 from softcache.cache.column import Column
 from softcache.cache.constants import constants_name
 from softcache.cache.locks import fitting
@@ -51,7 +52,7 @@ from softcache.dumping.identity import (
 )
 from softcache.dumping.pipeline import Progress, run_blocks
 from softcache.dumping.prepare import check_teacher, kept_samples, samples_to_keep
-from softcache.dumping.signals import Signal
+from softcache.dumping.signals import UNCOMPRESSED, Signal
 from softcache.dumping.smaller import advice
 from softcache.dumping.waiting import Waited
 from softcache.inputs import bucket_input
@@ -115,6 +116,9 @@ def begin(asked: DumpConfig, device: str) -> Begun:
     existing = Cache(folder, codec=asked.named_codec) if (folder / MANIFEST).exists() else None
     asked = dataclasses.replace(asked, dataset=dataset, size=asked.size if existing else size)
     config = asked.settled(existing)
+    held = existing.manifest.state.columns.values() if existing else ()
+    if not config.dry_run and (set(config.compressions.values()) - {UNCOMPRESSED} or any(c.compress for c in held)):
+        zstandard()  # refused before a teacher has run
     viewed = view_samples(samples, config.augment, seed=config.view_seed or 0, size=config.size)
     samples_kept = samples_to_keep(viewed, config.keep_samples, existing.manifest if existing else None)
     same_kind(existing.manifest if existing else None, device)
@@ -207,6 +211,7 @@ def open_dump(begun: Begun, device: torch.device, *, divided: bool) -> Opened | 
             config.codec,
             identity.grid.block_rows,
             existing.manifest if existing else None,
+            config.compressions,
         )
     kept = layouts(records, begun.signals, config.codec, existing)
     undecided = {name: bound for name, bound in begun.bounds.items() if name not in held}
@@ -354,7 +359,7 @@ def _is_whole(cache: Cache, config: DumpConfig, signals: Sequence[Signal], sampl
     return (
         views <= state.views
         and samples_kept <= state.samples
-        and all(is_kept(state, signal, config.codec) for signal in signals)
+        and all(is_kept(state, signal, config.codec, config.compressions) for signal in signals)
         and all((cache.folder / name).exists() for name in (ROWS, SAMPLES))
         and all((cache.folder / constants_name(n)).exists() for n, column in state.columns.items() if column.constants)
         and not cache.missing(cache.manifest.columns, views)
