@@ -6,7 +6,8 @@ Each ``NAME.npy`` in the folder, (rows, …) in half or single precision, has it
 activations, as a codec keeps them. They are written in shards as ``dump`` writes them (into the page cache), and read
 in batches of 128 as ``train`` reads them: in an order of shuffled blocks, which a thread reads ahead and decompresses,
 with the time that this thread takes; and in any order, each chunk decompressed when a row of it is first asked for, an
-epoch each. All settings take turns; rates are of processor time. Writes the table into docs/compression.md, but with --tiny.
+epoch each. All settings take turns; rates are of processor time. Writes the table into docs/compression.md, but with
+--tiny.
 """
 
 from __future__ import annotations

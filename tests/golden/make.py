@@ -12,7 +12,8 @@ teacher's own output, in ``expected.json``: arrays as their bytes in hexadecimal
 - ``basis``: 20 rows of 5 numbers, asked of a function; logits and an embedding, both in ``basis``, two shards.
 - ``vectors``: 20 whole numbers, asked of a function; logits and maps that three numbers make, in ``factored`` and
   ``basis``, the maps by their channels; two shards. The test has the function too.
-- ``small``: the rows of ``words``; the function answers with what ``int`` and ``topk`` keep, of rows and of places; two shards.
+- ``small``: the rows of ``words``; the function answers with what ``int`` and ``topk`` keep, of rows and of places; two
+  shards.
 - ``compressed``: the same rows; the function answers with few different numbers, which are compressed in one chunk a
   shard and in several, of rows and of places; two shards.
 """
