@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +28,7 @@ from softcache.codecs._open import is_asked, is_own, open_codec, option_of, refu
 from softcache.dumping.forward import Forward
 from softcache.dumping.shapes import Shapes, SignalShape
 from softcache.dumping.signals import Signal, parse_output
-from softcache.errors import CacheError, UsageError
+from softcache.errors import CacheError, SoftcacheError, UsageError
 from softcache.ragged import Int64, offsets_of, places_of
 from softcache.views._open import Viewed
 
@@ -61,10 +64,12 @@ def columns_to_keep(
     codec: str | None,
     block_rows: int,
     existing: Manifest | None,
+    folder: Path,
 ) -> dict[str, ColumnRecord]:
     """The columns that the cache has and those asked for, whose shapes come from running the teacher on single rows.
 
     ``codec``: of signals that don't name one; None is the cache's, or the default. ``block_rows``: of the cache's grid.
+    ``folder``: of the cache, for messages.
 
     Errors: ``CacheError`` where a column is there of another kind or in another codec than is asked for.
     """
@@ -79,7 +84,7 @@ def columns_to_keep(
             as_asked = f"{signal.kind} in {wanted or held}"
             raise CacheError(
                 f"{signal.column} is there as {there.kind} in {held}, asked for as {as_asked}: "
-                "leave that out or use another --out"
+                f"leave that out or use another --out{_or_convert(folder, signal, there, wanted)}"
             )
     for signal in new:
         assert signal.kind is not None
@@ -91,6 +96,45 @@ def columns_to_keep(
                 signal, shapes.find(signal), codec, len(viewed), block_rows, viewed.lengths()
             )
     return dict(sorted(found.items()))
+
+
+def _or_convert(folder: Path, signal: Signal, there: ColumnRecord, wanted: str | None) -> str:
+    """The command that makes what is asked for of a column that is there, where it can be made of that."""
+    if wanted is None or there.kind != signal.kind or not _can_become(there, wanted):
+        return ""
+    name = folder.with_name(f"{folder.name}-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(wanted).name)}")
+    asked = signal.option.split(" ", 1)
+    option = f"{asked[0]} {shlex.quote(f'{asked[1]}:codec={wanted}')}"
+    return f", or convert it: softcache convert {shlex.quote(str(folder))} {shlex.quote(str(name))} {option}"
+
+
+def _can_become(there: ColumnRecord, wanted: str) -> bool:
+    """Whether a column can be converted to a codec."""
+    if not is_own(there.codec):
+        kept = open_codec(there.codec)
+        if hasattr(kept, "shaped") and hasattr(kept.shaped(there.tail), "target"):
+            return False  # it keeps leaders alone
+    try:
+        refuse_kind(wanted, there.kind, there.kind)
+        open_codec(settled_codec(wanted, there.kind, there.tail)).arrays(there.tail)
+    except SoftcacheError:  # also what is no codec at all: whoever asked for it is told that it is there in another one
+        return False
+    return True
+
+
+def refuse_converted(cache: Cache, views: int) -> None:
+    """Errors: ``CacheError`` where a dump of so many views would have to add to a column that was converted from a
+    codec which had lost something: what the teacher says is not what is kept there."""
+    converted = [name for name, record in cache.manifest.state.columns.items() if record.converted]
+    missing = cache.missing(converted, views)
+    if missing:
+        view, name, _ = missing[0]
+        steps = " and ".join(option_of(step.codec) for step in cache.manifest.state.columns[name].converted)
+        raise CacheError(
+            f"{cache.folder} keeps {name} as it was converted from {steps}, and view {view} of it isn't complete: a "
+            "dump would add other values; add the view to the cache that it was converted from, and run the same "
+            "softcache convert again"
+        )
 
 
 def new_record(

@@ -148,10 +148,11 @@ def speeds(forward: Forward, viewed: Viewed, grid: Grid) -> tuple[float, float]:
     return making, TIMED_BATCHES * len(rows) / (time.perf_counter() - began)
 
 
-def refuse_too_large(guess: Estimate, folder: Path) -> None:
-    """Errors: ``CacheError`` where what is still to be written doesn't fit on the disk."""
+def refuse_too_large(guess: Estimate, folder: Path, elsewhere: str = "another --out") -> None:
+    """Errors: ``CacheError`` where what is still to be written doesn't fit on the disk. ``elsewhere``: how to write to
+    another one."""
     if guess.needed > guess.free:
         raise CacheError(
             f"{folder} needs {size(guess.needed)} more and there are {size(guess.free)} free: fewer --views or hints, "
-            "a smaller --codec, or another --out"
+            f"a smaller --codec, or {elsewhere}"
         )
