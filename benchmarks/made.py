@@ -70,26 +70,43 @@ def make_cache(
     viewed: ViewedDataset | None = None,
 ) -> Cache:
     """A complete cache of random logits (fp16); digests are those of ``viewed``, or 0."""
+    block = np.random.default_rng(0).standard_normal((min(shard_rows, 8192), classes), dtype=np.float32)
+    record = ColumnRecord("classes", [classes], codec, shard_rows)
+    return make_cache_of(folder, block.astype(np.float16), record, rows=rows, views=views, viewed=viewed)
+
+
+def make_cache_of(
+    folder: Path,
+    block: np.ndarray,
+    record: ColumnRecord,
+    *,
+    rows: int,
+    views: int = 1,
+    viewed: ViewedDataset | None = None,
+) -> Cache:
+    """A complete cache whose logits are kept as ``record`` says, in a codec that stores them as they are: ``block``
+    (n, …), again and again. Digests are those of ``viewed``, or 0."""
+    shard_rows = record.shard_rows
     identity = made_identity(viewed, rows, shard_rows)
     create_or_extend(
         folder,
         identity,
         views=views,
-        columns={LOGITS: ColumnRecord("classes", [classes], codec, shard_rows)},
+        columns={LOGITS: record},
         made={},
         class_names=[] if viewed is None else viewed.samples.classes,
         labels=viewed.samples.labels if viewed is not None else np.zeros(rows, np.int32),
         names=None,
         samples=black_row(identity.dataset.inputs),
     )
-    cache, rng = Cache(folder), np.random.default_rng(0)
-    block = rng.standard_normal((min(shard_rows, 8192), classes), dtype=np.float32).astype(np.float16)
+    cache = Cache(folder)
     for view in range(views):
         for number in range(cache.manifest.shards(LOGITS)):
             first, count = cache.shard_range(LOGITS, number)
             path = cache.shard_path(view, LOGITS, number)
             path.parent.mkdir(exist_ok=True)
-            writer = ShardWriter(path, cache.shard_attributes(view, LOGITS, number), cache.arrays(LOGITS, count))
+            arrays, chunking = cache.arrays(LOGITS, count), cache.layout(LOGITS).chunking
+            writer = ShardWriter(path, cache.shard_attributes(view, LOGITS, number), arrays, chunking)
             for at in range(0, count, len(block)):
                 part = block[: count - at]
                 seen = np.zeros(len(part), np.uint32)

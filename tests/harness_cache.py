@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 
 from softcache import registry
 from softcache.atomic import commit
+from softcache.cache.chunk_frames import Chunking
 from softcache.cache.column import Column
+from softcache.cache.compression import settled_compression
 from softcache.cache.constants import constants_of, constants_sha256
 from softcache.cache.reader import Cache
 from softcache.cache.schema import (
@@ -51,9 +54,20 @@ def kept_nothing(size: int, channels: int = 1) -> KeptSamples:
     )
 
 
-def write_shard(path: Path, attributes: Attributes, arrays: dict[str, np.ndarray]) -> None:
+def write_shard(
+    path: Path,
+    attributes: Attributes,
+    arrays: dict[str, np.ndarray],
+    chunking: Mapping[str, Chunking] | None = None,
+) -> None:
     """A whole file at once."""
-    commit(write_temporary(path, attributes, arrays), path)
+    commit(write_temporary(path, attributes, arrays, chunking), path)
+
+
+def compressed(name: str, record: ColumnRecord, compress: str | None) -> ColumnRecord:
+    """The record of a column that is compressed as itself says, else so."""
+    row = Column.of(name, record, registry.create("codecs", record.codec)).row
+    return dataclasses.replace(record, compress=settled_compression(record.compress or compress, row))
 
 
 def make_cache(
@@ -68,11 +82,12 @@ def make_cache(
     viewed: ViewedDataset | None = None,
     written: bool = True,
     logits: np.ndarray | None = None,
+    compress: str | None = None,
 ) -> tuple[Cache, list[np.ndarray]]:
     """The cache, and each view's logits (N, C) float32 as the codec gives them back.
 
-    ``logits`` are those of every view, by default random ones. Without ``viewed`` digests are 0. Without
-    ``written`` there is no shard.
+    ``logits`` are those of every view, by default random ones; ``compress`` is of all columns. Without ``viewed``
+    digests are 0. Without ``written`` there is no shard.
     """
     hints = hints or {}
     labels = viewed.samples.labels if viewed is not None else np.zeros(rows, np.int32)
@@ -82,6 +97,7 @@ def make_cache(
     folder.mkdir(parents=True, exist_ok=True)
     whole = identity(rows, max([shard_rows, *(hint.shard_rows for hint in hints.values())]), recipe)
     columns |= {hint_column(layer): fitted(folder, whole, layer, record) for layer, record in hints.items()}
+    columns = {name: compressed(name, record, compress) for name, record in columns.items()}
     made = create_or_extend(
         folder,
         whole,
@@ -94,7 +110,7 @@ def make_cache(
         samples=kept_nothing(size),
     )
     cache = made if isinstance(made, Cache) else Cache(folder)
-    coder, rng, expected = registry.create("codecs", codec), np.random.default_rng(3), []
+    coder, rng, expected = cache.layout(LOGITS).coder, np.random.default_rng(3), []
     for view in range(views if written else 0):
         given = rng.standard_normal((rows, classes)) if logits is None else logits
         coded = coder.encode(torch.from_numpy(given.astype(np.float32)))
@@ -113,7 +129,7 @@ def make_cache(
                 path.parent.mkdir(exist_ok=True)
                 first, count = cache.shard_range(column, number)
                 part = {name: array[first : first + count] for name, array in {"digest": digests, **arrays}.items()}
-                write_shard(path, cache.shard_attributes(view, column, number), part)
+                write_shard(path, cache.shard_attributes(view, column, number), part, cache.layout(column).chunking)
     return cache, expected
 
 
@@ -128,7 +144,9 @@ def fitted(folder: Path, whole: Identity, layer: str, record: ColumnRecord) -> C
     return dataclasses.replace(record, constants=constants_sha256(arrays))
 
 
-def make_ragged(folder: Path, lengths: list[int], *, shard_rows: int, views: int = 2) -> Cache:
+def make_ragged(
+    folder: Path, lengths: list[int], *, shard_rows: int, views: int = 2, compress: str | None = None
+) -> Cache:
     """Rows of ``ids`` of these lengths; logits, ``states`` (L, 3) in fp16 and ``pairs`` (⌈L/2⌉) in fp32, at random.
     The inputs of all rows are kept, and digests are 0."""
     inputs, rows = {"ids": InputField("int16", [None])}, np.arange(len(lengths))
@@ -138,6 +156,7 @@ def make_ragged(folder: Path, lengths: list[int], *, shard_rows: int, views: int
         "pairs": ColumnRecord("values", [None], "fp32", shard_rows, "ids", 2),
         "states": ColumnRecord("values", [None, 3], "fp16", shard_rows, "ids"),
     }
+    columns = {name: compressed(name, record, compress) for name, record in columns.items()}
     cache = create_or_extend(
         folder,
         dataclasses.replace(
@@ -171,5 +190,5 @@ def make_ragged(folder: Path, lengths: list[int], *, shard_rows: int, views: int
                 if "offset" in arrays:
                     stride = columns[column].stride
                     arrays["offset"][1:] = np.cumsum([-(-n // stride) for n in lengths[first : first + count]])
-                write_shard(path, cache.shard_attributes(view, column, number), arrays)
+                write_shard(path, cache.shard_attributes(view, column, number), arrays, cache.layout(column).chunking)
     return cache

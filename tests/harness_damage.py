@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from harness_cache import make_cache, make_ragged
 
-from softcache.cache.hdf5 import lookup3, read_structure
+from softcache.cache.hdf5 import read_structure
+from softcache.cache.hdf5_bytes import lookup3
 from softcache.cache.reader import Cache
 from softcache.cache.schema import MANIFEST, ColumnRecord, canonical_json
 from softcache.console import show_messages
@@ -36,6 +37,15 @@ def small_cache(folder: Path, codec: str = "fp16") -> Cache:
     """Two views of 20 rows in shards of 16, logits, and a hint whose codec has constants: 8 shards of some 20 KiB."""
     hints = {"layer3": ColumnRecord("values", [2, 3], "int8", 16)}
     return make_cache(folder, rows=20, classes=40, shard_rows=16, views=2, codec=codec, hints=hints)[0]
+
+
+def small_compressed(folder: Path) -> Cache:
+    """As ``small_cache``, compressed: arrays of one chunk and of several, of one byte a number and of more."""
+    hints = {
+        "layer3": ColumnRecord("values", [32, 64], "fp16", 16, compress="zstd:rows=4"),
+        "fc": ColumnRecord("values", [2, 3], "int8", 16),
+    }
+    return make_cache(folder, rows=20, classes=40, shard_rows=16, hints=hints, compress="zstd")[0]
 
 
 def small_ragged(folder: Path) -> Cache:
@@ -203,7 +213,9 @@ def _signed(data: bytearray, regions: list[tuple[int, int]]) -> bytes:
 
 _VALUES = [
     None, True, False, 0, 1, -1, 2, 3, 16, 2**20, 2**31, 2**40, 2**63, 10**40, 0.0, -1.5, 1e308, "", "x", "..", "/",
-    "../../../etc/passwd", "python:os:getcwd", "fp16", "fp32", "fp16:x=1", "nothing", "topk:k=3", "é", "\0", "\ud800",
+    "../../../etc/passwd", "python:os:getcwd", "fp16", "fp32", "fp16:x=1", "nothing", "topk:k=3",
+    "zstd", "zstd:level=1,rows=4,shuffle=byte", "zstd:level=1,rows=1073741824,shuffle=none", "zstd:rows=0",
+    "é", "\0", "\ud800",
     "layer3", "float16", "float64", "O", "x" * 5000, [], {}, [[]], [1], [1, 2, 3], [2**40, 2**40], {"a": 1}, [None],
 ]  # fmt: skip
 

@@ -13,7 +13,8 @@ import pytest
 from harness_cache import write_shard
 
 from softcache.cache import shard
-from softcache.cache.hdf5 import lookup3, read_structure
+from softcache.cache.hdf5 import read_structure
+from softcache.cache.hdf5_bytes import lookup3
 from softcache.cache.shard import PAGE, Arrays, Attributes, Extent, read_array
 from softcache.errors import IntegrityError
 

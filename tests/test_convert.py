@@ -298,3 +298,41 @@ def test_what_was_given_for_the_source_is_known_of_what_is_made_of_it(
     teacher = f"{exact.parent / 'teacher.py'}:make"
     assert command("verify", made, "--teacher", teacher, "--device", "cpu") == 0, capsys.readouterr()
     assert Cache(made).layout("logits").width == CLASSES
+
+
+# Compressed.
+
+
+def test_compressed_and_back_is_the_same_cache(place: Path, exact: Path, tmp_path: Path) -> None:
+    pytest.importorskip("zstandard")
+    packed = convert(exact, tmp_path / "packed", compress=("zstd", "tags=none")).folder
+    assert files(packed) == files(dumped(place, tmp_path / "wanted", compress=("zstd", "tags=none")))
+    assert verify(packed).ok
+    columns = Cache(packed).manifest.state.columns
+    assert {name for name, record in columns.items() if record.compress is None} == {"tags"}
+    assert all(record.converted == [] for record in columns.values())
+    again = convert(packed, tmp_path / "again", shard_rows=16).folder  # compressed as it was
+    assert {n: r.compress for n, r in Cache(again).manifest.state.columns.items()} == {
+        name: record.compress for name, record in columns.items()
+    }
+    back = convert(again, tmp_path / "back", compress="none", shard_rows=BLOCK).folder
+    same_cache(back, exact)
+    small = convert(packed, tmp_path / "small", codec="int:bits=5", device="cpu").folder  # at the same level
+    assert (Cache(small).manifest.state.columns["logits"].compress or "").startswith("zstd:level=1,")
+    plain = convert(exact, tmp_path / "plain", codec="int:bits=5", device="cpu").folder
+    for view in range(VIEWS):
+        assert np.array_equal(values_of(small, "logits", view), values_of(plain, "logits", view))
+    assert Cache(small).manifest.state.columns["logits"].error == Cache(plain).manifest.state.columns["logits"].error
+
+
+def test_rows_of_their_own_lengths_are_compressed(tmp_path: Path) -> None:
+    pytest.importorskip("zstandard")
+    place = make_ragged_place(tmp_path)
+    outputs = ("logits", "states", "sizes")
+    for name, more in (("plain", {}), ("packed", {"compress": "zstd"})):
+        dump(**{**asked_ragged(place, place / name, codec="fp32", **more), "output": outputs})
+    assert files(convert(place / "plain", place / "a", compress="zstd").folder) == files(place / "packed")
+    assert files(convert(place / "packed", place / "b", compress="none").folder) == files(place / "plain")
+    coded = [convert(place / n, place / f"{n}-8", codec="int8", compress="none", device="cpu").folder
+             for n in ("plain", "packed")]  # fmt: skip
+    assert files(coded[0]) == files(coded[1])

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness_damage import files_of, flip_cases, run, small_cache, small_ragged
+from harness_damage import files_of, flip_cases, run, small_cache, small_compressed, small_ragged
 
-CACHES = pytest.mark.parametrize("make", [small_cache, small_ragged])
+CACHES = pytest.mark.parametrize("make", [small_cache, small_ragged, small_compressed])
 
 
 def _flip(make: Callable[[Path], object], folder: Path, cases: int, seed: int) -> None:

@@ -13,14 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness_damage import files_of, forged_values, run, small_cache, small_ragged
+from harness_damage import files_of, forged_values, run, small_cache, small_compressed, small_ragged
 
 from softcache.config.record import read_record
 from softcache.errors import SoftcacheError
 from softcache.models._folder import read_folder
 from softcache.stages.teach import teach
 
-CACHES = pytest.mark.parametrize("make", [small_cache, small_ragged])
+CACHES = pytest.mark.parametrize("make", [small_cache, small_ragged, small_compressed])
 
 
 def _fuzz(make: Callable[[Path], object], folder: Path, cases: int, seed: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import zstandard
 
 from softcache.cache.reader import Cache
 from softcache.stages.verify import verify
@@ -65,6 +66,51 @@ def canonical(value: Any) -> bytes:
     return repr(value).encode() if isinstance(value, float) else json.dumps(value, ensure_ascii=False).encode()
 
 
+def widest(file: h5py.File) -> int:
+    """The most bytes a row that an array of a codec has."""
+    held = [node for key, node in file.items() if key not in ("digest", "offset")]
+    return max(int(np.prod(node.shape[1:])) * node.dtype.itemsize for node in held)
+
+
+def decompressed(path: Path, node: h5py.Dataset, compress: str, most: int) -> np.ndarray:
+    """The numbers of a compressed array, chunk by chunk, each part of what is said of them checked."""
+    name, _, options = compress.partition(":")
+    asked = dict(option.split("=") for option in options.split(","))
+    assert (name, list(asked)) == ("zstd", ["level", "rows", "shuffle"])
+    width, rows = node.dtype.itemsize, int(asked["rows"])
+    assert 2**14 <= rows * most <= 2**24
+    while 2 * rows * int(np.prod(node.shape[1:])) * width <= int(asked["rows"]) * most:
+        rows *= 2
+    rows, tail = min(rows, len(node)), node.shape[1:]
+    shuffled = asked["shuffle"] == "byte" and width > 1
+    assert node.chunks == (rows, *tail)
+    pipeline = node.id.get_create_plist()
+    filters = [pipeline.get_filter(number)[:3] for number in range(pipeline.get_nfilters())]
+    assert filters == [(2, 1, (width,))] * shuffled + [(32015, 1, (int(asked["level"]),))]
+    assert node.id.get_num_chunks() == -(-len(node) // rows)
+    size, crc, parts = rows * int(np.prod(tail)) * width, 0, []
+    for first in range(0, len(node), rows):
+        place = (first, *(0 for _ in tail))
+        mask, frame = node.id.read_direct_chunk(place)
+        info = node.id.get_chunk_info_by_coord(place)
+        assert path.read_bytes()[info.byte_offset : info.byte_offset + info.size] == frame
+        crc = zlib.crc32(frame, crc)
+        said = zstandard.get_frame_parameters(frame)
+        assert (mask, said.content_size, said.dict_id, said.has_checksum) == (0, size, 0, True)
+        assert said.window_size <= max(size, 1024)
+        assert len(frame) <= size + size // 256 + 64
+        data = np.frombuffer(zstandard.ZstdDecompressor().decompress(frame), np.uint8)
+        if shuffled:
+            data = data.reshape(width, -1).T
+        parts.append(np.frombuffer(data.tobytes(), node.dtype).reshape(rows, *tail))
+    whole = np.concatenate(parts)
+    assert not whole[len(node) :].any()
+    assert zlib.crc32(whole[: len(node)].tobytes()) == node.attrs["crc32"]
+    assert crc == node.attrs["stored_crc32"]
+    assert len(node.attrs) == 2
+    return whole[: len(node)]
+
+
 class Plain:
     """What docs/format.md says of a cache, and nothing of softcache."""
 
@@ -80,10 +126,18 @@ class Plain:
         """All arrays of a file, mapped from where they lie, each with its checksum right."""
         found: dict[str, np.ndarray] = {}
         path = self.folder / name
+        compress = self.state["columns"].get(column, {}).get("compress") if name.startswith("view-") else None
 
         def visit(key: str, node: Any) -> None:
-            if isinstance(node, h5py.Dataset):
+            if isinstance(node, h5py.Dataset) and compress and key not in ("digest", "offset") and node.size:
+                found[key] = decompressed(path, node, compress, widest(file))
+            elif isinstance(node, h5py.Dataset):
+                assert node.chunks is None
                 offset = node.id.get_offset()
+                if node.size == 0:
+                    assert (offset, node.attrs["crc32"]) == (None, 0)
+                    found[key] = np.empty(node.shape, node.dtype)
+                    return
                 assert offset % 4096 == 0
                 array = np.memmap(path, node.dtype, "r", offset, node.shape)
                 assert zlib.crc32(array.tobytes()) == node.attrs["crc32"]
@@ -109,6 +163,7 @@ class Plain:
                     "shard_rows",
                     "lengths",
                     "stride",
+                    "compress",
                 }
                 meaning |= {"converted": steps} if steps else {}
                 texts["column_sha256"] = hashlib.sha256(canonical(meaning)).hexdigest().encode()
@@ -469,6 +524,36 @@ def test_a_reader_made_from_the_specification_reads_codecs_of_few_bits() -> None
                 shares_of_tail = [np.take_along_axis(w, order[..., value:], -1).sum(-1) / w.sum(-1) for w in weights]
                 np.testing.assert_allclose(*shares_of_tail, rtol=1e-5 if T == 1 else 1e-2, atol=1e-12)
     assert verify(GOLDEN / "small").ok
+
+
+def few(keys: np.ndarray, *shape: int) -> np.ndarray:
+    """What the teacher of ``compressed`` makes its answers of."""
+    seeds = np.asarray(keys, np.int64).reshape(-1, *[1] * len(shape))
+    places = np.arange(np.prod(shape)).reshape(1, *shape)
+    return ((seeds + places // 5) % 7 - 3).astype(np.float32) / 4 * (places % 3 > 0)
+
+
+def test_a_reader_made_from_the_specification_reads_compressed_columns() -> None:
+    plain, cache = Plain(GOLDEN / "compressed"), Cache(GOLDEN / "compressed", verify_reads=True)
+    keys, ids = np.arange(0, 2 * ROWS, 2), np.arange((np.arange(ROWS) % 6).sum()) - 9
+    said = {"logits": few(keys, 3), "maps": few(keys, 32, 64), "words": few(ids, 512), "left": few(keys, 5)}
+    assert {name: record["compress"] is None for name, record in plain.state["columns"].items()} == {
+        "logits": False, "maps": False, "words": False, "tags": False, "left": True,
+    }  # fmt: skip
+    for name in plain.state["columns"]:
+        found, reader = plain.column(0, name), cache.column(name)
+        read = reader.gather(0, np.arange(ROWS))
+        assert found.keys() == read.keys()
+        assert all(found[array].tobytes() == read[array].tobytes() for array in found)
+        if name == "tags":
+            logits, which = leaders(found, 2, 70)
+            assert np.array_equal(which, np.argsort(-few(ids, 70), -1, kind="stable")[:, :2])
+            assert np.array_equal(logits, np.take_along_axis(few(ids, 70), which, -1))
+        else:
+            assert found["values"].astype("<f4").tobytes() == said[name].astype("<f4").tobytes()
+    with h5py.File(GOLDEN / "compressed/view-0000/words-00000.h5") as file:
+        assert file["values"].id.get_num_chunks() == 5
+    assert verify(GOLDEN / "compressed").ok
 
 
 def test_views_can_be_made_again_from_the_specification() -> None:

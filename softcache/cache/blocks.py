@@ -3,7 +3,7 @@
 A memory map is the fastest way to rows that the system holds already, and a slow one to those that it doesn't: each
 row is a page fault that waits for the disk. Where keys come in an order that stays within a window of blocks for a
 while (``training.windows.Windows``), blocks are read whole into a pool of fixed size, each before its first row is
-asked for, and its place is given to another after its last.
+asked for, and its place is given to another after its last. The thread also decompresses what is compressed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections import deque
 import numpy as np
 
 from softcache.cache.column import DIGEST, OFFSET
+from softcache.cache.extents import Compressed, Extent
 from softcache.cache.reader import Cache
-from softcache.cache.shard import Extent, Opened, opened
+from softcache.cache.shard import Opened, opened, read_rows
 from softcache.errors import IntegrityError
 from softcache.ragged import Int64, offsets_of, runs_of
 
@@ -108,7 +109,7 @@ class _Loader:
         self._blocks = blocks  # (visits,)
         self._slot = np.full(len(blocks), -1, np.int64)
         self._free = deque(range(slots))
-        self._checked: dict[int, tuple[os.stat_result, dict[str, Extent]]] = {}  # by the number of the shard
+        self._checked: dict[int, tuple[os.stat_result, Opened]] = {}  # by the number of the shard
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
         self._stopped = False
@@ -175,35 +176,49 @@ class _Loader:
             if number not in self._checked or not _same(status, self._checked[number][0]):
                 # the first time, and where another file has taken the name since: what is checked is what is read
                 with self._cache.shard(self._view, self._column, number) as file:
-                    self._checked[number] = os.fstat(file.fd), file.extents
+                    self._checked[number] = os.fstat(file.fd), file
                     self._read_open(file, block, first, rows, slot)
                 return
-            self._read_open(Opened(path, fd, self._checked[number][1]), block, first, rows, slot)
+            self._read_open(self._checked[number][1]._replace(fd=fd), block, first, rows, slot)
 
     def _read_open(self, file: Opened, block: int, first: int, rows: int, slot: int | None) -> None:
         """``first``: the block's first row in its shard, ``rows``: how many it has."""
-        for name, extent in file.extents.items():
-            if name == OFFSET or not extent.nbytes:  # offsets are what lengths add up to
+        for name in file.names:
+            array = file.compressed.get(name) or file.extents[name]
+            if name == OFFSET or (isinstance(array, Extent) and not array.nbytes):  # offsets are what lengths add up to
                 continue
             begin, count, capacity = first, rows, self._block_rows
             if self.ragged is not None and name != DIGEST:
                 row = block * self._block_rows
                 ends = self.ragged.offset[[row - first, row, row + rows]]
                 begin, count, capacity = int(ends[1] - ends[0]), int(ends[2] - ends[1]), self._most
-            row_bytes = extent.nbytes // extent.shape[0]
-            offset = extent.offset + begin * row_bytes
             if not count:
                 continue  # all of its rows are empty
-            if slot is not None:
-                at = slot * capacity
-                _fill(file, self.pools[name][at : at + count].view(np.uint8).data.cast("B"), offset)
-            elif hasattr(os, "posix_fadvise"):  # not on macOS
-                os.posix_fadvise(file.fd, offset, count * row_bytes, os.POSIX_FADV_WILLNEED)
+            if slot is None:
+                if hasattr(os, "posix_fadvise"):  # not on macOS
+                    os.posix_fadvise(file.fd, *_place(array, begin, count), os.POSIX_FADV_WILLNEED)
+                continue
+            target = self.pools[name][slot * capacity : slot * capacity + count]
+            if isinstance(array, Extent):
+                _fill(file, target.view(np.uint8).data.cast("B"), _place(array, begin, count)[0])
+            else:
+                read_rows(file, array, begin, target)
 
 
 def _same(one: os.stat_result, other: os.stat_result) -> bool:
     """Whether an open file is the one that was checked, and has not been written to since."""
     return os.path.samestat(one, other) and (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+
+
+def _place(array: Extent | Compressed, begin: int, count: int) -> tuple[int, int]:
+    """Where in a file rows lie, or the chunks that have them, from the first one's offset on: (offset, bytes)."""
+    if isinstance(array, Extent):
+        row_bytes = array.nbytes // array.shape[0]
+        return array.offset + begin * row_bytes, count * row_bytes
+    chunks = array.chunks
+    first, last = begin // chunks.rows, (begin + count - 1) // chunks.rows
+    offset = int(chunks.offset[first])
+    return offset, max(0, int(chunks.offset[last] + chunks.stored[last]) - offset)
 
 
 def _fill(file: Opened, target: memoryview, offset: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from softcache.cache.chunk_frames import Chunking
+from softcache.cache.compression import recorded_chunking
+from softcache.cache.extents import Arrays
 from softcache.cache.schema import ColumnRecord
-from softcache.cache.shard import Arrays
 from softcache.errors import UsageError
 from softcache.losses._target import Target
 
@@ -26,7 +29,8 @@ class Column:
     ``classes``, ``binary`` or ``values``. ``shape``: of one key's values; of a ragged column, in which rows have
     lengths of their own, of one place's. ``codec``: how they are kept. ``shard_rows``: rows a shard. ``lengths``: of a
     ragged column, the input whose lengths it goes by: a row that is n long there has ceil(n / ``stride``) places.
-    ``constants``: reads those that the codec was fitted to, if it has any and was."""
+    ``constants``: reads those that the codec was fitted to, if it has any and was. ``compress``: how what the codec
+    keeps is compressed, as the manifest records it; None where it lies there as it is."""
 
     name: str
     kind: str
@@ -36,11 +40,26 @@ class Column:
     lengths: str | None = None
     stride: int = 1
     constants: Callable[[], dict[str, torch.Tensor]] | None = None
+    compress: str | None = None
 
     @classmethod
     def of(cls, name: str, record: ColumnRecord, codec: Any) -> Column:
         """``codec``: as ``open_codec`` gives the one that the record names."""
-        return cls(name, record.kind, record.tail, codec, record.shard_rows, record.lengths, record.stride)
+        found = cls(name, record.kind, record.tail, codec, record.shard_rows, record.lengths, record.stride)
+        return dataclasses.replace(found, compress=record.compress)
+
+    @functools.cached_property
+    def chunking(self) -> Mapping[str, Chunking]:
+        """Of the arrays that are compressed, how.
+
+        Errors: ``UsageError`` for a compression that a column of these arrays can't have.
+        """
+        return recorded_chunking(self.compress, self.row)
+
+    @property
+    def row(self) -> Arrays:
+        """What its codec keeps of one row, or of one place of a ragged column."""
+        return {name: (dtype, (1, *tail)) for name, (dtype, tail) in self._coded.items()}
 
     @property
     def has_constants(self) -> bool:

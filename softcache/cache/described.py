@@ -7,7 +7,9 @@ written past it as always, and what it wrote goes to the disk by plain writes, w
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 
 class Described:
@@ -17,6 +19,8 @@ class Described:
         self._pieces: list[tuple[int, bytes]] = []
         self._at = 0
         self._size = 0
+        self._passing: bytes | None = None
+        self._passed: list[int] = []
 
     @property
     def size(self) -> int:
@@ -30,8 +34,21 @@ class Described:
     def tell(self) -> int:
         return self._at
 
+    @contextlib.contextmanager
+    def passing(self, data: bytes) -> Iterator[list[int]]:
+        """Within it, HDF5 writes ``data``, which is not kept: the caller writes it to the offset that is given."""
+        self._passing, self._passed = data, []
+        try:
+            yield self._passed
+        finally:
+            self._passing = None
+
     def write(self, data: memoryview) -> int:
-        self._pieces.append((self._at, bytes(data)))
+        held = bytes(data)
+        if held == self._passing:
+            self._passed.append(self._at)
+        else:
+            self._pieces.append((self._at, held))
         self._at += len(data)
         self._size = max(self._size, self._at)
         return len(data)

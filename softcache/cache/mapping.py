@@ -18,10 +18,13 @@ import sys
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 import numpy as np
 
-from softcache.cache.shard import PAGE, Extent, Opened
+from softcache.cache.chunked_rows import ChunkedRows, ChunkMemory
+from softcache.cache.extents import PAGE, Compressed, Extent
+from softcache.cache.shard import Opened
 from softcache.errors import IntegrityError
 from softcache.ragged import counts_of, runs_of
 
@@ -30,6 +33,28 @@ MAX_RESERVED = 2**44  # bytes of addresses for one array of one view; a process 
 _PROT_NONE, _PROT_READ = 0x00, 0x01
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x01, 0x02, 0x10, 0x20, 0x4000
 _FAILED = ctypes.c_void_p(-1).value
+
+
+class MappedRows(Protocol):
+    """Rows of consecutive shards, all but the last of the same number, or of a ragged column of any; read-only."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """The rows of each shard."""
+
+    def take(self, rows: np.ndarray, out: np.ndarray, part: np.ndarray | None = None) -> None:
+        """``out[k] = row rows[k]``; ``rows`` (B,) int64 must be in range. ``part``: the part that each row lies in, for
+        who has several arrays of the same rows."""
+
+    def take_runs(self, part: np.ndarray, first: np.ndarray, offset: np.ndarray, out: np.ndarray) -> None:
+        """Runs of rows end to end: ``out`` gets, from ``offset[k]`` to before ``offset[k + 1]``, those from
+        ``first[k]`` of part ``part[k]`` on. Here parts may have any number of rows."""
+
+    def between(self, part: int, begin: int, end: int) -> np.ndarray:
+        """Rows of one shard."""
+
+    def forget(self) -> None:
+        """Gives back what was taken beside the maps."""
 
 
 class Rows:
@@ -46,8 +71,7 @@ class Rows:
         self._gap = stride - self._part_rows if len(parts) > 1 else 0
 
     def take(self, rows: np.ndarray, out: np.ndarray, part: np.ndarray | None = None) -> None:
-        """``out[k] = row rows[k]``; ``rows`` (B,) int64 must be in range. No loop over rows. ``part``: the part that
-        each row lies in, for who has several arrays of the same rows."""
+        """As ``MappedRows``. No loop over rows."""
         if part is None:
             part = rows // self._part_rows
         if self._joined is not None:
@@ -59,9 +83,20 @@ class Rows:
         for number, at in zip(numbers.tolist(), np.split(order, starts[1:]), strict=len(rows) > 0):
             out[at] = np.take(self.parts[number], rows[at] - number * self._part_rows, axis=0, mode="clip")
 
+    @property
+    def lengths(self) -> list[int]:
+        """The rows of each shard."""
+        return [len(part) for part in self.parts]
+
+    def between(self, part: int, begin: int, end: int) -> np.ndarray:
+        """Rows of one shard, where they lie."""
+        return self.parts[part][begin:end]
+
+    def forget(self) -> None:
+        """Nothing was taken: the maps go with what looks at them."""
+
     def take_runs(self, part: np.ndarray, first: np.ndarray, offset: np.ndarray, out: np.ndarray) -> None:
-        """Runs of rows end to end: ``out`` gets, from ``offset[k]`` to before ``offset[k + 1]``, those from
-        ``first[k]`` of part ``part[k]`` on. Here parts may have any number of rows. No loop over runs."""
+        """As ``MappedRows``. No loop over runs."""
         if self._joined is not None:
             at = runs_of(first + part * self._stride if self._stride else first, offset)
             self._joined.take(at, axis=0, out=out, mode="clip")
@@ -75,20 +110,63 @@ class Rows:
 def map_shards(
     shards: Sequence[AbstractContextManager[Opened]], *, join: bool = True, most: Mapping[str, int] | None = None
 ) -> dict[str, Rows]:
-    """Maps every array of consecutive shards, at equal distances where that can be. One shard is open at a time.
-    ``most``: how many rows an array has at most, where the first shard's may not be the longest.
+    """Maps every array of consecutive shards, at equal distances where that can be. One shard is open at a time. None
+    of them is compressed. ``most``: how many rows an array has at most, where the first shard's may not be the longest.
 
     Errors: ``IntegrityError`` where a file ends early, and those of opening it.
     """
+    return _mapped(shards, {}, join, most)[0]
+
+
+def map_column(
+    shards: Sequence[AbstractContextManager[Opened]],
+    memory: Mapping[str, ChunkMemory],
+    most: Mapping[str, int] | None = None,
+) -> dict[str, MappedRows]:
+    """As ``map_shards``, where some arrays are compressed: those are mapped as they are, and decompressed into
+    ``memory``, by name."""
+    plain, chunked = _mapped(shards, memory, True, most)
+    return {**plain, **chunked}
+
+
+def _mapped(
+    shards: Sequence[AbstractContextManager[Opened]],
+    memory: Mapping[str, ChunkMemory],
+    join: bool,
+    most: Mapping[str, int] | None,
+) -> tuple[dict[str, Rows], dict[str, ChunkedRows]]:
     maps: dict[str, _Map] = {}
+    chunked: dict[str, ChunkedRows] = {}
     for number, shard in enumerate(shards):
         with shard as file:
             for name, extent in file.extents.items():
+                if name in memory:  # without a number in this shard
+                    _add_chunked(chunked, memory, name, file, extent)
+                    continue
                 if number == 0:
                     rows = (most or {}).get(name, extent.shape[0])
                     maps[name] = _Map(extent, rows, len(shards) if join else 1)
                 maps[name].add(file, extent)
-    return {name: made.rows() for name, made in maps.items()}
+            for name, array in file.compressed.items():
+                _add_chunked(chunked, memory, name, file, array)
+    return {name: made.rows() for name, made in maps.items()}, chunked
+
+
+def _add_chunked(
+    chunked: dict[str, ChunkedRows],
+    memory: Mapping[str, ChunkMemory],
+    name: str,
+    file: Opened,
+    array: Extent | Compressed,
+) -> None:
+    rows = chunked.setdefault(name, ChunkedRows(memory[name], array.dtype, array.shape[1:]))
+    if isinstance(array, Extent):
+        rows.add(None, array.shape[0], np.empty(0, np.uint8), 0, str(file.path))
+        return
+    begin = int(array.chunks.offset.min())
+    end = int((array.chunks.offset + array.chunks.stored).max())
+    mapped = _map_one(file, Extent(begin, np.dtype(np.uint8), (end - begin,), 0))
+    rows.add(array, array.shape[0], mapped, begin, str(file.path))
 
 
 class _Map:

@@ -8,8 +8,9 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 
+from softcache.cache.chunked_rows import ChunkMemory
 from softcache.cache.column import DIGEST, OFFSET
-from softcache.cache.mapping import Rows, map_shards
+from softcache.cache.mapping import MappedRows, map_column
 from softcache.cache.shard import Opened
 from softcache.errors import IntegrityError
 from softcache.ragged import Int64, offsets_of, runs_of
@@ -36,16 +37,18 @@ class RaggedRows:
             self._ends.append(int(offset[-1]))
             at += len(some)
 
-    def map(self, shards: Sequence[AbstractContextManager[Opened]]) -> dict[str, Rows]:
-        """The arrays of a view's shards.
+    def map(
+        self, shards: Sequence[AbstractContextManager[Opened]], memory: Mapping[str, ChunkMemory]
+    ) -> dict[str, MappedRows]:
+        """The arrays of a view's shards. ``memory``: of those that are compressed.
 
         Errors: ``IntegrityError`` where a shard has other numbers of places; those of opening them.
         """
-        maps = map_shards(shards, most=dict.fromkeys(self._tails, max(self._ends)))
+        maps = map_column(shards, memory, dict.fromkeys(self._tails, max(self._ends)))
         for name in self._tails:
-            for part, end in zip(maps[name].parts, self._ends, strict=True):
-                if len(part) != end:  # shards are checked against lengths in a file, which somebody may write to
-                    raise IntegrityError(f"lengths of rows have changed while they were read: {len(part)} was {end}")
+            for count, end in zip(maps[name].lengths, self._ends, strict=True):
+                if count != end:  # shards are checked against lengths in a file, which somebody may write to
+                    raise IntegrityError(f"lengths of rows have changed while they were read: {count} was {end}")
         return maps
 
     def places(self, rows: np.ndarray) -> Int64:
@@ -66,7 +69,7 @@ class RaggedRows:
         where = self._where.take(rows, axis=0)
         return where[:, 0], offsets_of(where[:, 1])
 
-    def gather(self, maps: Mapping[str, Rows], rows: np.ndarray, part: np.ndarray) -> dict[str, np.ndarray]:
+    def gather(self, maps: Mapping[str, MappedRows], rows: np.ndarray, part: np.ndarray) -> dict[str, np.ndarray]:
         """``digest`` (B,), ``offset`` (B + 1,) and the places (P, …) of rows (B,) int64, which must be in range, end to
         end. ``part``: the shard of each row."""
         first, offset = self.find(rows)

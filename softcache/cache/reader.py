@@ -16,22 +16,18 @@ import torch
 
 from softcache import registry
 from softcache.cache.attributes import file_attributes, rows_attributes, shard_attributes
-from softcache.cache.checksum import checksum
+from softcache.cache.checksum import is_intact
+from softcache.cache.chunked_rows import memories
 from softcache.cache.column import DIGEST, OFFSET, Column
 from softcache.cache.constants import when_needed
+from softcache.cache.extents import Arrays
 from softcache.cache.label_form import label_form
 from softcache.cache.manifest import Manifest
-from softcache.cache.mapping import Rows, map_shards
+from softcache.cache.mapping import MappedRows, map_column, map_shards
 from softcache.cache.ragged_rows import RaggedRows
 from softcache.cache.row_numbers import out_of_range, row_numbers
-from softcache.cache.schema import (
-    ROWS,
-    SAMPLES,
-    length_array,
-    sample_arrays,
-    shard_name,
-)
-from softcache.cache.shard import Arrays, Attributes, Opened, open_shard, opened, read_array
+from softcache.cache.schema import ROWS, SAMPLES, length_array, sample_arrays, shard_name
+from softcache.cache.shard import Attributes, Opened, open_shard, opened, read_array
 from softcache.codecs._open import is_own, named_again, open_codec, option_of
 from softcache.errors import CacheError, IntegrityError, UsageError
 from softcache.inputs import MAX_LENGTH
@@ -78,6 +74,7 @@ class Cache:
             try:
                 with registry.guarded(option_of(record.codec), f"codec {option_of(record.codec)!r}"):
                     found.arrays(1)
+                    _ = found.chunking
                     found = when_needed(found, record, self.folder, self.manifest.cache_id)
             except UsageError as error:  # what the manifest says is no usage
                 raise CacheError(f"{self.folder}: codec not available: {error}") from None
@@ -139,7 +136,7 @@ class Cache:
         with open_shard(path, self.file_attributes("samples"), self.samples_arrays()) as file:
             index = read_array(file, "index")
             for name in self.manifest.identity.dataset.inputs:
-                if checksum(file, name) != file.extents[name].crc32:
+                if not is_intact(file, name):
                     raise IntegrityError(f"{path} is damaged: its bytes don't match their checksum")
             mapped = map_shards([contextlib.nullcontext(file)], join=False)
         if index.min() < 0 or index.max() >= self.rows:
@@ -160,7 +157,7 @@ class Cache:
         if name not in self.known_lengths:
             array = length_array(name)
             with open_shard(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
-                if checksum(file, array) != file.extents[array].crc32:
+                if not is_intact(file, array):
                     raise IntegrityError(f"{self.folder / ROWS} is damaged: {array} doesn't match its checksum")
                 found = map_shards([contextlib.nullcontext(file)], join=False)[array].parts[0]
             if found.min() < 0 or found.max() > MAX_LENGTH:
@@ -250,13 +247,14 @@ class Cache:
         Errors: ``IntegrityError`` where it is missing or isn't what the manifest says.
         """
         path, arrays = self.shard_path(view, column, number), self.shard_arrays(column, number)
-        with open_shard(path, self.shard_attributes(view, column, number), arrays) as file:
+        chunking = self.layout(column).chunking
+        with open_shard(path, self.shard_attributes(view, column, number), arrays, chunking) as file:
             if OFFSET in arrays:
                 wanted = offsets_of(self.places(column, *self.shard_range(column, number)))
                 if not np.array_equal(read_array(file, OFFSET), wanted):
                     raise IntegrityError(f"{path}: {OFFSET} is not what the rows' lengths in {ROWS} add up to")
-            for name in file.extents if self.verify_reads else ():
-                if checksum(file, name) != file.extents[name].crc32:
+            for name in file.names if self.verify_reads else ():
+                if not is_intact(file, name):
                     raise IntegrityError(
                         f"{path}: {name} doesn't match its checksum: run softcache verify {self.folder}"
                     )
@@ -300,7 +298,8 @@ class Cache:
 
 
 class ColumnReader:
-    """Rows of one column by number, gathered from memory maps that are made per view when first needed."""
+    """Rows of one column by number, gathered from memory maps that are made per view when first needed. Of a compressed
+    column the chunks that were asked for last stay in memory, 256 MiB of them in all views together."""
 
     def __init__(self, cache: Cache, column: str):
         self.cache = cache
@@ -310,7 +309,8 @@ class ColumnReader:
         _ = self.layout.coder  # reads the codec's constants, if it has any
         self._tails = {n: (np.dtype(dtype), shape[1:]) for n, (dtype, shape) in self.layout.arrays(1).items()}
         self.ragged = self._lay_out() if self.layout.ragged else None
-        self._maps: dict[int, dict[str, Rows]] = {}
+        self._maps: dict[int, dict[str, MappedRows]] = {}
+        self._memory = memories(self.layout.chunking, self.layout.row)
 
     def gather(self, view: int, rows: np.ndarray, out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """Rows by their numbers, as they are stored, in the order asked for.
@@ -366,27 +366,33 @@ class ColumnReader:
         assert not self.layout.ragged, self.name
         return {name: np.empty((rows, *tail), dtype) for name, (dtype, tail) in self._tails.items()}
 
-    def map(self, view: int) -> dict[str, Rows]:
+    def map(self, view: int) -> Mapping[str, MappedRows]:
         """The view's arrays."""
         if view not in self._maps:
-            shards = range(self.cache.manifest.shards(self.name))
-            opening = [self.cache.shard(view, self.name, number) for number in shards]
-            self._maps[view] = map_shards(opening) if self.ragged is None else self.ragged.map(opening)
+            opening = [self.cache.shard(view, self.name, n) for n in range(self.cache.manifest.shards(self.name))]
+            mapping = map_column if self.ragged is None else self.ragged.map
+            self._maps[view] = mapping(opening, self._memory)
         return self._maps[view]
+
+    def keep(self, views: int) -> None:
+        """Lets so many views of a compressed column stay in memory once they were decompressed, each whole."""
+        places = self.cache.rows if self.ragged is None else int(self.ragged.offset[-1])
+        for memory in self._memory.values():
+            memory.keep(views, places, shards=self.cache.manifest.shards(self.name))
 
     def ahead(self, view: int) -> None:
         """Maps a view, and asks the system to read its files now, front to back: rows that are then gathered in any
         order are in memory, or wait for one long read and not each for its own."""
         self.map(view)  # checks the files, which may be missing
-        if not hasattr(os, "posix_fadvise"):
-            return
-        for number in range(self.cache.manifest.shards(self.name)):
+        shards = self.cache.manifest.shards(self.name)
+        for number in range(shards if hasattr(os, "posix_fadvise") else 0):
             with opened(self.cache.shard_path(view, self.name, number)) as (fd, _):
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
 
     def release(self, view: int) -> None:
         """Forgets a view's maps, so that memory and address space don't grow with the number of views."""
-        self._maps.pop(view, None)
+        for rows in self._maps.pop(view, {}).values():
+            rows.forget()
 
     def _lay_out(self) -> RaggedRows:
         ranges = (self.cache.shard_range(self.name, n) for n in range(self.cache.manifest.shards(self.name)))

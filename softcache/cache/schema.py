@@ -125,8 +125,9 @@ class ColumnRecord:
     ``recorded_codec`` names it. ``shard_rows``: a power of two. ``lengths``: where the first axis is None, the input
     whose lengths it goes by: a row that is n long there has ceil(n / ``stride``) places here. ``constants``: the hash
     of those that the codec was fitted to, see ``cache.constants``, on keys of the first ``fitted_views`` views; None
-    where it has none. ``error``: of the codec
-    on some keys of all rows and views, by name, and how many ``keys`` it was measured on; empty before.
+    where it has none. ``compress``: how what the codec keeps is compressed, as ``cache.compression`` records it; None
+    where it lies there as it is. ``error``: of the codec on some keys of all rows and views, by name, and how many
+    ``keys`` it was measured on; empty before.
     ``converted``: through which other codecs the values went before, the first of which kept what the teacher said;
     ``error`` is then what this codec has lost of what the last of them gave back. Empty where the values are those
     that a dump in this codec keeps.
@@ -140,6 +141,7 @@ class ColumnRecord:
     stride: int = 1
     constants: str | None = None
     fitted_views: int | None = None
+    compress: str | None = None
     error: dict[str, float] = field(default_factory=dict)
     converted: list[Conversion] = field(default_factory=list)
 

@@ -340,7 +340,8 @@ class BlockWriter:
         if column not in self._open:
             path = self._cache.shard_path(self._block.view, column, number)
             attributes = self._cache.shard_attributes(self._block.view, column, number)
-            writer = ShardWriter(path, attributes, self._cache.shard_arrays(column, number))
+            chunking = self._cache.layout(column).chunking
+            writer = ShardWriter(path, attributes, self._cache.shard_arrays(column, number), chunking)
             self._open[column] = number, writer, None
             if self._cache.layout(column).ragged:
                 begins = offsets_of(self._cache.places(column, *self._cache.shard_range(column, number)))

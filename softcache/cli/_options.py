@@ -142,6 +142,15 @@ def _from_file(path: str, command: str, given: dict[str, Any], known: Collection
     return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 
+compress = option(
+    "--compress",
+    multiple=True,
+    metavar="zstd|COLUMN=zstd",
+    help="Compress shards without loss, zstd or zstd:level=1..19 for all columns, or COLUMN=zstd:level=3 and "
+    "COLUMN=none for one; repeatable; needs softcache[compress].  [default: not compressed, or as the cache has it]",
+)
+
+
 def numbers(example: str, kind: type) -> Callable[..., Any]:
     """A callback for a list such as ``150,180,210``."""
 

@@ -36,6 +36,7 @@ def _views(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     option("--views", callback=_views, metavar="N", help="Keep the first N views.  [default: all]"),
     option("--drop-output", multiple=True, metavar="NAME", help="Leave an output out; repeatable."),
     option("--drop-hint", multiple=True, metavar="LAYER", help="Leave a layer's hint out; repeatable."),
+    _options.compress,
     _options.json_,
 )
 @section(
@@ -61,8 +62,8 @@ def _views(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     _options.device,
 )
 def command(json_: bool = False, **options: Any) -> None:
-    """Make another cache in OUT from a finished one in SRC: in other codecs, with fewer columns or views, or in shards
-    of another size. No teacher is run, and SRC is only read.
+    """Make another cache in OUT from a finished one in SRC: in other codecs, compressed, with fewer columns or views,
+    or in shards of another size. No teacher is run, and SRC is only read.
 
     Run again it goes on after an interruption. What a new codec loses is measured against what SRC has, and `softcache
     info OUT` shows it.

@@ -96,6 +96,7 @@ def _shared(shared: Shared) -> str:
         "my.py:Codec.  "
         "[default: fp16, or the cache's]",
     ),
+    _options.compress,
     option("--shard-rows", type=int, help="Most rows of a shard, a power of two.  [default: by device and size]"),
     option(
         "--keep-samples",

@@ -82,6 +82,8 @@ def _column(column: dict[str, Any]) -> str:
     length = "L" if column["stride"] == 1 else f"⌈L/{column['stride']}⌉"
     shape = "×".join(length if size is None else str(size) for size in column["shape"]) or "1"
     text = f"{shape} {column['kind']} in {column['codec']}"
+    if column["compress"] is not None:
+        text += f", {column['compress']}"
     if column["lengths"] is not None:
         text += f", L of {column['lengths']}"
     text += lost(column["error"])

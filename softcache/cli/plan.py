@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     _options.augment,
     option("--teacher-size", type=int, help="Side of the teacher's input.  [default: the views', or its own]"),
     option("--codec", help="How it is stored where --output and --hint don't say.  [default: fp16]"),
+    _options.compress,
     option("--shard-rows", type=int, help="Most rows of a shard, a power of two.  [default: by device and size]"),
     option("--keep-samples", callback=rows_or_all, metavar="N|all", help="Rows whose pixels are kept.  [default: 64]"),
     option("--out", type=click.Path(), help="Where the cache would lie, whose disk --probe measures."),
@@ -68,9 +69,9 @@ if TYPE_CHECKING:
 def command(json_: bool = False, **options: Any) -> None:
     """What a dump would write, take and cost: bytes and files, hours, MB/s, and when it has paid.
 
-    Sizes are those of the files that softcache dump would write, to the byte; docs/scale.md has the formulas. No
-    parameters are downloaded for it. `softcache plan --rows 1281167 --classes 1000 --views 90` needs neither data nor
-    a teacher.
+    Sizes are those of the files that softcache dump would write, to the byte; of compressed ones they are the most that
+    they can be, because that depends on the numbers. docs/scale.md has the formulas. No parameters are downloaded for
+    it. `softcache plan --rows 1281167 --classes 1000 --views 90` needs neither data nor a teacher.
     """
     from softcache.stages.plan import plan
 
@@ -84,11 +85,12 @@ def command(json_: bool = False, **options: Any) -> None:
 def _lines(found: Plan) -> list[tuple[str, str]]:
     files = found.files
     other = ", ".join(f"{name} {decimal_size(count)}" for name, count in files.other.items())
+    most = "at most " if any(column.compress for column in found.columns) else ""
     lines = [
         ("data", f"{counted(found.rows, 'row')} × {counted(found.views, 'view')}: {counted(found.keys, 'key')}"),
         *((column.name, _column(column)) for column in found.columns),
-        ("a view", f"{decimal_size(files.view_bytes)} in {counted(files.shards // found.views, 'shard')}"),
-        ("the cache", f"{decimal_size(files.bytes)} in {counted(files.files, 'file')}: {files.bytes:,} bytes"),
+        ("a view", f"{most}{decimal_size(files.view_bytes)} in {counted(files.shards // found.views, 'shard')}"),
+        ("the cache", f"{most}{decimal_size(files.bytes)} in {counted(files.files, 'file')}: {files.bytes:,} bytes"),
         ("beside shards", f"{other}, and cache.json, which isn't counted"),
     ]
     if found.dumping is not None:
@@ -115,7 +117,10 @@ def _column(column: PlannedColumn) -> str:
     shape = "×".join("L" if size is None else str(size) for size in column.shape) or "1"
     shards = counted(column.shards, "shard")
     each = f" of {column.shard_rows:,} rows" if column.shards > 1 else ""
-    return f"{shape} {column.kind} in {column.codec}: {column.key_bytes:,} bytes a key, {shards} a view{each}"
+    size = f"{column.key_bytes:,} bytes a key"
+    if column.compress is not None:
+        size = f"{size} before {column.compress}"
+    return f"{shape} {column.kind} in {column.codec}: {size}, {shards} a view{each}"
 
 
 def _dump(dumping: Dumping) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from softcache.cache.manifest import Manifest
 from softcache.cache.schema import hint_column, is_hint, layer_of
 from softcache.config.options import Options
-from softcache.dumping.signals import NO_OUTPUT, Signal, asked_signals, parse_output
+from softcache.dumping.signals import NO_OUTPUT, Signal, asked_compressions, asked_signals, parse_output
 from softcache.errors import UsageError, nearest
 from softcache.registry import is_code, split_component
 
@@ -19,7 +19,8 @@ class ConvertConfig(Options):
 
     ``output``, ``hint``: columns and the codecs that they are to have, as ``dump`` takes them; ``codec``: the codec of
     all others, by default the one that each has. ``drop_output``, ``drop_hint``: columns that are left out. ``views``:
-    how many stay, by default all; ``shard_rows``: most rows of a shard. ``device``: where values are coded anew.
+    how many stay, by default all; ``compress``: how columns are compressed, as ``dump`` takes it; ``shard_rows``: most
+    rows of a shard. ``device``: where values are coded anew.
     """
 
     source: str = field(kw_only=False)
@@ -30,6 +31,7 @@ class ConvertConfig(Options):
     drop_output: tuple[str, ...] = ()
     drop_hint: tuple[str, ...] = ()
     views: int | None = None
+    compress: tuple[str, ...] = ()
     shard_rows: int | None = None
     device: str = "auto"
 
@@ -46,7 +48,7 @@ class ConvertConfig(Options):
                 raise UsageError(
                     f"{signal.option}: say in which codec, {signal.option}:codec=fp16; what isn't named stays as it is"
                 )
-        _ = self.named_codec  # parses every spec, so that a bad one is refused before anything is opened
+        _ = self.named_codec, self.compressions  # parses all, so that a bad one is refused before anything is opened
 
     @property
     def signals(self) -> list[Signal]:
@@ -64,6 +66,13 @@ class ConvertConfig(Options):
         if len(own) > 1:
             raise UsageError(f"{own[0]} and {own[1]} are both code: a cache has one codec of your own")
         return own[0] if own else None
+
+    @property
+    def compressions(self) -> dict[str, str]:
+        """How columns are compressed, by their names; ``""``: of those that aren't named.
+
+        Errors: ``UsageError`` for bad specs."""
+        return asked_compressions(self.compress)
 
     def kept(self, manifest: Manifest, folder: str) -> list[str]:
         """The columns of a cache in ``folder`` that stay.

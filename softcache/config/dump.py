@@ -11,7 +11,7 @@ from softcache.cache.schema import KEPT_SAMPLES, MAX_SIDE, Numerics
 from softcache.config.given import recorded_recipe
 from softcache.config.options import Options, refuse_seed
 from softcache.device import DTYPES
-from softcache.dumping.signals import Signal, asked_signals
+from softcache.dumping.signals import Signal, asked_compressions, asked_signals
 from softcache.errors import UsageError, nearest
 from softcache.models._arithmetic import AMP
 from softcache.registry import is_code, split_component
@@ -41,7 +41,8 @@ class DumpConfig(Options):
 
     ``batch_size`` and the numerics are part of what the numbers are (another batch gives other last bits), so they
     are recorded, and a resumed dump takes the recorded ones. ``teacher_size``: the side of the teacher's input, where
-    it isn't that of the views. ``bucket``: whether rows of like length are put together. ``dataset``: by default the
+    it isn't that of the views. ``compress``: ``zstd`` for all columns, or ``logits=zstd:level=3`` and
+    ``layer3=none`` for some. ``bucket``: whether rows of like length are put together. ``dataset``: by default the
     one that the teacher was trained on, if its folder says so. ``keep_samples``: of how many rows (or ``"all"``) the
     pixels of view 0 are kept, by default 64, or as the cache has. ``part``: (k, n) does the k-th of n shares of the
     work; ``on``: ``"ray"`` gives it to the actors of a Ray cluster. ``out``: the folder, by default ``caches/TEACHER-
@@ -63,6 +64,7 @@ class DumpConfig(Options):
     output: tuple[str, ...] = ()
     hint: tuple[str, ...] = ()
     codec: str | None = None
+    compress: tuple[str, ...] = ()
     batch_size: int | None = None
     bucket: bool | None = None
     shard_rows: int | None = None
@@ -107,7 +109,7 @@ class DumpConfig(Options):
             if value is not None and value not in known:
                 raise UsageError(f"--{name.replace('_', '-')} {value!r} is unknown{nearest(value, known)}")
 
-        _ = self.named_codec  # parses every spec, so that a bad one is refused before anything is opened
+        _ = self.named_codec, self.compressions  # parses all, so that a bad one is refused before anything is opened
 
     def _check_on(self) -> None:
         if self.on is None:
@@ -137,6 +139,14 @@ class DumpConfig(Options):
         if len(own) > 1:
             raise UsageError(f"{own[0]} and {own[1]} are both code: a cache has one codec of your own")
         return own[0] if own else None
+
+    @property
+    def compressions(self) -> dict[str, str]:
+        """How columns are compressed, by their names; ``""``: of those that aren't named.
+
+        Errors: ``UsageError`` for what can't be, and for a column that is named twice or isn't asked for.
+        """
+        return asked_compressions(self.compress)
 
     def numerics(self, device: str) -> Numerics:
         """What decides the last bits, of options that are settled."""

@@ -39,6 +39,7 @@ class PlanConfig(Options):
     output: tuple[str, ...] = ()
     hint: tuple[str, ...] = ()
     codec: str | None = None
+    compress: tuple[str, ...] = ()
     shard_rows: int | None = None
     keep_samples: int | str | None = None
     out: str | None = None
@@ -91,6 +92,7 @@ class PlanConfig(Options):
             output=tuple(_split(spec, "--output")[0] for spec in self.output),
             hint=tuple(_split(spec, "--hint")[0] for spec in self.hint),
             codec=self.codec,
+            compress=self.compress,
             shard_rows=self.shard_rows,
             keep_samples=self.keep_samples,
             batch_size=self.batch_size,

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softcache.cache.column import Column
+from softcache.cache.compression import NAME, is_asked_compression, parse_compression, settled_compression
 from softcache.cache.reader import Cache
 from softcache.cache.schema import MAX_CONVERSIONS, ColumnRecord, Conversion
 from softcache.codecs._open import is_asked, is_own, open_codec, option_of, refuse_kind, settled_codec
-from softcache.dumping.columns import shard_rows
-from softcache.dumping.signals import Signal
+from softcache.dumping.columns import compress_of, refuse_unknown, shard_rows
+from softcache.dumping.signals import UNCOMPRESSED, Signal
 from softcache.errors import CacheError, UsageError
 from softcache.ragged import Int64
 
@@ -35,16 +36,19 @@ def wanted_columns(
     names: Collection[str],
     codecs: Mapping[str, str],
     codec: str | None,
+    compress: Mapping[str, str],
     most_rows: int | None,
     lengths: Mapping[str, Int64],
 ) -> dict[str, Wanted]:
     """By name, in the order of the source. ``names``: of the columns that stay. ``codecs``: of columns that have one of
-    their own; ``codec``: of all others, None leaves them as they are. ``most_rows``: of a shard, None for as many as a
-    dump in this codec makes, and for what is copied as many as it has. ``lengths``: (N,) of each input whose rows have
-    lengths of their own.
+    their own; ``codec``: of all others, None leaves them as they are. ``compress``: as ``compress_of`` takes it; where
+    it says nothing, what is compressed stays so, and in another codec at the same level. ``most_rows``: of a shard,
+    None for as many as a dump in this codec makes, and for what is copied as many as it has. ``lengths``: (N,) of each
+    input whose rows have lengths of their own.
 
     Errors: ``UsageError`` where a column can't be kept in the codec that is asked for.
     """
+    refuse_unknown(compress, list(names))
     grid = source.manifest.identity.grid
     if most_rows is not None and most_rows > grid.block_rows:
         raise UsageError(
@@ -62,6 +66,8 @@ def wanted_columns(
         else:
             record, layout = _recoded(source, name, spec, option)
             recoded = True
+        kept = _compressed(source.layout(name), layout, compress_of(name, compress), recoded)
+        record, layout = (dataclasses.replace(what, compress=kept) for what in (record, layout))
         if recoded or most_rows is not None:
             rows = shard_rows(layout, source.rows, grid.block_rows, lengths, option)
             rows = rows if most_rows is None else min(rows, most_rows)
@@ -95,6 +101,17 @@ def _recoded(source: Cache, name: str, spec: str, option: str) -> tuple[ColumnRe
     return record, layout
 
 
+def _compressed(there: Column, here: Column, asked: str | None, recoded: bool) -> str | None:
+    """How a column is compressed, as a manifest records it. ``there``: in the source; ``asked``: for it."""
+    if asked == UNCOMPRESSED or (asked is None and there.compress is None):
+        return None
+    if not recoded and (asked is None or is_asked_compression(asked, there.compress)):
+        return there.compress
+    if asked is None:
+        asked = f"{NAME}:level={parse_compression(str(there.compress)).level}"
+    return settled_compression(asked, here.row)
+
+
 def matched(wanted: Mapping[str, Wanted], existing: Cache, source: Path) -> dict[str, Wanted]:
     """The columns as a cache that is there has them, because the same conversion began it, or has done it.
 
@@ -118,6 +135,9 @@ def matched(wanted: Mapping[str, Wanted], existing: Cache, source: Path) -> dict
 
 
 def _told(record: ColumnRecord) -> str:
-    """``int:bits=4 in shards of 64 rows, made of fp16``."""
+    """``int:bits=4 in shards of 64 rows, compressed as zstd:…, made of fp16``."""
+    compressed = f", compressed as {record.compress}" if record.compress else ""
     steps = " and ".join(option_of(step.codec) for step in record.converted)
-    return f"{option_of(record.codec)} in shards of {record.shard_rows} rows" + (f", made of {steps}" if steps else "")
+    return f"{option_of(record.codec)} in shards of {record.shard_rows} rows{compressed}" + (
+        f", made of {steps}" if steps else ""
+    )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from softcache.cache.column import Column
+from softcache.cache.compression import is_asked_compression, settled_compression
 from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
 from softcache.cache.schema import (
@@ -27,8 +28,8 @@ from softcache.cache.schema import (
 from softcache.codecs._open import is_asked, is_own, open_codec, option_of, refuse_kind, settled_codec
 from softcache.dumping.forward import Forward
 from softcache.dumping.shapes import Shapes, SignalShape
-from softcache.dumping.signals import Signal, parse_output
-from softcache.errors import CacheError, SoftcacheError, UsageError
+from softcache.dumping.signals import UNCOMPRESSED, Signal, parse_output
+from softcache.errors import CacheError, SoftcacheError, UsageError, nearest
 from softcache.ragged import Int64, offsets_of, places_of
 from softcache.views._open import Viewed
 
@@ -64,27 +65,40 @@ def columns_to_keep(
     codec: str | None,
     block_rows: int,
     existing: Manifest | None,
+    compress: Mapping[str, str],
     folder: Path,
 ) -> dict[str, ColumnRecord]:
     """The columns that the cache has and those asked for, whose shapes come from running the teacher on single rows.
 
     ``codec``: of signals that don't name one; None is the cache's, or the default. ``block_rows``: of the cache's grid.
-    ``folder``: of the cache, for messages.
+    ``compress``: as ``compress_of`` takes it. ``folder``: of the cache, for messages.
 
-    Errors: ``CacheError`` where a column is there of another kind or in another codec than is asked for.
+    Errors: ``CacheError`` where a column is there of another kind, in another codec or compressed otherwise than is
+    asked for.
     """
     found = dict(existing.state.columns) if existing else {}
+    refuse_unknown(compress, [*found, *(signal.column for signal in signals)])
     new = []
     for signal in signals:
         there, wanted = found.get(signal.column), signal.codec or codec
         if there is None:
             new.append(signal)
-        elif there.kind != signal.kind or (wanted is not None and not is_asked(wanted, there.codec)):
+            continue
+        asked = compress_of(signal.column, compress)
+        if not _is_compressed_so(asked, there.compress):
+            convert = _or_convert(folder, str(asked), f"--compress {signal.column}={asked}")
+            raise CacheError(
+                f"{signal.column} is there {_compressed_as(there.compress)}, asked for {_compressed_as(asked)}: leave "
+                f"--compress out or use another --out{convert}"
+            )
+        if there.kind != signal.kind or (wanted is not None and not is_asked(wanted, there.codec)):
             held = option_of(there.codec)
-            as_asked = f"{signal.kind} in {wanted or held}"
+            as_asked, convert = f"{signal.kind} in {wanted or held}", ""
+            if wanted is not None and there.kind == signal.kind and _can_become(there, wanted):
+                convert = _or_convert(folder, wanted, f"{signal.option}:codec={wanted}")
             raise CacheError(
                 f"{signal.column} is there as {there.kind} in {held}, asked for as {as_asked}: "
-                f"leave that out or use another --out{_or_convert(folder, signal, there, wanted)}"
+                f"leave that out or use another --out{convert}"
             )
     for signal in new:
         assert signal.kind is not None
@@ -93,19 +107,22 @@ def columns_to_keep(
         shapes = Shapes(forward, viewed, new)
         for signal in new:
             found[signal.column] = new_record(
-                signal, shapes.find(signal), codec, len(viewed), block_rows, viewed.lengths()
+                signal,
+                shapes.find(signal),
+                codec,
+                len(viewed),
+                block_rows,
+                viewed.lengths(),
+                compress_of(signal.column, compress),
             )
     return dict(sorted(found.items()))
 
 
-def _or_convert(folder: Path, signal: Signal, there: ColumnRecord, wanted: str | None) -> str:
-    """The command that makes what is asked for of a column that is there, where it can be made of that."""
-    if wanted is None or there.kind != signal.kind or not _can_become(there, wanted):
-        return ""
+def _or_convert(folder: Path, wanted: str, option: str) -> str:
+    """The command that makes what is ``wanted`` of a column that is there otherwise, with this ``option``."""
     name = folder.with_name(f"{folder.name}-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(wanted).name)}")
-    asked = signal.option.split(" ", 1)
-    option = f"{asked[0]} {shlex.quote(f'{asked[1]}:codec={wanted}')}"
-    return f", or convert it: softcache convert {shlex.quote(str(folder))} {shlex.quote(str(name))} {option}"
+    option, value = option.split(" ", 1)
+    return f", or convert it: {shlex.join(['softcache', 'convert', str(folder), str(name), option, value])}"
 
 
 def _can_become(there: ColumnRecord, wanted: str) -> bool:
@@ -144,10 +161,13 @@ def new_record(
     rows: int,
     block_rows: int,
     lengths: Mapping[str, Int64],
+    compress: str | None = None,
 ) -> ColumnRecord:
     """The record of a column that a cache of ``rows`` rows doesn't have yet, of a signal whose kind is known.
+    ``compress``: as ``parse_compression`` takes it.
 
-    Errors: ``UsageError`` for a kind that numbers of this shape can't have, and where one row is too large.
+    Errors: ``UsageError`` for a kind that numbers of this shape can't have, where one row is too large, and for a
+    compression that can't be.
     """
     if shape.shape in ([], [None]) and signal.kind != "values":
         what = "place" if shape.shape else "sample"
@@ -164,7 +184,33 @@ def new_record(
     record = ColumnRecord(signal.kind, shape.shape, "", 1, shape.lengths, shape.stride)
     record = dataclasses.replace(record, codec=settled_codec(spec, signal.kind, record.tail))
     column = Column.of(signal.column, record, _opened(spec, record.codec))
-    return dataclasses.replace(record, shard_rows=shard_rows(column, rows, block_rows, lengths, signal.option))
+    return dataclasses.replace(
+        record,
+        shard_rows=shard_rows(column, rows, block_rows, lengths, signal.option),
+        compress=settled_compression(None if compress == UNCOMPRESSED else compress, column.row),
+    )
+
+
+def refuse_unknown(compress: Mapping[str, str], columns: Sequence[str]) -> None:
+    """Errors: ``UsageError`` where columns that don't exist are to be compressed. ``compress``: as ``compress_of``."""
+    if unknown := set(compress) - {"", *columns}:
+        raise UsageError(f"--compress {min(unknown)}=…: there is no such column{nearest(min(unknown), columns)}")
+
+
+def compress_of(column: str, compress: Mapping[str, str]) -> str | None:
+    """How a column is to be compressed. ``compress``: by the names of columns, and by ``""`` of all others; ``none`` is
+    not at all, and None where nobody says."""
+    return compress.get(column, compress.get(""))
+
+
+def _is_compressed_so(asked: str | None, recorded: str | None) -> bool:
+    if asked is None:
+        return True
+    return recorded is None if asked == UNCOMPRESSED else is_asked_compression(asked, recorded)
+
+
+def _compressed_as(compress: str | None) -> str:
+    return "uncompressed" if compress in (None, UNCOMPRESSED) else f"compressed as {compress}"
 
 
 def codec_of(signal: Signal, codec: str | None) -> str:
@@ -220,10 +266,13 @@ def layouts(
     ]
 
 
-def is_kept(state: State, signal: Signal, codec: str | None) -> bool:
-    """Whether a cache is asked for it already, in this way. ``codec``: of signals that name none; None is any."""
+def is_kept(state: State, signal: Signal, codec: str | None, compress: Mapping[str, str]) -> bool:
+    """Whether a cache is asked for it already, in this way. ``codec``: of signals that name none; None is any.
+    ``compress``: as ``compress_of`` takes it."""
     there, wanted = state.columns.get(signal.column), signal.codec or codec
     if there is None or there.kind != signal.kind:
+        return False
+    if not _is_compressed_so(compress_of(signal.column, compress), there.compress):
         return False
     return wanted is None or is_asked(wanted, there.codec)
 
@@ -231,4 +280,7 @@ def is_kept(state: State, signal: Signal, codec: str | None) -> bool:
 def listed(cache: Cache) -> str:
     """Outputs and hints with their codecs, for people."""
     columns = cache.manifest.state.columns
-    return ", ".join(f"{name} in {option_of(columns[name].codec)}" for name in cache.manifest.columns)
+    return ", ".join(
+        f"{name} in {option_of(columns[name].codec)}{', compressed' if columns[name].compress else ''}"
+        for name in cache.manifest.columns
+    )

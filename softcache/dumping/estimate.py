@@ -32,7 +32,8 @@ class Estimate:
     ``keys``: all keys of the cache; ``missing``: those still to be computed. ``bytes_per_key``: column → bytes.
     ``total``: bytes of all shards as files; ``existing``: of the files in the folder; ``needed``: of the shards still
     to be written; ``free``: free on the disk. Speeds are those of making pixels in one process, of the teacher, and of
-    both together with ``workers`` processes; 0 where nothing was timed.
+    both together with ``workers`` processes; 0 where nothing was timed. ``at_most``: whether a column is compressed, so
+    that ``total`` and ``needed`` are the most that it can be, and ``bytes_per_key`` what is compressed.
     """
 
     keys: int
@@ -46,6 +47,7 @@ class Estimate:
     teacher_per_second: float = 0.0
     keys_per_second: float = 0.0
     workers: int = 0
+    at_most: bool = False
 
     @property
     def seconds(self) -> float:
@@ -55,11 +57,12 @@ class Estimate:
     def describe(self) -> list[tuple[str, str]]:
         """Rows of a table."""
         rows = [("keys", f"{self.keys:,}, {self.missing:,} of them missing")]
+        most = "at most " if self.at_most else ""
         rows += [(f"{column} per key", size(count)) for column, count in self.bytes_per_key.items()]
         rows += [
-            ("all shards", size(self.total)),
+            ("all shards", f"{most}{size(self.total)}"),
             ("already there", size(self.existing)),
-            ("to write", size(self.needed)),
+            ("to write", f"{most}{size(self.needed)}"),
             ("free", size(self.free)),
         ]
         if self.keys_per_second:
@@ -103,7 +106,9 @@ def estimate(
     keys = sum(min(block_rows, rows - block * block_rows) for _, block in missing)
     there = sum(path.stat().st_size for path in folder.rglob("*.h5")) if folder.exists() else 0
     per_key = {column.name: key_bytes(column, rows, places_together(column, lengths)) for column in columns}
-    return Estimate(rows * views, keys, per_key, total, there, needed, shutil.disk_usage(existing_place(folder)).free)
+    free = shutil.disk_usage(existing_place(folder)).free
+    at_most = any(column.compress is not None for column in columns)
+    return Estimate(rows * views, keys, per_key, total, there, needed, free, at_most=at_most)
 
 
 def existing_place(folder: Path) -> Path:
@@ -150,8 +155,8 @@ def speeds(forward: Forward, viewed: Viewed, grid: Grid) -> tuple[float, float]:
 
 def refuse_too_large(guess: Estimate, folder: Path, elsewhere: str = "another --out") -> None:
     """Errors: ``CacheError`` where what is still to be written doesn't fit on the disk. ``elsewhere``: how to write to
-    another one."""
-    if guess.needed > guess.free:
+    another one. What is compressed may fit."""
+    if guess.needed > guess.free and not guess.at_most:
         raise CacheError(
             f"{folder} needs {size(guess.needed)} more and there are {size(guess.free)} free: fewer --views or hints, "
             f"a smaller --codec, or {elsewhere}"

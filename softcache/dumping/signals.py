@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from softcache.cache.compression import parse_compression
 from softcache.cache.manifest import is_column
 from softcache.cache.schema import KINDS, LOGITS, hint_column, is_hint
 from softcache.errors import UsageError, nearest
 
 NO_OUTPUT = "none"
+UNCOMPRESSED = "none"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,27 @@ def asked_signals(output: Sequence[str], hint: Sequence[str]) -> list[Signal]:
         if found.setdefault(signal.column, signal) != signal:
             raise UsageError(f"{signal.option} is asked for twice, in different ways")
     return list(found.values())
+
+
+def asked_compressions(specs: Sequence[str]) -> dict[str, str]:
+    """``zstd`` for all columns, ``NAME=zstd:level=3`` for one output or hint, ``NAME=none`` to leave it as it is → by
+    the column's name, and by ``""`` for all that have none of their own.
+
+    Errors: ``UsageError`` for what is no compression, and for two of one column.
+
+    >>> asked_compressions(["zstd", "hint.layer3=none"])
+    {'': 'zstd', 'hint.layer3': 'none'}
+    """
+    found: dict[str, str] = {}
+    for spec in specs:
+        name, equals, value = (part.strip() for part in spec.partition("="))
+        # zstd:level=3 has an equals sign too, and can't be a column
+        column, asked = (name, value) if equals and is_column(name) else ("", spec.strip())
+        if asked != UNCOMPRESSED:
+            parse_compression(asked)
+        if found.setdefault(column, asked) != asked:
+            raise UsageError(f"--compress says twice how {column or 'columns'} are kept: {found[column]} and {asked}")
+    return found
 
 
 def _split(spec: str, option: str) -> tuple[str, str | None, str | None]:

@@ -23,6 +23,7 @@ from softcache.models._through import Through, build_through
 from softcache.remembered import folder_identity, follow
 
 CONFIG = "config.json"
+MAX_NAME_BYTES = 255
 
 
 def describe(network: Network) -> dict[str, Any]:
@@ -124,8 +125,13 @@ def read_folder(folder: str | Path) -> Described:
         raise ModelError(f"{folder} is no teacher and no run: it has no {CONFIG}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} can't be read as the configuration of a teacher or run ({error!r})") from error
-    if Path(filename).name != filename or filename == "..":
-        raise ModelError(f"{path} names {filename!r} as its file of weights, which is not a file of this folder")
+    # No file system has longer names than this, and asking for one is an error of its own.
+    if (
+        Path(filename).name != filename
+        or filename == ".."
+        or len(filename.encode(errors="surrogatepass")) > MAX_NAME_BYTES
+    ):
+        raise ModelError(f"{path} names {filename[:80]!r} as its file of weights, which is not a file of this folder")
     weights = folder / filename
     if not weights.is_file():
         raise ModelError(f"{folder} has no {weights.name}: its training has not finished, run it again to continue it")

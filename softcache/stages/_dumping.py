@@ -199,6 +199,7 @@ def open_dump(begun: Begun, device: torch.device, *, divided: bool) -> Opened | 
             config.codec,
             identity.grid.block_rows,
             existing.manifest if existing else None,
+            config.compressions,
             folder,
         )
     kept = layouts(records, begun.signals, config.codec, existing)
@@ -344,7 +345,7 @@ def _is_whole(cache: Cache, config: DumpConfig, signals: Sequence[Signal], sampl
     return (
         views <= state.views
         and samples_kept <= state.samples
-        and all(is_kept(state, signal, config.codec) for signal in signals)
+        and all(is_kept(state, signal, config.codec, config.compressions) for signal in signals)
         and all((cache.folder / name).exists() for name in (ROWS, SAMPLES))
         and all((cache.folder / constants_name(n)).exists() for n, column in state.columns.items() if column.constants)
         and not cache.missing(cache.manifest.columns, views)

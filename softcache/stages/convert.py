@@ -20,7 +20,7 @@ from softcache.atomic import remove_dead_temporaries
 from softcache.cache.locks import remove_stale_locks, writing
 from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
-from softcache.cache.schema import MANIFEST, ROWS, SAMPLES, State, shard_name
+from softcache.cache.schema import MANIFEST, ROWS, SAMPLES, ColumnRecord, State, shard_name
 from softcache.cache.writer import MAX_NOTES, KeptSamples, create_or_extend, plan, update_state
 from softcache.codecs._open import is_own, option_of, recorded_codec
 from softcache.config.convert import ConvertConfig
@@ -50,8 +50,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ConvertedColumn:
-    """``before``, ``after``: its codec; ``bytes_before``, ``bytes_after``: of one key, its digest included; ``error``:
-    of its codec, as the manifest has it."""
+    """``before``, ``after``: its codec, and how it is compressed if it is; ``bytes_before``, ``bytes_after``: of one
+    key, its digest included; ``error``: of its codec, as the manifest has it."""
 
     before: str
     after: str
@@ -78,7 +78,7 @@ class Converted:
 @command(ConvertConfig)
 def convert(asked: ConvertConfig) -> Converted:
     """Makes a cache in ``out`` from the one in ``source``, or what is missing of it: with other codecs, fewer columns
-    or views, or other rows a shard. The source is only read, and each of its shards checked before it is used.
+    or views, compressed, or in other shards. The source is only read, and each of its shards checked before it is used.
 
     Errors: ``UsageError`` for what can't be converted, before anything is written; ``CacheError`` where the source
     isn't complete, where ``out`` holds something else, or the disk is too small; ``IntegrityError`` that names what is
@@ -119,7 +119,7 @@ def _begin(asked: ConvertConfig) -> _Begun:
     _refuse_incomplete(cache, names, views)
     inputs = cache.manifest.identity.dataset.inputs
     lengths = {name: cache.lengths(name) for name, given in inputs.items() if given.ragged}
-    wanted = wanted_columns(cache, names, asked.codecs, asked.codec, asked.shard_rows, lengths)
+    wanted = wanted_columns(cache, names, asked.codecs, asked.codec, asked.compressions, asked.shard_rows, lengths)
     named = asked.named_codec or code
     existing = Cache(out, codec=named) if (out / MANIFEST).exists() else None
     if existing is not None:
@@ -295,16 +295,29 @@ def _listed(wanted: Mapping[str, Wanted]) -> str:
     return ", ".join(f"{name} {'in' if c.recoded else 'as it is in'} {codecs[name]}" for name, c in wanted.items())
 
 
+def _kept_as(record: ColumnRecord) -> str:
+    """``fp16 zstd:level=1,rows=256,shuffle=byte``."""
+    return option_of(record.codec) + ("" if record.compress is None else f" {record.compress}")
+
+
+def _key_bytes(cache: Cache, name: str, places: int) -> int:
+    """What a column keeps of one key; of one that is compressed the mean of its files."""
+    if cache.layout(name).compress is None:
+        return key_bytes(cache.layout(name), cache.rows, places)
+    shards = [cache.shard_path(v, name, k) for v in range(cache.views) for k in range(cache.manifest.shards(name))]
+    return round(sum(path.stat().st_size for path in shards) / (cache.rows * cache.views))
+
+
 def _done(begun: _Begun, shards: int, seconds: float) -> Converted:
     source, made, columns = begun.source, Cache(begun.out, codec=begun.named), {}
     for name in begun.wanted:
         before, after = source.manifest.state.columns[name], made.manifest.state.columns[name]
         places = int(source.places(name).sum()) if after.ragged else 0
         columns[name] = ConvertedColumn(
-            option_of(before.codec),
-            option_of(after.codec),
-            key_bytes(source.layout(name), source.rows, places),
-            key_bytes(made.layout(name), made.rows, places),
+            _kept_as(before),
+            _kept_as(after),
+            _key_bytes(source, name, places),
+            _key_bytes(made, name, places),
             after.error,
         )
     info, size = made.describe(), source.describe()["bytes"]

@@ -21,7 +21,7 @@ from softcache.datasets._open import open_samples
 from softcache.datasets._stand_in import stand_in
 from softcache.device import pick_device
 from softcache.dumping import costs
-from softcache.dumping.columns import layouts, new_record, wanted_signals
+from softcache.dumping.columns import compress_of, layouts, new_record, refuse_unknown, wanted_signals
 from softcache.dumping.disk import DiskRate
 from softcache.dumping.estimate import places_together
 from softcache.dumping.identity import default_block_rows
@@ -41,7 +41,8 @@ MEGA = 1e6  # bytes, as disks and networks are sold
 @dataclass(frozen=True)
 class PlannedColumn:
     """``key_bytes``: of one key, its digest included, of rows that have lengths of their own their mean;
-    ``shards``: of one view, ``view_bytes`` as files. ``smaller``: other codecs that keep less."""
+    ``shards``: of one view, ``view_bytes`` as files. ``smaller``: other codecs that keep less. ``compress``: how it is
+    compressed; its bytes are then those that it takes at most, because its numbers decide."""
 
     name: str
     kind: str
@@ -52,12 +53,13 @@ class PlannedColumn:
     shards: int
     view_bytes: int
     smaller: list[Choice]
+    compress: str | None = None
 
 
 @dataclass(frozen=True)
 class Files:
-    """Of a whole cache. ``bytes``: of all files but ``cache.json``, which is small and holds a date; ``files``: all of
-    them; ``other``: bytes of those that are no shards, by name."""
+    """Of a whole cache. ``bytes``: of all files but ``cache.json``, which is small and holds a date, at most where a
+    column is compressed; ``files``: all of them; ``other``: bytes of those that are no shards, by name."""
 
     bytes: int
     files: int
@@ -144,9 +146,18 @@ def plan(asked: PlanConfig) -> Plan:
     views = asked.views or default_views(viewed.recipe)
     block_rows = asked.shard_rows or default_block_rows(viewed, device)
     signals = wanted_signals(dump.signals, None, outputs_named=bool(asked.output), label_kind=samples.label_kind)
+    refuse_unknown(dump.compressions, [signal.column for signal in signals])
     shapes, lengths = _shapes(asked, viewed, signals), viewed.lengths()
     records = {
-        signal.column: new_record(signal, shapes[signal.column], asked.codec, len(viewed), block_rows, lengths)
+        signal.column: new_record(
+            signal,
+            shapes[signal.column],
+            asked.codec,
+            len(viewed),
+            block_rows,
+            lengths,
+            compress_of(signal.column, dump.compressions),
+        )
         for signal in sorted(signals, key=lambda signal: (is_hint(signal.column), signal.column))
     }
     columns = layouts(records, signals, asked.codec, None)
@@ -194,7 +205,7 @@ def _planned(column: Column, record: ColumnRecord, viewed: Viewed) -> PlannedCol
     shards, places = shards_bytes(column, rows, lengths), places_together(column, lengths)
     return PlannedColumn(
         column.name, column.kind, list(record.shape), record.codec, key_bytes(column, rows, places), column.shard_rows,
-        len(shards), sum(shards), smaller_codecs(column, rows, places),
+        len(shards), sum(shards), smaller_codecs(column, rows, places), record.compress,
     )  # fmt: skip
 
 

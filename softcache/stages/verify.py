@@ -270,7 +270,8 @@ def _check_all(cache: Cache, files: list[_File], workers: int, shown: Bar) -> It
             shown.advance(count)
 
     def check(file: _File) -> list[Flaw]:
-        flaws = check_file(cache.folder / file.name, *_expected(cache, file), advance)
+        chunking = None if file.shard is None else cache.layout(file.column).chunking
+        flaws = check_file(cache.folder / file.name, *_expected(cache, file), advance, chunking)
         if file.shard is not None and not flaws and cache.layout(file.column).ragged:
             flaws = _misfits(cache, file, file.shard)
         if file.name in (ROWS, SAMPLES) and not flaws and (cache.folder / ROWS).exists():

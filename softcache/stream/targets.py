@@ -112,8 +112,9 @@ class CachedTargets:
                 order = np.concatenate([part.rows for parts in batches for part in parts if view in part.views])
                 self._reading[view] = [BlockReader(r.cache, r.name, view, order, rows, window) for r in self._readers()]
         else:
-            for view in set(views) - before:
-                for reader in self._readers():
+            for reader in self._readers():
+                reader.keep(len(views))  # a full shuffle is for views that fit into memory
+                for view in set(views) - before:
                     reader.ahead(view)
 
     def _keep_view(self, view: int, also: Sequence[int]) -> None:

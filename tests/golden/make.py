@@ -12,6 +12,8 @@ teacher's own output, in ``expected.json``: arrays as their bytes in hexadecimal
 - ``basis``: 20 rows of 5 numbers, asked of a function; logits and an embedding, both in ``basis``, two shards.
 - ``converted``: view 0 of ``fp16``, converted to ``int8`` and from there to ``int:bits=5``, in two shards.
 - ``small``: the same rows; the function answers with what ``int`` and ``topk`` keep, of rows and of places; two shards.
+- ``compressed``: the same rows; the function answers with few different numbers, which are compressed in one chunk a
+  shard and in several, of rows and of places; two shards.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ def main(target: str) -> None:
             "words": _words(folder / "words", data / "words"),
             "basis": _basis(folder / "basis", data / "basis"),
             "small": _small(folder / "small", data / "small"),
+            "compressed": _compressed(folder / "compressed", data / "compressed"),
         }
         _converted(folder)
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
@@ -270,6 +273,40 @@ def _small(out: Path, data: Path) -> dict[str, Any]:
     dump(
         f"{data / 'small.py'}:make", dataset=f"arrays:{data}", out=out, batch_size=BATCH, shard_rows=16, device="cpu",
         output=outputs,
+    )  # fmt: skip
+    return {"labels": (np.arange(ROWS) % CLASSES).tolist()}
+
+
+FEW = """
+import numpy as np
+
+
+def few(keys, *shape):
+    seeds = np.asarray(keys, np.int64).reshape(-1, *[1] * len(shape))
+    places = np.arange(np.prod(shape)).reshape(1, *shape)
+    return ((seeds + places // 5) % 7 - 3).astype(np.float32) / 4 * (places % 3 > 0)
+
+
+def make(num_classes=3):
+    def answer(rows):
+        keys, longest = [row[0] for row in rows["more"]], max(map(len, rows["ids"]))
+        words, tags = np.zeros((len(keys), longest, 512), np.float32), np.zeros((len(keys), longest, 70), np.float32)
+        for row, ids in enumerate(rows["ids"]):
+            words[row, : len(ids)], tags[row, : len(ids)] = few(ids, 512), few(ids, 70)
+        return {"logits": few(keys, 3), "maps": few(keys, 32, 64), "words": words, "tags": tags, "left": few(keys, 5)}
+
+    return answer
+"""
+
+
+def _compressed(out: Path, data: Path) -> dict[str, Any]:
+    """As ``_small``."""
+    _rows_of_words(data)
+    (data / "few.py").write_text(FEW)
+    dump(
+        f"{data / 'few.py'}:make", dataset=f"arrays:{data}", out=out, batch_size=BATCH, shard_rows=16, device="cpu",
+        output=("logits", "maps", "words:codec=fp32", "tags:kind=classes:codec=topk:k=2", "left"),
+        compress=("zstd", "maps=zstd:rows=4,shuffle=none", "words=zstd:level=3,rows=8,shuffle=byte", "left=none"),
     )  # fmt: skip
     return {"labels": (np.arange(ROWS) % CLASSES).tolist()}
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from softcache.cache.column import DIGEST
 from softcache.cache.reader import Cache
 from softcache.errors import CacheError
 from softcache.inputs import InputField
@@ -63,7 +64,8 @@ def digests(cache: Cache, view: int) -> np.ndarray:
     """(N,) uint32: what identifies the inputs of a view's keys, from any column that is there."""
     for column in cache.manifest.columns:
         if view in cache.complete_views(column):
-            return np.concatenate(cache.column(column).map(view)["digest"].parts)
+            mapped = cache.column(column).map(view)[DIGEST]
+            return np.concatenate([mapped.between(part, 0, rows) for part, rows in enumerate(mapped.lengths)])
     raise CacheError(f"{cache.folder} has no complete column of view {view}: run softcache dump again to complete it")
 
 

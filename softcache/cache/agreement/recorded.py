@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from softcache.cache.agreement.tolerance import compare_values
 from softcache.cache.agreement.versions import versions_note
+from softcache.cache.chunked_rows import memories
 from softcache.cache.column import DIGEST, OFFSET
-from softcache.cache.mapping import map_shards
+from softcache.cache.mapping import MappedRows, map_column
 from softcache.cache.reader import Cache
 from softcache.errors import CacheError, PixelsError
 
@@ -27,7 +29,7 @@ class Recorded:
 
     def __init__(self, cache: Cache):
         self._cache = cache
-        self._mapped: dict[int, tuple[tuple[str, int], dict[str, np.ndarray]]] = {}
+        self._mapped: dict[int, tuple[tuple[str, int], Mapping[str, MappedRows]]] = {}
         self._warned = False
 
     def check(
@@ -98,17 +100,19 @@ class Recorded:
             number, at = first // size, first % size
             take = min(count, size - at)
             held = self._shard(view, column, number)
-            begin, end = held[OFFSET][[at, at + take]].tolist() if of_places else (at, at + take)
-            found.append(held[name][begin:end])
+            begin, end = at, at + take
+            if of_places:
+                begin, end = (int(held[OFFSET].between(0, place, place + 1)[0]) for place in (at, at + take))
+            found.append(held[name].between(0, begin, end))
             first, count = first + take, count - take
         return found[0] if len(found) == 1 else np.concatenate(found)
 
-    def _shard(self, view: int, column: str, number: int) -> dict[str, np.ndarray]:
+    def _shard(self, view: int, column: str, number: int) -> Mapping[str, MappedRows]:
         held = self._mapped.get(view)
         if held is None or held[0] != (column, number):
-            mapped = map_shards([self._cache.shard(view, column, number)])
-            maps = {name: rows.parts[0] for name, rows in mapped.items()}
-            held = self._mapped[view] = (column, number), maps
+            layout = self._cache.layout(column)
+            mapped = map_column([self._cache.shard(view, column, number)], memories(layout.chunking, layout.row))
+            held = self._mapped[view] = (column, number), mapped
         return held[1]
 
 
