@@ -17,6 +17,7 @@ import torch
 
 import softcache
 from softcache.atomic import remove_dead_temporaries
+from softcache.cache.chunk_frames import zstandard
 from softcache.cache.locks import remove_stale_locks, writing
 from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
@@ -83,7 +84,7 @@ def convert(asked: ConvertConfig) -> Converted:
     Errors: ``UsageError`` for what can't be converted, before anything is written; ``CacheError`` where the source
     isn't complete, where ``out`` holds something else, or the disk is too small; ``IntegrityError`` that names what is
     damaged in the source; ``NumericsError`` with the key for values that don't fit a codec; ``LockedError`` where
-    another process writes into ``out``.
+    another process writes into ``out``; ``MissingExtraError`` where a column is compressed and zstandard is missing.
     """
     began = time.perf_counter()
     begun = _begin(asked)
@@ -126,6 +127,8 @@ def _begin(asked: ConvertConfig) -> _Begun:
         _refuse_other(existing, cache, views)
         wanted = matched(wanted, existing, folder)
     columns = [column.layout for column in wanted.values()]
+    if any(layout.compress for layout in [*columns, *map(cache.layout, names)]):
+        zstandard()  # or says now that it is missing
     guess = estimate(cache.manifest.identity, columns, views, out, existing, lengths)
     refuse_too_large(guess, out, "a folder on another disk")
     samples = _samples(cache, lengths)
