@@ -212,6 +212,17 @@ def test_a_dump_of_another_codec_names_the_conversion(
     assert f"{ROWS} rows × {VIEWS} views" in capfd.readouterr().out
 
 
+def test_a_dump_of_another_compression_names_the_conversion(place: Path, here: Path) -> None:
+    pytest.importorskip("zstandard")
+    source = dumped(place, here / "a", "fp16", ("logits", "embedding"))
+    with pytest.raises(CacheError, match=r"asked for compressed as zstd: .*, or convert it: ") as caught:
+        dumped(place, source, "fp16", ("logits", "embedding"), compress="logits=zstd")
+    words = shlex.split(str(caught.value).rpartition("convert it: ")[2])
+    assert command(*words[1:]) == 0
+    held = Cache(words[3]).manifest.state.columns
+    assert {name: bool(record.compress) for name, record in held.items()} == {"embedding": False, "logits": True}
+
+
 def test_of_leaders_the_conversion_is_not_named(place: Path, leading: Path) -> None:
     with pytest.raises(CacheError, match="leave that out or use another --out") as caught:
         dumped(place, leading, "fp16", ("logits=int:bits=5", "tags"))
