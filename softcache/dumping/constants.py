@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from softcache.atomic import commit
 from softcache.cache.column import Column
@@ -56,7 +57,7 @@ def with_constants(
         if record.codec != records[column.name].codec:  # another process has settled its size
             column = dataclasses.replace(column, codec=open_codec(record.codec))
         found[column.name] = dataclasses.replace(record, fitted_views=record.fitted_views or views)
-        sha256 = _kept(folder, identity, column, found[column.name])
+        sha256 = kept_constants(folder, identity, column, found[column.name])
         if sha256 is None:
             missing.setdefault(record.fitted_views or views, []).append(column)
         else:
@@ -79,7 +80,7 @@ def with_constants(
     return found
 
 
-def _kept(folder: Path, identity: Identity, column: Column, record: ColumnRecord) -> str | None:
+def kept_constants(folder: Path, identity: Identity, column: Column, record: ColumnRecord) -> str | None:
     """The hash of the constants that lie in the folder; None where none do, or only some of another column or dump."""
     path, attributes = constants_of(folder, identity.cache_id(), column.name, record)
     if not path.exists():
@@ -110,8 +111,13 @@ def _fit(
         log.info(f"{column.name}: the codec is fitted on {count} of {counted(views, 'view')}")
     found = {}
     for column in columns:
-        codec, values = records[column.name].codec, values_of[column.name].values
-        name = sized_codec(codec, values)
-        sized = column if name == codec else dataclasses.replace(column, codec=open_codec(name))
-        found[column.name] = name, sized.fit(values)
+        found[column.name] = fit_codec(column, records[column.name].codec, values_of[column.name].values)
     return found
+
+
+def fit_codec(column: Column, codec: str, values: torch.Tensor) -> tuple[str, dict[str, np.ndarray]]:
+    """The name of a column's codec, which may have chosen its size by values (K, …) float32 on the CPU, and its
+    constants. ``codec``: as it is recorded before."""
+    name = sized_codec(codec, values)
+    sized = column if name == codec else dataclasses.replace(column, codec=open_codec(name))
+    return name, sized.fit(values)

@@ -59,7 +59,7 @@ def said_of(
     found: dict[str, list[torch.Tensor]] = {column.name: [] for column in columns}
     rows_of: dict[str, list[Int64]] = {column.name: [] for column in columns}
     size, drawn = dict.fromkeys(found, 0), dict.fromkeys(found, 0)
-    for view, rows in _batches(keys, batch):
+    for view, rows in batches_of(keys, batch):
         full = [name for name, held in size.items() if held >= MOST_BYTES]
         if len(full) == len(columns):
             break
@@ -75,13 +75,15 @@ def said_of(
             rows_of[column.name].append(own)
             size[column.name] += values.nbytes
             drawn[column.name] += len(rows)
-    return {
-        name: _finite(torch.cat(parts), np.concatenate(rows_of[name]), drawn[name], name)
-        for name, parts in found.items()
-    }
+    said = {}
+    for name, parts in found.items():
+        values, of = torch.cat(parts), np.concatenate(rows_of[name])
+        finite = which_finite(values, name)
+        said[name] = Said(values[finite], of[finite.numpy()], drawn[name])
+    return said
 
 
-def _batches(keys: np.ndarray, batch: int) -> list[tuple[int, np.ndarray]]:
+def batches_of(keys: np.ndarray, batch: int) -> list[tuple[int, np.ndarray]]:
     """Views and rows, by the batch: a few keys of every view come before the next ones of the first."""
     found = []
     for view in np.unique(keys[:, 0]).tolist():
@@ -90,9 +92,12 @@ def _batches(keys: np.ndarray, batch: int) -> list[tuple[int, np.ndarray]]:
     return [(view, rows) for _, view, rows in sorted(found, key=lambda part: part[:2])]
 
 
-def _finite(values: torch.Tensor, rows: Int64, keys: int, name: str) -> Said:
-    """Samples of which all numbers are finite; the dump itself refuses the others by their keys."""
+def which_finite(values: torch.Tensor, name: str) -> torch.Tensor:
+    """(K,) bool: of which samples (K, …) all numbers are finite; who keeps them refuses the others by their keys.
+
+    Errors: ``NumericsError`` where there are none.
+    """
     finite = values.reshape(len(values), -1).isfinite().all(1) if values.numel() else torch.zeros(0, dtype=torch.bool)
     if not bool(finite.any()):
         raise NumericsError(f"nothing that the teacher says as {name} is finite, so no codec can be fitted to it")
-    return Said(values[finite], rows[finite.numpy()], keys)
+    return finite
