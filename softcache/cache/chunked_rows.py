@@ -62,9 +62,7 @@ def memories(chunking: Mapping[str, Chunking], row: Arrays) -> dict[str, ChunkMe
     of each."""
     sizes = {name: math.prod(row[name][1]) * np.dtype(row[name][0]).itemsize for name in chunking}
     whole = sum(sizes.values())
-    return {
-        name: ChunkMemory(how.rows, sizes[name], HELD_BYTES * sizes[name] // whole) for name, how in chunking.items()
-    }
+    return {name: ChunkMemory(how.rows, sizes[name], sizes[name] / whole) for name, how in chunking.items()}
 
 
 class _Part(NamedTuple):
