@@ -27,8 +27,8 @@ class Basis:
     A sample's vectors lie along its axis ``axis``, from 0 on: by default the last one, of maps of values (three axes)
     the first one, so that each position has the vector of its channels.
 
-    Levels of a row of logits are chosen by what they make of its softmax at T = 1, 2 and 4. With ``top=0``, as for
-    embeddings, they are chosen for the smallest squared error.
+    Levels of a row of logits are chosen by what they make of its softmax, at T = 4 more than at T = 1. With ``top=0``,
+    as for embeddings, they are chosen for the smallest squared error.
 
     ``bits``: in place of ``bytes``, how many a direction has on average, of ``rank`` directions. ``max_kl``: in place
     of both, the mean divergence that softmax answers may have at T = 1, ``max_error`` the mean relative error that
