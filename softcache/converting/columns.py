@@ -67,7 +67,7 @@ def wanted_columns(
             record, layout = _recoded(source, name, spec, option)
             recoded = True
         kept = _compressed(source.layout(name), layout, compress_of(name, compress), recoded)
-        record, layout = (dataclasses.replace(what, compress=kept) for what in (record, layout))
+        record, layout = dataclasses.replace(record, compress=kept), dataclasses.replace(layout, compress=kept)
         if recoded or most_rows is not None:
             rows = shard_rows(layout, source.rows, grid.block_rows, lengths, option)
             rows = rows if most_rows is None else min(rows, most_rows)
