@@ -6,7 +6,7 @@ Each ``NAME.npy`` in the folder, (rows, …) in half or single precision, has it
 activations, as a codec keeps them. They are written in shards as ``dump`` writes them (into the page cache), and read
 in batches of 128 as ``train`` reads them: in an order of shuffled blocks, which a thread reads ahead and decompresses,
 with the time that this thread takes; and in any order, each chunk decompressed when a row of it is first asked for, an
-epoch each. Ratios are compressed / uncompressed, of the same rows on the same machine, in turns.
+epoch each. All settings take turns; rates are of processor time. Writes the table into docs/codecs.md, but with --tiny.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from softcache.stream.windows import pick_windows
 BATCH = 128
 BYTES = 2**27  # of a view's numbers
 CODECS = {"<f2": "fp16", "<f4": "fp32"}
-SETTINGS = (None, "zstd", "zstd:level=3", "zstd:shuffle=byte", "zstd:shuffle=none")
+SETTINGS = (None, "zstd", "zstd:level=3", "zstd:shuffle=none")
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "codecs.md"
+BEGIN, END = "<!-- benchmarks.compression -->", "<!-- end -->"
 HEAD = (
     "| numbers | rows | setting | bytes | written, rows/s | in blocks, rows/s | any order, rows/s |",
     "| --- | --- | --- | --- | --- | --- | --- |",
@@ -61,16 +63,21 @@ class Line:
 def main() -> int:
     options = arguments(__doc__, repetitions=3, arrays="")
     torch.set_num_threads(1)
-    print("\n".join(HEAD))
+    lines = []
     folder = Path(tempfile.mkdtemp(prefix="softcache-compression-"))
     try:
         for path in sorted(Path(options.arrays).glob("*.npy")):
             values = np.load(path)
-            for line in measured(folder, path.stem, values, 2**22 if options.tiny else BYTES, options.repetitions):
-                print(line, flush=True)
+            for line in measured(folder, path.stem, values, 2**21 if options.tiny else BYTES, options.repetitions):
+                lines.append(str(line))
+                print(line, file=sys.stderr, flush=True)
     finally:
         shutil.rmtree(folder)
-    print(f"\n{in_words(machine())}", file=sys.stderr)
+    table = "\n".join([*HEAD, *lines, "", f"One core of {in_words(machine())}."])
+    print(table)
+    if not options.tiny:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(f"{BEGIN}\n")
+        PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
     return 0
 
 
@@ -89,9 +96,9 @@ def measured(folder: Path, name: str, values: np.ndarray, size: int, repetitions
         took = []
         for _ in range(repetitions):
             shutil.rmtree(place, ignore_errors=True)
-            began = time.perf_counter()
+            began = time.process_time()
             caches[label] = make_cache_of(place, values, record, rows=rows)
-            took.append(time.perf_counter() - began)
+            took.append(time.process_time() - began)
         found[label] = [rows / statistics.median(took)]
     order = np.random.default_rng(0).permutation(rows)
     for read in (_in_blocks, _in_any_order):
@@ -130,7 +137,7 @@ def _in_blocks(cache: Cache, order: np.ndarray) -> Callable[[], float]:
 def _in_any_order(cache: Cache, order: np.ndarray) -> Callable[[], float]:
     def run() -> float:
         column = cache.column(LOGITS)
-        column.keep(1)
+        column.keep(1, 2**40)
         column.map(0)
         began = time.process_time()
         for batch in _batches(order):

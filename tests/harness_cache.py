@@ -70,6 +70,11 @@ def compressed(name: str, record: ColumnRecord, compress: str | None) -> ColumnR
     return dataclasses.replace(record, compress=settled_compression(record.compress or compress, row))
 
 
+def kept_arrays(column: Column, coded: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """With the dtypes that they have in files: torch has no unsigned ones of two bytes."""
+    return {name: array.numpy().view(column.row[name][0]) for name, array in coded.items()}
+
+
 def make_cache(
     folder: Path,
     *,
@@ -118,11 +123,11 @@ def make_cache(
         digests = np.zeros(rows, np.uint32)
         if viewed is not None:
             digests = digest(viewed.batch(np.arange(rows), view).numpy())
-        held = {LOGITS: {name: array.numpy() for name, array in coded.items()}}
+        held = {LOGITS: kept_arrays(cache.layout(LOGITS), coded)}
         for layer, hint in hints.items():
             values = torch.from_numpy(rng.standard_normal((rows, *hint.shape)))
             made_hint = cache.layout(hint_column(layer)).encode(values)
-            held[hint_column(layer)] = {name: array.numpy() for name, array in made_hint.items()}
+            held[hint_column(layer)] = kept_arrays(cache.layout(hint_column(layer)), made_hint)
         for column, arrays in held.items():
             for number in range(cache.manifest.shards(column)):
                 path = cache.shard_path(view, column, number)

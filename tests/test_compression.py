@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 import tempfile
@@ -15,9 +16,11 @@ from harness_cache import make_cache, make_ragged, write_shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from softcache.cache.attributes import shard_attributes
 from softcache.cache.blocks import BlockReader
 from softcache.cache.checksum import check_file
 from softcache.cache.chunk_frames import Chunking
+from softcache.cache.column import Column
 from softcache.cache.compression import (
     MAX_CHUNK_BYTES,
     MIN_CHUNK_BYTES,
@@ -27,6 +30,8 @@ from softcache.cache.compression import (
 )
 from softcache.cache.reader import Cache
 from softcache.cache.shard import open_shard, read_array, read_rows
+from softcache.cache.sizes import shards_bytes
+from softcache.codecs._open import open_codec
 from softcache.errors import MissingExtraError, UsageError
 from softcache.stages.verify import verify
 from softcache.stream.windows import Windows
@@ -136,6 +141,24 @@ def test_rows_of_their_own_lengths_come_back(lengths: list[int], seed: int) -> N
             assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs)
 
 
+@pytest.mark.parametrize(
+    ("shape", "codec", "rows"), [((1000,), "fp16", 3000), ((100, 500), "int:bits=8", 40), ((7,), "fp32", 1)]
+)
+def test_a_shard_is_at_most_as_large_as_is_said_before(
+    shape: tuple[int, ...], codec: str, rows: int, tmp_path: Path
+) -> None:
+    """Numbers that can't be compressed, in the smallest chunks that there are."""
+    column = Column("x", "values", shape, open_codec(codec), 4096)
+    for asked in ("zstd", "zstd:rows=16") if rows > 1 else ("zstd",):
+        column = dataclasses.replace(column, compress=settled_compression(asked, column.row))
+        rng, path = np.random.default_rng(0), tmp_path / "shard.h5"
+        arrays = {name: some_values(rng, dtype, held, "noise") for name, (dtype, held) in column.arrays(rows).items()}
+        attributes = shard_attributes("0" * 64, "x", "0" * 64, view=0, first_row=0, rows=rows)
+        write_shard(path, attributes, arrays, column.chunking)
+        (most,) = shards_bytes(column, rows, {})
+        assert path.stat().st_size <= most < 1.02 * path.stat().st_size + 20_000
+
+
 def test_memory_for_chunks_is_bounded_whatever_is_asked_for(tmp_path: Path) -> None:
     cache, expected = make_cache(
         tmp_path / "cache", rows=4096, classes=64, shard_rows=1024, views=3, codec="fp32", compress="zstd:rows=64"
@@ -151,8 +174,10 @@ def test_memory_for_chunks_is_bounded_whatever_is_asked_for(tmp_path: Path) -> N
     for view in range(3):
         column.release(view)
     assert memory.nbytes == 0
-    column.keep(2)
-    assert memory.limit >= 2 * expected[0].nbytes
+    column.keep(2, most=2**20)
+    assert memory.limit == 2**20 < 2 * expected[0].nbytes
+    column.keep(2, most=2**30)
+    assert 2 * expected[0].nbytes <= memory.limit < 2.2 * expected[0].nbytes
 
 
 def test_what_nobody_chooses_is_chosen_by_a_rule() -> None:

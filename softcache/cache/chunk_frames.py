@@ -54,8 +54,9 @@ def encoder(level: int) -> Callable[[np.ndarray, bool], bytes]:
             return frame
         # A block of zstd has one code for all of its bytes: those of another place in a number begin a new one.
         stream, pieces = compressor.compressobj(size=plain.nbytes), []
-        for place in np.ascontiguousarray(plain.reshape(-1, values.itemsize).T):
-            pieces += [stream.compress(place.data), stream.flush(package.COMPRESSOBJ_FLUSH_BLOCK)]
+        for place in range(values.itemsize):
+            alike = np.ascontiguousarray(plain[place :: values.itemsize])
+            pieces += [stream.compress(alike.data), stream.flush(package.COMPRESSOBJ_FLUSH_BLOCK)]
         return b"".join([*pieces, stream.flush()])
 
     return encode
@@ -83,13 +84,16 @@ def decode(frame: Any, out: np.ndarray, shuffle: bool) -> None:
     plain, target = np.frombuffer(data, np.uint8), out.reshape(-1)
     if not shuffle:
         target.view(np.uint8)[:] = plain
-    elif out.itemsize == 2:  # twice as fast as the general way
+    elif out.itemsize == 2:  # twice as fast as byte by byte
         low, high = plain.reshape(2, -1)
-        words = target.view("<u2")
-        np.left_shift(high, 8, out=words, dtype=np.uint16)
-        words |= low
+        words = target.view(np.uint16)
+        words[:] = high
+        words *= 256
+        words += low
     else:
-        target.view(np.uint8).reshape(-1, out.itemsize)[:] = plain.reshape(out.itemsize, -1).T
+        places = target.view(np.uint8).reshape(-1, out.itemsize)
+        for place, alike in enumerate(plain.reshape(out.itemsize, -1)):
+            places[:, place] = alike
 
 
 _held = threading.local()

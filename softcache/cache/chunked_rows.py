@@ -20,12 +20,13 @@ HELD_BYTES = 2**28  # of decompressed chunks of a column, where nobody asks for 
 
 
 class ChunkMemory:
-    """How much memory decompressed chunks of one array may take in all views together: ``limit`` bytes, but always room
-    for a chunk of ``rows`` rows. Threads may read from it at the same time."""
+    """How much memory decompressed chunks of one array may take in all views together: ``limit`` bytes, which are
+    ``share`` of what its column may take, but always room for a chunk of ``rows`` rows. Threads may read from it at the
+    same time."""
 
-    def __init__(self, rows: int, row_bytes: int, limit: int = HELD_BYTES):
-        self.rows, self.limit, self.lock = rows, limit, threading.RLock()
-        self._row_bytes = row_bytes
+    def __init__(self, rows: int, row_bytes: int, share: float = 1.0):
+        self.rows, self.limit, self.lock = rows, int(HELD_BYTES * share), threading.RLock()
+        self._row_bytes, self._share = row_bytes, share
         self._live: OrderedDict[ChunkedRows, int] = OrderedDict()
 
     @property
@@ -38,9 +39,11 @@ class ChunkMemory:
         """Bytes of a chunk."""
         return self.rows * self._row_bytes
 
-    def keep(self, views: int, rows: int, shards: int) -> None:
-        """Makes room for so many views of ``rows`` rows, each whole; a shard's last chunk may not be full."""
-        self.limit = max(self.limit, views * (rows // self.rows + shards) * self.chunk_bytes)
+    def keep(self, views: int, rows: int, shards: int, most: int) -> None:
+        """Makes room for so many views of ``rows`` rows, each whole, as far as the column may take ``most`` bytes; a
+        shard's last chunk may not be full."""
+        needed = views * (rows // self.rows + shards) * self.chunk_bytes
+        self.limit = max(self.limit, min(needed, int(most * self._share)))
 
     def claim(self, rows: ChunkedRows, nbytes: int) -> None:
         """Takes memory for a view; where there is too little, those that began longest ago lose theirs."""
@@ -59,9 +62,7 @@ def memories(chunking: Mapping[str, Chunking], row: Arrays) -> dict[str, ChunkMe
     of each."""
     sizes = {name: math.prod(row[name][1]) * np.dtype(row[name][0]).itemsize for name in chunking}
     whole = sum(sizes.values())
-    return {
-        name: ChunkMemory(how.rows, sizes[name], HELD_BYTES * sizes[name] // whole) for name, how in chunking.items()
-    }
+    return {name: ChunkMemory(how.rows, sizes[name], sizes[name] / whole) for name, how in chunking.items()}
 
 
 class _Part(NamedTuple):

@@ -22,29 +22,27 @@ from softcache.errors import UsageError, nearest
 
 NAME = "zstd"
 SHUFFLES = ("byte", "none")
-AUTO = "auto"
 MAX_LEVEL = 19  # beyond it zstd takes more memory than a reader should have to give
 MIN_CHUNK_BYTES = MAX_SHARD_BYTES // MAX_CHUNKS
 MAX_CHUNK_BYTES = 16 * 2**20  # of more than one row
 DEFAULT_CHUNK_BYTES = 2**16  # of the widest array; see docs/codecs.md for what other sizes give
-SHUFFLED_ROW_BYTES = 2**13
 
 
 @dataclass(frozen=True)
 class Zstd:
     """``level``: of zstd, 1 to 19. ``rows``: of a chunk of the array that has the most bytes a row, a power of two; of
-    a ragged column these are places. ``shuffle``: ``byte``, or ``none``. None and ``auto``: as ``settled`` chooses."""
+    a ragged column these are places; None: as ``settled`` chooses. ``shuffle``: ``byte``, or ``none``."""
 
     level: int = 1
     rows: int | None = None
-    shuffle: str = AUTO
+    shuffle: str = "byte"
 
     def __post_init__(self) -> None:
         if not 1 <= self.level <= MAX_LEVEL:
             raise UsageError(f"level={self.level}: zstd has the levels 1 to {MAX_LEVEL} here")
         if self.rows is not None and not (0 < self.rows <= 2**30 and self.rows & (self.rows - 1) == 0):
             raise UsageError(f"rows={self.rows} is not a power of two")
-        if self.shuffle not in (AUTO, *SHUFFLES):
+        if self.shuffle not in SHUFFLES:
             raise UsageError(f"shuffle={self.shuffle} is unknown{nearest(self.shuffle, SHUFFLES)}")
 
     def settled(self, row: Arrays) -> Zstd:
@@ -52,15 +50,12 @@ class Zstd:
 
         Errors: ``UsageError`` where chunks of so many rows are too small or too large.
         """
-        widest = _widest(row)
-        rows = self.rows
-        if rows is None:
-            rows = 1
+        found = self
+        if self.rows is None:
+            rows, widest = 1, _widest(row)
             while 2 * rows * widest <= DEFAULT_CHUNK_BYTES:
                 rows *= 2
-        found = dataclasses.replace(self, rows=rows)
-        if self.shuffle == AUTO:
-            found = dataclasses.replace(found, shuffle="byte" if _pays(row) else "none")
+            found = dataclasses.replace(self, rows=rows)
         found.chunking(row)
         return found
 
@@ -97,7 +92,7 @@ def parse_compression(spec: str) -> Zstd:
     Errors: ``UsageError`` for another name, an unknown option or a value that can't be.
 
     >>> parse_compression("zstd:level=3")
-    Zstd(level=3, rows=None, shuffle='auto')
+    Zstd(level=3, rows=None, shuffle='byte')
     """
     name, rest = registry.split_spec(spec)
     if name != NAME:
@@ -127,7 +122,7 @@ def is_asked_compression(spec: str, recorded: str | None) -> bool:
     if recorded is None:
         return False
     ours, theirs = parse_compression(spec), parse_compression(recorded)
-    return ours.level == theirs.level and ours.rows in (None, theirs.rows) and ours.shuffle in (AUTO, theirs.shuffle)
+    return ours.rows in (None, theirs.rows) and dataclasses.replace(ours, rows=theirs.rows) == theirs
 
 
 def recorded_chunking(recorded: str | None, row: Arrays) -> Mapping[str, Chunking]:
@@ -138,7 +133,7 @@ def recorded_chunking(recorded: str | None, row: Arrays) -> Mapping[str, Chunkin
     if recorded is None:
         return {}
     found = parse_compression(recorded)
-    if registry.canonical(NAME, found) != recorded or found.rows is None or found.shuffle == AUTO:
+    if registry.canonical(NAME, found) != recorded or found.rows is None:
         raise UsageError(f"{recorded!r} is not how a manifest records a compression")
     return found.chunking(row)
 
@@ -149,7 +144,3 @@ def _row_bytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 def _widest(row: Arrays) -> int:
     return max(1, *(_row_bytes(*spec) for spec in row.values()))
-
-
-def _pays(row: Arrays) -> bool:
-    return _widest(row) <= SHUFFLED_ROW_BYTES

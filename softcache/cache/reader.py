@@ -374,11 +374,11 @@ class ColumnReader:
             self._maps[view] = mapping(opening, self._memory)
         return self._maps[view]
 
-    def keep(self, views: int) -> None:
-        """Lets so many views of a compressed column stay in memory once they were decompressed, each whole."""
+    def keep(self, views: int, most: int) -> None:
+        """Lets so many views of a compressed column stay in memory once decompressed, up to ``most`` bytes of them."""
         places = self.cache.rows if self.ragged is None else int(self.ragged.offset[-1])
         for memory in self._memory.values():
-            memory.keep(views, places, shards=self.cache.manifest.shards(self.name))
+            memory.keep(views, places, self.cache.manifest.shards(self.name), most)
 
     def ahead(self, view: int) -> None:
         """Maps a view, and asks the system to read its files now, front to back: rows that are then gathered in any

@@ -16,6 +16,7 @@ from softcache.cache.agreement.identity import refuse_other
 from softcache.cache.agreement.labels import refuse_relabelled
 from softcache.cache.agreement.recorded import Recorded, comparable
 from softcache.cache.agreement.samples import check_pixels
+from softcache.cache.chunk_frames import zstandard
 from softcache.cache.column import Column
 from softcache.cache.constants import constants_name
 from softcache.cache.reader import Cache
@@ -45,7 +46,7 @@ from softcache.dumping.identity import (
 )
 from softcache.dumping.pipeline import Progress, run_blocks
 from softcache.dumping.prepare import check_teacher, kept_samples, samples_to_keep
-from softcache.dumping.signals import Signal
+from softcache.dumping.signals import UNCOMPRESSED, Signal
 from softcache.dumping.smaller import advice
 from softcache.dumping.waiting import Waited
 from softcache.inputs import bucket_input
@@ -105,6 +106,9 @@ def begin(asked: DumpConfig, device: str) -> Begun:
     existing = Cache(folder, codec=asked.named_codec) if (folder / MANIFEST).exists() else None
     asked = dataclasses.replace(asked, dataset=dataset, size=asked.size if existing else size)
     config = asked.settled(existing)
+    held = existing.manifest.state.columns.values() if existing else ()
+    if not config.dry_run and (set(config.compressions.values()) - {UNCOMPRESSED} or any(c.compress for c in held)):
+        zstandard()  # refused before a teacher has run
     viewed = view_samples(samples, config.augment, seed=config.view_seed or 0, size=config.size)
     samples_kept = samples_to_keep(viewed, config.keep_samples, existing.manifest if existing else None)
     same_kind(existing.manifest if existing else None, device)

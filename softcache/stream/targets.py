@@ -25,7 +25,7 @@ from softcache.losses._target import Target, joined_targets
 from softcache.models._hooks import Taps
 from softcache.models._network import Network
 from softcache.ragged import Int64, on_device, own_places
-from softcache.stream.memory import view_bytes
+from softcache.stream.memory import available_memory, view_bytes
 from softcache.stream.parts import Part, Parts
 from softcache.stream.transfer import PinnedBuffers, host_tensor, unsigned
 from softcache.stream.windows import Windows
@@ -113,7 +113,7 @@ class CachedTargets:
                 self._reading[view] = [BlockReader(r.cache, r.name, view, order, rows, window) for r in self._readers()]
         else:
             for reader in self._readers():
-                reader.keep(len(views))  # a full shuffle is for views that fit into memory
+                reader.keep(len(views), available_memory() // 2 // len(self._readers()))
                 for view in set(views) - before:
                     reader.ahead(view)
 
