@@ -34,6 +34,7 @@ ROWS = [
     "models",
     "datasets",
     "registry",
+    "store",
     "lowest",
 ]
 LOWEST = {

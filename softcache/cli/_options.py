@@ -244,6 +244,12 @@ cuda_graphs = option(
     "timm and cifar: without code of your own]",
     default=None,
 )
+expect = option(
+    "--expect",
+    multiple=True,
+    metavar="SHA256",
+    help="Stop unless the cache has this pin, the number that `softcache copy` printed: it stands for every byte.",
+)
 json_ = flag("--json", "json_", help="Print the result as JSON.")
 
 
