@@ -12,7 +12,7 @@ from harness_cache import make_cache
 from harness_store import SECRET_KEY, Proxy, Server, environment, proxy, s3_server, same_files
 from harness_train import command
 
-from softcache.cache.listing import LISTING, Listing
+from softcache.cache.listing import LISTING, Listed, Listing
 from softcache.cache.reader import Cache
 from softcache.errors import CacheError, IntegrityError, SoftcacheError, StoreError, UsageError
 from softcache.stages.copy import copy
@@ -130,7 +130,7 @@ def test_expect_finds_a_forger(cache: Path, tmp_path: Path, victim: str) -> None
         listing = Listing.parse((tmp_path / "store" / LISTING).read_bytes(), "it")
         forged = {
             **listing.files,
-            victim: type(listing.files[victim])(len(content), hashlib.sha256(content).hexdigest()),
+            victim: Listed(len(content), hashlib.sha256(content).hexdigest()),
         }
         (tmp_path / "store" / LISTING).write_bytes(Listing(listing.cache_id, forged).render())
     with pytest.raises(SoftcacheError, match=r"pin is|not as softcache writes it|no listing"):

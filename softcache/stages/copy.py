@@ -66,8 +66,8 @@ def copy(
     """Copies a cache as it is between folders and object stores, file by file, and lists its files in ``files.json``.
 
     What is there already, with the same size and sha256, isn't sent again, so a copy that was interrupted goes on.
-    Every file is read back. The manifest comes last: without it nothing takes a half copy for a cache. ``expect``: pins,
-    one of which the source must have. ``threads``: files at once.
+    Every file is read back. The manifest comes last: without it nothing takes a half copy for a cache. ``expect``:
+    pins, one of which the source must have. ``threads``: files at once.
 
     Errors: ``CacheError`` where the source is no cache or the target has another one; ``IntegrityError`` where bytes
     aren't what they should be; ``StoreError`` where a store can't be reached; ``LockedError`` where the target is

@@ -138,9 +138,7 @@ class Https:
                 if error.code == 404:
                     raise FileNotFoundError(name) from None
                 if error.code in _REFUSED:
-                    raise StoreError(
-                        f"{self.where}/{name} was refused by the server: {error.code} {error.reason}"
-                    ) from None
+                    raise StoreError(f"{self.where}/{name} was refused by the server: {error.code}") from None
                 raise OSError(f"the server says {error.code}") from None
         with answer:
             yield answer
