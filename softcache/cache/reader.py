@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,14 @@ from softcache.cache.attributes import file_attributes, rows_attributes, shard_a
 from softcache.cache.checksum import checksum
 from softcache.cache.column import DIGEST, OFFSET, Column
 from softcache.cache.constants import when_needed
+from softcache.cache.held_views import HeldViews
+from softcache.cache.kept_samples import Samples, read_samples
 from softcache.cache.label_form import label_form
 from softcache.cache.manifest import Manifest
 from softcache.cache.mapping import Rows, map_shards
+from softcache.cache.pinned import Pinned
 from softcache.cache.ragged_rows import RaggedRows
+from softcache.cache.remote import Remote
 from softcache.cache.row_numbers import out_of_range, row_numbers
 from softcache.cache.schema import (
     ROWS,
@@ -53,9 +56,18 @@ class Cache:
     Errors: ``CacheError`` where the folder is no cache or of another format, ``IntegrityError`` where it is damaged.
     """
 
-    def __init__(self, folder: str | Path, *, verify_reads: bool = False, codec: str | None = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        verify_reads: bool = False,
+        codec: str | None = None,
+        remote: Remote | None = None,
+        pinned: Pinned | None = None,
+    ):
         self.folder = Path(folder)
         self.verify_reads = verify_reads
+        self.remote, self.pinned = remote, pinned
         self.manifest = Manifest.load(self.folder)
         self._given = codec
         self._columns: dict[str, Column] = {}
@@ -107,6 +119,11 @@ class Cache:
             raise CacheError(f"{self.folder}: codec not available: {error}") from None
 
     @property
+    def where(self) -> str:
+        """How messages call it: its folder, or the address that it is read from."""
+        return str(self.folder) if self.remote is None else self.remote.where
+
+    @property
     def rows(self) -> int:
         return self.manifest.identity.dataset.rows
 
@@ -117,7 +134,7 @@ class Cache:
     @functools.cached_property
     def labels(self) -> np.ndarray:
         """One of the kinds of ``datasets._labels``: of classes (N,) int32, -1 where a row has none."""
-        with open_shard(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
+        with self._opened(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
             return read_array(file, "label")
 
     @functools.cached_property
@@ -125,41 +142,24 @@ class Cache:
         """The N files that rows were decoded from, relative to the dataset's folder; None where there are no files."""
         if not self.manifest.state.name_bytes:
             return None
-        with open_shard(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
+        with self._opened(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
             return [os.fsdecode(name) for name in read_array(file, "name").tolist()]
 
     @functools.cached_property
-    def samples(self) -> tuple[np.ndarray, dict[str, np.ndarray | list[np.ndarray]]]:
+    def samples(self) -> Samples:
         """Rows (K,) int64 and their inputs in view 0, as the teacher saw them: name → (K, …), pixels (K, H, W, C)
         uint8, or a list of K arrays where rows have lengths of their own.
 
         They may be many, so they are mapped, after their checksum was compared.
         """
-        path = self.folder / SAMPLES
-        with open_shard(path, self.file_attributes("samples"), self.samples_arrays()) as file:
-            index = read_array(file, "index")
-            for name in self.manifest.identity.dataset.inputs:
-                if checksum(file, name) != file.extents[name].crc32:
-                    raise IntegrityError(f"{path} is damaged: its bytes don't match their checksum")
-            mapped = map_shards([contextlib.nullcontext(file)], join=False)
-        if index.min() < 0 or index.max() >= self.rows:
-            raise IntegrityError(f"{path} keeps samples of rows that the cache doesn't have")
-        found: dict[str, np.ndarray | list[np.ndarray]] = {}
-        for name, given in self.manifest.identity.dataset.inputs.items():
-            values = mapped[name].parts[0]
-            found[name] = values
-            if given.ragged:
-                ends = np.cumsum(self.lengths(name)[index])
-                if ends[-1] != len(values):
-                    raise IntegrityError(f"{path} has {len(values)} places of {name}, its rows have other lengths")
-                found[name] = np.split(values, ends[:-1])
-        return index, found
+        with self._opened(self.folder / SAMPLES, self.file_attributes("samples"), self.samples_arrays()) as file:
+            return read_samples(file, self.manifest.identity.dataset.inputs, self.rows, self.lengths)
 
     def lengths(self, name: str) -> np.ndarray:
         """(N,) int64: how long each row of an input is whose rows have lengths of their own."""
         if name not in self.known_lengths:
             array = length_array(name)
-            with open_shard(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
+            with self._opened(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
                 if checksum(file, array) != file.extents[array].crc32:
                     raise IntegrityError(f"{self.folder / ROWS} is damaged: {array} doesn't match its checksum")
                 found = map_shards([contextlib.nullcontext(file)], join=False)[array].parts[0]
@@ -227,10 +227,10 @@ class Cache:
         """(view, column, shard number) of every shard that isn't there, by the folders' listings alone."""
         absent = []
         for view in range(views):
-            try:
-                there = set(os.listdir(self.folder / f"view-{view:04d}"))
-            except FileNotFoundError:
-                there = set()
+            if self.remote is not None:
+                there = {name.partition("/")[2] for name in self.remote.in_view(view)}
+            else:
+                there = _names_in(self.folder / f"view-{view:04d}")
             for column in columns:
                 for number in range(self.manifest.shards(column)):
                     if os.path.basename(shard_name(view, column, number)) not in there:
@@ -250,7 +250,8 @@ class Cache:
         Errors: ``IntegrityError`` where it is missing or isn't what the manifest says.
         """
         path, arrays = self.shard_path(view, column, number), self.shard_arrays(column, number)
-        with open_shard(path, self.shard_attributes(view, column, number), arrays) as file:
+        attributes = self.shard_attributes(view, column, number)
+        with self.present([shard_name(view, column, number)]), self._opened(path, attributes, arrays) as file:
             if OFFSET in arrays:
                 wanted = offsets_of(self.places(column, *self.shard_range(column, number)))
                 if not np.array_equal(read_array(file, OFFSET), wanted):
@@ -262,41 +263,28 @@ class Cache:
                     )
             yield file
 
+    @contextlib.contextmanager
+    def present(self, names: Collection[str]) -> Iterator[None]:
+        """Within it these files are in the folder, where they come from a store."""
+        if self.remote is None:
+            yield
+            return
+        self.remote.need(names)
+        try:
+            yield
+        finally:
+            self.remote.done(names)
+
+    @contextlib.contextmanager
+    def _opened(self, path: Path, attributes: Attributes, arrays: Arrays) -> Iterator[Opened]:
+        with open_shard(path, attributes, arrays) as file:
+            if self.pinned is not None:
+                self.pinned.prove(file.fd, path)
+            yield file
+
     def column(self, column: str) -> ColumnReader:
         """Rows of one column. Errors: ``CacheError`` as ``layout``."""
         return ColumnReader(self, column)
-
-    def describe(self) -> dict[str, Any]:
-        """What ``softcache info --json`` prints."""
-        identity, state = self.manifest.identity, self.manifest.state
-        absent = self.missing(self.manifest.columns, self.views)
-        size = 0
-        for path in self.folder.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):  # a writer's temporary file may be gone by now
-                size += path.stat().st_size if path.is_file() else 0
-        return {
-            "path": str(self.folder),
-            "cache_id": self.manifest.cache_id,
-            "teacher": identity.teacher.spec,
-            "teacher_top1": state.teacher_top1,
-            "dataset": identity.dataset.spec,
-            "split": identity.dataset.split,
-            "recipe": identity.recipe["spec"],
-            "inputs": {name: dataclasses.asdict(given) for name, given in identity.dataset.inputs.items()},
-            "size": identity.recipe.get("size"),
-            "view_seed": identity.recipe["seed"],
-            "views": self.views,
-            "rows": self.rows,
-            "keys": self.rows * self.views,
-            "classes": len(state.class_names),
-            "columns": {name: dataclasses.asdict(state.columns[name]) for name in self.manifest.columns},
-            "bytes": size,
-            "complete": not absent,
-            "missing_shards": len(absent),
-            "incomplete_views": sorted({view for view, _, _ in absent}),
-            "shards": self.views * sum(map(self.manifest.shards, self.manifest.columns)),
-            "made": state.made,
-        }
 
 
 class ColumnReader:
@@ -311,6 +299,7 @@ class ColumnReader:
         self._tails = {n: (np.dtype(dtype), shape[1:]) for n, (dtype, shape) in self.layout.arrays(1).items()}
         self.ragged = self._lay_out() if self.layout.ragged else None
         self._maps: dict[int, dict[str, Rows]] = {}
+        self._views = HeldViews(cache.remote, self.shard_names) if cache.remote is not None else None
 
     def gather(self, view: int, rows: np.ndarray, out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """Rows by their numbers, as they are stored, in the order asked for.
@@ -369,6 +358,8 @@ class ColumnReader:
     def map(self, view: int) -> dict[str, Rows]:
         """The view's arrays."""
         if view not in self._maps:
+            if self._views is not None:
+                self._views.hold(view, drop=self.release)
             shards = range(self.cache.manifest.shards(self.name))
             opening = [self.cache.shard(view, self.name, number) for number in shards]
             self._maps[view] = map_shards(opening) if self.ragged is None else self.ragged.map(opening)
@@ -386,9 +377,26 @@ class ColumnReader:
 
     def release(self, view: int) -> None:
         """Forgets a view's maps, so that memory and address space don't grow with the number of views."""
-        self._maps.pop(view, None)
+        if self._maps.pop(view, None) is not None and self._views is not None:
+            self._views.release(view)
+
+    def soon(self, views: Sequence[int]) -> None:
+        """Says which views are going to be mapped next, where they come from a store: they are fetched meanwhile."""
+        if self._views is not None:
+            self._views.soon(views)
+
+    def shard_names(self, view: int) -> list[str]:
+        """The files of a view."""
+        return [shard_name(view, self.name, number) for number in range(self.cache.manifest.shards(self.name))]
 
     def _lay_out(self) -> RaggedRows:
         ranges = (self.cache.shard_range(self.name, n) for n in range(self.cache.manifest.shards(self.name)))
         places = [self.cache.places(self.name, *some) for some in ranges]
         return RaggedRows(places, {n: spec for n, spec in self._tails.items() if n not in (DIGEST, OFFSET)})
+
+
+def _names_in(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()

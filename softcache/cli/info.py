@@ -91,9 +91,10 @@ def _column(column: dict[str, Any]) -> str:
 
 def _described(path: Path) -> dict[str, Any]:
     """The description of a cache, or the reason why it can't be read: a damaged cache doesn't hide the others."""
+    from softcache.cache.description import describe
     from softcache.cache.reader import Cache
 
     try:
-        return Cache(path).describe()
+        return describe(Cache(path))
     except CacheError as error:
         return {"path": str(path), "error": str(error)}

@@ -16,6 +16,7 @@ import torch
 
 from softcache.atomic import dead_temporaries, why_full
 from softcache.cache.agreement.recorded import Recorded
+from softcache.cache.description import describe
 from softcache.cache.locks import remove_stale_locks, writing
 from softcache.cache.reader import Cache
 from softcache.cache.virtual import is_current
@@ -143,7 +144,7 @@ def _done(folder: Path, config: DumpConfig, began: float, keys: int = 0) -> Dump
         time.perf_counter() - began,
         cache.manifest.state.teacher_top1,
         config.views or cache.views,
-        cache.describe(),
+        describe(cache),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -50,10 +51,10 @@ class Fsspec:
         except ImportError:
             raise MissingExtraError(f"{address.scheme}:// needs {package}: pip install 'softcache[{extra}]'") from None
 
-        def opened() -> Any:
-            # Listings that are kept would hide what another process has stored meanwhile.
-            return fsspec.filesystem(address.scheme, skip_instance_cache=True, use_listings_cache=False, **options)
-
+        # Listings that are kept would hide what another process has stored meanwhile.
+        opened = functools.partial(
+            fsspec.filesystem, address.scheme, skip_instance_cache=True, use_listings_cache=False, **options
+        )
         return cls(opened, address.path, str(address), address.scheme, patience)
 
     def __getstate__(self) -> dict[str, Any]:
