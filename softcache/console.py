@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from softcache.addresses import printable
 from softcache.errors import SoftcacheError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            warning, text = record.levelno >= logging.WARNING, record.getMessage()
+            warning, text = record.levelno >= logging.WARNING, printable(record.getMessage())
             console = _terminal()
             if console is None:
                 print(f"warning: {text}" if warning else text, file=sys.stderr, flush=True)

@@ -38,8 +38,8 @@ ROWS = [
     "lowest",
 ]
 LOWEST = {
-    "atomic", "distributed", "console", "device", "errors", "fields", "hub", "inputs", "localfiles", "locks",
-    "ragged", "remembered", "strictjson", "threads", "userfile", "_version",
+    "addresses", "atomic", "distributed", "console", "device", "errors", "fields", "hub", "inputs", "localfiles",
+    "locks", "ragged", "remembered", "strictjson", "threads", "userfile", "_version",
 }  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 

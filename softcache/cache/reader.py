@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from softcache.cache.kept_samples import Samples, read_samples
 from softcache.cache.label_form import label_form
 from softcache.cache.manifest import Manifest
 from softcache.cache.mapping import Rows, map_shards
+from softcache.cache.named_codec import opened_codec
 from softcache.cache.pinned import Pinned
 from softcache.cache.ragged_rows import RaggedRows
 from softcache.cache.remote import Remote
@@ -35,7 +34,7 @@ from softcache.cache.schema import (
     shard_name,
 )
 from softcache.cache.shard import Arrays, Attributes, Opened, open_shard, opened, read_array
-from softcache.codecs._open import is_own, named_again, open_codec, option_of
+from softcache.codecs._open import is_own, option_of
 from softcache.errors import CacheError, IntegrityError, UsageError
 from softcache.inputs import MAX_LENGTH
 from softcache.losses._target import Target
@@ -86,7 +85,7 @@ class Cache:
             record = self.manifest.state.columns.get(column)
             if record is None:
                 raise CacheError(self.manifest.lacking(self.folder, column))
-            found = Column.of(column, record, self._codec(record.codec))
+            found = Column.of(column, record, opened_codec(record.codec, self._named, self.where))
             try:
                 with registry.guarded(option_of(record.codec), f"codec {option_of(record.codec)!r}"):
                     found.arrays(1)
@@ -105,23 +104,15 @@ class Cache:
         """The code that the user named as a codec of this cache, now or before."""
         return self._given or given_before(self.folder, "codec", self.manifest.cache_id)
 
-    def _codec(self, recorded: str) -> Any:
-        named = self._named() if is_own(recorded) else None
-        if is_own(recorded) and named is None:
-            own = option_of(recorded)
-            raise CacheError(
-                f"{self.folder} was made with a codec that is code, {own}. For safety, softcache runs no code that is "
-                f"named only in a cache: if you trust it, pass --codec {shlex.quote(own)}, or where you have it"
-            )
-        try:
-            return open_codec(recorded) if named is None else named_again(recorded, named)
-        except UsageError as error:  # what the manifest says is no usage
-            raise CacheError(f"{self.folder}: codec not available: {error}") from None
-
     @property
     def where(self) -> str:
         """How messages call it: its folder, or the address that it is read from."""
         return str(self.folder) if self.remote is None else self.remote.where
+
+    @property
+    def place(self) -> str:
+        """The same, of a folder by its whole path."""
+        return str(self.folder.resolve()) if self.remote is None else self.remote.where
 
     @property
     def rows(self) -> int:

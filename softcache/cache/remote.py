@@ -108,7 +108,11 @@ class Remote:
             before = self._ahead.get(whom)
             if before is not None and before.names == wanted:
                 return
-            ahead = self._ahead[whom] = _Ahead(wanted)
+            ahead = _Ahead(wanted)
+            if wanted:
+                self._ahead[whom] = ahead
+            else:
+                self._ahead.pop(whom, None)
         if before is not None:
             self._drop(before)
         if wanted:

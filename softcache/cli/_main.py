@@ -12,11 +12,11 @@ import click
 
 import softcache.cli
 from softcache._version import __version__
+from softcache.addresses import printable
 from softcache.console import show_messages
 from softcache.distributed import rank
 from softcache.errors import OtherRankError, SoftcacheError, nearest
 from softcache.remembered import set_process
-from softcache.store.address import printable
 
 ORDER = (
     "teach", "layers", "plan", "dump", "train", "compare", "sweep", "eval", "info", "verify", "trim", "copy",

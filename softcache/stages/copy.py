@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from softcache.addresses import is_address, without_secret
 from softcache.atomic import remove_dead_temporaries
 from softcache.cache.listing import LISTING, MAX_LISTING_BYTES, Listed, Listing, check_expected, names_of
 from softcache.cache.locks import writing
@@ -26,7 +27,6 @@ from softcache.cache.whereabouts import Described, described
 from softcache.config.folders import make_folder, pick_cache
 from softcache.console import advising, bar, size
 from softcache.errors import CacheError, SoftcacheError, UsageError
-from softcache.store.address import is_address, without_secret
 from softcache.store.https import Https
 from softcache.store.local import Local
 from softcache.store.opened import open_store

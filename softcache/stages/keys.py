@@ -136,7 +136,7 @@ class Keys(Dataset[KeyBatch]):
         (opened,) = data.named
         complete = data.views or ()
         if view is not None and view not in complete:
-            raise CacheError(f"{opened.folder} has no complete view {view}: it has {', '.join(map(str, complete))}")
+            raise CacheError(f"{opened.where} has no complete view {view}: it has {', '.join(map(str, complete))}")
         self.viewed = data.viewed
         self.views = complete if view is None else (view,)
         self.fixed = view is not None

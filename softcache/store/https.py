@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from softcache.addresses import Address, printable
 from softcache.errors import IntegrityError, StoreError, UsageError
-from softcache.store.address import Address, printable
 from softcache.store.retry import Patience, persistently
 from softcache.store.store import PIECE
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from softcache.store.address import is_address, parse_address
+from softcache.addresses import is_address, parse_address
 from softcache.store.https import Https
 from softcache.store.local import Local
 from softcache.store.remote import Fsspec

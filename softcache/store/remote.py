@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from softcache.addresses import Address
 from softcache.errors import IntegrityError, MissingExtraError
-from softcache.store.address import Address
 from softcache.store.retry import Patience, persistently
 from softcache.store.store import PIECE
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from softcache.addresses import printable
 from softcache.errors import SoftcacheError, StoreError
-from softcache.store.address import printable
 
 log = logging.getLogger(__name__)
 

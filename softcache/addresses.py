@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 from softcache.errors import UsageError, nearest
 
-# pathlib makes one slash of two; a drive of Windows has one letter.
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+):/+(.*)", re.DOTALL)
+# pathlib makes one slash of two.
+_ADDRESS = re.compile(r"((?:s3|gs|az|https?)(?=:/)|[A-Za-z][A-Za-z0-9+.\-]+(?=://)):/+(.*)", re.DOTALL)
 # Anywhere in a text: what lies before an @ in the first part of an address, and what follows a question mark.
-_USER = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.\-]+:/+)[^/?#\s]*@")
-_QUERY = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.\-]+:/+[^\s?#'\"<>]*)[?#][^\s'\"<>]+")
+_USER = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.\-]+://)[^/?#\s]*@")
+_QUERY = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.\-]+://[^\s?#'\"<>]*)[?#][^\s'\"<>]+")
 SIGNED = "?…"  # stands for a query string
 SCHEMES = ("s3", "gs", "az", "hf", "https")
 
