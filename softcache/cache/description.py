@@ -36,7 +36,7 @@ def describe(cache: Cache) -> dict[str, Any]:
         "keys": cache.rows * cache.views,
         "classes": len(state.class_names),
         "columns": {name: dataclasses.asdict(state.columns[name]) for name in cache.manifest.columns},
-        "bytes": _bytes(cache.folder) if cache.remote is None else cache.remote.listing.bytes,
+        "bytes": _bytes(cache.folder) if cache.remote is None else cache.remote.listing.size,
         "complete": not absent,
         "missing_shards": len(absent),
         "incomplete_views": sorted({view for view, _, _ in absent}),

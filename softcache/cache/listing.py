@@ -59,7 +59,7 @@ class Listing:
         return hashlib.sha256(self.render()).hexdigest()
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         return sum(file.size for file in self.files.values())
 
     def render(self) -> bytes:

@@ -156,8 +156,8 @@ from softcache.distributed import rank, world
     ),
     option(
         "--shuffle",
-        help="full, or block for a cache larger than memory, or shards:N for one larger than --local-size: N whole shards "
-        "at a time.  [default: auto]",
+        help="full; block for a cache larger than memory; shards:N, N whole shards at a time, for one in a store that "
+        "is larger than --local-size.  [default: auto]",
     ),
     option("--views-per-image", type=int, help="Views of an image in one batch, from one decode.  [default: 1]"),
     option("--codec", help="The codec of a cache that was made with code of your own: my.py:Codec."),

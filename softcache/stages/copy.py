@@ -90,7 +90,7 @@ def copy(
         listing, sent = _send_all(origin, goal, whole, names, spool, threads or THREADS)
         _finish(goal, whole, listing)
     return Copied(
-        origin.where, goal.where, len(listing.files), listing.bytes, len(sent), sum(sent),
+        origin.where, goal.where, len(listing.files), listing.size, len(sent), sum(sent),
         time.monotonic() - began, listing.pin,
     )  # fmt: skip
 

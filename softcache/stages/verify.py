@@ -121,9 +121,7 @@ def verify(
     afar = cache is not None and is_address(cache)
     if afar or expect:
         if repair:
-            raise UsageError(
-                "--repair works on the files of this machine, without --expect: copy the cache to a folder"
-            )
+            raise UsageError("--repair changes a cache's own folder, and isn't for stores or with --expect")
         where = Opening(tuple(expect), local_cache, local_size)
         opened = where.open(None if cache is None else str(cache), codec=codec)
         found = _examine(opened.folder, threads, codec, opened)
