@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from harness_cache import make_cache
-from harness_store import SECRET_KEY, Proxy, Server, environment, proxy, s3_server, same_files
+from harness_store import SECRET_KEY, Proxy, Server, same_files
 from harness_train import command
 
 from softcache.cache.listing import LISTING, Listed, Listing
@@ -20,23 +19,6 @@ from softcache.store.opened import open_store
 from softcache.store.retry import Patience
 
 QUICK = Patience(attempts=4, first_s=0.01, most_s=0.05)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    pytest.importorskip("moto")
-    pytest.importorskip("s3fs")
-    with s3_server(tmp_path_factory.mktemp("s3")) as made:
-        yield made
-
-
-@pytest.fixture
-def faults(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy before the server, without faults at first; the environment leads to it."""
-    with proxy(server.url) as made:
-        for name, value in environment(made.url).items():
-            monkeypatch.setenv(name, value)
-        yield made
 
 
 @pytest.fixture
