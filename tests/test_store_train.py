@@ -189,13 +189,13 @@ def test_keys_read_a_store_in_workers(made: Path, address: str, here: Path) -> N
         for keys, workers in ((far, 2), (near, 0)):
             sampler = keys.sampler(300, seed=5)
             sampler.set_epoch(epoch)
-            context = "spawn" if workers else None
+            way = "spawn" if workers else None
             loader = DataLoader(
                 keys,
                 batch_sampler=sampler,
                 collate_fn=keys.collate,
                 num_workers=workers,
-                multiprocessing_context=context,
+                multiprocessing_context=way,
             )
             found.append([(b.rows, b.targets["logits"], b.targets["layer1"]) for b in loader])
         for one, other in zip(*found, strict=True):
