@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from softcache.cache.listing import LISTING, MAX_LISTING_BYTES, Listing
@@ -36,7 +35,7 @@ def describe(cache: Cache) -> dict[str, Any]:
         "keys": cache.rows * cache.views,
         "classes": len(state.class_names),
         "columns": {name: dataclasses.asdict(state.columns[name]) for name in cache.manifest.columns},
-        "bytes": _bytes(cache.folder) if cache.remote is None else cache.remote.listing.size,
+        "bytes": _bytes(cache),
         "complete": not absent,
         "missing_shards": len(absent),
         "incomplete_views": sorted({view for view, _, _ in absent}),
@@ -62,9 +61,11 @@ def pin_of(cache: Cache) -> str | None:
     return None
 
 
-def _bytes(folder: Path) -> int:
-    size = 0
-    for path in folder.rglob("*"):
+def _bytes(cache: Cache) -> int:
+    if cache.remote is not None:
+        return cache.remote.listing.size
+    size = 0 if cache.uploading is None else cache.uploading.size
+    for path in cache.folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # a writer's temporary file may be gone by now
             size += path.stat().st_size if path.is_file() else 0
     return size

@@ -13,6 +13,7 @@ import torch
 
 from softcache import registry
 from softcache.cache.attributes import file_attributes, rows_attributes, shard_attributes
+from softcache.cache.backing import Backing
 from softcache.cache.checksum import checksum
 from softcache.cache.column import DIGEST, OFFSET, Column
 from softcache.cache.constants import when_needed
@@ -34,6 +35,7 @@ from softcache.cache.schema import (
     shard_name,
 )
 from softcache.cache.shard import Arrays, Attributes, Opened, open_shard, opened, read_array
+from softcache.cache.uploading import uploading_of
 from softcache.codecs._open import is_own, option_of
 from softcache.errors import CacheError, IntegrityError, UsageError
 from softcache.inputs import MAX_LENGTH
@@ -67,6 +69,8 @@ class Cache:
         self.folder = Path(folder)
         self.verify_reads = verify_reads
         self.remote, self.pinned = remote, pinned
+        self.uploading = uploading_of(self.folder)
+        self.backing: Backing | None = remote or self.uploading
         self.manifest = Manifest.load(self.folder)
         self._given = codec
         self._columns: dict[str, Column] = {}
@@ -107,12 +111,12 @@ class Cache:
     @property
     def where(self) -> str:
         """How messages call it: its folder, or the address that it is read from."""
-        return str(self.folder) if self.remote is None else self.remote.where
+        return str(self.folder) if self.backing is None else self.backing.where
 
     @property
     def place(self) -> str:
         """The same, of a folder by its whole path."""
-        return str(self.folder.resolve()) if self.remote is None else self.remote.where
+        return str(self.folder.resolve()) if self.backing is None else self.backing.where
 
     @property
     def rows(self) -> int:
@@ -214,14 +218,20 @@ class Cache:
         layout = self.layout(column)
         return layout.arrays(rows, int(self.places(column, first, rows).sum()) if layout.ragged else 0)
 
+    def names_in(self, view: int) -> set[str]:
+        """Of the files in a view's folder, where the cache lies."""
+        if self.backing is not None:
+            return {name.partition("/")[2] for name in self.backing.in_view(view)}
+        try:
+            return set(os.listdir(self.folder / f"view-{view:04d}"))
+        except FileNotFoundError:
+            return set()
+
     def missing(self, columns: list[str], views: int) -> list[tuple[int, str, int]]:
         """(view, column, shard number) of every shard that isn't there, by the folders' listings alone."""
         absent = []
         for view in range(views):
-            if self.remote is not None:
-                there = {name.partition("/")[2] for name in self.remote.in_view(view)}
-            else:
-                there = _names_in(self.folder / f"view-{view:04d}")
+            there = self.names_in(view)
             for column in columns:
                 for number in range(self.manifest.shards(column)):
                     if os.path.basename(shard_name(view, column, number)) not in there:
@@ -257,14 +267,14 @@ class Cache:
     @contextlib.contextmanager
     def present(self, names: Collection[str]) -> Iterator[None]:
         """Within it these files are in the folder, where they come from a store."""
-        if self.remote is None:
+        if self.backing is None:
             yield
             return
-        self.remote.need(names)
+        self.backing.need(names)
         try:
             yield
         finally:
-            self.remote.done(names)
+            self.backing.done(names)
 
     @contextlib.contextmanager
     def _opened(self, path: Path, attributes: Attributes, arrays: Arrays) -> Iterator[Opened]:
@@ -290,7 +300,7 @@ class ColumnReader:
         self._tails = {n: (np.dtype(dtype), shape[1:]) for n, (dtype, shape) in self.layout.arrays(1).items()}
         self.ragged = self._lay_out() if self.layout.ragged else None
         self._maps: dict[int, dict[str, Rows]] = {}
-        self._views = HeldViews(cache.remote, self.shard_names) if cache.remote is not None else None
+        self._views = HeldViews(cache.backing, self.shard_names) if cache.backing is not None else None
 
     def gather(self, view: int, rows: np.ndarray, out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """Rows by their numbers, as they are stored, in the order asked for.
@@ -384,10 +394,3 @@ class ColumnReader:
         ranges = (self.cache.shard_range(self.name, n) for n in range(self.cache.manifest.shards(self.name)))
         places = [self.cache.places(self.name, *some) for some in ranges]
         return RaggedRows(places, {n: spec for n, spec in self._tails.items() if n not in (DIGEST, OFFSET)})
-
-
-def _names_in(folder: Path) -> set[str]:
-    try:
-        return set(os.listdir(folder))
-    except FileNotFoundError:
-        return set()
