@@ -16,7 +16,7 @@ import pytest
 from softcache.errors import IntegrityError, StoreError, UsageError
 from softcache.store.kept import MARGIN, Kept, Wanted
 
-SIZE = 1000
+SIZE = 20_000
 FILES = {f"view-0000/logits-{k:05d}.h5": SIZE for k in range(20)}
 NAMES = list(FILES)
 
@@ -60,7 +60,7 @@ def test_what_is_in_use_stays_and_what_cannot_fit_is_refused(tmp_path: Path) -> 
     assert kept.hold(wanted, NAMES[:2])
     assert not kept.hold(wanted, NAMES[2:4], wait=False)
     assert there(tmp_path) == NAMES[:2]
-    with pytest.raises(UsageError, match=r"too small for .*: what has to be there at the same time takes 266"):
+    with pytest.raises(UsageError, match=r"too small for .*: what has to be there at the same time takes 342"):
         kept.hold(wanted, NAMES[2:4])
     kept.release(wanted, NAMES[:1])
     assert kept.hold(wanted, NAMES[2:4])
@@ -126,8 +126,7 @@ def line(started: subprocess.Popen[str]) -> list[str]:
 
 
 def test_processes_share_what_is_there_and_keep_what_others_use(tmp_path: Path) -> None:
-    other = process(tmp_path, 4, 0, 2, "stay")
-    try:
+    with process(tmp_path, 4, 0, 2, "stay") as other:
         assert line(other) == NAMES[:2]
         source = Source()
         kept, wanted = folder_of(tmp_path, 4, wait_s=0.3), Wanted("a", FILES, source)
@@ -137,17 +136,15 @@ def test_processes_share_what_is_there_and_keep_what_others_use(tmp_path: Path) 
         with pytest.raises(StoreError, match="full of files that other processes use"):
             kept.hold(wanted, NAMES[5:8])
         assert set(NAMES[:2]) <= set(there(tmp_path))
-    finally:
         other.send_signal(signal.SIGKILL)
-        other.wait()
     assert kept.hold(wanted, NAMES[5:9])  # what a dead process held may go
     assert there(tmp_path) == NAMES[5:9]
 
 
 def test_processes_fetch_a_file_once(tmp_path: Path) -> None:
     started = [process(tmp_path, 20, 0, 12) for _ in range(3)]
-    fetched = Counter(name for one in started for name in line(one))
-    assert all(one.wait() == 0 for one in started)
+    fetched = Counter(name for one in started for name in one.communicate()[0].split())
+    assert all(one.returncode == 0 for one in started)
     assert fetched == Counter(NAMES[:12])
 
 

@@ -63,7 +63,7 @@ def _shared(shared: Shared) -> str:
         metavar="LAYER",
         help="Keep a layer's activations too, as LAYER[:codec=CODEC]; repeatable.",
     ),
-    option("--out", help="The cache's folder, or an address, s3://BUCKET/NAME.  [default: caches/TEACHER-DATASET-SPLIT]"),
+    option("--out", help="The cache's folder or s3://BUCKET/NAME.  [default: caches/TEACHER-DATASET-SPLIT]"),
     flag("--dry-run", help="Estimate space and time, and stop."),
     _options.json_,
 )
