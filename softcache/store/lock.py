@@ -71,7 +71,7 @@ class StoreLock:
         found = self._read()
         left = self._left(found)
         owner = self._owner(found)
-        if found is not None and left > 0 and not is_dead(owner.rpartition("~")[0] + "~" + owner.rpartition("~")[2]):
+        if found is not None and left > 0 and not is_dead(owner):
             host, _, pid = (*owner.split("~"), "", "", "")[:3]
             raise LockedError(
                 f"{self._what} by process {pid} on {host.partition('.')[0]}: wait for it, or end it; if it is gone "
