@@ -18,7 +18,11 @@ from softcache.store.store import PIECE
 T = TypeVar("T")
 # scheme → the package that speaks it, the extra that brings it, and options of its file system
 PACKAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "s3": ("s3fs", "s3", {"config_kwargs": {"connect_timeout": 20, "read_timeout": 60}}),
+    "s3": (
+        "s3fs",
+        "s3",
+        {"config_kwargs": {"connect_timeout": 20, "read_timeout": 60, "retries": {"total_max_attempts": 1}}},
+    ),
     "gs": ("gcsfs", "gcs", {}),
     "az": ("adlfs", "az", {}),
     "hf": ("huggingface_hub", "hf", {}),
@@ -43,7 +47,7 @@ class Fsspec:
     @classmethod
     def at(cls, address: Address, patience: Patience | None = None) -> Fsspec:
         """Errors: ``MissingExtraError`` that names the extra where a package is missing."""
-        package, extra, options = PACKAGES[address.scheme]
+        package, extra, _ = PACKAGES[address.scheme]
         try:
             import fsspec
 
@@ -51,10 +55,7 @@ class Fsspec:
         except ImportError:
             raise MissingExtraError(f"{address.scheme}:// needs {package}: pip install 'softcache[{extra}]'") from None
 
-        # Listings that are kept would hide what another process has stored meanwhile.
-        opened = functools.partial(
-            fsspec.filesystem, address.scheme, skip_instance_cache=True, use_listings_cache=False, **options
-        )
+        opened = functools.partial(_opened, address.scheme)
         return cls(opened, address.path, str(address), address.scheme, patience)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -165,3 +166,13 @@ class Fsspec:
         if self._system is None or self._system[0] != os.getpid():
             self._system = os.getpid(), self._open()
         return self._system[1]
+
+
+def _opened(scheme: str) -> Any:
+    import fsspec
+
+    # Listings that are kept would hide what another process has stored meanwhile.
+    made = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **PACKAGES[scheme][2])
+    if hasattr(made, "retries"):
+        made.retries = 1  # ``persistently`` tries again, and its waits would multiply with those of the package
+    return made
