@@ -41,3 +41,11 @@ def read_samples(
                 raise IntegrityError(f"{file.path} has {len(values)} places of {name}, its rows have other lengths")
             found[name] = np.split(values, ends[:-1])
     return index, found
+
+
+def no_samples(inputs: Mapping[str, InputField]) -> Samples:
+    """What a cache has that keeps the inputs of no row."""
+    found: dict[str, np.ndarray | list[np.ndarray]] = {
+        name: [] if given.ragged else np.empty((0, *given.tail), given.dtype) for name, given in inputs.items()
+    }
+    return np.empty(0, np.int64), found

@@ -316,7 +316,7 @@ def _of_state(manifest: Manifest) -> str:
     if not wrong:
         places = {name: together[name] if given.ragged else state.samples for name, given in inputs.items()}
         size = sum(places[name] * math.prod(given.tail) * number_bytes(given.dtype) for name, given in inputs.items())
-        if not 0 < state.samples <= identity.dataset.rows or (state.samples > 1 and size > MAX_SAMPLES_BYTES):
+        if not 0 <= state.samples <= identity.dataset.rows or (state.samples > 1 and size > MAX_SAMPLES_BYTES):
             return f"samples {short(state.samples)} of {short(size)} bytes"
     if not wrong and manifest.all_shards() > MAX_SHARDS:
         return f"{short(manifest.all_shards())} shards"

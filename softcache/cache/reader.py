@@ -18,7 +18,7 @@ from softcache.cache.checksum import checksum
 from softcache.cache.column import DIGEST, OFFSET, Column
 from softcache.cache.constants import when_needed
 from softcache.cache.held_views import HeldViews
-from softcache.cache.kept_samples import Samples, read_samples
+from softcache.cache.kept_samples import Samples, no_samples, read_samples
 from softcache.cache.label_form import label_form
 from softcache.cache.manifest import Manifest
 from softcache.cache.mapping import Rows, map_shards
@@ -147,6 +147,8 @@ class Cache:
 
         They may be many, so they are mapped, after their checksum was compared.
         """
+        if not self.manifest.state.samples:  # of a published cache that keeps none
+            return no_samples(self.manifest.identity.dataset.inputs)
         with self._opened(self.folder / SAMPLES, self.file_attributes("samples"), self.samples_arrays()) as file:
             return read_samples(file, self.manifest.identity.dataset.inputs, self.rows, self.lengths)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from softcache.cli import _options
@@ -19,9 +21,23 @@ from softcache.console import counted, duration, size
     option("--threads", type=click.IntRange(1), help="Files sent at once.  [default: 4]"),
     _options.json_,
 )
-def command(
-    source: str, target: str, expect: tuple[str, ...] = (), threads: int | None = None, json_: bool = False
-) -> None:
+@section(
+    "Publishing",
+    option(
+        "--card/--no-card",
+        default=None,
+        help="Write a README.md that says what the cache is, and leave out what is private.  [default: card for hf://]",
+    ),
+    option(
+        "--include",
+        multiple=True,
+        metavar="WHAT",
+        help="With a card, don't leave this out: command, paths, names (of files) or samples (kept inputs); "
+        "repeatable.",
+    ),
+    option("--license", help="The dataset's licence, for the card."),
+)
+def command(source: str, target: str, expect: tuple[str, ...] = (), json_: bool = False, **options: Any) -> None:
     """Copy a cache as it is: SOURCE and TARGET are folders, or addresses such as s3://bucket/name.
 
     What TARGET has already isn't sent again, and every file is compared on arrival. Reads s3, gs, az, hf and https;
@@ -29,7 +45,7 @@ def command(
     """
     from softcache.stages.copy import copy
 
-    copied = copy(source, target, expect=expect, threads=threads)
+    copied = copy(source, target, expect=expect, **options)
     if json_:
         as_json(copied.to_json())
         return

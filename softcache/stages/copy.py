@@ -27,6 +27,8 @@ from softcache.cache.whereabouts import Described, described
 from softcache.config.folders import make_folder, pick_cache
 from softcache.console import advising, bar, size
 from softcache.errors import CacheError, SoftcacheError, UsageError
+from softcache.stages._card import CARD, card_of
+from softcache.stages._private import check_include, without_private
 from softcache.store.https import Https
 from softcache.store.local import Local
 from softcache.store.opened import open_store
@@ -62,12 +64,18 @@ def copy(
     *,
     expect: Sequence[str] = (),
     threads: int | None = None,
+    card: bool | None = None,
+    include: Sequence[str] = (),
+    license: str | None = None,
 ) -> Copied:
     """Copies a cache as it is between folders and object stores, file by file, and lists its files in ``files.json``.
 
     What is there already, with the same size and sha256, isn't sent again, so a copy that was interrupted goes on.
     Every file is read back. The manifest comes last: without it nothing takes a half copy for a cache. ``expect``:
-    pins, one of which the source must have. ``threads``: files at once.
+    pins, one of which the source must have. ``threads``: files at once. ``card``: whether the copy is to be published,
+    by default on the hub alone: it then gets a ``README.md`` that says what it is, and leaves out what is private, but
+    for what ``include`` names (``command``, ``paths``, ``names``, ``samples``). ``license``: the dataset's, for the
+    card.
 
     Errors: ``CacheError`` where the source is no cache or the target has another one; ``IntegrityError`` where bytes
     aren't what they should be; ``StoreError`` where a store can't be reached; ``LockedError`` where the target is
@@ -77,8 +85,14 @@ def copy(
     expect = check_expected(expect)
     origin, goal = _opened(source, target)
     whole = described(origin, expect, listed=isinstance(origin, Https))
-    names = _names(origin, whole, listed_only=bool(expect))
+    published = goal.where.startswith("hf://") if card is None else card
+    check_include(include, published)
     with contextlib.ExitStack() as held:
+        names = _names(origin, whole, listed_only=bool(expect))
+        if published:
+            origin, whole = held.enter_context(without_private(origin, whole, names, include))
+            there = origin.files()
+            names = {name: there[name] for name in names_of(whole.manifest, there)}
         held.enter_context(advising(lambda: f"what has arrived at {goal.where} stays: run the same command again"))
         if isinstance(goal, Local):
             make_folder(goal.folder)
@@ -89,6 +103,8 @@ def copy(
         spool = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="softcache-copy-")))
         listing, sent = _send_all(origin, goal, whole, names, spool, threads or THREADS)
         _finish(goal, whole, listing)
+        if published:
+            goal.write(CARD, card_of(whole.manifest, listing, goal.where, license).encode())
     return Copied(
         origin.where, goal.where, len(listing.files), listing.size, len(sent), sum(sent),
         time.monotonic() - began, listing.pin,

@@ -190,7 +190,7 @@ def _check_manifest(folder: Path, cache: Cache) -> Cache:
 
 def _present(cache: Cache, missing: list[str]) -> Iterator[_File]:
     """The cache's files that are there; names of the others go to ``missing``."""
-    for name in (ROWS, SAMPLES):
+    for name in (ROWS, *([SAMPLES] if cache.manifest.state.samples else [])):
         if os.path.lexists(cache.folder / name):  # of a store's cache they are fetched first
             yield _File(name, name.removesuffix(".h5"))
         else:
