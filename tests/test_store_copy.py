@@ -43,6 +43,44 @@ def test_a_copied_folder_has_the_same_bytes_and_lists_them(cache: Path, tmp_path
     assert copied.sent == len(files) - 1  # the manifest is written, not sent
 
 
+def test_the_listing_has_the_form_of_the_specification(cache: Path, tmp_path: Path) -> None:
+    """docs/format.md, without softcache's own code."""
+    copy(cache, tmp_path / "copy")
+    names = sorted(str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file())
+    lines = [
+        f'  "{name}": [{(cache / name).stat().st_size}, "{hashlib.sha256((cache / name).read_bytes()).hexdigest()}"]'
+        for name in names
+    ]
+    cache_id = json.loads((cache / "cache.json").read_text())["cache_id"]
+    head = f'{{\n "softcache": 2,\n "cache_id": "{cache_id}",\n "files": {{\n'
+    assert (tmp_path / "copy" / LISTING).read_text() == head + ",\n".join(lines) + "\n }\n}\n"
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        '"../../evil": [1, "%s"]',
+        '"view-0000/../../x-00000.h5": [1, "%s"]',
+        '"/etc/passwd": [1, "%s"]',
+        '"rows.h5": [-1, "%s"]',
+        '"rows.h5": [1.5, "%s"]',
+        '"rows.h5": [true, "%s"]',
+        '"rows.h5": [99999999999999999999, "%s"]',
+        '"rows.h5": [1, "xyz"]',
+        '"rows.h5": [1]',
+        '"rows.h5": {}',
+    ],
+)
+def test_a_hostile_listing_is_refused(forged: str) -> None:
+    sha256 = "0" * 64
+    entry = forged % sha256 if "%s" in forged else forged
+    text = f'{{"softcache": 2, "cache_id": "{sha256}", "files": {{"cache.json": [1, "{sha256}"], {entry}}}}}'
+    with pytest.raises(IntegrityError):
+        Listing.parse(text.encode(), "it")
+    with pytest.raises(IntegrityError):
+        Listing.parse(b"[" * 10**6, "it")
+
+
 def test_what_is_there_is_not_sent_again(cache: Path, tmp_path: Path) -> None:
     first = copy(cache, tmp_path / "copy")
     again = copy(cache, tmp_path / "copy")
