@@ -131,7 +131,7 @@ def test_a_bound_that_is_too_small_is_refused_with_what_is_needed(made: Path, ad
         fit(here / "store", **asked(address, here, local_size=tight(made, 1)))
     with pytest.raises(UsageError, match=r"too small for .*takes \d"):
         fit(here / "store", **asked(address, here, local_size="300kB"))
-    with pytest.raises(UsageError, match=r"too small for .*takes \d"):
+    with pytest.raises(UsageError, match=r"--shuffle block needs all of an epoch there, \d.*or use --shuffle shards"):
         fit(here / "store", **asked(address, here, local_size=tight(made, 6), shuffle="block"))
 
 

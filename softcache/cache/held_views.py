@@ -21,9 +21,13 @@ class HeldViews:
     def hold(self, view: int, drop: Callable[[int], None]) -> None:
         """Fetches a view. ``drop``: gives up another one, where there is no room for all; the one first that was
         fetched first."""
+        if view in self._views:
+            return
         names = self._names(view)
         while not self._backing.need(names, wait=not self._views):
-            drop(next(iter(self._views)))
+            other = next(iter(self._views))
+            drop(other)
+            self.release(other)
         self._views[view] = names
 
     def release(self, view: int) -> None:

@@ -120,7 +120,7 @@ class Remote:
 
     def _get_ahead(self, ahead: _Ahead) -> None:
         try:
-            if not self._kept.hold(self._wanted, ahead.names, wait=False):
+            if not self._kept.hold(self._wanted, ahead.names, wait=False, unless=lambda: ahead.dropped):
                 return
         except (SoftcacheError, OSError) as error:  # whoever needs them tries again, and is told
             log.debug(f"{self.where}: {error}")
@@ -128,7 +128,7 @@ class Remote:
         with self._lock:
             ahead.held = not ahead.dropped
         if not ahead.held:
-            self._kept.release(self._wanted, ahead.names)
+            self._kept.release(self._wanted, ahead.names, ahead=True)
 
     def _drop_ahead(self, keep: set[str]) -> None:
         with self._lock:
@@ -141,7 +141,7 @@ class Remote:
         with self._lock:
             held, ahead.held, ahead.dropped = ahead.held, False, True
         if held:
-            self._kept.release(self._wanted, ahead.names)
+            self._kept.release(self._wanted, ahead.names, ahead=True)
 
     def _fetch(self, name: str, to: Path) -> None:
         if name == MANIFEST:  # the bytes that were compared are those that are kept

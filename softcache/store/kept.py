@@ -70,29 +70,39 @@ class Kept:
         self._wait_s = wait_s
         self._begin()
 
-    def hold(self, wanted: Wanted, names: Collection[str], *, wait: bool = True) -> bool:
+    def hold(
+        self,
+        wanted: Wanted,
+        names: Collection[str],
+        *,
+        wait: bool = True,
+        unless: Callable[[], bool] | None = None,
+    ) -> bool:
         """Makes sure that files are there, and that no process removes them until ``release``: each call counts.
 
-        ``wait``: for room, where it is taken by files in use; without it nothing is done then.
+        ``wait``: for room, where it is taken by files in use; without it nothing is done then. ``unless``: for files
+        that are fetched ahead of need: says whether that has become needless. They don't count where others are told
+        that the bound is too small, and the fetch ends with a ``StoreError`` then.
         Result: whether the files are held. Errors: ``UsageError`` with the size that is needed where the bound is too
         small for what this process uses; ``StoreError`` where other processes use too much for too long, and those of
         ``fetch``.
         """
         self._check_process()
         sizes = {wanted.key(name): wanted.files[name] for name in names}
-        if not self._reserve(sizes, wait):
+        ahead = unless is not None
+        if not self._reserve(sizes, wait, ahead):
             return False
         try:
-            self._fetch({wanted.key(name): name for name in names}, wanted)
+            self._fetch({wanted.key(name): name for name in names}, wanted, unless or (lambda: False))
         except BaseException:
-            self._drop(sizes)
+            self._drop(sizes, ahead)
             raise
         return True
 
-    def release(self, wanted: Wanted, names: Collection[str]) -> None:
-        """Ends one ``hold`` of each of these."""
+    def release(self, wanted: Wanted, names: Collection[str], *, ahead: bool = False) -> None:
+        """Ends one ``hold`` of each of these; ``ahead``: one with ``unless``."""
         if os.getpid() == self._pid:  # a child that was forked holds nothing of its parent's
-            self._drop([wanted.key(name) for name in names])
+            self._drop([wanted.key(name) for name in names], ahead)
 
     @property
     def room(self) -> int:
@@ -108,6 +118,7 @@ class Kept:
         self._pid = os.getpid()
         self._changing = threading.RLock()
         self._counts: Counter[str] = Counter()
+        self._ahead: Counter[str] = Counter()  # of these, those that are fetched ahead of need
         self._sizes: dict[str, int] = {}
         self._fetching: set[str] = set()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -124,16 +135,18 @@ class Kept:
         with self._changing, locked(self.folder / ".lock", f"{self.folder} is being changed", wait=LOCK_S):
             yield
 
-    def _reserve(self, sizes: Mapping[str, int], wait: bool) -> bool:
+    def _reserve(self, sizes: Mapping[str, int], wait: bool, ahead: bool) -> bool:
         began = time.monotonic()
         while True:
             with self._locked():
                 if self._fits(sizes):
                     self._counts.update(sizes.keys())
+                    self._ahead.update(sizes.keys() if ahead else ())
                     self._sizes.update(sizes)
                     self._write()
                     return True
-                own = sum({**self._sizes, **sizes}.values())
+                needed = {key: size for key, size in self._sizes.items() if self._counts[key] > self._ahead[key]}
+                own = sum({**needed, **sizes}.values())
             if not wait:
                 return False
             if own > self.room:
@@ -185,9 +198,11 @@ class Kept:
             remove_dead_temporaries(self.folder)
         return found
 
-    def _fetch(self, names: Mapping[str, str], wanted: Wanted) -> None:
+    def _fetch(self, names: Mapping[str, str], wanted: Wanted, needless: Callable[[], bool]) -> None:
         """Gets what isn't there; what another thread or process is getting is waited for."""
         while True:
+            if needless():
+                raise StoreError("what was being fetched ahead is not needed any more")
             with self._locked():
                 missing = [key for key in names if not self._is_there(key)]
                 elsewhere = set().union(*(lease.fetching for lease in self._leases.others()))
@@ -200,15 +215,17 @@ class Kept:
                         os.utime(self.folder / key)
                     return
             if mine:
-                self._fetch_all(mine, names, wanted)
+                self._fetch_all(mine, names, wanted, needless)
             else:
                 time.sleep(POLL_S)
 
-    def _fetch_all(self, keys: list[str], names: Mapping[str, str], wanted: Wanted) -> None:
+    def _fetch_all(
+        self, keys: list[str], names: Mapping[str, str], wanted: Wanted, needless: Callable[[], bool]
+    ) -> None:
         stop = threading.Event()
 
         def one(key: str) -> None:
-            if not stop.is_set():
+            if not stop.is_set() and not needless():
                 self._fetch_one(key, names[key], wanted)
 
         pool = ThreadPoolExecutor(min(AT_ONCE, len(keys)), thread_name_prefix="softcache-fetch")
@@ -244,12 +261,13 @@ class Kept:
         path.unlink(missing_ok=True)
         return False
 
-    def _drop(self, keys: Collection[str]) -> None:
+    def _drop(self, keys: Collection[str], ahead: bool) -> None:
         with self._locked():
             for key in keys:
                 self._counts[key] -= 1
+                self._ahead[key] -= ahead
                 if self._counts[key] <= 0:
-                    del self._counts[key]
+                    del self._counts[key], self._ahead[key]
                     self._sizes.pop(key, None)
                     with contextlib.suppress(FileNotFoundError):
                         os.utime(self.folder / key)

@@ -95,6 +95,11 @@ def pick_windows(
     afar = any(cache.remote is not None for cache, _ in columns)
     if columns and (kind == "shards" or (kind == "auto" and afar and room is not None and epoch > room)):
         return _of_shards(columns, row_bytes, count, room, per_image)
+    if afar and room is not None and epoch > room:
+        raise UsageError(
+            f"--local-size leaves {decimal_size(room)} for shards, and --shuffle {kind} needs all of an epoch there, "
+            f"{decimal_size(epoch)}: raise it, or use --shuffle shards"
+        )
     fits = epoch <= available // 2
     compared = f"an epoch reads {size(epoch)}, {size(available)} of memory are available"
     if not columns or kind == "full" or (kind == "auto" and fits):
