@@ -176,3 +176,31 @@ def test_a_file_of_another_size_is_fetched_again(tmp_path: Path) -> None:
     kept.hold(wanted, NAMES[:1])
     assert source.fetched[NAMES[0]] == 2
     assert (tmp_path / "a" / NAMES[0]).stat().st_size == SIZE
+
+
+def test_what_is_fetched_ahead_gives_way_to_what_is_needed(tmp_path: Path) -> None:
+    kept, needless, began = folder_of(tmp_path, 3), threading.Event(), threading.Event()
+
+    def slow(name: str, to: Path) -> None:
+        began.set()
+        needless.wait(60)
+        to.write_bytes(bytes(FILES[name]))
+
+    failed: list[str] = []
+
+    def ahead() -> None:
+        try:
+            kept.hold(Wanted("a", FILES, slow), NAMES[:3], wait=False, unless=needless.is_set)
+        except StoreError as error:
+            failed.append(str(error))
+
+    thread = threading.Thread(target=ahead)
+    thread.start()
+    assert began.wait(60)
+    wanted = Wanted("a", FILES, Source())
+    assert not kept.hold(wanted, NAMES[5:7], wait=False)
+    needless.set()
+    assert kept.hold(wanted, NAMES[5:7])  # and isn't told that the bound is too small
+    thread.join()
+    assert failed == ["what was being fetched ahead is not needed any more"]
+    assert kept.held_bytes() == 2 * SIZE
