@@ -10,30 +10,55 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness_train import HINTS, STUDENT, command, fit, make_cache, make_teacher, same, weights
+from harness_train import HINTS, Net, command, make_cache, same, weights, write_teacher
 from PIL import Image
 from test_store_systems import memory as memory
+from torch import nn
 
 from softcache.cache.listing import LISTING
 from softcache.cache.reader import Cache
 from softcache.errors import UsageError
+from softcache.models._open import open_network
 from softcache.stages.copy import copy
+from softcache.stages.train import train
 from softcache.stages.verify import verify
 from softcache.store.opened import open_store
+from softcache.views._open import open_viewed
+
+TEACHER, STUDENT = (f"{Path(__file__)}:{name}" for name in ("teacher", "student"))
+
+
+def teacher(num_classes: int) -> nn.Module:
+    return _colour(Net(num_classes, 6))
+
+
+def student(num_classes: int) -> nn.Module:
+    return _colour(Net(num_classes, 4))
+
+
+def _colour(net: Net) -> nn.Module:
+    net.layer1[0] = nn.Conv2d(3, net.layer1[0].out_channels, 3, stride=2, padding=1, bias=False)
+    return net
+
+
+def fit(out: Path, **options: Any) -> None:
+    train(STUDENT, out=out, epochs=1, batch_size=40, seed=3, workers=0, **options)
 
 
 @pytest.fixture
 def cache(here: Path) -> Path:
-    make_teacher(here / "secret-folder" / "teacher")
     rng = np.random.default_rng(1)
     for split in ("train", "test"):
         for number in range(10):
             folder = here / "secret-folder" / "digits" / split / f"class{number}"
             folder.mkdir(parents=True)
             for k in range(8):
-                pixels = rng.integers(0, 255, (8, 8), dtype=np.uint8)
+                pixels = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"secret-name-{k}.png")
     dataset = f"folder:{here / 'secret-folder' / 'digits'}"
+    samples = open_viewed(dataset, "train").samples
+    network = open_network(TEACHER, classes=10, statistics=samples.statistics, seed=1)
+    write_teacher(network, here / "secret-folder" / "teacher")
     return make_cache(here / "cache", here / "secret-folder" / "teacher", hint=HINTS[:1], dataset=dataset)
 
 

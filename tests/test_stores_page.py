@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from harness_store import Proxy, Server
 from harness_train import command, make_cache, make_teacher
+from test_store_systems import memory as memory
 
 from softcache.cli._main import main
 from softcache.stages.copy import copy
@@ -31,7 +32,7 @@ def test_the_command_line_takes_what_the_page_says(arguments: list[str]) -> None
 
 
 def test_copy_and_info_run_as_they_stand(
-    here: Path, server: Server, faults: Proxy, capsys: pytest.CaptureFixture[str]
+    here: Path, server: Server, faults: Proxy, memory: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_teacher(here / "teacher")
     make_cache(here / "caches" / "resnet50-digits-train", here / "teacher")
