@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from softcache.atomic import temporary_path
-from softcache.cache.listing import Listed
+from softcache.cache.listing import LISTING, Listed
 from softcache.errors import IntegrityError
 from softcache.store.local import Local, sha256_of
 from softcache.store.store import Store
@@ -25,7 +25,10 @@ def send(source: Store, target: Store, name: str, size: int, known: str | None, 
     if here is not None:
         found = sha256_of(here)
         if known not in (None, found) or here.stat().st_size != size:
-            raise IntegrityError(f"{here} has other bytes than are listed: run softcache verify on its cache")
+            raise IntegrityError(
+                f"{here} has other bytes than are listed: run softcache verify on its cache; if it was repaired since, "
+                f"remove {LISTING} there"
+            )
         known = found
     if known is not None and target.sha256(name, size) == known:
         return Listed(size, known), False

@@ -31,6 +31,7 @@ from softcache.stages._card import CARD, card_of
 from softcache.stages._private import check_include, without_private
 from softcache.store.https import Https
 from softcache.store.local import Local
+from softcache.store.lock import StoreLock
 from softcache.store.opened import open_store
 from softcache.store.store import Store
 
@@ -98,6 +99,8 @@ def copy(
             make_folder(goal.folder)
             held.enter_context(writing(goal.folder))
             remove_dead_temporaries(goal.folder)
+        elif goal.exclusive:
+            held.enter_context(StoreLock(goal, f"{goal.where} is being written"))
         _clear(goal, whole)
         _refuse_too_small(goal, names)
         spool = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="softcache-copy-")))
