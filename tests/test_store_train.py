@@ -32,7 +32,7 @@ TIMES = ("epoch_s", "data_s", "eval_s", "teacher_s")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stores")
     make_teacher(folder / "teacher")
-    make_cache(folder / "cache", folder / "teacher", hint=HINTS, views=2, shard_rows=128)
+    make_cache(folder / "cache", folder / "teacher", hint=HINTS[:1], views=2, shard_rows=256)
     copy(folder / "cache", folder / "listed")
     return folder
 
@@ -113,16 +113,16 @@ def test_faults_change_nothing_but_time(made: Path, address: str, here: Path, fa
 def test_the_local_folder_stays_within_its_bound_and_each_shard_is_fetched_once_an_epoch(
     made: Path, address: str, here: Path, faults: Proxy
 ) -> None:
-    bound = tight(made, 6)
+    bound = tight(made, 4)
     with Watch(here / "local") as watch:
         fit(here / "store", **asked(address, here, local_size=bound, epochs=4))
     assert 0 < watch.largest <= int(bound)
     read = Counter(path.partition("?")[0].rpartition("caches/digits/")[2] for m, path in faults.requests if m == "GET")
     shards = {name: count for name, count in read.items() if name.startswith("view-")}
-    assert len(shards) == 2 * 2 * 12  # views, columns, shards
+    assert len(shards) == 2 * 2 * 6  # views, columns, shards
     assert set(shards.values()) == {2}  # two epochs in each view
     assert {name.partition("-0")[0] for name in shards} == {"view"}
-    fit(here / "disk", **asked(made / "cache", here, epochs=4, shuffle="shards:3"))
+    fit(here / "disk", **asked(made / "cache", here, epochs=4, shuffle="shards:2"))
     assert equal(here / "disk", here / "store")
 
 
@@ -132,7 +132,7 @@ def test_a_bound_that_is_too_small_is_refused_with_what_is_needed(made: Path, ad
     with pytest.raises(UsageError, match=r"too small for .*takes \d"):
         fit(here / "store", **asked(address, here, local_size="300kB"))
     with pytest.raises(UsageError, match=r"--shuffle block needs all of an epoch there, \d.*or use --shuffle shards"):
-        fit(here / "store", **asked(address, here, local_size=tight(made, 6), shuffle="block"))
+        fit(here / "store", **asked(address, here, local_size=tight(made, 4), shuffle="block"))
 
 
 def test_what_is_there_is_not_fetched_again(address: str, here: Path, faults: Proxy) -> None:
@@ -208,7 +208,7 @@ def test_verify_and_info_read_a_store(
     where = {"local_cache": str(here / "local"), "local_size": tight(made, 4)}
     found = verify(address, **where)
     assert found.ok
-    assert found.files == 3 + 2 * 4 * 12
+    assert found.files == 3 + 2 * 2 * 6
     assert command("info", address, "--local-cache", here / "local") == 0
     pin = Listing.parse((made / "listed" / LISTING).read_bytes(), LISTING).pin
     shown = capsys.readouterr().out

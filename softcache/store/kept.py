@@ -56,13 +56,13 @@ class Kept:
 
     @classmethod
     def of(cls, folder: Path, limit: int) -> Kept:
-        """The one of a folder in this process; the smallest bound that was asked for holds."""
+        """The one of a folder in this process; the bound that was asked for last holds."""
         folder.mkdir(parents=True, exist_ok=True)
         known = os.path.realpath(folder)
         if known not in cls._of_process:
             cls._of_process[known] = cls(folder, limit)
         made = cls._of_process[known]
-        made.limit = min(made.limit, limit)
+        made.limit = limit
         return made
 
     def __init__(self, folder: Path, limit: int, *, wait_s: float = WAIT_S):
