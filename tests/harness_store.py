@@ -65,12 +65,13 @@ def s3_server(folder: Path) -> Iterator[Server]:
 class Proxy:
     """Passes requests on to a server. ``share`` of them meet a fault of one of ``kinds``: a 500 in place of an answer,
     a connection that is dropped before or (``truncate``) within the answer, one that is slow. ``gone``: none is
-    answered. ``stuck``: answers of more than 1,000 bytes stop in the middle until ``release`` is called."""
+    answered; ``gone_for``: none with this in its path. ``stuck``: answers of more than 1,000 bytes stop in the middle until ``release`` is called."""
 
     target: str
     share: float = 0.0
     kinds: Sequence[str] = KINDS
     gone: bool = False
+    gone_for: str = "\0"
     stuck: bool = False
     url: str = ""
     faults: Counter[str] = field(default_factory=Counter)
@@ -149,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
         proxy, self.close_connection = self.proxy, True
         body = self._body()
         proxy.note(self.command, self.path)
-        if proxy.gone:
+        if proxy.gone or proxy.gone_for in self.path:
             return
         fault = proxy.fault()
         if fault == "drop":

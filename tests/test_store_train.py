@@ -179,6 +179,30 @@ def test_a_store_that_goes_away_ends_the_training_in_one_line(
     assert not (here / "store" / "config.json").exists()
 
 
+def test_a_training_whose_store_goes_away_says_how_to_go_on(
+    made: Path,
+    address: str,
+    here: Path,
+    faults: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(retry.Patience, "wait_s", lambda self, failed: 0.001)
+    fit(here / "whole", **asked(made / "cache", here, resident="off"))
+    faults.gone_for = "view-0001"
+    options = ["--hint", HINT, "--local-cache", here / "local", "--epochs", 2, "--seed", 3, "--batch-size", 128]
+    out = ["--resident", "off", "--workers", 0, "--out", here / "run"]
+    capfd.readouterr()
+    assert command("train", "--student", STUDENT, "--cache", address, *options, *out) == 1
+    stopped, error = capfd.readouterr().err.splitlines()[-2:]
+    assert f"softcache train --resume {here / 'run'}" in stopped
+    assert "view-0001/" in error
+    assert "failed 8 times" in error
+    faults.gone_for = "\0"
+    train(resume=here / "run")
+    assert equal(here / "whole", here / "run")
+
+
 def test_keys_read_a_store_in_workers(made: Path, address: str, here: Path) -> None:
     from torch.utils.data import DataLoader
 
