@@ -65,7 +65,8 @@ def s3_server(folder: Path) -> Iterator[Server]:
 class Proxy:
     """Passes requests on to a server. ``share`` of them meet a fault of one of ``kinds``: a 500 in place of an answer,
     a connection that is dropped before or (``truncate``) within the answer, one that is slow. ``gone``: none is
-    answered; ``gone_for``: none with this in its path. ``stuck``: answers of more than 1,000 bytes stop in the middle until ``release`` is called."""
+    answered; ``gone_for``: none with this in its path. ``stuck``: answers of more than 1,000 bytes stop in the middle
+    until ``release`` is called."""
 
     target: str
     share: float = 0.0
