@@ -28,7 +28,7 @@ PACKAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "hf": ("huggingface_hub", "hf", {}),
 }
 # What a store promises of a file that is made only where there is none: two writers can't both make it.
-EXCLUSIVE = ("s3", "gs", "az", "memory")
+EXCLUSIVE = ("s3", "gs", "memory")
 S3_PART = 16 * 2**20  # bytes; of larger files so many parts are sent at once
 S3_PARTS_AT_ONCE = 4
 
