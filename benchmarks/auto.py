@@ -124,7 +124,8 @@ def prepared(name: str, place: Path, options: argparse.Namespace) -> str:
     divide(place / name, data.source, data.held_out, options, rows=data.rows)
     how = ["--dataset", f"arrays:{place / name}", "--size", str(data.size), "--augment", data.augment]
     teacher = place / f"{name}-teacher"
-    if not (teacher / "config.json").exists():
+    record = teacher / "config.json"
+    if not record.exists() or json.loads(record.read_text())["result"] is None:
         softcache(place, "teach", "--model", data.teacher, *how, "--epochs", str(data.epochs), "--out", str(teacher))
     softcache(place, "dump", "--teacher", str(teacher), *how, "--out", str(cache))
     return str(cache)

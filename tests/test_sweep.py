@@ -120,7 +120,9 @@ def test_labels_alone_beside_distilled_students_have_the_bits_that_they_have_alo
     assert same(weights(tmp_path / "0"), weights(tmp_path / "alone"))
 
 
-def test_a_student_that_fails_is_in_the_table_and_the_others_go_on(cache: str, tmp_path: Path) -> None:
+def test_a_student_that_fails_is_in_the_table_and_the_others_go_on(
+    cache: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     options = {"cache": cache, "dataset": DATASET, "loss": "kl", **QUICK}
     done = sweep(student=[STUDENT, BRITTLE], out=str(tmp_path / "some"), **options)
     good, bad = done.table.rows
@@ -129,6 +131,9 @@ def test_a_student_that_fails_is_in_the_table_and_the_others_go_on(cache: str, t
     assert done.table.lines()[1][1][-1] == "1 failed"
     alone = train(STUDENT, val_fraction=0.1, order_seed=0, out=str(tmp_path / "alone"), **options)
     assert same(weights(alone.folder), weights(tmp_path / "some" / "runs" / good.runs[0].name))
+    assert done.failed == 1
+    assert command("sweep", "--resume", done.folder) == 1, "a script has to learn of it"
+    assert "1 of 2 students failed" in capfd.readouterr().err
     with pytest.raises(SoftcacheError, match="all 1 students failed, the first of them because this one is brittle"):
         sweep(student=BRITTLE, out=str(tmp_path / "none"), **options)
 

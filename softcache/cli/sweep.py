@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,9 +14,10 @@ from softcache.cli._print import as_json, rows
 from softcache.cli._print import table as print_table
 from softcache.config.several import GRID
 from softcache.console import counted, duration
+from softcache.errors import SoftcacheError
 
 if TYPE_CHECKING:
-    from softcache.stages.sweep import Planned
+    from softcache.stages.sweep import Planned, Swept
 
 HELPS = {
     "loss": "kl, ce, hard, mse, dkd, …, my.py:Loss, with options: kl:weight=0.9,T=2. Repeat it for several values.  "
@@ -74,7 +76,6 @@ def command(dry_run: bool = False, json_: bool = False, **options: Any) -> None:
     """
     from softcache.console import live_table
     from softcache.stages.sweep import plan_sweep, sweep
-    from softcache.sweeping.table import told_mean
 
     if dry_run:
         _show_plan(plan_sweep(**options), json_)
@@ -84,7 +85,18 @@ def command(dry_run: bool = False, json_: bool = False, **options: Any) -> None:
         done = sweep(lambda table: show(*table.lines()), **options)
     if json_:
         as_json(done.to_json())
-        return
+    else:
+        _show(done)
+    if done.failed:
+        raise SoftcacheError(
+            f"{done.failed} of {counted(done.table.size, 'student')} failed, the log says why; "
+            f"softcache sweep --resume {shlex.quote(str(done.folder))} tries them again"
+        )
+
+
+def _show(done: Swept) -> None:
+    from softcache.sweeping.table import told_mean
+
     tables = [done.table]
     if done.searched is not None:
         click.echo("settings, each with one student")

@@ -57,7 +57,8 @@ class Swept:
     """The sweep's folder; its table; the row that was chosen, None where no combination has all of its seeds, and for
     a process that joined; the command that trains the chosen one's first student again; seconds of this command.
     ``searched``: with ``auto``, the table of all settings; ``table`` then has the best of them, with students of fresh
-    seeds. None where there was no time for these."""
+    seeds. None where there was no time for these. ``failed``: students of a grid that failed; a search tries settings
+    that may fail."""
 
     folder: Path
     table: Table
@@ -65,6 +66,7 @@ class Swept:
     command: str | None
     seconds: float
     searched: Table | None = None
+    failed: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """One object for scripts."""
@@ -105,7 +107,9 @@ def sweep(shown: Callable[[Table], None] | None = None, **options: Any) -> Swept
         found = table(many, [run for row in found.rows for run in row.runs])
         best = next((row for row in found.rows if best is not None and row.runs == best.runs), None)
         command = train_command(best.runs[0].options, settled.specification.threads) if best is not None else None
-        swept = Swept(many.path, found, best, command, time.monotonic() - began, searched)
+        asked = settled.specification.options
+        failed = 0 if asked.get("auto") or asked.get("trials") is not None else found.failed
+        swept = Swept(many.path, found, best, command, time.monotonic() - began, searched, failed)
         document = {"version": 1, **swept.to_json()}
         replace_file(many.path / TABLE, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
     refuse_all_failed(found)

@@ -32,6 +32,11 @@ class Row:
         return [outcome.test for outcome in self.outcomes if outcome.test is not None]
 
     @property
+    def failed(self) -> int:
+        """Runs that ended with an error; those that were ended early on purpose are none of them."""
+        return sum(outcome.error is not None and not outcome.pruned for outcome in self.outcomes)
+
+    @property
     def complete(self) -> bool:
         return len(self.vals) == len(self.runs)
 
@@ -73,6 +78,11 @@ class Table:
         """All runs."""
         return sum(len(row.runs) for row in self.rows)
 
+    @property
+    def failed(self) -> int:
+        """Runs that ended with an error, of all rows."""
+        return sum(row.failed for row in self.rows)
+
     def lines(self) -> tuple[list[str], list[list[str]]]:
         """A header and lines of text."""
         varied = list(dict.fromkeys(name for row in self.rows for name in row.combination.varied))
@@ -81,9 +91,8 @@ class Table:
         found = []
         for row in self.rows:
             own = [shown(row.combination.varied[name]) if name in row.combination.varied else "–" for name in varied]
-            failed = sum(outcome.error is not None and not outcome.pruned for outcome in row.outcomes)
             early = "ended early" if any(outcome.pruned for outcome in row.outcomes) else ""
-            mark = "best" if row is best else f"{failed} failed" if failed else early
+            mark = "best" if row is best else f"{row.failed} failed" if row.failed else early
             found.append([*own, told_mean(row.vals, self.leading), f"{len(row.vals)}/{len(row.runs)}", mark])
         return header, found
 
