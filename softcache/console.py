@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from softcache.errors import SoftcacheError
+from softcache.addresses import printable
+from softcache.errors import SoftcacheError, StoreError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +77,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            warning, text = record.levelno >= logging.WARNING, record.getMessage()
+            warning, text = record.levelno >= logging.WARNING, printable(record.getMessage())
             console = _terminal()
             if console is None:
                 print(f"warning: {text}" if warning else text, file=sys.stderr, flush=True)
@@ -144,11 +145,13 @@ class Bar:
 
 @contextmanager
 def advising(what: Callable[[], str]) -> Iterator[None]:
-    """Prints ``what()``, which a user can do next, when Ctrl-C or SIGTERM ends what is inside; with ``--quiet`` too."""
+    """Prints ``what()``, which a user can do next, when Ctrl-C, SIGTERM or a store that is gone ends what is inside;
+    with ``--quiet`` too."""
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, Exception) and _shown["advice"]:
+        outside = isinstance(error, StoreError) or not isinstance(error, Exception)
+        if outside and _shown["advice"]:
             print(f"stopped: {what()}", file=sys.stderr, flush=True)
         raise
 

@@ -65,6 +65,10 @@ class PrunedError(SoftcacheError):
     """A student that left its training early, because others were better after as many epochs."""
 
 
+class StoreError(SoftcacheError):
+    """An object store that can't be reached, or that refuses what is asked of it."""
+
+
 class MissingExtraError(SoftcacheError):
     """An optional dependency is not installed; the message names the extra."""
 

@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from softcache.addresses import printable
 from softcache.atomic import replace_file
 from softcache.errors import UsageError
 
@@ -38,7 +39,7 @@ def local_path(path: str | os.PathLike[str], option: str) -> Path:
     Errors: ``UsageError`` that names ``option`` for an address such as ``s3://bucket/folder``.
     """
     if _ADDRESS.match(os.fspath(path)):
-        raise UsageError(f"{option} {path} is an address, and softcache reads and writes local folders only: copy it")
+        raise UsageError(f"{option} {printable(path)} is an address, and has to be a folder of this machine")
     return Path(path)
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from softcache import strictjson
+from softcache.addresses import is_address, without_secret
 from softcache.atomic import replace_file
 from softcache.errors import NotNamedError
 from softcache.hub import change_places, split_options, trusts_code
@@ -206,6 +207,8 @@ def absolute(spec: str, role: str = "") -> str:
 
     ``role``: that of a path, which needs no separator then, or of a network, which may be a folder here.
     """
+    if is_address(spec):
+        return without_secret(spec)
     if role in _PATHS and not is_plain(role, spec):
         return _absolute_path(spec)
     if role in _NETWORKS and os.path.isdir(os.path.expanduser(spec)):

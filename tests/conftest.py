@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from harness_dump import Setting, Warm, make_setting
+from harness_store import Proxy, Server, environment, proxy, s3_server
 
 from softcache.config.record import TEACHER_FILE, Record
 from softcache.config.teach import TeachConfig
@@ -67,6 +68,24 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     """A process that has imported everything and forks a command at a time."""
     with Warm(tmp_path_factory.mktemp("warm")) as warm:
         yield warm
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A process that speaks S3."""
+    pytest.importorskip("moto")
+    pytest.importorskip("s3fs")
+    with s3_server(tmp_path_factory.mktemp("s3")) as made:
+        yield made
+
+
+@pytest.fixture
+def faults(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy before that server, without faults at first; the environment leads to it."""
+    with proxy(server.url) as made:
+        for name, value in environment(made.url).items():
+            monkeypatch.setenv(name, value)
+        yield made
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from harness_cache import make_cache, make_ragged
 
+from softcache.cache.description import describe
 from softcache.cache.hdf5 import read_structure
 from softcache.cache.hdf5_bytes import lookup3
 from softcache.cache.reader import Cache
@@ -61,7 +62,7 @@ def files_of(folder: Path) -> list[Path]:
 def read_all(folder: Path, *, verify_reads: bool) -> dict[str, Any]:
     """All that a reader can get from a cache."""
     cache = Cache(folder, verify_reads=verify_reads)
-    said = cache.describe()
+    said = describe(cache)
     found: dict[str, Any] = {"rows": cache.rows, "views": cache.views, "classes": said["classes"]}
     found["labels"] = cache.labels.copy()
     index, kept = cache.samples

@@ -1,4 +1,4 @@
-"""Addresses of other machines are refused in one line where a local folder is meant, and nothing is made."""
+"""Addresses are refused in one line where a local folder is meant or no store is there, and nothing is made."""
 
 from __future__ import annotations
 
@@ -9,21 +9,17 @@ from harness_train import command
 
 from softcache.errors import UsageError
 from softcache.localfiles import local_path
-from softcache.stages.dump import dump
+from softcache.stages.train import train
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs", "az", "hf", "http", "https", "file", "my-store+v2"])
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["dump", "--out"],
         ["teach", "--out"],
         ["train", "--alpha", "0", "--out"],
-        ["train", "--cache"],
-        ["train", "--alpha", "0", "--hint", "fitnet:teacher=a,student=b", "--hint-cache"],
         ["train", "--resume"],
-        ["verify"],
-        ["info"],
+        ["trim", "--views", "1"],
         ["eval"],
         ["dump", "--teacher"],
         ["dump", "--dataset", "cifar10", "--download", "--data-dir"],
@@ -37,14 +33,46 @@ def test_an_address_is_refused(
     capfd.readouterr()
     assert command(*arguments, address) == 2
     [line] = capfd.readouterr().err.splitlines()
-    assert f"{address} is an address, and softcache reads and writes local folders only" in line
+    assert f"{address} is an address, and has to be a folder of this machine" in line
     assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["dump", "--out"],
+        ["train", "--cache"],
+        ["train", "--alpha", "0", "--hint", "fitnet:teacher=a,student=b", "--hint-cache"],
+        ["verify"],
+        ["info"],
+        ["copy", "cache"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize(
+    ("address", "what"),
+    [
+        ("http://host/cache", "use https://"),
+        ("file://bucket/folder", "softcache knows no file://"),
+        ("my-store+v2://bucket/folder", "softcache knows no my-store+v2://"),
+        ("s3://", "names no folder"),
+    ],
+)
+def test_an_address_of_no_store_is_refused(
+    here: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], address: str, what: str
+) -> None:
+    (here / "cache").mkdir()
+    capfd.readouterr()
+    assert command(*arguments, address) == 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert what in line
+    assert [path.name for path in here.iterdir()] == ["cache"]
 
 
 def test_a_path_of_python_is_refused_too(here: Path) -> None:
     """pathlib has made one slash of two by then."""
-    with pytest.raises(UsageError, match="--out s3:/bucket/folder is an address"):
-        dump("cifar:resnet8", out=Path("s3://bucket/folder"))
+    with pytest.raises(UsageError, match="--resume s3:/bucket/folder is an address"):
+        train(resume=Path("s3://bucket/folder"))
     assert not list(here.iterdir())
 
 

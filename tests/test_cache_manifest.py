@@ -169,7 +169,7 @@ VALUES: list[tuple[str, Any]] = [
     ("state.name_bytes", 2**20),
     ("identity.dataset.inputs.pixels.shape", [None, 8, 1]),
     ("identity.dataset.inputs.pixels.pad", 1),
-    ("state.samples", 0),
+    ("state.samples", -1),
     ("state.samples", 21),  # more rows than there are
     ("state.samples", []),
     ("state.samples_lengths", {"pixels": 3}),

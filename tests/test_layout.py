@@ -35,11 +35,12 @@ ROWS = [
     "models",
     "datasets",
     "registry",
+    "store",
     "lowest",
 ]
 LOWEST = {
-    "atomic", "distributed", "console", "device", "errors", "fields", "hub", "inputs", "localfiles", "locks",
-    "ragged", "remembered", "strictjson", "threads", "userfile", "_version",
+    "addresses", "atomic", "distributed", "console", "device", "errors", "fields", "hub", "inputs", "localfiles",
+    "locks", "ragged", "remembered", "strictjson", "threads", "userfile", "_version",
 }  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -12,6 +12,7 @@ import pytest
 from harness_dump import DIE_AT_STEP, HINTS, SHARD_ROWS, Setting, Warm, shards
 from harness_train import command
 
+from softcache.cache.description import describe
 from softcache.cache.locks import writing
 from softcache.cache.reader import Cache
 from softcache.stages.verify import verify
@@ -54,7 +55,7 @@ def test_views_and_hints_go_and_the_rest_stays_byte_for_byte(cache: Path, capsys
     found = verify(cache)
     assert found.ok
     assert found.foreign == []
-    assert Cache(cache).describe()["complete"]
+    assert describe(Cache(cache))["complete"]
 
 
 def test_what_was_trimmed_is_dumped_again_to_the_same_bytes(

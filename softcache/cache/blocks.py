@@ -17,7 +17,10 @@ import numpy as np
 
 from softcache.cache.column import DIGEST, OFFSET
 from softcache.cache.extents import Compressed, Extent
+from softcache.cache.groups import Groups, grouped
 from softcache.cache.reader import Cache
+from softcache.cache.remote import Remote
+from softcache.cache.schema import shard_name
 from softcache.cache.shard import Opened, opened, read_rows
 from softcache.errors import IntegrityError
 from softcache.ragged import Int64, offsets_of, runs_of
@@ -107,6 +110,7 @@ class _Loader:
         self.pools = {name: np.empty(shape, dtype) for name, (dtype, shape) in shapes.items() if name != OFFSET}
         self.slots = slots
         self._blocks = blocks  # (visits,)
+        self._groups = self._grouped(cache.remote) if cache.remote is not None else None
         self._slot = np.full(len(blocks), -1, np.int64)
         self._free = deque(range(slots))
         self._checked: dict[int, tuple[os.stat_result, Opened]] = {}  # by the number of the shard
@@ -147,8 +151,10 @@ class _Loader:
     def run(self) -> None:
         try:
             for visit, block in enumerate(self._blocks.tolist()):
+                if self._groups is not None:
+                    self._groups.visit(visit)
                 ahead = range(0, ADVISED) if visit == 0 else range(visit + ADVISED - 1, visit + ADVISED)
-                for other in ahead:
+                for other in ahead if self._groups is None else ():  # what was just fetched is in memory
                     if other < len(self._blocks):
                         self._read(int(self._blocks[other]), None)
                 with self._changed:
@@ -165,6 +171,14 @@ class _Loader:
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
+        finally:
+            if self._groups is not None:
+                self._groups.end()
+
+    def _grouped(self, remote: Remote) -> Groups:
+        groups = grouped(self._blocks * self._block_rows // self._shard_rows)
+        files = [[shard_name(self._view, self._column, number) for number in shards] for _, shards in groups]
+        return Groups(remote, [first for first, _ in groups], files)
 
     def _read(self, block: int, slot: int | None) -> None:
         """Reads a block into a slot; without one, tells the system that it will be read."""

@@ -129,8 +129,12 @@ class Manifest:
 
         Errors: ``CacheError`` where there is none or of another version, ``IntegrityError`` where it is damaged.
         """
-        path = folder / MANIFEST
-        document = parse(read_manifest(folder), path)
+        return cls.of(read_manifest(folder), folder / MANIFEST)
+
+    @classmethod
+    def of(cls, content: bytes, path: Path | str) -> Manifest:
+        """That of the bytes of a ``cache.json``, which messages call ``path``. Errors: as ``load``."""
+        document = parse(content, path)
         if document["softcache"] != VERSION:
             raise CacheError(f"{path} has format {short(document['softcache'])}, this softcache reads format {VERSION}")
         known = {"softcache", "cache_id", "state_sha256", "identity", "state"}
@@ -145,7 +149,7 @@ class Manifest:
         manifest.check(path)
         return manifest
 
-    def check(self, path: Path) -> None:
+    def check(self, path: Path | str) -> None:
         """Bounds every number, so that nothing is read, allocated or counted because a file says so.
 
         Errors: ``IntegrityError`` that names the value.
@@ -184,7 +188,7 @@ def read_manifest(folder: Path) -> bytes:
         raise IntegrityError(f"{path} can't be read: {error.strerror}") from None
 
 
-def parse(text: bytes, path: Path) -> dict[str, Any]:
+def parse(text: bytes, path: Path | str) -> dict[str, Any]:
     """A manifest's JSON, without what JSON leaves open: see ``strictjson``."""
     try:
         document = strictjson.loads(text)
@@ -321,7 +325,7 @@ def _of_state(manifest: Manifest) -> str:
     if not wrong:
         places = {name: together[name] if given.ragged else state.samples for name, given in inputs.items()}
         size = sum(places[name] * math.prod(given.tail) * number_bytes(given.dtype) for name, given in inputs.items())
-        if not 0 < state.samples <= identity.dataset.rows or (state.samples > 1 and size > MAX_SAMPLES_BYTES):
+        if not 0 <= state.samples <= identity.dataset.rows or (state.samples > 1 and size > MAX_SAMPLES_BYTES):
             return f"samples {short(state.samples)} of {short(size)} bytes"
     if not wrong and manifest.all_shards() > MAX_SHARDS:
         return f"{short(manifest.all_shards())} shards"
@@ -376,7 +380,7 @@ def _goes_by(column: ColumnRecord, inputs: dict[str, InputField]) -> bool:
     )
 
 
-def _sha256(value: Any, path: Path) -> str:
+def _sha256(value: Any, path: Path | str) -> str:
     try:
         return hashlib.sha256(canonical_json(value)).hexdigest()
     except (ValueError, RecursionError) as error:  # a lone surrogate, "\\ud800", is no UTF-8

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
 
+from softcache.cache.checksum import is_intact
 from softcache.cache.chunked_rows import ChunkMemory
 from softcache.cache.column import DIGEST, OFFSET
-from softcache.cache.mapping import MappedRows, map_column
+from softcache.cache.mapping import MappedRows, map_column, map_shards
+from softcache.cache.schema import length_array
 from softcache.cache.shard import Opened
 from softcache.errors import IntegrityError
+from softcache.inputs import MAX_LENGTH
 from softcache.ragged import Int64, offsets_of, runs_of
 
 
@@ -79,3 +83,14 @@ class RaggedRows:
             out[name] = np.empty((int(offset[-1]), *tail), dtype)
             maps[name].take_runs(part, first, offset, out[name])
         return out
+
+
+def read_lengths(file: Opened, name: str) -> Int64:
+    """(N,) how long each row of an input is, out of an open ``rows.h5``. Errors: ``IntegrityError`` naming the file."""
+    array = length_array(name)
+    if not is_intact(file, array):
+        raise IntegrityError(f"{file.path} is damaged: {array} doesn't match its checksum")
+    found = map_shards([contextlib.nullcontext(file)], join=False)[array].parts[0]
+    if found.min() < 0 or found.max() > MAX_LENGTH:
+        raise IntegrityError(f"{file.path} has rows of {name} of lengths that no row can have")
+    return found

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import os
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from softcache import registry
 from softcache.cache.attributes import file_attributes, rows_attributes, shard_attributes
+from softcache.cache.backing import Backing
 from softcache.cache.checksum import is_intact
+from softcache.cache.chunk_frames import Chunking
 from softcache.cache.chunked_rows import memories
 from softcache.cache.column import DIGEST, OFFSET, Column
 from softcache.cache.constants import when_needed
 from softcache.cache.extents import Arrays
+from softcache.cache.held_views import HeldViews
+from softcache.cache.kept_samples import Samples, no_samples, read_samples
 from softcache.cache.label_form import label_form
 from softcache.cache.manifest import Manifest
-from softcache.cache.mapping import MappedRows, map_column, map_shards
-from softcache.cache.ragged_rows import RaggedRows
+from softcache.cache.mapping import MappedRows, map_column
+from softcache.cache.named_codec import opened_codec
+from softcache.cache.pinned import Pinned
+from softcache.cache.ragged_rows import RaggedRows, read_lengths
+from softcache.cache.remote import Remote
 from softcache.cache.row_numbers import out_of_range, row_numbers
 from softcache.cache.schema import ROWS, SAMPLES, length_array, sample_arrays, shard_name
 from softcache.cache.shard import Attributes, Opened, open_shard, opened, read_array
-from softcache.codecs._open import is_own, named_again, open_codec, option_of
+from softcache.cache.uploading import uploading_of
+from softcache.codecs._open import is_own, option_of
 from softcache.errors import CacheError, IntegrityError, UsageError
-from softcache.inputs import MAX_LENGTH
 from softcache.losses._target import Target
 from softcache.ragged import Int64, mask_of, offsets_of, padded, places_of
 from softcache.remembered import given_before
@@ -49,9 +53,20 @@ class Cache:
     Errors: ``CacheError`` where the folder is no cache or of another format, ``IntegrityError`` where it is damaged.
     """
 
-    def __init__(self, folder: str | Path, *, verify_reads: bool = False, codec: str | None = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        verify_reads: bool = False,
+        codec: str | None = None,
+        remote: Remote | None = None,
+        pinned: Pinned | None = None,
+    ):
         self.folder = Path(folder)
         self.verify_reads = verify_reads
+        self.remote, self.pinned = remote, pinned
+        self.uploading = uploading_of(self.folder)
+        self.backing: Backing | None = remote or self.uploading
         self.manifest = Manifest.load(self.folder)
         self._given = codec
         self._columns: dict[str, Column] = {}
@@ -70,7 +85,7 @@ class Cache:
             record = self.manifest.state.columns.get(column)
             if record is None:
                 raise CacheError(self.manifest.lacking(self.folder, column))
-            found = Column.of(column, record, self._codec(record.codec))
+            found = Column.of(column, record, opened_codec(record.codec, self._named, self.where))
             try:
                 with registry.guarded(option_of(record.codec), f"codec {option_of(record.codec)!r}"):
                     found.arrays(1)
@@ -90,18 +105,15 @@ class Cache:
         """The code that the user named as a codec of this cache, now or before."""
         return self._given or given_before(self.folder, "codec", self.manifest.cache_id)
 
-    def _codec(self, recorded: str) -> Any:
-        named = self._named() if is_own(recorded) else None
-        if is_own(recorded) and named is None:
-            own = option_of(recorded)
-            raise CacheError(
-                f"{self.folder} was made with a codec that is code, {own}. For safety, softcache runs no code that is "
-                f"named only in a cache: if you trust it, pass --codec {shlex.quote(own)}, or where you have it"
-            )
-        try:
-            return open_codec(recorded) if named is None else named_again(recorded, named)
-        except UsageError as error:  # what the manifest says is no usage
-            raise CacheError(f"{self.folder}: codec not available: {error}") from None
+    @property
+    def where(self) -> str:
+        """How messages call it: its folder, or the address that it is read from."""
+        return str(self.folder) if self.backing is None else self.backing.where
+
+    @property
+    def place(self) -> str:
+        """The same, of a folder by its whole path."""
+        return str(self.folder.resolve()) if self.backing is None else self.backing.where
 
     @property
     def rows(self) -> int:
@@ -114,7 +126,7 @@ class Cache:
     @functools.cached_property
     def labels(self) -> np.ndarray:
         """One of the kinds of ``datasets._labels``: of classes (N,) int32, -1 where a row has none."""
-        with open_shard(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
+        with self._opened(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
             return read_array(file, "label")
 
     @functools.cached_property
@@ -122,47 +134,26 @@ class Cache:
         """The N files that rows were decoded from, relative to the dataset's folder; None where there are no files."""
         if not self.manifest.state.name_bytes:
             return None
-        with open_shard(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
+        with self._opened(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
             return [os.fsdecode(name) for name in read_array(file, "name").tolist()]
 
     @functools.cached_property
-    def samples(self) -> tuple[np.ndarray, dict[str, np.ndarray | list[np.ndarray]]]:
+    def samples(self) -> Samples:
         """Rows (K,) int64 and their inputs in view 0, as the teacher saw them: name → (K, …), pixels (K, H, W, C)
         uint8, or a list of K arrays where rows have lengths of their own.
 
         They may be many, so they are mapped, after their checksum was compared.
         """
-        path = self.folder / SAMPLES
-        with open_shard(path, self.file_attributes("samples"), self.samples_arrays()) as file:
-            index = read_array(file, "index")
-            for name in self.manifest.identity.dataset.inputs:
-                if not is_intact(file, name):
-                    raise IntegrityError(f"{path} is damaged: its bytes don't match their checksum")
-            mapped = map_shards([contextlib.nullcontext(file)], join=False)
-        if index.min() < 0 or index.max() >= self.rows:
-            raise IntegrityError(f"{path} keeps samples of rows that the cache doesn't have")
-        found: dict[str, np.ndarray | list[np.ndarray]] = {}
-        for name, given in self.manifest.identity.dataset.inputs.items():
-            values = mapped[name].parts[0]
-            found[name] = values
-            if given.ragged:
-                ends = np.cumsum(self.lengths(name)[index])
-                if ends[-1] != len(values):
-                    raise IntegrityError(f"{path} has {len(values)} places of {name}, its rows have other lengths")
-                found[name] = np.split(values, ends[:-1])
-        return index, found
+        if not self.manifest.state.samples:  # of a published cache that keeps none
+            return no_samples(self.manifest.identity.dataset.inputs)
+        with self._opened(self.folder / SAMPLES, self.file_attributes("samples"), self.samples_arrays()) as file:
+            return read_samples(file, self.manifest.identity.dataset.inputs, self.rows, self.lengths)
 
     def lengths(self, name: str) -> np.ndarray:
         """(N,) int64: how long each row of an input is whose rows have lengths of their own."""
         if name not in self.known_lengths:
-            array = length_array(name)
-            with open_shard(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
-                if not is_intact(file, array):
-                    raise IntegrityError(f"{self.folder / ROWS} is damaged: {array} doesn't match its checksum")
-                found = map_shards([contextlib.nullcontext(file)], join=False)[array].parts[0]
-            if found.min() < 0 or found.max() > MAX_LENGTH:
-                raise IntegrityError(f"{self.folder / ROWS} has rows of {name} of lengths that no row can have")
-            self.known_lengths[name] = found
+            with self._opened(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
+                self.known_lengths[name] = read_lengths(file, name)
         return self.known_lengths[name]
 
     def places(self, column: str, first: int = 0, rows: int | None = None) -> Int64:
@@ -220,14 +211,20 @@ class Cache:
         layout = self.layout(column)
         return layout.arrays(rows, int(self.places(column, first, rows).sum()) if layout.ragged else 0)
 
+    def names_in(self, view: int) -> set[str]:
+        """Of the files in a view's folder, where the cache lies."""
+        if self.backing is not None:
+            return {name.partition("/")[2] for name in self.backing.in_view(view)}
+        try:
+            return set(os.listdir(self.folder / f"view-{view:04d}"))
+        except FileNotFoundError:
+            return set()
+
     def missing(self, columns: list[str], views: int) -> list[tuple[int, str, int]]:
         """(view, column, shard number) of every shard that isn't there, by the folders' listings alone."""
         absent = []
         for view in range(views):
-            try:
-                there = set(os.listdir(self.folder / f"view-{view:04d}"))
-            except FileNotFoundError:
-                there = set()
+            there = self.names_in(view)
             for column in columns:
                 for number in range(self.manifest.shards(column)):
                     if os.path.basename(shard_name(view, column, number)) not in there:
@@ -247,8 +244,8 @@ class Cache:
         Errors: ``IntegrityError`` where it is missing or isn't what the manifest says.
         """
         path, arrays = self.shard_path(view, column, number), self.shard_arrays(column, number)
-        chunking = self.layout(column).chunking
-        with open_shard(path, self.shard_attributes(view, column, number), arrays, chunking) as file:
+        attributes, chunking = self.shard_attributes(view, column, number), self.layout(column).chunking
+        with self.present([shard_name(view, column, number)]), self._opened(path, attributes, arrays, chunking) as file:
             if OFFSET in arrays:
                 wanted = offsets_of(self.places(column, *self.shard_range(column, number)))
                 if not np.array_equal(read_array(file, OFFSET), wanted):
@@ -260,41 +257,30 @@ class Cache:
                     )
             yield file
 
+    @contextlib.contextmanager
+    def present(self, names: Collection[str]) -> Iterator[None]:
+        """Within it these files are in the folder, where they come from a store."""
+        if self.backing is None:
+            yield
+            return
+        self.backing.need(names)
+        try:
+            yield
+        finally:
+            self.backing.done(names)
+
+    @contextlib.contextmanager
+    def _opened(
+        self, path: Path, attributes: Attributes, arrays: Arrays, chunking: Mapping[str, Chunking] | None = None
+    ) -> Iterator[Opened]:
+        with open_shard(path, attributes, arrays, chunking) as file:
+            if self.pinned is not None:
+                self.pinned.prove(file.fd, path)
+            yield file
+
     def column(self, column: str) -> ColumnReader:
         """Rows of one column. Errors: ``CacheError`` as ``layout``."""
         return ColumnReader(self, column)
-
-    def describe(self) -> dict[str, Any]:
-        """What ``softcache info --json`` prints."""
-        identity, state = self.manifest.identity, self.manifest.state
-        absent = self.missing(self.manifest.columns, self.views)
-        size = 0
-        for path in self.folder.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):  # a writer's temporary file may be gone by now
-                size += path.stat().st_size if path.is_file() else 0
-        return {
-            "path": str(self.folder),
-            "cache_id": self.manifest.cache_id,
-            "teacher": identity.teacher.spec,
-            "teacher_top1": state.teacher_top1,
-            "dataset": identity.dataset.spec,
-            "split": identity.dataset.split,
-            "recipe": identity.recipe["spec"],
-            "inputs": {name: dataclasses.asdict(given) for name, given in identity.dataset.inputs.items()},
-            "size": identity.recipe.get("size"),
-            "view_seed": identity.recipe["seed"],
-            "views": self.views,
-            "rows": self.rows,
-            "keys": self.rows * self.views,
-            "classes": len(state.class_names),
-            "columns": {name: dataclasses.asdict(state.columns[name]) for name in self.manifest.columns},
-            "bytes": size,
-            "complete": not absent,
-            "missing_shards": len(absent),
-            "incomplete_views": sorted({view for view, _, _ in absent}),
-            "shards": self.views * sum(map(self.manifest.shards, self.manifest.columns)),
-            "made": state.made,
-        }
 
 
 class ColumnReader:
@@ -311,6 +297,7 @@ class ColumnReader:
         self.ragged = self._lay_out() if self.layout.ragged else None
         self._maps: dict[int, dict[str, MappedRows]] = {}
         self._memory = memories(self.layout.chunking, self.layout.row)
+        self._views = HeldViews(cache.backing, self.shard_names) if cache.backing is not None else None
 
     def gather(self, view: int, rows: np.ndarray, out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """Rows by their numbers, as they are stored, in the order asked for.
@@ -369,6 +356,8 @@ class ColumnReader:
     def map(self, view: int) -> Mapping[str, MappedRows]:
         """The view's arrays."""
         if view not in self._maps:
+            if self._views is not None:
+                self._views.hold(view, drop=self.release)
             opening = [self.cache.shard(view, self.name, n) for n in range(self.cache.manifest.shards(self.name))]
             mapping = map_column if self.ragged is None else self.ragged.map
             self._maps[view] = mapping(opening, self._memory)
@@ -393,6 +382,17 @@ class ColumnReader:
         """Forgets a view's maps, so that memory and address space don't grow with the number of views."""
         for rows in self._maps.pop(view, {}).values():
             rows.forget()
+        if self._views is not None:
+            self._views.release(view)
+
+    def soon(self, views: Sequence[int]) -> None:
+        """Says which views are going to be mapped next, where they come from a store: they are fetched meanwhile."""
+        if self._views is not None:
+            self._views.soon(views)
+
+    def shard_names(self, view: int) -> list[str]:
+        """The files of a view."""
+        return [shard_name(view, self.name, number) for number in range(self.cache.manifest.shards(self.name))]
 
     def _lay_out(self) -> RaggedRows:
         ranges = (self.cache.shard_range(self.name, n) for n in range(self.cache.manifest.shards(self.name)))

@@ -357,3 +357,5 @@ class BlockWriter:
         if at + take == rows:
             del self._open[column]
             writer.commit()
+            if self._cache.uploading is not None:
+                self._cache.uploading.committed(writer.path)

@@ -12,13 +12,14 @@ import click
 
 import softcache.cli
 from softcache._version import __version__
+from softcache.addresses import printable
 from softcache.console import show_messages
 from softcache.distributed import rank
 from softcache.errors import OtherRankError, SoftcacheError, nearest
 from softcache.remembered import set_process
 
 ORDER = (
-    "teach", "layers", "plan", "dump", "train", "compare", "sweep", "eval", "info", "verify", "trim", "convert",
+    "teach", "layers", "plan", "dump", "train", "compare", "sweep", "eval", "info", "verify", "trim", "convert", "copy",
     "losses", "presets",
 )  # fmt: skip
 
@@ -83,7 +84,7 @@ def run(arguments: list[str] | None = None) -> int:
         if debug:
             raise
         if not isinstance(error, OtherRankError):
-            print(f"softcache: {error}", file=sys.stderr)
+            print(f"softcache: {printable(error)}", file=sys.stderr)
         return error.exit_status
     except (KeyboardInterrupt, click.Abort):
         print("softcache: interrupted", file=sys.stderr)
@@ -97,7 +98,7 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(printable(error).split()) or type(error).__name__
         print(f"softcache: {type(error).__name__}: {text[:300]} (--debug shows where)", file=sys.stderr)
         return 1
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from softcache import strictjson
+from softcache.addresses import is_address, without_secret
 from softcache.datasets._fraction import with_fraction
 from softcache.distributed import rank
 from softcache.errors import UsageError, nearest
@@ -87,7 +88,7 @@ def command(name: str, file: str = "--config") -> Callable[[Callable[..., Any]],
 
         @functools.wraps(function)
         def run(from_file: str | None, **options: Any) -> Any:
-            given = {key: value for key, value in options.items() if value is not None and value != ()}
+            given = {key: _shown(value) for key, value in options.items() if value is not None and value != ()}
             options = {**_from_file(from_file, name, given, known, file), **given} if from_file is not None else given
             asked = (click.get_current_context().obj or {}).get("threads")
             chosen = settle_threads(asked, workers=max(0, options.get("workers", 0)))
@@ -107,6 +108,13 @@ def command(name: str, file: str = "--config") -> Callable[[Callable[..., Any]],
         return click.command(name, cls=Sectioned)(run)
 
     return decorate
+
+
+def _shown(value: Any) -> Any:
+    """A value without what is secret in an address: all that is below this line may be written or printed."""
+    if isinstance(value, tuple):
+        return tuple(map(_shown, value))
+    return without_secret(value) if isinstance(value, str) and is_address(value) else value
 
 
 def _with_fraction(options: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +147,7 @@ def _from_file(path: str, command: str, given: dict[str, Any], known: Collection
         if options[name] != given[name]:
             there = "the default" if options[name] is None else options[name]
             log.info(f"--{name.replace('_', '-')} {given[name]} replaces {there} of {path}")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return {key: _shown(tuple(value) if isinstance(value, list) else value) for key, value in options.items()}
 
 
 compress = option(
@@ -252,6 +260,28 @@ cuda_graphs = option(
     help="Record a GPU's training step once and replay it, to the same bits.  [default: for networks of torchvision, "
     "timm and cifar: without code of your own]",
     default=None,
+)
+expect = option(
+    "--expect",
+    multiple=True,
+    metavar="SHA256",
+    help="Stop unless the cache has this pin, the number that `softcache copy` printed: it stands for every byte.",
+)
+stores = section(
+    "Caches in object stores",
+    option(
+        "--expect",
+        multiple=True,
+        metavar="SHA256",
+        help="Stop unless each cache has this pin, the number that `softcache copy` printed: it stands for every byte; "
+        "repeatable.",
+    ),
+    option(
+        "--local-cache",
+        metavar="DIR",
+        help="Where files of caches that are read from a store are kept.  [default: ~/.cache/softcache/stores]",
+    ),
+    option("--local-size", metavar="SIZE", help="What that folder may grow to, such as 200GB.  [default: 50GB]"),
 )
 json_ = flag("--json", "json_", help="Print the result as JSON.")
 

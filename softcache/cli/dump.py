@@ -63,7 +63,7 @@ def _shared(shared: Shared) -> str:
         metavar="LAYER",
         help="Keep a layer's activations too, as LAYER[:pool=7][:codec=CODEC]; repeatable.",
     ),
-    option("--out", type=click.Path(), help="The cache's folder.  [default: caches/TEACHER-DATASET-SPLIT]"),
+    option("--out", help="The cache's folder or s3://BUCKET/NAME.  [default: caches/TEACHER-DATASET-SPLIT]"),
     flag("--dry-run", help="Estimate space and time, and stop."),
     _options.json_,
 )
@@ -114,6 +114,11 @@ def _shared(shared: Shared) -> str:
         help="Run rows of like length together, where rows have lengths of their own.  [default: no-bucket, or as the "
         "cache has it]",
     ),
+    option(
+        "--staging",
+        metavar="DIR",
+        help="Where shards lie until they are stored, if --out is an address.  [default: ~/.cache/softcache/staging]",
+    ),
     option("--part", callback=_part, metavar="K/N", help="Compute the K-th of N shares, beside other processes."),
     option(
         "--on",
@@ -151,12 +156,13 @@ def command(dry_run: bool = False, json_: bool = False, **options: Any) -> None:
     what = f"{done.keys:,} keys computed in {done.seconds:.1f} s" if done.keys else "all of it was there"
     rows(
         [
-            ("cache", f"{done.folder} ({what})"),
+            ("cache", f"{info['path']} ({what})"),
             (
                 "holds",
                 f"{counted(info['rows'], 'row')} × {counted(info['views'], 'view')}, {info['bytes'] / 2**20:.1f} MiB",
             ),
             ("teacher top-1", percent(done.teacher_top1)),
+            *([("pin", f"{info['pin']}  (--expect takes it)")] if info["pin"] is not None else []),
             *([] if done.shared is None else [("computed by", _shared(done.shared))]),
         ]
     )

@@ -7,20 +7,23 @@ from typing import Any
 
 import click
 
+from softcache.cli import _options
+from softcache.cli._options import section
 from softcache.cli._print import as_json, lost, percent, rows, table
 from softcache.console import size
 from softcache.errors import CacheError
 
 
-@click.command("info")
+@_options.command("info")
 @click.argument("cache", required=False)
-@click.option("--json", "json_", is_flag=True, help="Print it as JSON.")
-def command(cache: str | None, json_: bool) -> None:
-    """What a cache is; without a name, all caches in caches/."""
+@section("Most used", _options.json_)
+@_options.stores
+def command(cache: str | None = None, json_: bool = False, **stores: Any) -> None:
+    """What a cache is, in a folder or at an address; without a name, all caches in caches/."""
     from softcache.cache.agreement.versions import recorded_versions
+    from softcache.cache.description import describe
     from softcache.cache.manifest import find_caches
-    from softcache.cache.reader import Cache
-    from softcache.config.folders import pick_cache
+    from softcache.config.opening import Opening
 
     if cache is None:
         found = [_described(path) for path in find_caches()]
@@ -43,8 +46,8 @@ def command(cache: str | None, json_: bool) -> None:
                 if "error" in broken:
                     click.echo(f"can't be read: {broken['error']}")
         return
-    opened = Cache(pick_cache(cache))
-    found_one = opened.describe()
+    opened = Opening(**stores).open(cache)
+    found_one = describe(opened)
     if json_:
         as_json(found_one)
         return
@@ -60,6 +63,7 @@ def command(cache: str | None, json_: bool) -> None:
         [
             ("cache", f"{found_one['path']} ({whole})"),
             ("cache id", found_one["cache_id"]),
+            ("pin", found_one["pin"] or "none, as no listing is there of these files; softcache copy makes one"),
             ("teacher", f"{found_one['teacher']}, weights {identity.teacher.weights[:16]}"),
             ("ran in", f"{numerics.dtype}, amp {numerics.amp}, {numerics.device}, batch {identity.grid.batch}"),
             ("teacher top-1", percent(found_one["teacher_top1"])),
@@ -94,9 +98,10 @@ def _column(column: dict[str, Any]) -> str:
 
 def _described(path: Path) -> dict[str, Any]:
     """The description of a cache, or the reason why it can't be read: a damaged cache doesn't hide the others."""
+    from softcache.cache.description import describe
     from softcache.cache.reader import Cache
 
     try:
-        return Cache(path).describe()
+        return describe(Cache(path))
     except CacheError as error:
         return {"path": str(path), "error": str(error)}

@@ -144,6 +144,7 @@ from softcache.distributed import rank, world
     option("--teacher-size", type=int, help="Side of its input, with --online.  [default: the views', or its own]"),
     option("--dtype", type=click.Choice(["float32", "float64"]), help="Its dtype, with --online.  [default: float32]"),
 )
+@_options.stores
 @_options.fitting
 @_options.running
 @section(
@@ -153,7 +154,11 @@ from softcache.distributed import rank, world
         default=None,
         help="Batches of rows of like length, where rows have lengths of their own.  [default: no-bucket]",
     ),
-    option("--shuffle", help="full, or block for a cache larger than memory.  [default: auto]"),
+    option(
+        "--shuffle",
+        help="full; block for a cache larger than memory; shards:N, N whole shards at a time, for one in a store that "
+        "is larger than --local-size.  [default: auto]",
+    ),
     option("--views-per-image", type=int, help="Views of an image in one batch, from one decode.  [default: 1]"),
     option("--codec", help="The codec of a cache that was made with code of your own: my.py:Codec."),
     flag("--verify-reads", help="Check each shard's checksums before it is used."),

@@ -24,6 +24,7 @@ SHOWN = 20
     option("--threads", type=click.IntRange(1), help="Files read at once.  [default: one a core, at most 8]"),
     _options.json_,
 )
+@_options.stores
 @section(
     "Running the teacher again",
     option("--teacher", help="Also run this teacher on a sample of keys and compare what it says."),

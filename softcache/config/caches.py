@@ -23,7 +23,7 @@ def complete_views(
     Errors: ``CacheError`` where there are fewer.
     """
     complete = sorted(set.intersection(*(set(cache.complete_views(column)) for cache, column in columns)))
-    folders = ", ".join(dict.fromkeys(str(cache.folder) for cache, _ in columns))
+    folders = ", ".join(dict.fromkeys(cache.where for cache, _ in columns))
     if numbers is not None:
         absent = sorted(set(numbers) - set(complete))
         if absent:
@@ -53,13 +53,12 @@ def check_outputs(outputs: Mapping[str, Sequence[Cache]]) -> None:
             found = cache.layout(name)
             if (found.kind, found.shape) != (first.kind, first.shape):
                 raise CacheError(
-                    f"{caches[0].folder} has {name} of kind {first.kind} and shape {first.shape}, {cache.folder} of "
+                    f"{caches[0].where} has {name} of kind {first.kind} and shape {first.shape}, {cache.where} of "
                     f"kind {found.kind} and shape {found.shape}: they can't be combined"
                 )
             if (found.lengths, found.stride) != (first.lengths, first.stride):
                 raise CacheError(
-                    f"{caches[0].folder} and {cache.folder} have other places of {name} in a row: they can't be "
-                    "combined"
+                    f"{caches[0].where} and {cache.where} have other places of {name} in a row: they can't be combined"
                 )
 
 
@@ -68,7 +67,7 @@ def refuse_twice(caches: Sequence[Cache]) -> None:
     for cache in caches:
         other = seen.setdefault(cache.manifest.cache_id, cache.folder)
         if len(seen) < len(caches) and other is not cache.folder:
-            raise UsageError(f"--cache {other} and --cache {cache.folder} are one cache: leave one out")
+            raise UsageError(f"--cache {other} and --cache {cache.where} are one cache: leave one out")
 
 
 def find_hints(layers: Sequence[str], caches: Sequence[Cache]) -> dict[str, Cache]:
@@ -83,12 +82,12 @@ def find_hints(layers: Sequence[str], caches: Sequence[Cache]) -> dict[str, Cach
 
 
 def _lacking(layer: str, caches: Sequence[Cache]) -> str:
-    held = "; ".join(f"{c.folder} has {', '.join(c.manifest.hints) or 'none'}" for c in caches)
+    held = "; ".join(f"{c.where} has {', '.join(c.manifest.hints) or 'none'}" for c in caches)
     cache = caches[0]
     made, dataset = cache.manifest.state.made, cache.manifest.identity.dataset
     command = [
         "softcache", "dump", "--teacher", made.get("teacher", cache.manifest.identity.teacher.spec),
         "--dataset", made.get("dataset", dataset.spec), "--split", dataset.split,
-        "--hint", layer, "--out", cache.folder,
+        "--hint", layer, "--out", cache.where,
     ]  # fmt: skip
     return f"no cache has the hint {layer!r} ({held}): add it with `{shlex.join(map(str, command))}`"

@@ -20,8 +20,8 @@ from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, hint_column, is_hint, layer_of
 from softcache.config.caches import check_outputs, complete_views, find_hints, refuse_twice
 from softcache.config.dump import default_views
-from softcache.config.folders import pick_cache
 from softcache.config.given import recorded_dataset, recorded_recipe, remember_cache
+from softcache.config.opening import Opening, bytes_of
 from softcache.config.parsed import Parsed
 from softcache.config.strong import Strong, open_strong
 from softcache.config.teachers import default_data, find_teacher
@@ -159,6 +159,11 @@ class TrainingData:
             return []
         return self.recorded
 
+    def room(self, local_size: str) -> int | None:
+        """Bytes of this machine for files that come from stores; None where none do."""
+        rooms = [cache.remote.room for cache in self.every_cache if cache.remote is not None]
+        return min([*rooms, bytes_of(local_size, "--local-size")]) if rooms else None
+
     @property
     def recorded(self) -> list[tuple[Cache, str]]:
         """The columns that targets are made of."""
@@ -249,7 +254,7 @@ def open_data(
     for cache, name in needed:
         if cache.layout(name).keeps_leaders and options.targets != "matched":  # layout refuses one that isn't there
             raise UsageError(
-                f"--targets {options.targets} takes means of whole vectors over views, and {cache.folder} keeps the "
+                f"--targets {options.targets} takes means of whole vectors over views, and {cache.where} keeps the "
                 f"largest of {name} in each view: use --targets matched, or a cache in int:bits=5"
             )
     visited = complete_views(needed, options.views, view_numbers)
@@ -294,7 +299,8 @@ def _open_without_cache(parsed: Parsed) -> TrainingData:
 
 def _open_cache(name: str | None, options: TrainConfig, option: str) -> Cache:
     """Errors: ``CacheError`` also where its codec is code that wasn't named."""
-    cache = Cache(pick_cache(name, option=option), verify_reads=options.verify_reads, codec=options.codec)
+    where = Opening(options.expect, options.local_cache, options.local_size)
+    cache = where.open(name, option=option, verify_reads=options.verify_reads, codec=options.codec)
     cache.check_codecs()
     remember_cache(cache, codec=options.codec)
     return cache

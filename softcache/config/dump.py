@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from softcache.addresses import without_secret
 from softcache.cache.reader import Cache
 from softcache.cache.schema import KEPT_SAMPLES, MAX_SIDE, Numerics
 from softcache.codecs._auto import asked_auto
@@ -47,7 +48,8 @@ class DumpConfig(Options):
     one that the teacher was trained on, if its folder says so. ``keep_samples``: of how many rows (or ``"all"``) the
     pixels of view 0 are kept, by default 64, or as the cache has. ``part``: (k, n) does the k-th of n shares of the
     work; ``on``: ``"ray"`` gives it to the actors of a Ray cluster. ``out``: the folder, by default ``caches/TEACHER-
-    DATASET-SPLIT``; ``dry_run``: only estimate space and time.
+    DATASET-SPLIT``, or an address such as ``s3://bucket/name``; ``staging``: the folder that shards are made in before
+    they are stored there, by default one in the user's cache folder; ``dry_run``: only estimate space and time.
     """
 
     teacher: str = field(default="resnet50", kw_only=False)
@@ -81,6 +83,7 @@ class DumpConfig(Options):
     fingerprint: str | None = None
     keep_samples: int | str | None = None
     out: str | None = None
+    staging: str | None = None
     dry_run: bool = False
 
     def __post_init__(self) -> None:
@@ -95,6 +98,8 @@ class DumpConfig(Options):
             raise UsageError(f"--batch-size must be at least 1, is {self.batch_size}")
         if self.shard_rows is not None and (self.shard_rows < 1 or self.shard_rows & (self.shard_rows - 1)):
             raise UsageError(f"--shard-rows must be a power of two, is {self.shard_rows}")
+        if self.out is not None:
+            object.__setattr__(self, "out", without_secret(self.out))
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise UsageError(f"--part {self.part[0]}/{self.part[1]}: the first number must be 1 … {self.part[1]}")
         self._check_on()

@@ -58,7 +58,7 @@ def recorded_dataset(cache: Cache, asked: str | None = None) -> str:
     """
     identity, made = cache.manifest.identity, cache.manifest.state.made
     if asked is not None:
-        return same_fraction(asked, identity.dataset.spec, str(cache.folder))
+        return same_fraction(asked, identity.dataset.spec, cache.where)
     return _followed(cache, "dataset", str(made.get("dataset", identity.dataset.spec)), "{} was made from {}")
 
 
@@ -158,5 +158,5 @@ def _named(options: TrainConfig | TeachConfig) -> dict[str, list[str]]:
 
 
 def _followed(cache: Cache, role: str, spec: str, made: str) -> str:
-    sentence = made.format(cache.folder, spec)
+    sentence = made.format(cache.where, spec)
     return follow(cache.folder, role, spec, cache.manifest.cache_id, made=sentence, option=f"--{role}")

@@ -42,4 +42,4 @@ def refuse_other_caches(folder: Path, record: Record[TrainConfig], caches: Seque
     began = {str(entry["path"]): entry["cache_id"] for entry in record.caches}
     for cache in caches:
         if cache.manifest.cache_id not in began.values():
-            raise CacheError(f"{cache.folder} is not the cache that {folder} began with: they are {', '.join(began)}")
+            raise CacheError(f"{cache.where} is not the cache that {folder} began with: they are {', '.join(began)}")

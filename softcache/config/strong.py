@@ -37,7 +37,7 @@ def open_strong(
     """
     if cache.manifest.cache_id == weak.manifest.cache_id:
         raise UsageError(
-            f"--strong-cache {cache.folder} is the cache of the weak views too: name one of another recipe, or take "
+            f"--strong-cache {cache.where} is the cache of the weak views too: name one of another recipe, or take "
             "two views of one with --views-per-image 2"
         )
     recipe = cache.manifest.identity.recipe
@@ -48,12 +48,12 @@ def open_strong(
             raise UsageError(f"--strong-cache: {one.recipe} mixes rows, so that its views have labels of their own")
     if strong.size != viewed.size:
         raise UsageError(
-            f"--strong-cache {cache.folder} has views of {strong.size} pixels, {weak.folder} of {viewed.size}: make "
+            f"--strong-cache {cache.where} has views of {strong.size} pixels, {weak.where} of {viewed.size}: make "
             "one of them again with the --size of the other"
         )
     check_outputs({name: [*caches, cache] for name, caches in outputs.items()})
     agreed_labels([cache], viewed.samples, labels)
     check_pixels(cache, strong)
     if cache.manifest.identity.teacher.weights != weak.manifest.identity.teacher.weights:
-        log.warning(f"{cache.folder} and {weak.folder} are of different teachers: each view has the targets of its own")
+        log.warning(f"{cache.where} and {weak.where} are of different teachers: each view has the targets of its own")
     return Strong(cache, strong)

@@ -177,7 +177,7 @@ def open_teacher(
         network = find_teacher(spec, samples, weights=weights)
     except (ModelError, UsageError) as error:
         raise ModelError(
-            f"{needed} needs the parameters of {spec}, the teacher of {caches[0].folder}: name it with --teacher, or "
+            f"{needed} needs the parameters of {spec}, the teacher of {caches[0].where}: name it with --teacher, or "
             f"its file with --teacher-weights ({error})"
         ) from None
     _check_own(network, caches, spec)
@@ -188,6 +188,6 @@ def _check_own(network: Network, caches: Sequence[Cache], spec: str) -> None:
     found = fingerprint(network.model.state_dict())
     if all(cache.manifest.identity.teacher.weights != found for cache in caches):
         raise ModelError(
-            f"{spec} has parameters {found[:12]}…, {caches[0].folder} was made with "
+            f"{spec} has parameters {found[:12]}…, {caches[0].where} was made with "
             f"{caches[0].manifest.identity.teacher.weights[:12]}…: give those with --teacher or --teacher-weights"
         )

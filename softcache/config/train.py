@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
+from softcache.addresses import without_secret
 from softcache.cache.agreement.labels import LABELS
+from softcache.cache.listing import check_expected
 from softcache.config.fit import FitConfig
+from softcache.config.opening import LOCAL_SIZE, bytes_of
 from softcache.config.options import refuse_seed
 from softcache.errors import UsageError, nearest
-from softcache.stream.windows import SHUFFLES
+from softcache.stream.windows import parse_shuffle
 
 CHOICES = {
     "targets": ("matched", "mean", "both"),
@@ -16,7 +19,6 @@ CHOICES = {
     "init": ("random", "teacher"),
     "pixels": ("exact", "close"),
     "dtype": ("float32", "float64"),
-    "shuffle": SHUFFLES,
 }
 
 # What students of a cohort may each have of their own; all other options say which inputs and targets come in which
@@ -48,7 +50,10 @@ class TrainConfig(FitConfig):
     sum 1. ``hint_epochs``: epochs on the hints alone, before the others. ``val_fraction``: the share of rows that
     choose the best epoch. ``test``: whether the test split is looked at. ``views_per_image``: views of an image that
     share a batch and a decode. ``shuffle``: of rows (full), or of blocks of them, for caches that don't fit into
-    memory. ``view_seed``: that of views that no
+    memory, or of whole shards, ``shards:40`` at a time, for such that don't fit into ``local_size``. ``expect``: pins,
+    one of which each cache must have, as ``softcache copy`` prints them. ``local_cache``: the folder for files of
+    caches that are read from a store, by default one in the user's cache folder; ``local_size``: what it may
+    grow to. ``view_seed``: that of views that no
     cache has recorded, by default 0. ``order_seed``: that of the order of rows and of which labels may be used, by
     default ``seed``; students of several seeds and one ``order_seed`` see the same batches. ``student_size``,
     ``teacher_size`` (with ``online``): sides of the networks'
@@ -98,6 +103,9 @@ class TrainConfig(FitConfig):
     teacher_size: int | None = None
     dtype: str = "float32"
     pixels: str = "exact"
+    expect: tuple[str, ...] = ()
+    local_cache: str | None = None
+    local_size: str = LOCAL_SIZE
     codec: str | None = None
     verify_reads: bool = False
     order_seed: int | None = None
@@ -108,6 +116,13 @@ class TrainConfig(FitConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("cache", "hint_cache"):
+            object.__setattr__(self, name, tuple(map(without_secret, getattr(self, name))))
+        if self.strong_cache is not None:
+            object.__setattr__(self, "strong_cache", without_secret(self.strong_cache))
+        check_expected(self.expect)
+        bytes_of(self.local_size, "--local-size")
+        parse_shuffle(self.shuffle)
         for name, known in CHOICES.items():
             value = getattr(self, name)
             if value not in known:

@@ -13,6 +13,7 @@ import h5py
 import torch
 
 import softcache
+from softcache.addresses import printable
 from softcache.cache.agreement.versions import pixel_versions
 from softcache.cache.manifest import Manifest
 from softcache.cache.schema import (
@@ -149,7 +150,7 @@ def provenance(
         "h5py": h5py.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "command": " ".join(Path(sys.argv[0]).name if i == 0 else a for i, a in enumerate(sys.argv)),
+        "command": " ".join(Path(sys.argv[0]).name if i == 0 else printable(a) for i, a in enumerate(sys.argv)),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "teacher": teacher,
         "teacher_weights": teacher_weights,

@@ -85,7 +85,9 @@ def order_of(prepared: Prepared) -> Order:
     ranks = prepared.material.ranks
     # What the first rank has free decides for all.
     free = int(ranks.of_first(str(available_memory())))
-    windows, why = pick_windows(data.columns(), options.shuffle, free, per_image=options.views_per_image)
+    windows, why = pick_windows(
+        data.columns(), options.shuffle, free, per_image=options.views_per_image, room=data.room(options.local_size)
+    )
     plan = Plan(
         rows.train,
         prepared.fitting.batch_size,
@@ -180,9 +182,9 @@ def record_of(prepared: Prepared) -> Record[TrainConfig]:
         dataset=data.dataset,
         size=data.viewed.size if data.viewed.samples.pictures else None,
         view_seed=data.viewed.seed,
-        cache=tuple(str(cache.folder.resolve()) for cache in data.named),
-        hint_cache=tuple(str(cache.folder.resolve()) for cache in data.lent),
-        strong_cache=str(data.strong.cache.folder.resolve()) if data.strong is not None else None,
+        cache=tuple(cache.place for cache in data.named),
+        hint_cache=tuple(cache.place for cache in data.lent),
+        strong_cache=data.strong.cache.place if data.strong is not None else None,
     )
     return Record(
         "train",
@@ -195,9 +197,7 @@ def record_of(prepared: Prepared) -> Record[TrainConfig]:
             for term in parsed.losses
         ],
         hints=[{"hint": str(term), "weight": str(term.weight_schedule())} for term in parsed.hints],
-        caches=[
-            {"path": str(cache.folder.resolve()), "cache_id": cache.manifest.cache_id} for cache in data.every_cache
-        ],
+        caches=[{"path": cache.place, "cache_id": cache.manifest.cache_id} for cache in data.every_cache],
         view_numbers=data.recorded_views,
         held_out_rows=len(prepared.rows.held),
         live=None if prepared.live is None else dataclasses.asdict(prepared.live),
@@ -227,6 +227,7 @@ def _stream(prepared: Prepared, order: Order, columns: frozenset[str]) -> Stream
         teacher=targets,
         close=data.close,
         places=data.places(sorted(columns)),
+        epochs=prepared.fitting.epochs,
     )
     if data.columns():
         log.info(f"targets {stream.targets}; {order.why}")
@@ -329,10 +330,10 @@ def _announcement(prepared: Prepared, plan: Plan) -> str:
     parsed, data, material = prepared.parsed, prepared.data, prepared.material
     options = parsed.options
     assert options.epochs is not None  # the preset's, where nobody said
-    folders = ", ".join(str(cache.folder) for cache in data.all_caches)
+    folders = ", ".join(cache.where for cache in data.all_caches)
     targets = "labels alone" if parsed.labels_alone else "live teacher" if options.online else f"cache {folders}"
     if data.strong is not None:
-        targets += f" and {data.strong.cache.folder} of strong views ({data.strong.viewed.recipe})"
+        targets += f" and {data.strong.cache.where} of strong views ({data.strong.viewed.recipe})"
     if options.targets == "mean":
         targets = f"mean over the views of {targets}"
     views = "fresh views" if data.views is None else counted(len(data.views), "view")

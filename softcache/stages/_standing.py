@@ -38,4 +38,4 @@ def _standing(folder: Path) -> str:
     except (SoftcacheError, OSError):
         return "nothing had been computed yet"
     total = cache.rows * cache.views
-    return f"{total - left:,} of {total:,} keys are in {folder} and stay valid"
+    return f"{total - left:,} of {total:,} keys are in {cache.where} and stay valid"

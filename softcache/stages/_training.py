@@ -215,7 +215,7 @@ def _tell_of_leaders(term: Term, data: TrainingData) -> None:
         if cache.layout(term.of).keeps_leaders and not term.through_softmax:
             log.warning(
                 f"loss {str(term)!r} looks at each of the teacher's {term.of}, or at several temperatures, and "
-                f"{cache.folder} keeps the largest and what the others weigh together: to this loss all others are "
+                f"{cache.where} keeps the largest and what the others weigh together: to this loss all others are "
                 "equal; kl and other losses of probabilities lose less"
             )
 

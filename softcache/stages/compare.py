@@ -15,6 +15,7 @@ from softcache.atomic import replace_file
 from softcache.cache.reader import Cache
 from softcache.config.folders import pick_cache, teacher_folder
 from softcache.config.given import recorded_dataset, recorded_recipe, recorded_teacher
+from softcache.config.opening import Opening
 from softcache.config.parsed import parse
 from softcache.config.record import CONFIG, read_record
 from softcache.config.sweep import CompareConfig, divided
@@ -134,7 +135,7 @@ def _taught(many: ManyFolder, settled: Settled, row: Row, generation: int) -> Pa
     options = settled.specification.of_train
     best = max(zip(row.runs, row.outcomes, strict=True), key=lambda pair: pair[1].val or 0.0)[0]
     folder = (many.path / CACHES / f"generation-{generation}").resolve()
-    first = Cache(options["cache"][0], codec=options.get("codec"))
+    first = _opened(options["cache"][0], options)
     identity = first.manifest.identity
     log.info(f"generation {generation} is taught by {best.name}")
     here = {**options, **settled.anew}
@@ -153,11 +154,17 @@ def _taught(many: ManyFolder, settled: Settled, row: Row, generation: int) -> Pa
     return folder
 
 
+def _opened(name: str, options: Mapping[str, Any]) -> Cache:
+    defaults = TrainConfig()
+    chosen = (options.get(key, getattr(defaults, key)) for key in ("expect", "local_cache", "local_size"))
+    return Opening(*chosen).open(name, codec=options.get("codec"))
+
+
 def _teachers(options: Mapping[str, Any]) -> dict[str, float]:
     """The teachers' scores on the test split, where their folders say them; says so where they don't."""
     found = {}
     for name in options.get("cache", ()):
-        cache = Cache(name, codec=options.get("codec"))
+        cache = _opened(name, options)
         try:
             spec, reached = _teacher_test(cache)
         except SoftcacheError as error:

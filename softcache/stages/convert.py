@@ -18,6 +18,7 @@ import torch
 import softcache
 from softcache.atomic import remove_dead_temporaries
 from softcache.cache.chunk_frames import zstandard
+from softcache.cache.description import describe
 from softcache.cache.locks import remove_stale_locks, writing
 from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
@@ -323,5 +324,5 @@ def _done(begun: _Begun, shards: int, seconds: float) -> Converted:
             _key_bytes(made, name, places),
             after.error,
         )
-    info, size = made.describe(), source.describe()["bytes"]
+    info, size = describe(made), describe(source)["bytes"]
     return Converted(source.folder, made.folder, shards, seconds, size, info["bytes"], columns, info)

@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 
+from softcache.addresses import is_address
 from softcache.atomic import dead_temporaries
 from softcache.cache.agreement.recorded import Recorded
+from softcache.cache.description import describe
 from softcache.cache.locks import remove_stale_locks, writing
 from softcache.cache.reader import Cache
+from softcache.cache.uploading import uploading_of
 from softcache.cache.virtual import is_current
 from softcache.config.dump import DumpConfig
 from softcache.config.folders import make_folder
@@ -43,6 +46,7 @@ from softcache.stages._dumping import (
 )
 from softcache.stages._on_ray import Shared, dump_on_ray
 from softcache.stages._standing import told
+from softcache.stages._to_store import announce, writing_to_store
 
 
 @dataclass
@@ -72,6 +76,24 @@ def dump(asked: DumpConfig) -> Dumped:
     """
     began = time.perf_counter()
     part = _part(asked)
+    if asked.out is not None and is_address(asked.out):
+        return _dump_to_store(asked, part)
+    return _dump(asked, part, began)
+
+
+def _dump_to_store(asked: DumpConfig, part: tuple[int, int]) -> Dumped:
+    began = time.perf_counter()
+    if part != (1, 1) or asked.on is not None:
+        raise UsageError("one process at a time dumps into a store: dump parts into a folder, and softcache copy it")
+    with writing_to_store(asked) as (here, goal):
+        done = _dump(here, part, began)
+        if asked.dry_run:
+            return done
+        pin = goal.finish(here.named_codec)
+    return dataclasses.replace(done, info={**done.info, "pin": pin})
+
+
+def _dump(asked: DumpConfig, part: tuple[int, int], began: float) -> Dumped:
     if asked.on is not None:
         return _dump_on_ray(asked, began)
     device = _device(asked.device)
@@ -87,7 +109,8 @@ def dump(asked: DumpConfig) -> Dumped:
         with reproducible(tf32=opened.identity.teacher.numerics.tf32):
             guess = timed(guess, opened.forward, begun.viewed, opened.identity.grid, asked.workers)
         return Dumped(begun.folder, 0, time.perf_counter() - began, estimate=guess)
-    refuse_too_large(estimated(opened), begun.folder)
+    if uploading_of(begun.folder) is None:
+        refuse_too_large(estimated(opened), begun.folder)
     make_folder(begun.folder)
     with told(begun.folder), writing(begun.folder, part):
         keys = _compute(opened, part)
@@ -121,6 +144,8 @@ def _dump_on_ray(asked: DumpConfig, began: float) -> Dumped:
 def _compute(opened: Opened, part: tuple[int, int]) -> int:
     """Computes this part's missing shards; returns how many keys that were."""
     cache, blocks = prepare(opened, part)
+    if cache.uploading is not None:
+        announce(cache)
     if blocks:
         recorded = Recorded(cache)
         check(opened, cache, recorded)
@@ -147,7 +172,7 @@ def _done(folder: Path, config: DumpConfig, began: float, keys: int = 0) -> Dump
         time.perf_counter() - began,
         cache.manifest.state.teacher_top1,
         config.views or cache.views,
-        cache.describe(),
+        describe(cache),
     )
 
 

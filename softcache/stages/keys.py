@@ -19,6 +19,7 @@ from softcache.cache.column import OFFSET
 from softcache.cache.reader import Cache, ColumnReader
 from softcache.cache.schema import LOGITS, hint_column
 from softcache.config.data import open_data
+from softcache.config.opening import LOCAL_SIZE
 from softcache.config.parsed import parse
 from softcache.config.train import TrainConfig
 from softcache.errors import CacheError, UsageError
@@ -86,8 +87,9 @@ class Keys(Dataset[KeyBatch]):
     ``collate_fn=keys.collate`` and may have workers of any kind. Everything is checked as in a training: data, labels
     and kept samples when this is made, and each key's digest when it is read.
 
-    ``cache``: its folder or its name in ``caches/``, by default the only one there. ``dataset``, ``augment``,
-    ``data_dir``, ``download``, ``labels``, ``pixels``, ``codec``: as in ``TrainConfig``. ``views``: how many of the
+    ``cache``: its folder, its name in ``caches/`` or the address of one in a store, by default the only one in
+    ``caches/``. ``dataset``, ``augment``, ``data_dir``, ``download``, ``labels``, ``pixels``, ``codec``, ``expect``,
+    ``local_cache``, ``local_size``: as in ``TrainConfig``. ``views``: how many of the
     recorded views, by default all. ``view``: one of them alone. ``outputs``: the teacher's outputs that are read.
     ``hints``: layers of the teacher.
 
@@ -110,6 +112,9 @@ class Keys(Dataset[KeyBatch]):
         labels: str | None = None,
         pixels: str = "exact",
         codec: str | None = None,
+        expect: Sequence[str] | str = (),
+        local_cache: str | None = None,
+        local_size: str = LOCAL_SIZE,
     ):
         for what, names in (("outputs", outputs), ("hints", hints)):
             if isinstance(names, str):
@@ -128,6 +133,9 @@ class Keys(Dataset[KeyBatch]):
             labels=labels,
             pixels=pixels,
             codec=codec,
+            expect=(expect,) if isinstance(expect, str) else tuple(expect),
+            local_cache=local_cache,
+            local_size=local_size,
         )
         columns = {name: name for name in outputs} | {name: hint_column(name) for name in hints}
         if len(columns) < len(outputs) + len(hints):
@@ -136,7 +144,7 @@ class Keys(Dataset[KeyBatch]):
         (opened,) = data.named
         complete = data.views or ()
         if view is not None and view not in complete:
-            raise CacheError(f"{opened.folder} has no complete view {view}: it has {', '.join(map(str, complete))}")
+            raise CacheError(f"{opened.where} has no complete view {view}: it has {', '.join(map(str, complete))}")
         self.viewed = data.viewed
         self.views = complete if view is None else (view,)
         self.fixed = view is not None
@@ -144,6 +152,7 @@ class Keys(Dataset[KeyBatch]):
         self._close = [] if data.close is None else [data.close[opened.folder]]
         self._columns = columns
         self._folder, self._id, self._codec = opened.folder.absolute(), opened.manifest.cache_id, codec
+        self._remote, self._pinned = opened.remote, opened.pinned
         self._opened: dict[str, ColumnReader] | None = None
 
     @property
@@ -249,7 +258,7 @@ class Keys(Dataset[KeyBatch]):
     def _readers(self) -> dict[str, ColumnReader]:
         """Opened when a process first reads, so that workers inherit no map of a file."""
         if self._opened is None:
-            cache = Cache(self._folder, codec=self._codec)
+            cache = Cache(self._folder, codec=self._codec, remote=self._remote, pinned=self._pinned)
             if cache.manifest.cache_id != self._id:
                 raise CacheError(f"{self._folder} is another cache than the one that was opened")
             self._opened = {name: cache.column(column) for name, column in self._columns.items()}

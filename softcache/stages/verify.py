@@ -8,25 +8,30 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from softcache.addresses import is_address
 from softcache.atomic import is_temporary, remove_dead_temporaries, sync_folder
 from softcache.cache.checksum import Flaw, check_file
 from softcache.cache.column import OFFSET
 from softcache.cache.constants import constants_name, constants_of
+from softcache.cache.listing import LISTING
 from softcache.cache.locks import is_lock, writing
 from softcache.cache.manifest import parse, read_manifest, render
 from softcache.cache.reader import Cache
-from softcache.cache.schema import LOGITS, MANIFEST, ROWS, SAMPLES, VIRTUAL, length_array, shard_name
+from softcache.cache.schema import MANIFEST, ROWS, SAMPLES, VIRTUAL, length_array, shard_name
 from softcache.cache.shard import Arrays, Attributes
+from softcache.cache.shard import opened as opened_file
 from softcache.config.folders import pick_cache
+from softcache.config.opening import LOCAL_SIZE, Opening
 from softcache.config.options import refuse_seed
 from softcache.console import Bar, bar
-from softcache.errors import CacheError, IntegrityError
+from softcache.errors import CacheError, IntegrityError, UsageError
+from softcache.stages._asking import ask
 
 log = logging.getLogger(__name__)
 
@@ -99,16 +104,30 @@ def verify(
     seed: int = 0,
     threads: int | None = None,
     codec: str | None = None,
+    expect: Sequence[str] = (),
+    local_cache: str | None = None,
+    local_size: str = LOCAL_SIZE,
     **options: Any,
 ) -> Verified:
     """Reads every byte of the manifest, ``rows.h5``, ``samples.h5`` and all shards, and compares checksums.
 
     ``repair`` removes what is damaged, so that the same ``dump`` computes just that again. ``teacher``: a spec; it
     is run on a random ``sample`` of keys and compared (``options``: those of ``rerun``). ``codec``: as ``Cache`` takes
-    it. Errors: ``CacheError``
+    it. ``expect``, ``local_cache``, ``local_size``: as in ``TrainConfig``; with a pin every file's sha256 is compared
+    too. Errors: ``CacheError``
     where the folder is no cache, ``LockedError`` where ``repair`` finds it being written.
     """
     refuse_seed(seed)
+    afar = cache is not None and is_address(cache)
+    if afar or expect:
+        if repair:
+            raise UsageError("--repair changes a cache's own folder, and isn't for stores or with --expect")
+        where = Opening(tuple(expect), local_cache, local_size)
+        opened = where.open(None if cache is None else str(cache), codec=codec)
+        found = _examine(opened.folder, threads, codec, opened)
+        if teacher is not None and not (found.damaged or found.missing):
+            found.teacher = ask(opened, teacher, sample=sample, seed=seed, **options)
+        return found
     folder = pick_cache(None if cache is None else str(cache))
     if not folder.is_dir():
         raise CacheError(f"{folder} is no cache: there is no such folder")
@@ -123,98 +142,33 @@ def verify(
     elif teacher is not None and ROWS in found.missing:
         log.info(f"the teacher is not asked, as {ROWS} is missing: run softcache dump again first")
     elif teacher is not None:
-        found.teacher = _ask(
-            Cache(folder, verify_reads=True, codec=codec), teacher, sample=sample, seed=seed, **options
-        )
+        found.teacher = ask(Cache(folder, verify_reads=True, codec=codec), teacher, sample=sample, seed=seed, **options)
     return found
 
 
-def _ask(
-    cache: Cache,
-    teacher: str,
-    *,
-    sample: int,
-    seed: int,
-    teacher_weights: str | None = None,
-    normalize: str | None = None,
-    dataset: str | None = None,
-    data_dir: str | None = None,
-    augment: str | None = None,
-    device: str = "auto",
-) -> Rerun:
-    """Runs ``teacher`` in the arithmetic of the dump.
-
-    Errors: ``CacheError`` where the dataset or the number of classes isn't that of the cache.
-    """
-    # Only a check with a teacher needs all that runs one.
-    from softcache.cache.agreement.data import check_dataset
-    from softcache.cache.agreement.labels import label_difference
-    from softcache.cache.agreement.teacher import compare, compared_column
-    from softcache.config.given import recorded_dataset, recorded_recipe, remember_cache
-    from softcache.config.teachers import find_teacher
-    from softcache.device import DTYPES, pick_device
-    from softcache.dumping.forward import Forward
-    from softcache.models._arithmetic import Arithmetic
-    from softcache.models._weights import fingerprint
-    from softcache.views._open import open_viewed
-
-    identity = cache.manifest.identity
-    numerics, recipe = identity.teacher.numerics, identity.recipe
-    if numerics.dtype not in DTYPES:
-        raise CacheError(f"{cache.folder} was made in {numerics.dtype}, which this softcache doesn't know")
-    viewed = open_viewed(
-        recorded_dataset(cache, dataset),
-        identity.dataset.split,
-        data_dir=data_dir,
-        augment=recorded_recipe(cache, augment),
-        view_seed=recipe["seed"],
-        size=recipe.get("size"),
-    )
-    check_dataset(cache, viewed)
-    size = identity.teacher.preprocess.get("size")
-    network = find_teacher(teacher, viewed.samples, weights=teacher_weights, normalize=normalize, size=size)
-    column = compared_column(cache)
-    layout = cache.layout(column)
-    if column == LOGITS and not layout.ragged and len(layout.shape) == 1 and network.classes != layout.width:
-        raise CacheError(f"{teacher} has {network.classes} classes, the cache {layout.width}")
-    same_weights = fingerprint(network.model.state_dict()) == identity.teacher.weights
-    where = pick_device(device)
-    arithmetic = Arithmetic(numerics.amp, numerics.memory_format == "channels_last")
-    network = arithmetic.apply(network.to(where, DTYPES[numerics.dtype])).eval()
-    forward = Forward(network, [column], where, amp=arithmetic.amp)
-    found = compare(
-        cache,
-        viewed,
-        lambda inputs: forward(inputs)[column],
-        where,
-        sample=sample,
-        seed=seed,
-        same_weights=same_weights,
-        labels=label_difference(cache, viewed.samples),
-    )
-    if not found.other_pixels:
-        remember_cache(cache, dataset=dataset, augment=augment)
-    return found
-
-
-def _examine(folder: Path, threads: int | None, codec: str | None) -> Verified:
+def _examine(folder: Path, threads: int | None, codec: str | None, opened: Cache | None = None) -> Verified:
+    """``opened``: the cache, where it comes from a store or is pinned."""
     began = time.perf_counter()
     found = Verified(folder)
     try:
-        cache = _check_manifest(folder, codec)
+        cache = _check_manifest(folder, opened or Cache(folder, codec=codec))
     except IntegrityError as error:
         what = str(error).removeprefix(f"{folder / MANIFEST}").lstrip(": ")
         found.damaged.append(Damage(MANIFEST, None, None, None, None, what))
         found.parts = [name for name in _names(folder) if is_temporary(os.path.basename(name))]
         return found
     there = list(_present(cache, found.missing))
-    known = {file.name for file in there} | {MANIFEST, VIRTUAL}
-    for name in _names(folder):
+    known = {file.name for file in there} | {MANIFEST, VIRTUAL, LISTING}
+    for name in _names(folder) if cache.remote is None else ():
         if is_temporary(os.path.basename(name)):
             found.parts.append(name)
         elif name not in known and not is_lock(name):
             found.foreign.append(name)
-    size = sum(os.path.getsize(folder / file.name) for file in there if (folder / file.name).is_file())
+    if cache.remote is not None:
+        found.folder = Path(cache.where)
+        size = cache.remote.bytes_of([file.name for file in there])
+    else:
+        size = sum(os.path.getsize(folder / file.name) for file in there if (folder / file.name).is_file())
     workers = threads or min(MAX_THREADS, os.cpu_count() or 1)
     with bar("verify", size, "bytes") as shown:
         for file, flaws in _check_all(cache, _without_lengths(cache, there), workers, shown):
@@ -226,9 +180,9 @@ def _examine(folder: Path, threads: int | None, codec: str | None) -> Verified:
     return found
 
 
-def _check_manifest(folder: Path, codec: str | None) -> Cache:
+def _check_manifest(folder: Path, cache: Cache) -> Cache:
     """The cache, if its manifest is byte for byte what softcache writes."""
-    cache, text = Cache(folder, codec=codec), read_manifest(folder)
+    text = read_manifest(folder)
     if render(parse(text, folder / MANIFEST)) != text:
         raise IntegrityError(f"{folder / MANIFEST} is not as softcache writes it, though it says the same")
     return cache
@@ -236,8 +190,8 @@ def _check_manifest(folder: Path, codec: str | None) -> Cache:
 
 def _present(cache: Cache, missing: list[str]) -> Iterator[_File]:
     """The cache's files that are there; names of the others go to ``missing``."""
-    for name in (ROWS, SAMPLES):
-        if os.path.lexists(cache.folder / name):
+    for name in (ROWS, *([SAMPLES] if cache.manifest.state.samples else [])):
+        if os.path.lexists(cache.folder / name):  # of a store's cache they are fetched first
             yield _File(name, name.removesuffix(".h5"))
         else:
             missing.append(name)
@@ -270,6 +224,12 @@ def _check_all(cache: Cache, files: list[_File], workers: int, shown: Bar) -> It
             shown.advance(count)
 
     def check(file: _File) -> list[Flaw]:
+        with cache.present([file.name]):
+            return present(file)
+
+    def present(file: _File) -> list[Flaw]:
+        if cache.pinned is not None and (flaw := _other_bytes(cache, file)):
+            return flaw
         chunking = None if file.shard is None else cache.layout(file.column).chunking
         flaws = check_file(cache.folder / file.name, *_expected(cache, file), advance, chunking)
         if file.shard is not None and not flaws and cache.layout(file.column).ragged:
@@ -293,6 +253,18 @@ def _check_all(cache: Cache, files: list[_File], workers: int, shown: Bar) -> It
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
+
+
+def _other_bytes(cache: Cache, file: _File) -> list[Flaw]:
+    """Whether a file isn't what the pin stands for."""
+    assert cache.pinned is not None
+    path = cache.folder / file.name
+    try:
+        with opened_file(path) as (fd, _):
+            cache.pinned.prove(fd, path)
+    except IntegrityError as error:
+        return [Flaw(None, str(error).removeprefix(f"{path} "))]
+    return []
 
 
 def _wrong_lengths(cache: Cache, file: _File) -> list[Flaw]:

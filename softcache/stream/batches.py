@@ -43,6 +43,10 @@ class TargetSource(Protocol):
         """Prepares for an epoch of these batches."""
         ...
 
+    def soon(self, views: Sequence[int]) -> None:
+        """Says which recorded views the next epoch has, so that they may be fetched."""
+        ...
+
     def targets(self, part: Part, rows: torch.Tensor, inputs: Inputs) -> Targets:
         """Those of a part of n keys. ``rows`` (n,) int64: theirs; ``inputs``: theirs; both on the device."""
         ...
@@ -104,8 +108,10 @@ class Stream:
         teacher: TargetSource | None,
         close: Mapping[Path, CloseRows] | None = None,
         places: Mapping[str, Int64] | None = None,
+        epochs: int = 0,
     ):
-        """``close``: by a cache's folder, whose inputs may differ from what its teacher saw; None where none may.
+        """``epochs``: how many there will be, so that nothing is fetched for one after the last.
+        ``close``: by a cache's folder, whose inputs may differ from what its teacher saw; None where none may.
         ``places``: of targets whose rows have lengths of their own, column → (N,) how many places each row has."""
         self.plan = plan
         self.name = inputs.name
@@ -116,6 +122,7 @@ class Stream:
         self._teacher = teacher
         self._close = close
         self._places = places or {}
+        self._epochs = epochs
         self._labels = visible
         self._visible = trained_labels(visible).to(device)
         self._at_once = device.type == "cpu"
@@ -140,6 +147,8 @@ class Stream:
         counts = Counts(shares, self._labels, self._places, self._viewed.mixing)
         if self._teacher is not None:
             self._teacher.begin(batches)
+            if epoch + 1 < self._epochs and self.plan.views is not None:
+                self._teacher.soon(self.plan.views_at(epoch + 1))
         accepted = []
         if self._teacher is not None and self._close is not None:
             accepted = [self._close[cache.folder] for cache in self._teacher.compared]

@@ -30,6 +30,10 @@ class BothTargets:
         """Prepares the recorded views of an epoch; means are the same in all epochs."""
         self._recorded.begin([[part for part in parts if not part.fresh] for parts in batches])
 
+    def soon(self, views: Sequence[int]) -> None:
+        """Fetches recorded views of the next epoch."""
+        self._recorded.soon(views)
+
     def targets(self, part: Part, rows: torch.Tensor, inputs: Inputs) -> Targets:
         """``rows`` (n,) int64 on the device: those of the part's keys; ``inputs`` are not used."""
         return (self._means if part.fresh else self._recorded).targets(part, rows, inputs)

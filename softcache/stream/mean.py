@@ -49,6 +49,9 @@ class MeanTargets:
     def begin(self, batches: Sequence[Parts]) -> None:
         """Prepares nothing, because the means are over the same recorded views in every epoch."""
 
+    def soon(self, views: Sequence[int]) -> None:
+        """Fetches nothing, as ``begin``."""
+
     def targets(self, part: Part, rows: torch.Tensor, inputs: Inputs) -> Targets:
         """``rows`` (B,) int64 on the device: those of the part's keys; ``inputs`` are not used."""
         if self._held is None:

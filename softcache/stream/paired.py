@@ -48,6 +48,11 @@ class PairedTargets:
         self._weak.begin(_only(batches, strong=False))
         self._strong.begin(_only(batches, strong=True))
 
+    def soon(self, views: Sequence[int]) -> None:
+        """Fetches the views of the next epoch in both caches."""
+        self._weak.soon(views)
+        self._strong.soon(views)
+
     def targets(self, part: Part, rows: torch.Tensor, inputs: Inputs) -> Targets:
         """``rows`` (n,) int64 on the device: those of the part's keys; ``inputs`` are not used."""
         return (self._strong if part.strong else self._weak).targets(part, rows, inputs)

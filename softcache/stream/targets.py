@@ -117,6 +117,13 @@ class CachedTargets:
                 for view in set(views) - before:
                     reader.ahead(view)
 
+    def soon(self, views: Sequence[int]) -> None:
+        """Has views of the next epoch fetched, where they come from a store and are not held on the device."""
+        new = [view for view in views if view not in self._views and view not in self._held]
+        if self._windows is None:
+            for reader in self._readers():
+                reader.soon(new)
+
     def _keep_view(self, view: int, also: Sequence[int]) -> None:
         """Puts a view's arrays on the device. If there are too many views then, the oldest ones are dropped."""
         if view in self._held:
@@ -237,6 +244,9 @@ class LiveTargets:
 
     def begin(self, batches: Sequence[Parts]) -> None:
         """Prepares nothing: the teacher answers for any inputs."""
+
+    def soon(self, views: Sequence[int]) -> None:
+        """Fetches nothing, as ``begin``."""
 
     def targets(self, part: Part, rows: torch.Tensor, inputs: Inputs) -> Targets:
         """Runs the teacher on ``inputs``."""

@@ -26,12 +26,12 @@ def check_dataset(cache: Cache, viewed: Viewed, *, recipe: bool = True) -> None:
     for key, value in wanted.items():
         if found[key] != value:
             raise CacheError(
-                f"{cache.folder} was made from {recorded.spec} with {key} {_short(value)}, "
+                f"{cache.where} was made from {recorded.spec} with {key} {_short(value)}, "
                 f"{samples.spec} has {_short(found[key])}: name the right --dataset or --cache"
             )
     if recipe and viewed.recipe.revisions != cache.manifest.identity.recipe.get("revisions"):
         raise CacheError(
-            f"{cache.folder} was made with revisions {cache.manifest.identity.recipe.get('revisions')} of its recipe, "
+            f"{cache.where} was made with revisions {cache.manifest.identity.recipe.get('revisions')} of its recipe, "
             f"this softcache has {viewed.recipe.revisions}: make the cache again"
         )
 
@@ -53,7 +53,7 @@ def check_together(caches: Sequence[Cache], views: Sequence[int]) -> None:
                 keys = [key for key in ours.recipe if ours.recipe[key] != theirs.recipe.get(key)]
                 shown = "; ".join(f"{key} {ours.recipe[key]} and {theirs.recipe.get(key)}" for key in keys)
                 raise CacheError(
-                    f"{first.folder} and {other.folder} are of different {first.input_names} in "
+                    f"{first.where} and {other.where} are of different {first.input_names} in "
                     f"{int(differing.sum()):,} of {first.rows:,} rows of view {view} "
                     f"({shown or 'their datasets differ'}): make them with the same --dataset, --augment, --size "
                     "and --view-seed"
@@ -66,7 +66,7 @@ def digests(cache: Cache, view: int) -> np.ndarray:
         if view in cache.complete_views(column):
             mapped = cache.column(column).map(view)[DIGEST]
             return np.concatenate([mapped.between(part, 0, rows) for part, rows in enumerate(mapped.lengths)])
-    raise CacheError(f"{cache.folder} has no complete column of view {view}: run softcache dump again to complete it")
+    raise CacheError(f"{cache.where} has no complete column of view {view}: run softcache dump again to complete it")
 
 
 def _described(inputs: Mapping[str, InputField]) -> str:

@@ -64,7 +64,7 @@ def agreed_labels(caches: Sequence[Cache], samples: Samples, choice: str | None)
             differing = int(differing_rows(first.labels, other.labels).sum())
             if differing:
                 raise CacheError(
-                    f"{first.folder} and {other.folder} have recorded different labels for {differing:,} of "
+                    f"{first.where} and {other.where} have recorded different labels for {differing:,} of "
                     f"{first.rows:,} rows, so --labels cache is ambiguous: use --labels dataset, or leave one cache out"
                 )
     for cache in caches:
@@ -73,11 +73,11 @@ def agreed_labels(caches: Sequence[Cache], samples: Samples, choice: str | None)
             continue
         if choice is None:
             raise CacheError(
-                f"{cache.folder} was made from other labels than {samples.spec} has now: {found}. Restore the labels; "
+                f"{cache.where} was made from other labels than {samples.spec} has now: {found}. Restore the labels; "
                 "or, if the dataset was relabelled on purpose, train on its labels with --labels dataset, or on the "
                 "recorded ones with --labels cache"
             )
-        log.warning(f"{cache.folder}: {found}; training on the labels of the {choice}")
+        log.warning(f"{cache.where}: {found}; training on the labels of the {choice}")
     if choice == "cache":
         return dataclasses.replace(samples, labels=caches[0].labels.copy())
     return samples
@@ -94,13 +94,13 @@ def refuse_relabelled(cache: Cache, samples: Samples) -> None:
     if cache.manifest.state.class_names != list(samples.classes):
         there, now = cache.manifest.state.class_names, samples.classes
         raise CacheError(
-            f"{cache.folder} was made from other classes than {samples.spec} has now ({_unlike(there, now)}): name the "
+            f"{cache.where} was made from other classes than {samples.spec} has now ({_unlike(there, now)}): name the "
             "right --dataset, or use another --out"
         )
     found = label_difference(cache, samples)
     if found is not None:
         raise CacheError(
-            f"{cache.folder} was made from other labels than {samples.spec} has now: {found}. Restore the labels, or "
+            f"{cache.where} was made from other labels than {samples.spec} has now: {found}. Restore the labels, or "
             "use another --out for the relabelled dataset; the logits of this cache can still be used with "
             "softcache train --labels dataset"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -125,10 +124,7 @@ def comparable(cache: Cache) -> list[str]:
 def first_recorded(cache: Cache) -> tuple[str, int, int, int] | None:
     """Column, view, first row and number of rows of a shard that is there and comparable; None where none is."""
     for view in range(cache.views):
-        try:
-            there = set(os.listdir(cache.folder / f"view-{view:04d}"))
-        except FileNotFoundError:
-            continue
+        there = cache.names_in(view)
         for column in comparable(cache):
             for number in range(cache.manifest.shards(column)):
                 if cache.shard_path(view, column, number).name in there:

@@ -97,7 +97,7 @@ def close_rows(cache: Cache, viewed: Viewed, view: int | None) -> CloseRows:
             )
     if differing:
         log.warning(
-            f"{cache.folder}: {differing:,} of {int(rows.sum()):,} kept samples differ by a few grey levels"
+            f"{cache.where}: {differing:,} of {int(rows.sum()):,} kept samples differ by a few grey levels"
             f"{versions_note(cache)}: accepted by --pixels close"
         )
     return CloseRows(rows, every_view=_shows_every_view(viewed))
@@ -108,7 +108,7 @@ def recorded_digests(cache: Cache, view: int, rows: np.ndarray) -> np.ndarray:
     for column in cache.manifest.columns:
         if view in cache.complete_views(column):
             return cache.column(column).gather(view, rows)["digest"]
-    raise AssertionError(f"view {view} of {cache.folder} is not complete")
+    raise AssertionError(f"view {view} of {cache.where} is not complete")
 
 
 def has_digests(cache: Cache, view: int) -> bool:
@@ -182,6 +182,6 @@ def _cause(cache: Cache, part: _Compared) -> str:
 
 def _keep_more(cache: Cache) -> str:
     return (
-        f"{cache.folder} keeps the pixels of {len(cache.samples[0]):,} of {cache.rows:,} rows. Where the decoder is "
+        f"{cache.where} keeps the pixels of {len(cache.samples[0]):,} of {cache.rows:,} rows. Where the decoder is "
         f"that of the dump{versions_note(cache)}, run the same softcache dump again with --keep-samples all"
     )

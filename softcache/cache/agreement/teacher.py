@@ -75,7 +75,7 @@ def compare(
     column, batch = compared_column(cache), cache.manifest.identity.grid.batch
     numerics, views = cache.manifest.identity.teacher.numerics, cache.complete_views(column)
     if not views:
-        raise CacheError(f"{cache.folder} has no complete view to compare with: run softcache dump again")
+        raise CacheError(f"{cache.where} has no complete view to compare with: run softcache dump again")
     rng = np.random.default_rng(seed)
     total = cache.rows * len(views)
     chosen = np.sort(rng.choice(total, min(sample, total), replace=False))

@@ -1,0 +1,236 @@
+"""Dumping into a store: the same bytes as on disk, however often it is killed, and one writer at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from harness_dump import HINTS, Setting, Warm, shards
+from harness_store import SECRET_KEY, Proxy, Server, environment
+from harness_train import command
+
+from softcache.cache.listing import LISTING
+from softcache.errors import LockedError
+from softcache.stages.copy import copy
+from softcache.store.lock import LASTS_S, NAME, StoreLock
+from softcache.store.opened import open_store
+
+pytestmark = pytest.mark.timeout(900)
+KILLS = pytest.param(100, id="100", marks=pytest.mark.torture)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(setting: Setting, warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The shards of a dump into a folder."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "cache"
+    assert warm.run(arguments(setting, str(folder))).status == 0
+    return shards(folder)
+
+
+def arguments(setting: Setting, out: str, *more: str) -> list[str]:
+    """Two views of two columns in five shards each."""
+    return ["dump", *setting.base, "--views", "2", "--hint", HINTS[0], "--out", out, *more]
+
+
+@pytest.fixture
+def address(server: Server, faults: Proxy) -> str:
+    return f"s3://{server.bucket()}/caches/arrays"
+
+
+def stored(address: str) -> dict[str, str]:
+    """Name → sha256 of every shard in the store, and of rows and samples."""
+    store = open_store(address, "the test")
+    named = {name: size for name, size in store.files().items() if name.startswith(("view-", "rows.", "samples."))}
+    return {name: str(store.sha256(name, size)) for name, size in named.items()}
+
+
+def run(warm: Warm, setting: Setting, address: str, faults: Proxy, here: Path, *more: str, **how: object) -> str:
+    """A whole dump; what it said."""
+    ended = start(warm, setting, address, faults, here, *more, **how)
+    assert ended.status == 0, ended.output
+    return ended.output
+
+
+def start(warm, setting, address, faults, here, *more, **how):  # type: ignore[no-untyped-def]
+    log = {"FORWARDS": str(here / "forwards")}
+    command = arguments(setting, address, "--staging", str(here / "staging"), *more)
+    return warm.run(command, env={**environment(faults.url), **log}, **how)
+
+
+def check(address: str, undisturbed: dict[str, str], here: Path) -> None:
+    """The store has what a folder would have, the listing says so, and nothing waits here."""
+    assert stored(address) == undisturbed
+    store = open_store(address, "the test")
+    assert store.size(NAME) is None
+    listed = json.loads(store.read(LISTING, 2**20) or b"")["files"]
+    assert set(listed) == {*undisturbed, "cache.json", "cache.h5"}
+    assert {name: sha256 for name, (_, sha256) in listed.items() if name in undisturbed} == undisturbed
+    assert not list((here / "staging").rglob("view-*/*"))
+    assert not list((here / "staging").rglob(".*.part"))
+
+
+def test_a_store_gets_the_bytes_that_a_folder_gets(
+    setting: Setting, warm: Warm, undisturbed: dict[str, str], address: str, faults: Proxy, tmp_path: Path
+) -> None:
+    said = run(warm, setting, address, faults, tmp_path)
+    check(address, undisturbed, tmp_path)
+    content = open_store(address, "the test").read(LISTING, 2**20)
+    assert content is not None
+    pin = hashlib.sha256(content).hexdigest()
+    assert f"pin            {pin}" in said
+    assert address in said
+    assert SECRET_KEY not in said
+    again = run(warm, setting, address, faults, tmp_path)
+    assert "all of it was there" in again
+    assert pin in again
+    copied = copy(address, tmp_path / "copy", expect=[pin])
+    assert copied.pin == pin
+    assert shards(tmp_path / "copy") == undisturbed
+
+
+def test_only_what_the_store_lacks_is_computed(
+    setting: Setting, warm: Warm, undisturbed: dict[str, str], address: str, faults: Proxy, tmp_path: Path
+) -> None:
+    run(warm, setting, address, faults, tmp_path)
+    store = open_store(address, "the test")
+    store.delete("view-0001/logits-00002.h5")
+    whole = (tmp_path / "forwards").stat().st_size
+    (tmp_path / "forwards").unlink()
+    shutil.rmtree(tmp_path / "staging")  # as on another machine
+    run(warm, setting, address, faults, tmp_path)
+    check(address, undisturbed, tmp_path)
+    assert (tmp_path / "forwards").stat().st_size < whole / 4
+    more = run(warm, setting, address, faults, tmp_path, "--hint", HINTS[1], "--views", "3")
+    assert "900 keys computed" in more
+    found = stored(address)
+    assert {name: found[name] for name in undisturbed} == undisturbed
+    assert len(found) == 3 * 3 * 5 + 2
+
+
+def test_faults_change_nothing(
+    setting: Setting, warm: Warm, undisturbed: dict[str, str], address: str, faults: Proxy, tmp_path: Path
+) -> None:
+    faults.share = 0.03
+    run(warm, setting, address, faults, tmp_path)
+    faults.share = 0.0
+    assert sum(faults.faults.values()) > 2
+    check(address, undisturbed, tmp_path)
+
+
+@pytest.mark.parametrize("kills", [3, KILLS])
+def test_bytes_are_the_same_however_often_an_upload_is_killed(
+    setting: Setting,
+    warm: Warm,
+    undisturbed: dict[str, str],
+    server: Server,
+    faults: Proxy,
+    tmp_path: Path,
+    kills: int,
+) -> None:
+    import random
+
+    rng, died, number, seconds = random.Random(5), 0, 0, 0.0
+    while died < kills:
+        address, here = f"s3://{server.bucket()}/cache", tmp_path / str(number)
+        here.mkdir()
+        number += 1
+        if not seconds:
+            began = time.perf_counter()
+            run(warm, setting, f"{address}-first", faults, tmp_path)
+            seconds = time.perf_counter() - began
+        while True:
+            ended = start(warm, setting, address, faults, here, kill_after=rng.uniform(0.1, seconds))
+            assert ended.status in (0, -9), ended.output
+            # no half shard is ever there, and nothing is a cache that isn't whole
+            found = stored(address)
+            assert all(undisturbed[name] == sha256 for name, sha256 in found.items())
+            if ended.status == 0:
+                break
+            died += 1
+            if rng.random() < 0.3 and (here / "staging").exists():
+                shutil.rmtree(here / "staging")
+        check(address, undisturbed, here)
+
+
+def test_two_writers_do_not_mix(
+    setting: Setting, warm: Warm, undisturbed: dict[str, str], address: str, faults: Proxy, tmp_path: Path
+) -> None:
+    with StoreLock(open_store(address, "the test"), f"{address} is being written"):
+        ended = start(warm, setting, address, faults, tmp_path)
+        assert ended.status == 1
+        assert f"{address} is being written by process" in ended.output
+    run(warm, setting, address, faults, tmp_path)
+    check(address, undisturbed, tmp_path)
+
+
+@pytest.mark.parametrize("gone", ["long ago", "here"])
+def test_the_lock_of_a_writer_that_is_gone_is_taken_over(address: str, gone: str) -> None:
+    from softcache.atomic import writer_name
+
+    store, now = open_store(address, "the test"), time.time()
+    host, boot, _, token = writer_name().split("~")
+    other = f"elsewhere~1234~77~{token}" if gone == "long ago" else f"{host}~{boot}~999999999~{token}"
+    until = now - 1 if gone == "long ago" else now + LASTS_S
+    store.write(NAME, json.dumps({"owner": other, "until": until}).encode())
+    with StoreLock(store, "it is being written"):
+        pass
+    assert store.size(NAME) is None
+    store.write(NAME, json.dumps({"owner": "elsewhere~1234~77~ab", "until": now + LASTS_S}).encode())
+    with pytest.raises(LockedError, match=r"by process 77 on elsewhere: .* its lock ends in 10 min 00 s|9 min"):
+        StoreLock(store, "it is being written").__enter__()
+    store.write(NAME, json.dumps({"owner": "elsewhere~1234~77~ab", "until": 1e300}).encode())
+    with pytest.raises(LockedError, match="ends in 10 min"):
+        StoreLock(store, "it is being written").__enter__()
+
+
+def test_only_one_of_many_gets_the_lock(address: str) -> None:
+    import threading
+
+    got, refused, leave = [], [], threading.Event()
+
+    def enter(number: int) -> None:
+        try:
+            with StoreLock(open_store(address, "the test"), "it is being written"):
+                got.append(number)
+                leave.wait(60)
+        except LockedError:
+            refused.append(number)
+            if len(refused) == 4:
+                leave.set()
+
+    threads = [threading.Thread(target=enter, args=(k,)) for k in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(got), len(refused)) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--out", "https://host/cache"], "writes nothing to https"),
+        (["--out", "s3://bucket/cache", "--part", "1/2"], "one process at a time dumps into a store"),
+        (["--out", "http://host/cache"], "use https://"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    arguments: list[str], what: str, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
+    assert command("dump", "--teacher", "cifar:resnet8", *arguments) == 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert what in line
+
+
+def test_shards_of_nobody_are_not_taken_for_done(
+    setting: Setting, warm: Warm, address: str, faults: Proxy, tmp_path: Path
+) -> None:
+    open_store(address, "the test").write("view-0000/logits-00000.h5", b"whose?")
+    ended = start(warm, setting, address, faults, tmp_path)
+    assert ended.status == 1
+    assert "has shards and no cache.json" in ended.output
