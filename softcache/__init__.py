@@ -12,6 +12,7 @@ from softcache._version import __version__
 
 if TYPE_CHECKING:
     from softcache.cache.reader import Cache
+    from softcache.config.convert import ConvertConfig
     from softcache.config.dump import DumpConfig
     from softcache.config.teach import TeachConfig
     from softcache.config.train import TrainConfig
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from softcache.models._open import open_network
     from softcache.stages._cohort import train_cohort
     from softcache.stages.compare import compare
+    from softcache.stages.convert import convert
     from softcache.stages.dump import dump
     from softcache.stages.eval import evaluate
     from softcache.stages.keys import KeyBatch, Keys, KeySampler
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Cache": "softcache.cache.reader",
+    "ConvertConfig": "softcache.config.convert",
     "DumpConfig": "softcache.config.dump",
     "KeyBatch": "softcache.stages.keys",
     "KeySampler": "softcache.stages.keys",
@@ -44,6 +47,7 @@ _HOMES = {
     "ViewedDataset": "softcache.views._viewed",
     "ViewedFields": "softcache.views._fields",
     "compare": "softcache.stages.compare",
+    "convert": "softcache.stages.convert",
     "dump": "softcache.stages.dump",
     "evaluate": "softcache.stages.eval",
     "open_network": "softcache.models._open",
@@ -57,6 +61,7 @@ _HOMES = {
 
 __all__ = [
     "Cache",
+    "ConvertConfig",
     "DumpConfig",
     "KeyBatch",
     "KeySampler",
@@ -69,6 +74,7 @@ __all__ = [
     "ViewedFields",
     "__version__",
     "compare",
+    "convert",
     "dump",
     "evaluate",
     "open_network",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -83,6 +86,25 @@ def small_teacher() -> Callable[..., str]:
         return str(path)
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[..., None]]]:
+    """A tmpfs of its own; ``resize(bytes)`` gives it another size."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("mounting needs Linux and its administrator")
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def resize(count: int, flags: int = 32) -> None:  # MS_REMOUNT
+        done = libc.mount(b"tmpfs", os.fsencode(place), b"tmpfs", flags, f"size={count}".encode())
+        if done != 0:
+            pytest.skip(f"mounting isn't allowed here: {os.strerror(ctypes.get_errno())}")
+
+    resize(64 * 2**20, flags=0)
+    yield place, resize
+    libc.umount2(os.fsencode(place), 2)
 
 
 @pytest.fixture

@@ -260,9 +260,11 @@ def _serve(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    import softcache.cli.convert
     import softcache.cli.dump
     import softcache.cli.info
     import softcache.cli.train
+    import softcache.stages.convert
     import softcache.stages.dump
     import softcache.stages.train  # noqa: F401
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 from harness_dump import Setting, Warm, shards, temporaries
@@ -26,25 +22,6 @@ def undisturbed(setting: Setting, warm: Warm, tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("undisturbed") / "cache"
     assert warm.run(setting.command(folder)).status == 0
     return shards(folder)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    """A tmpfs of its own; ``resize(bytes)`` gives it another size."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("mounting needs Linux and its administrator")
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def resize(count: int, flags: int = 32) -> None:  # MS_REMOUNT
-        done = libc.mount(b"tmpfs", os.fsencode(place), b"tmpfs", flags, f"size={count}".encode())
-        if done != 0:
-            pytest.skip(f"mounting isn't allowed here: {os.strerror(ctypes.get_errno())}")
-
-    resize(64 * 2**20, flags=0)
-    yield place, resize
-    libc.umount2(os.fsencode(place), 2)
 
 
 # As where the estimate can't know it: quotas, other writers, a file system that compresses or counts otherwise.

@@ -152,7 +152,8 @@ class Plain:
                 attributes = {"views": self.state["columns"][column]["fitted_views"]}
             elif column in self.state["columns"]:
                 record = self.state["columns"][column]
-                meaning = {name: value for name, value in record.items() if name != "error"}
+                steps = [{k: v for k, v in step.items() if k != "error"} for step in record["converted"]]
+                meaning = {name: value for name, value in record.items() if name not in ("error", "converted")}
                 assert set(meaning) == {
                     "kind",
                     "shape",
@@ -164,6 +165,7 @@ class Plain:
                     "stride",
                     "compress",
                 }
+                meaning |= {"converted": steps} if steps else {}
                 texts["column_sha256"] = hashlib.sha256(canonical(meaning)).hexdigest().encode()
             if column == "rows":
                 texts["labels_sha256"] = self.state["labels"].encode()
@@ -446,6 +448,29 @@ def decoded_topk(arrays: dict[str, np.ndarray], k: int, classes: int, T: float) 
     dense = np.repeat(tail[..., None], classes, -1)
     np.put_along_axis(dense, which, logits, -1)
     return dense
+
+
+def test_a_reader_made_from_the_specification_reads_what_was_converted(tmp_path: Path) -> None:
+    plain, first = Plain(GOLDEN / "converted"), Plain(GOLDEN / "fp16")
+    assert (plain.id, plain.identity) == (first.id, first.identity)
+    assert (plain.state["views"], plain.state["labels"]) == (1, first.state["labels"])
+    softcache = Cache(GOLDEN / "converted", verify_reads=True)
+    assert softcache.manifest.cache_id == CACHE_IDS["fp16"]
+    for name, record in plain.state["columns"].items():
+        there, found = first.column(0, name), plain.column(0, name)
+        assert np.array_equal(found["digest"], there["digest"])
+        steps = record["converted"]
+        assert [(step["codec"], step["constants"] is None) for step in steps] == [("fp16", True), ("int8", False)]
+        assert steps[0]["error"] == first.state["columns"][name]["error"]
+        assert steps[1]["error"]["keys"] == record["error"]["keys"] == ROWS
+        decoded = decoded_int(found, 5, tuple(record["shape"]))
+        reader = softcache.column(name)
+        assert reader.decode(reader.gather(0, np.arange(ROWS))).numpy().tobytes() == decoded.tobytes()
+        # half a step of each of the two codecs, whose constants of a channel are gone with it
+        said = there["values"].astype(np.float64)
+        wide, own = said.max(0) - said.min(0), said.max(1) - said.min(1)
+        assert (np.abs(decoded - said) <= 0.54 * own[:, None] * 1.1 / 31 + 0.51 * wide * 1.13 / 255 + 1e-3).all()
+    assert verify(GOLDEN / "converted").ok
 
 
 def numbers(keys: np.ndarray, *shape: int) -> np.ndarray:

@@ -25,6 +25,7 @@ ROWS = [
     "sweeping",
     "config",
     "training",
+    "converting",
     "dumping",
     "stream",
     "cache",

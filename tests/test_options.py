@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from harness_train import command, make_cache, make_teacher, same, weights
 
 import softcache
-from softcache import DumpConfig, SoftcacheError, TeachConfig, TrainConfig, train
+from softcache import ConvertConfig, DumpConfig, SoftcacheError, TeachConfig, TrainConfig, train
 from softcache.cli import _main
 from softcache.cli._options import Sectioned
 from softcache.config.parsed import parse
@@ -88,13 +88,18 @@ def test_a_configuration_is_given_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "config"), [(train, TrainConfig), (softcache.dump, DumpConfig), (softcache.teach, TeachConfig)]
-)
+    ("function", "config"),
+    [
+        (train, TrainConfig), (softcache.dump, DumpConfig), (softcache.teach, TeachConfig),
+        (softcache.convert, ConvertConfig),
+    ],
+)  # fmt: skip
 def test_signatures_list_every_option_with_its_default(function: Any, config: Any) -> None:
     found = inspect.signature(function).parameters
     fields = {own.name: own for own in dataclasses.fields(config)}
     assert set(found) == set(fields)
-    assert all(found[name].default == own.default for name, own in fields.items())
+    required = {dataclasses.MISSING: inspect.Parameter.empty}
+    assert all(found[name].default == required.get(own.default, own.default) for name, own in fields.items())
 
 
 def test_editors_and_type_checkers_know_the_signatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +122,9 @@ def test_editors_and_type_checkers_know_the_signatures(tmp_path: Path, monkeypat
     assert wrong == [5, 6], out
 
 
-@pytest.mark.parametrize("config", [TrainConfig(T=4, loss=("kl", "dkd")), DumpConfig(part=(1, 2)), TeachConfig()])
+@pytest.mark.parametrize(
+    "config", [TrainConfig(T=4, loss=("kl", "dkd")), DumpConfig(part=(1, 2)), TeachConfig(), ConvertConfig("a", "b")]
+)
 def test_options_survive_json(config: Any) -> None:
     again = type(config).of(**json.loads(json.dumps(config.to_json())))
     assert again == config
@@ -157,7 +164,7 @@ def test_a_bad_file_is_one_line(here: Path, capfd: pytest.CaptureFixture[str], c
 # Help.
 
 
-@pytest.mark.parametrize("name", ["teach", "layers", "dump", "train", "compare", "sweep", "eval", "verify"])
+@pytest.mark.parametrize("name", ["teach", "layers", "dump", "convert", "train", "compare", "sweep", "eval", "verify"])
 def test_help_has_sections_of_a_screen_each(name: str) -> None:
     shown = CliRunner().invoke(_main.main, [name, "--help"], terminal_width=100).output
     made = _main.main.get_command(click.Context(_main.main), name)

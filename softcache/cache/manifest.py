@@ -21,6 +21,7 @@ from softcache.cache.schema import (
     KINDS,
     MANIFEST,
     MAX_COLUMNS,
+    MAX_CONVERSIONS,
     MAX_INPUTS,
     MAX_MANIFEST_BYTES,
     MAX_RAGGED_ROWS,
@@ -288,6 +289,14 @@ def _of_state(manifest: Manifest) -> str:
                 [c.fitted_views for c in columns.values()],
                 all(
                     c.fitted_views is None if c.constants is None else 0 < (c.fitted_views or 0) < MAX_VIEWS
+                    for c in columns.values()
+                ),
+            ),
+            "columns.converted": (
+                [c.converted for c in columns.values()],
+                all(
+                    len(c.converted) <= MAX_CONVERSIONS
+                    and all(step.constants is None or _HEX.fullmatch(step.constants) for step in c.converted)
                     for c in columns.values()
                 ),
             ),

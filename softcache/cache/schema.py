@@ -32,6 +32,7 @@ KEPT_SAMPLES = 64  # rows whose pixels are kept where nobody asks for more
 MAX_SAMPLES_BYTES = 4 * 2**30  # of kept pixels; they are written in pieces and mapped, never held in memory
 MAX_VIEWS = 10_000  # numbers from here on are left to views that no cache records
 MAX_COLUMNS = 1_000
+MAX_CONVERSIONS = 16  # of a column, one after the other
 MAX_INPUTS = 64
 MAX_SIDE = 2**13  # pixels of a view's side
 MAX_SHARD_BYTES = 512 * 2**20
@@ -106,6 +107,16 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Conversion:
+    """What a column was before it was converted: its ``codec``, the hash of this codec's ``constants`` if it had any,
+    and its ``error`` by then, all as the column's record had them."""
+
+    codec: str
+    constants: str | None
+    error: dict[str, float]
+
+
+@dataclass(frozen=True)
 class ColumnRecord:
     """What is kept of one signal of the teacher.
 
@@ -117,6 +128,9 @@ class ColumnRecord:
     where it has none. ``compress``: how what the codec keeps is compressed, as ``cache.compression`` records it; None
     where it lies there as it is. ``error``: of the codec on some keys of all rows and views, by name, and how many
     ``keys`` it was measured on; empty before.
+    ``converted``: through which other codecs the values went before, the first of which kept what the teacher said;
+    ``error`` is then what this codec has lost of what the last of them gave back. Empty where the values are those
+    that a dump in this codec keeps.
     """
 
     kind: str
@@ -129,6 +143,7 @@ class ColumnRecord:
     fitted_views: int | None = None
     compress: str | None = None
     error: dict[str, float] = field(default_factory=dict)
+    converted: list[Conversion] = field(default_factory=list)
 
     @property
     def ragged(self) -> bool:
@@ -144,6 +159,10 @@ class ColumnRecord:
         """Of all that a shard's bytes mean; every shard of the column carries it."""
         meaning = dataclasses.asdict(self)
         del meaning["error"]
+        if not self.converted:
+            del meaning["converted"]
+        for step in meaning.get("converted", ()):
+            del step["error"]
         return hashlib.sha256(canonical_json(meaning)).hexdigest()
 
 

@@ -18,8 +18,8 @@ from softcache.errors import OtherRankError, SoftcacheError, nearest
 from softcache.remembered import set_process
 
 ORDER = (
-    "teach", "layers", "plan", "dump", "train", "compare", "sweep", "eval", "info", "verify", "trim", "losses",
-    "presets",
+    "teach", "layers", "plan", "dump", "train", "compare", "sweep", "eval", "info", "verify", "trim", "convert",
+    "losses", "presets",
 )  # fmt: skip
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +29,7 @@ from softcache.codecs._open import is_asked, is_own, open_codec, option_of, refu
 from softcache.dumping.forward import Forward
 from softcache.dumping.shapes import Shapes, SignalShape
 from softcache.dumping.signals import UNCOMPRESSED, Signal, parse_output
-from softcache.errors import CacheError, UsageError, nearest
+from softcache.errors import CacheError, SoftcacheError, UsageError, nearest
 from softcache.ragged import Int64, offsets_of, places_of
 from softcache.views._open import Viewed
 
@@ -63,11 +66,12 @@ def columns_to_keep(
     block_rows: int,
     existing: Manifest | None,
     compress: Mapping[str, str],
+    folder: Path,
 ) -> dict[str, ColumnRecord]:
     """The columns that the cache has and those asked for, whose shapes come from running the teacher on single rows.
 
     ``codec``: of signals that don't name one; None is the cache's, or the default. ``block_rows``: of the cache's grid.
-    ``compress``: as ``compress_of`` takes it.
+    ``compress``: as ``compress_of`` takes it. ``folder``: of the cache, for messages.
 
     Errors: ``CacheError`` where a column is there of another kind, in another codec or compressed otherwise than is
     asked for.
@@ -82,16 +86,19 @@ def columns_to_keep(
             continue
         asked = compress_of(signal.column, compress)
         if not _is_compressed_so(asked, there.compress):
+            convert = _or_convert(folder, str(asked), f"--compress {signal.column}={asked}")
             raise CacheError(
                 f"{signal.column} is there {_compressed_as(there.compress)}, asked for {_compressed_as(asked)}: leave "
-                "--compress out or use another --out"
+                f"--compress out or use another --out{convert}"
             )
         if there.kind != signal.kind or (wanted is not None and not is_asked(wanted, there.codec)):
             held = option_of(there.codec)
-            as_asked = f"{signal.kind} in {wanted or held}"
+            as_asked, convert = f"{signal.kind} in {wanted or held}", ""
+            if wanted is not None and there.kind == signal.kind and _can_become(there, wanted):
+                convert = _or_convert(folder, wanted, f"{signal.option}:codec={wanted}")
             raise CacheError(
                 f"{signal.column} is there as {there.kind} in {held}, asked for as {as_asked}: "
-                "leave that out or use another --out"
+                f"leave that out or use another --out{convert}"
             )
     for signal in new:
         assert signal.kind is not None
@@ -109,6 +116,42 @@ def columns_to_keep(
                 compress_of(signal.column, compress),
             )
     return dict(sorted(found.items()))
+
+
+def _or_convert(folder: Path, wanted: str, option: str) -> str:
+    """The command that makes what is ``wanted`` of a column that is there otherwise, with this ``option``."""
+    name = folder.with_name(f"{folder.name}-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(wanted).name)}")
+    option, value = option.split(" ", 1)
+    return f", or convert it: {shlex.join(['softcache', 'convert', str(folder), str(name), option, value])}"
+
+
+def _can_become(there: ColumnRecord, wanted: str) -> bool:
+    """Whether a column can be converted to a codec."""
+    if not is_own(there.codec):
+        kept = open_codec(there.codec)
+        if hasattr(kept, "shaped") and hasattr(kept.shaped(there.tail), "target"):
+            return False  # it keeps leaders alone
+    try:
+        refuse_kind(wanted, there.kind, there.kind)
+        open_codec(settled_codec(wanted, there.kind, there.tail)).arrays(there.tail)
+    except SoftcacheError:  # also what is no codec at all: whoever asked for it is told that it is there in another one
+        return False
+    return True
+
+
+def refuse_converted(cache: Cache, views: int) -> None:
+    """Errors: ``CacheError`` where a dump of so many views would have to add to a column that was converted from a
+    codec which had lost something: what the teacher says is not what is kept there."""
+    converted = [name for name, record in cache.manifest.state.columns.items() if record.converted]
+    missing = cache.missing(converted, views)
+    if missing:
+        view, name, _ = missing[0]
+        steps = " and ".join(option_of(step.codec) for step in cache.manifest.state.columns[name].converted)
+        raise CacheError(
+            f"{cache.folder} keeps {name} as it was converted from {steps}, and view {view} of it isn't complete: a "
+            "dump would add other values; add the view to the cache that it was converted from, and run the same "
+            "softcache convert again"
+        )
 
 
 def new_record(

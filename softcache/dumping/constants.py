@@ -60,7 +60,7 @@ def with_constants(
             if record.codec != records[column.name].codec:  # another process has settled its size
                 column = dataclasses.replace(column, codec=open_codec(record.codec))
             found[column.name] = dataclasses.replace(record, fitted_views=record.fitted_views or views)
-            sha256 = _kept(folder, identity, column, found[column.name])
+            sha256 = kept_constants(folder, identity, column, found[column.name])
             if sha256 is None:
                 missing.setdefault(record.fitted_views or views, []).append(column)
             else:
@@ -81,7 +81,7 @@ def with_constants(
     return found
 
 
-def _kept(folder: Path, identity: Identity, column: Column, record: ColumnRecord) -> str | None:
+def kept_constants(folder: Path, identity: Identity, column: Column, record: ColumnRecord) -> str | None:
     """The hash of the constants that lie in the folder; None where none do, or only some of another column or dump."""
     path, attributes = constants_of(folder, identity.cache_id(), column.name, record)
     if not path.exists():
@@ -110,11 +110,16 @@ def _fit(
         log.info(f"{column.name}: the codec is fitted on {count} of {counted(views, 'view')}")
     found = {}
     for column in columns:
-        codec, values = records[column.name].codec, said[column.name]
-        name = sized_codec(codec, values)
-        sized = column if name == codec else dataclasses.replace(column, codec=open_codec(name))
-        found[column.name] = name, sized.fit(values)
+        found[column.name] = fit_codec(column, records[column.name].codec, said[column.name])
     return found
+
+
+def fit_codec(column: Column, codec: str, values: torch.Tensor) -> tuple[str, dict[str, np.ndarray]]:
+    """The name of a column's codec, which may have chosen its size by values (K, …) float32 on the CPU, and its
+    constants. ``codec``: as it is recorded before."""
+    name = sized_codec(codec, values)
+    sized = column if name == codec else dataclasses.replace(column, codec=open_codec(name))
+    return name, sized.fit(values)
 
 
 def drawn_keys(cache_id: str, rows: int, views: int) -> np.ndarray:
@@ -136,7 +141,7 @@ def _said(
     run = Forward(forward.network, [column.name for column in columns], forward.device, amp=forward.amp)
     found: dict[str, list[torch.Tensor]] = {column.name: [] for column in columns}
     size = dict.fromkeys(found, 0)
-    for view, rows in _batches(keys, batch):
+    for view, rows in batches_of(keys, batch):
         full = [name for name, held in size.items() if held >= MOST_BYTES]
         if len(full) == len(columns):
             break
@@ -150,10 +155,10 @@ def _said(
                 values = own_places(values, places, f"the teacher's {column.name}")
             found[column.name].append(values.cpu())
             size[column.name] += values.nbytes
-    return {name: _finite(torch.cat(parts), name) for name, parts in found.items()}
+    return {name: finite_values(torch.cat(parts), name) for name, parts in found.items()}
 
 
-def _batches(keys: np.ndarray, batch: int) -> list[tuple[int, np.ndarray]]:
+def batches_of(keys: np.ndarray, batch: int) -> list[tuple[int, np.ndarray]]:
     """Views and rows, by the batch: a few keys of every view come before the next ones of the first."""
     found = []
     for view in np.unique(keys[:, 0]).tolist():
@@ -162,8 +167,11 @@ def _batches(keys: np.ndarray, batch: int) -> list[tuple[int, np.ndarray]]:
     return [(view, rows) for _, view, rows in sorted(found, key=lambda part: part[:2])]
 
 
-def _finite(values: torch.Tensor, name: str) -> torch.Tensor:
-    """Samples of which all numbers are finite; the dump itself refuses the others by their keys."""
+def finite_values(values: torch.Tensor, name: str) -> torch.Tensor:
+    """Samples of which all numbers are finite; who keeps them refuses the others by their keys.
+
+    Errors: ``NumericsError`` where there are none.
+    """
     kept = values[values.flatten(1).isfinite().all(1)] if values.ndim > 1 else values[values.isfinite()]
     if not len(kept):
         raise NumericsError(f"nothing that the teacher says as {name} is finite, so its codec can't be fitted")

@@ -153,10 +153,11 @@ def speeds(forward: Forward, viewed: Viewed, grid: Grid) -> tuple[float, float]:
     return making, TIMED_BATCHES * len(rows) / (time.perf_counter() - began)
 
 
-def refuse_too_large(guess: Estimate, folder: Path) -> None:
-    """Errors: ``CacheError`` where what is still to be written doesn't fit on the disk. What is compressed may fit."""
+def refuse_too_large(guess: Estimate, folder: Path, elsewhere: str = "another --out") -> None:
+    """Errors: ``CacheError`` where what is still to be written doesn't fit on the disk. ``elsewhere``: how to write to
+    another one. What is compressed may fit."""
     if guess.needed > guess.free and not guess.at_most:
         raise CacheError(
             f"{folder} needs {size(guess.needed)} more and there are {size(guess.free)} free: fewer --views or hints, "
-            "a smaller --codec, or another --out"
+            f"a smaller --codec, or {elsewhere}"
         )

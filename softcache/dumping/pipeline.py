@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from softcache.cache.agreement.recorded import Recorded
-from softcache.cache.column import DIGEST, OFFSET, Column
+from softcache.cache.agreement.recorded import Recorded, comparable
+from softcache.cache.column import DIGEST, OFFSET
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, is_hint, layer_of
 from softcache.cache.writer import Block, BlockWriter
 from softcache.console import bar
 from softcache.dumping.codec_error import CodecErrors, Told
+from softcache.dumping.finite import finite_keys
 from softcache.dumping.forward import Forward
 from softcache.dumping.grid import InRowOrder, rows_together
 from softcache.dumping.waiting import Recently, Waited
@@ -170,10 +171,10 @@ def _compute(
     writer compares one column with it), and the event after which all of these are on the host. Nothing here waits for
     the device. ``seen``: digests of the inputs. Of ragged columns all of these are of places.
     """
-    there = [name for name in cache.manifest.columns if name in said and name not in block.columns][:1]
+    there = [name for name in comparable(cache) if name in said and name not in block.columns][:1]
     wanted = [cache.layout(name) for name in said if name in there or name in block.columns]
     columns = {column.name: column.encode(said[column.name]) for column in wanted}
-    finite = {column.name: _finite(column, said[column.name], columns[column.name]) for column in wanted}
+    finite = {column.name: finite_keys(column, said[column.name], columns[column.name]) for column in wanted}
     for arrays in columns.values():
         arrays[DIGEST] = seen
     to_host = _to_host if seen.device.type == "cuda" else torch.Tensor.cpu
@@ -185,16 +186,6 @@ def _compute(
         event = torch.cuda.Event()
         event.record()
     return columns, finite, raw, event
-
-
-def _finite(column: Column, values: torch.Tensor, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(B,) bool: of which keys, or places, all that is stored stands for a finite number."""
-    kept = list(arrays.values())
-    if not all(array.is_floating_point() for array in kept):  # whole numbers don't say whether they stand for one
-        kept = [values, column.decode(arrays)]
-    flat = [array.reshape(len(array), math.prod(array.shape[1:])) for array in kept if array.is_floating_point()]
-    checks = [torch.isfinite(array).all(1) for array in flat]
-    return torch.stack(checks).all(0)
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

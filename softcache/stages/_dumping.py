@@ -14,7 +14,7 @@ import torch
 from softcache.atomic import remove_dead_temporaries
 from softcache.cache.agreement.identity import refuse_other
 from softcache.cache.agreement.labels import refuse_relabelled
-from softcache.cache.agreement.recorded import Recorded
+from softcache.cache.agreement.recorded import Recorded, comparable
 from softcache.cache.agreement.samples import check_pixels
 from softcache.cache.chunk_frames import zstandard
 from softcache.cache.column import Column
@@ -31,7 +31,7 @@ from softcache.datasets._open import open_samples
 from softcache.device import DTYPES, reproducible
 from softcache.dumping.batch_size import pick_batch
 from softcache.dumping.codec_error import Measured, Told
-from softcache.dumping.columns import columns_to_keep, is_kept, layouts, listed, wanted_signals
+from softcache.dumping.columns import columns_to_keep, is_kept, layouts, listed, refuse_converted, wanted_signals
 from softcache.dumping.constants import with_constants
 from softcache.dumping.estimate import Estimate, estimate
 from softcache.dumping.forward import Forward
@@ -190,6 +190,8 @@ def open_dump(begun: Begun, device: torch.device, *, divided: bool) -> Opened | 
             now.known_lengths.update(viewed.lengths())  # verify --repair takes away those of rows.h5 too
             check_pixels(now, viewed)
     views = config.views or (existing.views if existing else default_views(viewed.recipe))
+    if existing:
+        refuse_converted(existing, views)
     numerics = identity.teacher.numerics
     network = arithmetic.apply(network.to(device, DTYPES[numerics.dtype])).eval()
     forward = Forward(network, columns, device, amp=numerics.amp, compiled=numerics.compile)
@@ -202,6 +204,7 @@ def open_dump(begun: Begun, device: torch.device, *, divided: bool) -> Opened | 
             identity.grid.block_rows,
             existing.manifest if existing else None,
             config.compressions,
+            folder,
         )
     kept = layouts(records, begun.signals, config.codec, existing)
     return Opened(begun, config, identity, forward, records, kept, views)
@@ -271,8 +274,8 @@ def compute(
 ) -> Waited:
     """Computes and commits blocks. ``recorded``, ``measured``, ``progress`` and the result: as ``run_blocks`` has
     them."""
-    # Where the first column is there already, the teacher's answer is compared with it.
-    wanted = {column for block in blocks for column in block.columns} | set(cache.manifest.columns[:1])
+    # Where the first column that can be compared is there already, the teacher's answer is compared with it.
+    wanted = {column for block in blocks for column in block.columns} | set(comparable(cache)[:1])
     columns = [column for column in cache.manifest.columns if column in wanted]
     if columns != opened.forward.columns:  # a compiled network is compiled anew for what is asked of it
         opened.forward.ask(columns)

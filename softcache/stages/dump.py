@@ -7,29 +7,26 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from softcache.atomic import dead_temporaries, why_full
+from softcache.atomic import dead_temporaries
 from softcache.cache.agreement.recorded import Recorded
 from softcache.cache.locks import remove_stale_locks, writing
 from softcache.cache.reader import Cache
 from softcache.cache.virtual import is_current
-from softcache.cache.writer import plan
 from softcache.config.dump import DumpConfig
 from softcache.config.folders import make_folder
 from softcache.config.options import command
-from softcache.console import advising
 from softcache.device import pick_device, reproducible
 from softcache.distributed import local_rank, rank, world
 from softcache.dumping.estimate import Estimate, refuse_too_large, timed
 from softcache.dumping.finish import finish
 from softcache.dumping.ray_cluster import connected
-from softcache.errors import CacheError, LockedError, SoftcacheError, UsageError
+from softcache.errors import LockedError, UsageError
 from softcache.stages._dumping import (
     Opened,
     begin,
@@ -44,6 +41,7 @@ from softcache.stages._dumping import (
     tell_waited,
 )
 from softcache.stages._on_ray import Shared, dump_on_ray
+from softcache.stages._standing import told
 
 
 @dataclass
@@ -88,7 +86,7 @@ def dump(asked: DumpConfig) -> Dumped:
         return Dumped(begun.folder, 0, time.perf_counter() - began, estimate=guess)
     refuse_too_large(guess, begun.folder)
     make_folder(begun.folder)
-    with _told(begun.folder), writing(begun.folder, part):
+    with told(begun.folder), writing(begun.folder, part):
         keys = _compute(opened, part)
         finish(begun.folder, begun.config.named_codec)
     return _done(begun.folder, begun.config, began, keys)
@@ -103,7 +101,7 @@ def _dump_on_ray(asked: DumpConfig, began: float) -> Dumped:
         new = not begun.folder.exists()
         make_folder(begun.folder)
         try:
-            with _told(begun.folder), writing(begun.folder):
+            with told(begun.folder), writing(begun.folder):
                 shared = dump_on_ray(cluster, asked, begun.folder)
                 finish(begun.folder, begun.config.named_codec)
         except BaseException:
@@ -133,7 +131,7 @@ def _done(folder: Path, config: DumpConfig, began: float, keys: int = 0) -> Dump
         remove_stale_locks(folder)
         if dead_temporaries(folder) or not is_current(cache):
             # a dump was killed between its last shard and its end; or another is at work, which does this then
-            with contextlib.suppress(LockedError), _told(folder), writing(folder, _part(config)):
+            with contextlib.suppress(LockedError), told(folder), writing(folder, _part(config)):
                 remove_leftovers(folder)
                 finish(folder, config.named_codec)
             cache = Cache(folder, codec=config.named_codec)
@@ -161,31 +159,3 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and device.index is None and world() > 1:
         return torch.device("cuda", local_rank() % torch.cuda.device_count())
     return device
-
-
-@contextlib.contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """Says where the dump stands when it ends before its time; a full disk is one clear error.
-
-    Errors: ``CacheError`` where the disk is full.
-    """
-    try:
-        with advising(lambda: f"{_standing(folder)}: run the same command again to go on"):
-            yield
-    except OSError as error:
-        why = why_full(error)
-        if why is None:
-            raise
-        raise CacheError(
-            f"disk full at {folder} ({why}); {_standing(folder)}: free space and run the same command again"
-        ) from error
-
-
-def _standing(folder: Path) -> str:
-    try:
-        cache = Cache(folder)
-        left = sum(block.rows for block in plan(cache, cache.views, cache.manifest.columns))
-    except (SoftcacheError, OSError):
-        return "nothing had been computed yet"
-    total = cache.rows * cache.views
-    return f"{total - left:,} of {total:,} keys are in {folder} and stay valid"

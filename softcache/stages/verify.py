@@ -149,7 +149,7 @@ def _ask(
     # Only a check with a teacher needs all that runs one.
     from softcache.cache.agreement.data import check_dataset
     from softcache.cache.agreement.labels import label_difference
-    from softcache.cache.agreement.teacher import compare
+    from softcache.cache.agreement.teacher import compare, compared_column
     from softcache.config.given import recorded_dataset, recorded_recipe, remember_cache
     from softcache.config.teachers import find_teacher
     from softcache.device import DTYPES, pick_device
@@ -173,7 +173,7 @@ def _ask(
     check_dataset(cache, viewed)
     size = identity.teacher.preprocess.get("size")
     network = find_teacher(teacher, viewed.samples, weights=teacher_weights, normalize=normalize, size=size)
-    column = cache.manifest.columns[0]
+    column = compared_column(cache)
     layout = cache.layout(column)
     if column == LOGITS and not layout.ragged and len(layout.shape) == 1 and network.classes != layout.width:
         raise CacheError(f"{teacher} has {network.classes} classes, the cache {layout.width}")

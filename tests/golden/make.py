@@ -10,6 +10,7 @@ teacher's own output, in ``expected.json``: arrays as their bytes in hexadecimal
 - ``words``: 20 rows of 0 to 5 whole numbers, and 2 floating ones each; the function answers with their sums, with two
   numbers for each of the whole ones, in two codecs, and with one for every two; two shards.
 - ``basis``: 20 rows of 5 numbers, asked of a function; logits and an embedding, both in ``basis``, two shards.
+- ``converted``: view 0 of ``fp16``, converted to ``int8`` and from there to ``int:bits=5``, in two shards.
 - ``small``: the same rows; the function answers with what ``int`` and ``topk`` keep, of rows and of places; two shards.
 - ``compressed``: the same rows; the function answers with few different numbers, which are compressed in one chunk a
   shard and in several, of rows and of places; two shards.
@@ -34,6 +35,7 @@ from softcache.models._folder import describe, save_network
 from softcache.models._hooks import Taps
 from softcache.models._network import Network
 from softcache.models._open import open_network
+from softcache.stages.convert import convert
 from softcache.stages.dump import dump
 from softcache.views._open import open_viewed
 from softcache.views._viewed import ViewedDataset
@@ -64,6 +66,7 @@ def main(target: str) -> None:
             "small": _small(folder / "small", data / "small"),
             "compressed": _compressed(folder / "compressed", data / "compressed"),
         }
+        _converted(folder)
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
@@ -78,6 +81,13 @@ def _fp16(out: Path, data: Path) -> dict[str, Any]:
     options = {"views": 2, "view_seed": 5, "size": 8, "hint": ("fc:in",), "shard_rows": 32, "codec": "fp16"}
     dump(teacher, dataset=dataset, out=out, augment=RECIPE, batch_size=BATCH, device="cpu", **options)
     return _expected(network, viewed, 2, "<f2", "fc:in")
+
+
+def _converted(folder: Path) -> None:
+    """What is in it follows from ``fp16`` and from the codecs' definitions."""
+    with tempfile.TemporaryDirectory() as between:
+        convert(folder / "fp16", Path(between) / "cache", codec="int8", views=1, device="cpu")
+        convert(Path(between) / "cache", folder / "converted", codec="int:bits=5", shard_rows=16, device="cpu")
 
 
 def _fp32(out: Path, data: Path) -> dict[str, Any]:

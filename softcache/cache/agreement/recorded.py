@@ -116,14 +116,20 @@ class Recorded:
         return held[1]
 
 
+def comparable(cache: Cache) -> list[str]:
+    """Columns with which what a teacher says can be compared: one that was converted from a codec that had lost
+    something keeps other values, by more than its own codec and the arithmetic explain."""
+    return [name for name in cache.manifest.columns if not cache.manifest.state.columns[name].converted]
+
+
 def first_recorded(cache: Cache) -> tuple[str, int, int, int] | None:
-    """Column, view, first row and number of rows of a shard that is there; None where none is."""
+    """Column, view, first row and number of rows of a shard that is there and comparable; None where none is."""
     for view in range(cache.views):
         try:
             there = set(os.listdir(cache.folder / f"view-{view:04d}"))
         except FileNotFoundError:
             continue
-        for column in cache.manifest.columns:
+        for column in comparable(cache):
             for number in range(cache.manifest.shards(column)):
                 if cache.shard_path(view, column, number).name in there:
                     return column, view, *cache.shard_range(column, number)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from softcache.cache.agreement.labels import LabelDifference
+from softcache.cache.agreement.recorded import comparable
 from softcache.cache.agreement.tolerance import compare_values
 from softcache.cache.column import OFFSET
 from softcache.cache.reader import Cache
@@ -60,17 +61,18 @@ def compare(
     same_weights: bool = True,
     labels: LabelDifference | None = None,
 ) -> Rerun:
-    """Runs a teacher on ``sample`` random keys and compares what it says with the cache's first column.
+    """Runs a teacher on ``sample`` random keys and compares what it says with the first of the cache's columns
+    that can be compared.
 
     ``viewed``: the cache's data in its views. ``forward``: inputs of B keys on ``device`` → the column's
     values (B, …), in the arithmetic of the dump. ``same_weights``: whether its parameters are those of the dump, and
     ``labels``: how the dataset's labels differ, both for the report. How far a key may be off is said in ``tolerance``.
 
-    Errors: ``CacheError`` where no view is complete.
+    Errors: ``CacheError`` where no view is complete, and as ``compared_column``.
     """
     if sample < 1:
         raise UsageError(f"--sample must be at least 1, is {sample}")
-    column, batch = cache.manifest.columns[0], cache.manifest.identity.grid.batch
+    column, batch = compared_column(cache), cache.manifest.identity.grid.batch
     numerics, views = cache.manifest.identity.teacher.numerics, cache.complete_views(column)
     if not views:
         raise CacheError(f"{cache.folder} has no complete view to compare with: run softcache dump again")
@@ -113,6 +115,17 @@ def compare(
         same_top1=float(same_.mean()) if reader.layout.kind == "classes" else None,
         labels=labels,
     )
+
+
+def compared_column(cache: Cache) -> str:
+    """The column that a teacher is compared with. Errors: ``CacheError`` where none can be."""
+    found = comparable(cache)
+    if not found:
+        raise CacheError(
+            f"every column of {cache.folder} was converted from a codec that had lost something already, so that a "
+            "teacher can't be compared with it: verify --teacher the cache that it was converted from"
+        )
+    return found[0]
 
 
 def _largest(values: torch.Tensor) -> torch.Tensor:
