@@ -26,7 +26,7 @@ import torch
 from benchmarks.made import make_cache_of
 from benchmarks.measure import arguments, in_words, machine, paired
 from softcache.cache.blocks import BlockReader
-from softcache.cache.compression import settled_compression
+from softcache.cache.compression import parse_compression, settled_compression
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, ColumnRecord
 from softcache.stream.windows import pick_windows
@@ -88,7 +88,9 @@ def measured(folder: Path, name: str, values: np.ndarray, size: int, repetitions
     kept = ColumnRecord("values", list(values.shape[1:]), CODECS[values.dtype.newbyteorder("<").str], shard_rows)
     row = {"values": (values.dtype.str, (1, *values.shape[1:]))}
     found: dict[str, list[float]] = {}
-    settings = dict.fromkeys(settled_compression(setting, row) for setting in SETTINGS)
+    chosen = parse_compression("zstd").settled(row)
+    assert chosen.rows is not None
+    settings = dict.fromkeys(settled_compression(s, row) for s in (*SETTINGS, f"zstd:rows={4 * chosen.rows}"))
     caches: dict[str, Cache] = {}
     for setting in settings:
         record = dataclasses.replace(kept, compress=setting)

@@ -44,12 +44,15 @@ def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     return one.keys() == other.keys() and all(array.tobytes() == other[name].tobytes() for name, array in one.items())
 
 
-def test_a_dump_compresses_as_it_is_asked_to_and_the_numbers_are_the_same(here: Path, small_teacher: Any) -> None:
-    teacher = small_teacher("teacher")
+def test_a_dump_compresses_as_it_is_asked_to_and_the_numbers_are_the_same(
+    here: Path, small_teacher: Any, colour_arrays: str
+) -> None:
+    teacher = small_teacher("teacher", dataset=colour_arrays)
     options: dict[str, Any] = {
         "views": 2,
         "workers": 0,
-        "shard_rows": 512,
+        "shard_rows": 64,
+        "dataset": colour_arrays,
         "hint": ("layer1", "layer3:codec=int:bits=5"),
     }
     plain = dump(teacher, out="plain", **options)
