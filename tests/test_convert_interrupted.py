@@ -193,9 +193,9 @@ def test_it_says_how_far_it_is_and_how_to_go_on(source, warm, tmp_path):
     until = time.monotonic() + 60
     while not list(folder.glob("view-0000/*.h5")) and time.monotonic() < until:
         time.sleep(0.01)
-    os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGTERM)
     ended = warm.wait(pid)
-    assert ended.status == 130, ended.output
+    assert ended.status == 143, ended.output
     assert f"keys are in {folder} and stay valid: run the same command again to go on" in ended.output
     assert "convert: " in ended.output
     assert " bytes (" in ended.output
