@@ -160,7 +160,8 @@ class Kept:
                     f"{decimal_size(own)} are needed here: raise --local-size, or give this process a --local-cache of "
                     "its own"
                 )
-            time.sleep(POLL_S)
+            # less and less often: each look goes through the folder
+            time.sleep(min(1.0, max(POLL_S, (time.monotonic() - began) / 10)))
 
     def _fits(self, sizes: Mapping[str, int]) -> bool:
         """Makes room for files; whether there is."""
