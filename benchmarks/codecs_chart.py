@@ -88,11 +88,12 @@ def _note(axes: Axes, x: float, y: float, name: str, family: str, colour: str) -
         FLOATS: name,
         BITS: name.partition("=")[2],
         TOPK: name.partition("=")[2],
-        FLAT: f"FKD {top}" if of_fkd else top,
+        FLAT: f"FKD {top}" if top == "5" else "" if of_fkd else top,  # FKD's 10 lie beside TinyViT's 20
     }
-    places = {TOPK: (-3, -11, "center"), FLAT: (-6, -3, "right") if of_fkd else (5, 3, "left")}
+    flat = (-6, -3, "right") if of_fkd else (5, 3, "left")
+    places = {TOPK: (-3, -11, "center"), BITS: (-6, -7, "right"), FLAT: flat}
     right, up, aligned = places.get(family, (6, 3, "left"))
-    if family in texts:
+    if texts.get(family):
         axes.annotate(
             texts[family], (x, y), (right, up), textcoords="offset points", fontsize=8, color=colour, ha=aligned
         )
