@@ -47,7 +47,7 @@ def codecs(folder: str) -> dict[str, str]:
 def test_options_are_settled_by_the_kind_of_a_column(place: list[str]) -> None:
     outputs = ("--output", "logits:codec=basis:bytes=24", "--output", "hidden:codec=basis:bytes=20")
     assert command(*place, "--out", "cache", *outputs) == 0
-    assert codecs("cache") == {"hidden": "basis:bytes=20,top=0", "logits": "basis:bytes=24,top=2"}
+    assert codecs("cache") == {"hidden": "basis:bytes=20,top=0", "logits": "basis:bytes=24,top=1"}
     error = Cache(Path("cache")).manifest.state.columns["hidden"].error
     assert error["cosine"] > 0.98
     assert verify("cache").ok
