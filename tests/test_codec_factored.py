@@ -11,9 +11,11 @@ import torch
 from harness_train import command
 from torch import nn
 
+from softcache.cache.column import Column
 from softcache.cache.reader import Cache
 from softcache.codecs._open import open_codec
 from softcache.codecs.factored import Factored
+from softcache.dumping.smaller import smaller_codecs
 from softcache.errors import UsageError
 from softcache.stages.verify import verify
 
@@ -71,6 +73,12 @@ def test_what_has_no_fewer_directions_is_refused() -> None:
         open_codec("factored").sized(made(30, 40, 100).float())
     with pytest.raises(UsageError, match="single numbers have no directions"):
         open_codec("factored").arrays(())
+
+
+def test_it_is_proposed_to_nobody_before_its_rank_is_known() -> None:
+    column = Column("logits", "classes", (100,), open_codec("fp32"), 64)
+    assert "factored" not in [choice.codec for choice in smaller_codecs(column, 64)]
+    assert "int8" in [choice.codec for choice in smaller_codecs(column, 64)]
 
 
 @pytest.mark.parametrize(

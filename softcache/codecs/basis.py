@@ -83,14 +83,14 @@ class Basis:
             codec = dataclasses.replace(codec, top=0)
         if kind == "values" and len(shape) == 3 and self.axis is None:
             codec = dataclasses.replace(codec, axis=0)
-        return codec if codec._open else codec._with_size(codec._length(shape))
+        return codec if codec.open_size else codec._with_size(codec._length(shape))
 
     def sized(self, values: torch.Tensor) -> Basis:
         """With the size that values (K, …) on the CPU decide, where it is open.
 
         Errors: ``UsageError`` where ``max_kl`` or ``max_error`` can't be held.
         """
-        if not self._open:
+        if not self.open_size:
             return self
         numbers = self._length(tuple(values.shape[1:]))
         leaders = LEADERS if self.top is None else self.top
@@ -130,7 +130,8 @@ class Basis:
         return _Fitted(Coding(self._layout(len(constants["mean"])), constants), self.axis)
 
     @property
-    def _open(self) -> bool:
+    def open_size(self) -> bool:
+        """Whether values are to decide the size."""
         bounded = self.max_kl is not None or self.max_error is not None
         return bounded and self.bytes is None and self.bits is None
 
@@ -163,7 +164,7 @@ class Basis:
             top = LEADERS if self.top is None else self.top
             size = max(1, _bytes_of(numbers, top) + coded)
         else:
-            size = size or self.bytes or (_largest(numbers, self.top) if self._open else 25 + numbers // 5)
+            size = size or self.bytes or (_largest(numbers, self.top) if self.open_size else 25 + numbers // 5)
             top = LEADERS if self.top is None else self.top
         layout = layout_of(numbers, top, size, self.rank)
         if layout.bytes > size:

@@ -48,6 +48,11 @@ class Factored:
         if self.rank is not None and self.rank < 1:
             raise UsageError(f"{_OWNER}: rank={self.rank} must be at least 1")
 
+    @property
+    def open_size(self) -> bool:
+        """Whether values are to decide the rank."""
+        return self.rank is None
+
     def sized(self, values: torch.Tensor) -> Factored:
         """With the rank that values (K, …) on the CPU have, where it is open.
 

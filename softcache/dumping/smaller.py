@@ -34,8 +34,10 @@ def smaller_codecs(column: Column, rows: int, places: int = 0) -> list[Choice]:
     for name in registry.names("codecs"):
         try:
             refuse_kind(name, column.kind, column.name)
-            chosen = settled_codec(name, column.kind, column.shape)
-            other = dataclasses.replace(column, codec=open_codec(chosen), constants=None)
+            codec = open_codec(settled_codec(name, column.kind, column.shape))
+            if hasattr(codec, "open_size") and codec.open_size:
+                continue  # what the teacher says decides whether it takes less
+            other = dataclasses.replace(column, codec=codec, constants=None)
             count = key_bytes(other, rows, places)
         except SoftcacheError:  # it needs options, or is not for such values
             continue
