@@ -98,11 +98,12 @@ def committed(folder: Path) -> int:
 def test_actors_keep_the_codecs_that_one_process_chooses(setting, nodes, warm, tmp_path):
     auto = ("--codec", "auto:max_kl=1e-4,max_error=0.02")
     alone = warm.run(setting.command(tmp_path / "alone", *auto))
-    ended = warm.run(on_ray(setting, tmp_path / "cache", *auto))
+    ended = warm.run(on_ray(setting, tmp_path / "cache", *auto), env=nodes.environment)
     assert alone.status == ended.status == 0, ended.output
     assert ended.output.count("logits: the smallest codec") == 1
     assert shards(tmp_path / "cache") == shards(tmp_path / "alone")
-    too_little = warm.run(on_ray(setting, tmp_path / "cache", "--codec", "auto:max_kl=1e-12,max_error=1e-9"))
+    less = on_ray(setting, tmp_path / "cache", "--codec", "auto:max_kl=1e-12,max_error=1e-9")
+    too_little = warm.run(less, env=nodes.environment)
     assert too_little.status == 1
     assert "more than max_" in too_little.output
 
