@@ -31,6 +31,7 @@ from softcache.cache.compression import (
 from softcache.cache.reader import Cache
 from softcache.cache.shard import open_shard, read_array, read_rows
 from softcache.cache.sizes import shards_bytes
+from softcache.cache.virtual import write_virtual
 from softcache.codecs._open import open_codec
 from softcache.errors import MissingExtraError, UsageError
 from softcache.stages.verify import verify
@@ -95,6 +96,16 @@ def test_h5py_with_hdf5plugin_reads_it(rows: int, tmp_path: Path) -> None:
         assert file["values"].chunks == (1, 3, 2)
         assert file["values"].shuffle
         assert not file["codes"].shuffle
+
+
+@pytest.mark.skipif(not HDF5PLUGIN, reason="hdf5plugin is for other programs")
+def test_the_file_over_all_shards_is_read_through_the_plug_in(tmp_path: Path) -> None:
+    import hdf5plugin  # noqa: F401
+
+    cache, expected = make_cache(tmp_path / "cache", rows=700, shard_rows=512, codec="fp32", compress="zstd")
+    with h5py.File(write_virtual(cache)) as file:
+        for view in range(2):
+            assert file["logits/values"][view].tobytes() == expected[view].tobytes()
 
 
 @pytest.mark.parametrize("codec", ["fp16", "fp32", "bf16", "int:bits=5", "topk:k=3"])

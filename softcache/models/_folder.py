@@ -131,7 +131,7 @@ def read_folder(folder: str | Path) -> Described:
         or filename == ".."
         or len(filename.encode(errors="surrogatepass")) > MAX_NAME_BYTES
     ):
-        raise ModelError(f"{path} names {filename[:80]!r} as its file of weights, which is not a file of this folder")
+        raise ModelError(f"{path} names {filename[:300]!r} as its file of weights, which is not a file of this folder")
     weights = folder / filename
     if not weights.is_file():
         raise ModelError(f"{folder} has no {weights.name}: its training has not finished, run it again to continue it")
