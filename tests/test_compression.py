@@ -28,6 +28,7 @@ from softcache.cache.compression import (
     recorded_chunking,
     settled_compression,
 )
+from softcache.cache.description import describe
 from softcache.cache.reader import Cache
 from softcache.cache.shard import open_shard, read_array, read_rows
 from softcache.cache.sizes import shards_bytes
@@ -240,7 +241,7 @@ def test_without_the_package_one_line_says_what_to_install(tmp_path: Path, monke
     make_cache(tmp_path / "cache", rows=20, compress="zstd")
     monkeypatch.setitem(sys.modules, "zstandard", None)
     opened = Cache(tmp_path / "cache")
-    assert opened.describe()["complete"]
+    assert describe(opened)["complete"]
     with pytest.raises(MissingExtraError, match=r"pip install 'softcache\[compress\]'"):
         opened.column("logits").gather(0, np.arange(3))
 
