@@ -23,7 +23,7 @@ from softcache.cache.constants import constants_name
 from softcache.cache.locks import fitting
 from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
-from softcache.cache.schema import MANIFEST, ROWS, SAMPLES, ColumnRecord, Identity
+from softcache.cache.schema import MANIFEST, ROWS, SAMPLES, ColumnRecord, Identity, once_per_cache
 from softcache.cache.writer import Block, create_or_extend, plan
 from softcache.config.dump import DEFAULTS, DumpConfig, default_views
 from softcache.config.folders import cache_folder
@@ -237,7 +237,15 @@ def decided(opened: Opened) -> tuple[Opened, dict[str, Said]]:
     records = opened.records | {name: there[name] for name in opened.undecided if name in there}
     still = {name: bound for name, bound in opened.undecided.items() if name not in there}
     with reproducible(tf32=opened.identity.teacher.numerics.tf32):
-        records, said = chosen(opened.identity, opened.begun.viewed, opened.forward, records, still, opened.views)
+        records, said = chosen(
+            opened.identity,
+            opened.begun.viewed,
+            opened.forward,
+            records,
+            still,
+            opened.views,
+            opened.config.compressions,
+        )
     columns = layouts(records, opened.begun.signals, codec, existing)
     return dataclasses.replace(opened, records=records, columns=columns, undecided={}), said
 
@@ -363,7 +371,7 @@ def _is_whole(cache: Cache, config: DumpConfig, signals: Sequence[Signal], sampl
         views <= state.views
         and samples_kept <= state.samples
         and all(is_kept(state, signal, config.codec, config.compressions) for signal in signals)
-        and all((cache.folder / name).exists() for name in (ROWS, SAMPLES))
+        and all((cache.folder / name).exists() for name in once_per_cache(state))
         and all((cache.folder / constants_name(n)).exists() for n, column in state.columns.items() if column.constants)
         and not cache.missing(cache.manifest.columns, views)
     )
