@@ -19,6 +19,7 @@ from softcache.cache.listing import LISTING
 from softcache.cache.reader import Cache
 from softcache.errors import UsageError
 from softcache.models._open import open_network
+from softcache.stages.convert import convert
 from softcache.stages.copy import copy
 from softcache.stages.train import train
 from softcache.stages.verify import verify
@@ -144,3 +145,16 @@ def test_what_cannot_be_included_is_refused(cache: Path, here: Path) -> None:
         copy(cache, here / "copy", card=True, include=["sample"])
     with pytest.raises(UsageError, match="add --card"):
         copy(cache, here / "copy", include=["samples"])
+
+
+def test_a_published_cache_is_converted(cache: Path, here: Path) -> None:
+    """One that keeps no inputs; what is made of it keeps none either, and the same command finds it done."""
+    copy(cache, here / "bare", card=True)
+    convert(here / "bare", here / "made", codec="fp16", device="cpu")
+    made = Cache(here / "made")
+    assert len(made.samples[0]) == 0
+    assert not (here / "made" / "samples.h5").exists()
+    assert made.manifest.cache_id == Cache(cache).manifest.cache_id
+    assert verify(here / "made").ok
+    assert verify(here / "made").missing == []
+    assert convert(here / "bare", here / "made", codec="fp16", device="cpu").shards == 0

@@ -109,8 +109,8 @@ def create_or_extend(
     if new:
         _refuse_foreign_shards(folder, identity, columns)
     kept = 0 if new else Manifest.load(folder).state.samples
-    needed = [name for name in (ROWS, SAMPLES) if new or not (folder / name).exists()]
-    if count > kept and SAMPLES not in needed:
+    needed = [ROWS] if new or not (folder / ROWS).exists() else []
+    if count and (count > kept or not (folder / SAMPLES).exists()):  # a published cache may keep none
         needed.append(SAMPLES)
     with _written_beside(folder, identity, needed, rows, samples) as parts, changing(folder):
         if (folder / MANIFEST).exists():

@@ -22,7 +22,7 @@ from softcache.cache.description import describe
 from softcache.cache.locks import remove_stale_locks, writing
 from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
-from softcache.cache.schema import MANIFEST, ROWS, SAMPLES, ColumnRecord, State, shard_name
+from softcache.cache.schema import MANIFEST, ColumnRecord, State, once_per_cache, shard_name
 from softcache.cache.writer import MAX_NOTES, KeptSamples, create_or_extend, plan, update_state
 from softcache.codecs._open import is_own, option_of, recorded_codec
 from softcache.config.convert import ConvertConfig
@@ -211,7 +211,7 @@ def _opened(folder: Path, asked: ConvertConfig) -> tuple[Cache, str | None]:
 def _refuse_incomplete(cache: Cache, names: Sequence[str], views: int) -> None:
     """Errors: ``CacheError`` that says what to do where a shard is missing of what is converted, and for a codec that
     isn't available or whose constants are damaged."""
-    for name in (ROWS, SAMPLES):
+    for name in once_per_cache(cache.manifest.state):
         if not (cache.folder / name).exists():
             raise CacheError(f"{cache.folder} is not complete, {name} is missing: run the command again that made it")
     for name in names:
