@@ -34,8 +34,8 @@ AT_ONCE = 2**22  # numbers that are coded together
 
 @dataclass(frozen=True)
 class Option:
-    """A codec that may be chosen. ``key_bytes``: what the column's files take, shared out to all keys; ``column``: as it
-    would be uncompressed."""
+    """A codec that may be chosen. ``column``: as it is without compression; ``key_bytes``: what its files then take,
+    shared out to all keys."""
 
     record: ColumnRecord
     column: Column
