@@ -9,12 +9,17 @@ import pytest
 from harness_convert import make_place
 from harness_store import Proxy, Server
 
+from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
+from softcache.cache.schema import MANIFEST
+from softcache.cache.uploading import Uploading
 from softcache.dumping import estimate
 from softcache.errors import CacheError
+from softcache.stages import _measured
 from softcache.stages.convert import convert
 from softcache.stages.copy import copy
 from softcache.stages.dump import Dumped, dump
+from softcache.store.opened import open_store
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +73,38 @@ def test_a_codec_is_chosen_for_a_cache_that_is_larger_than_the_disk(
         assert dumped(place, address, codec="auto:max_kl=0.01").keys == 210
     copy(address, tmp_path / "copy")
     assert Cache(tmp_path / "copy").manifest.state.columns["logits"].codec != "fp32"
+
+
+def test_the_size_is_that_of_what_is_stored(
+    place: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where shards are still here that have been stored."""
+    with monkeypatch.context() as patched:
+        patched.setattr(Uploading, "done", lambda uploading, names: None)
+        done = dumped(place, address)
+    assert list((place / "staging").rglob("view-*/*.h5"))
+    assert done.info["bytes"] == copy(address, tmp_path / "copy").bytes
+    assert dumped(place, address).info["bytes"] == done.info["bytes"]
+
+
+def test_what_codecs_lose_is_stored_while_the_dump_goes_on(
+    place: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a machine that goes on with it knows of the keys that are there, and adds its own to them."""
+
+    def killed(*given: object) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_measured, "STORE_S", 0.0)
+        patched.setattr("softcache.stages.dump.finish", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            dumped(place, address, views=2)
+    content = open_store(address, "the test").read(MANIFEST, 2**20)
+    assert content is not None
+    error = Manifest.of(content, MANIFEST).state.columns["logits"].error
+    assert error["keys"] == 420
+    dumped(place, address, views=2, staging=str(place / "another machine"))
+    content = open_store(address, "the test").read(MANIFEST, 2**20)
+    assert content is not None
+    assert Manifest.of(content, MANIFEST).state.columns["logits"].error == error
