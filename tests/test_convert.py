@@ -107,7 +107,9 @@ def test_no_secret_of_the_command_line_is_written_down(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["softcache", "convert", "https://me:word@host/cache"])
     convert(exact, tmp_path / "made", codec="fp16", device="cpu")
-    assert Cache(tmp_path / "made").manifest.state.made["later"][-1]["command"] == "softcache convert https://host/cache"
+    assert (
+        Cache(tmp_path / "made").manifest.state.made["later"][-1]["command"] == "softcache convert https://host/cache"
+    )
 
 
 # What is copied.

@@ -232,21 +232,14 @@ def decided(opened: Opened) -> tuple[Opened, dict[str, Said]]:
     what the teacher says of the keys that this was found out with."""
     if not opened.undecided:
         return opened, {}
-    folder, existing, codec = opened.begun.folder, opened.begun.existing, opened.config.codec
+    begun, identity, config = opened.begun, opened.identity, opened.config
+    folder, forward, views = begun.folder, opened.forward, opened.views
     there = Manifest.load(folder).state.columns if (folder / MANIFEST).exists() else {}
     records = opened.records | {name: there[name] for name in opened.undecided if name in there}
     still = {name: bound for name, bound in opened.undecided.items() if name not in there}
-    with reproducible(tf32=opened.identity.teacher.numerics.tf32):
-        records, said = chosen(
-            opened.identity,
-            opened.begun.viewed,
-            opened.forward,
-            records,
-            still,
-            opened.views,
-            opened.config.compressions,
-        )
-    columns = layouts(records, opened.begun.signals, codec, existing)
+    with reproducible(tf32=identity.teacher.numerics.tf32):
+        records, said = chosen(identity, begun.viewed, forward, records, still, views, config.compressions)
+    columns = layouts(records, begun.signals, config.codec, begun.existing)
     return dataclasses.replace(opened, records=records, columns=columns, undecided={}), said
 
 
