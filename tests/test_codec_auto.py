@@ -15,6 +15,7 @@ from harness_ragged import asked, make_place
 from harness_train import command
 
 from softcache.cache.column import Column
+from softcache.cache.compression import MIN_CHUNK_BYTES, is_asked_compression
 from softcache.cache.reader import Cache
 from softcache.cache.schema import ColumnRecord
 from softcache.codecs._auto import Auto, asked_auto, candidates
@@ -216,6 +217,35 @@ def test_the_same_command_goes_on_with_what_was_chosen(
     ):
         dumped(place, folder, "auto:max_kl=1e-9", ("logits",))
     assert shards(folder) == before
+
+
+def test_a_column_in_the_codec_that_is_chosen_is_compressed(place: Path, tmp_path: Path) -> None:
+    """In the codec that is chosen without, and the same command goes on."""
+    asking, outputs, compress = (
+        "auto:max_kl=1e-2,max_error=0.01",
+        ("logits", "embedding"),
+        ("zstd:level=3", "embedding=none"),
+    )
+    dumped(place, tmp_path / "plain", asking, outputs)
+    dumped(place, tmp_path / "kept", asking, outputs, compress=compress, part=(1, 2))
+    dumped(place, tmp_path / "kept", asking, outputs, compress=compress)
+    records = Cache(tmp_path / "kept").manifest.state.columns
+    assert codecs(tmp_path / "kept") == codecs(tmp_path / "plain")
+    assert records["embedding"].compress is None
+    assert is_asked_compression("zstd:level=3", records["logits"].compress)
+    assert dumped(place, tmp_path / "kept", asking, outputs, compress=compress).keys == 0
+    plain, kept = (Cache(tmp_path / name).column("logits").gather(0, np.arange(ROWS)) for name in ("plain", "kept"))
+    assert all(values.tobytes() == kept[name].tobytes() for name, values in plain.items())
+
+
+def test_codecs_that_do_not_fit_the_chunks_asked_for_are_left_out(place: Path, tmp_path: Path) -> None:
+    """So many rows in half precision are as much as a chunk has to have, and in 4 bits less than that."""
+    rows = -(-MIN_CHUNK_BYTES // (2 * CLASSES))
+    rows = 1 << (rows - 1).bit_length()
+    assert rows * CLASSES // 2 < MIN_CHUNK_BYTES
+    dumped(place, tmp_path / "cache", "auto:max_kl=0.5", compress=(f"zstd:rows={rows}",))
+    record = Cache(tmp_path / "cache").manifest.state.columns["logits"]
+    assert is_asked_compression(f"zstd:rows={rows}", record.compress)
 
 
 def test_processes_that_share_a_dump_choose_once(setting: Setting, warm: Warm, tmp_path: Path) -> None:

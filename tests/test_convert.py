@@ -92,6 +92,26 @@ def test_a_gpu_makes_the_same_bytes_of_codecs_that_round_each_number(exact: Path
         assert files(made[0]) == files(made[1])
 
 
+@pytest.mark.parametrize("compress", [(), ("zstd",)])
+def test_bytes_a_key_are_those_of_files(compress: tuple[str, ...], exact: Path, tmp_path: Path) -> None:
+    """Before and after alike, so that the two can be compared; what a codec is fitted to counts."""
+    found = convert(exact, tmp_path / "made", codec="int8", compress=compress, views=1, device="cpu")
+    for name, column in found.columns.items():
+        for folder, told in ((exact, column.bytes_before), (tmp_path / "made", column.bytes_after)):
+            paths = [*folder.glob(f"view-0000/{name}-*.h5"), *folder.glob(f"column-{name}.h5")]
+            assert told == round(sum(path.stat().st_size for path in paths) / ROWS)
+
+
+def test_no_secret_of_the_command_line_is_written_down(
+    exact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["softcache", "convert", "https://me:word@host/cache"])
+    convert(exact, tmp_path / "made", codec="fp16", device="cpu")
+    assert (
+        Cache(tmp_path / "made").manifest.state.made["later"][-1]["command"] == "softcache convert https://host/cache"
+    )
+
+
 # What is copied.
 
 

@@ -41,6 +41,8 @@ def leading(place: Path) -> Path:
     [
         ({"codec": "int:bits=9"}, "bits=9: numbers have 4 to 8 bits"),
         ({"codec": "fp61"}, "fp61"),
+        ({"codec": "auto:max_kl=1e-3"}, "--codec auto chooses while the teacher runs"),
+        ({"output": "logits:codec=auto"}, "--codec auto chooses while the teacher runs"),
         ({"codec": "topk:k=5"}, "codec 'topk:k=5' is for columns of kind classes, and --output embedding:kind=values"),
         ({"output": "logits:codec=topk:k=30"}, "would keep all logits of 30 classes"),
         ({"output": "embedding:codec=basis:bytes=4,top=1"}, "top=1 is for columns of classes"),

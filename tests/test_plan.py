@@ -18,6 +18,7 @@ from softcache.cache.schema import MANIFEST
 from softcache.cli.plan import command
 from softcache.config.plan import PlanConfig
 from softcache.errors import SoftcacheError, UsageError
+from softcache.stages import _probing
 from softcache.stages.dump import dump
 from softcache.stages.plan import Plan, plan
 
@@ -229,3 +230,15 @@ def shown_for(*options: str) -> str:
     done = CliRunner().invoke(command, ["--rows", "1281167", "--classes", "1000", "--gpus", "8", *options])
     assert done.exit_code == 0, done.output
     return done.output
+
+
+@pytest.mark.parametrize("probe", [False, True])
+def test_a_dump_into_a_store_is_planned_without_a_disk(
+    probe: bool, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the same plan as of a folder; nothing is asked of the store."""
+    monkeypatch.setattr(_probing, "measure_disk", lambda *given: pytest.fail("a disk was measured"))
+    found = plan(rows=1000, classes=10, rate=100, out="s3://bucket/cache", probe=probe)
+    assert found.disk is None
+    assert found.files == plan(rows=1000, classes=10, rate=100, out="cache").files
+    assert not list(here.iterdir())

@@ -15,10 +15,12 @@ from PIL import Image
 from test_store_systems import memory as memory
 from torch import nn
 
-from softcache.cache.listing import LISTING
+from softcache.cache.listing import LISTING, Listing
 from softcache.cache.reader import Cache
 from softcache.errors import UsageError
 from softcache.models._open import open_network
+from softcache.stages._card import card_of
+from softcache.stages.convert import convert
 from softcache.stages.copy import copy
 from softcache.stages.train import train
 from softcache.stages.verify import verify
@@ -120,6 +122,28 @@ def test_the_card_says_what_it_is_and_its_command_runs(
     )
 
 
+@pytest.mark.parametrize(
+    ("address", "compress", "package"),
+    [
+        ("hf://datasets/someone/teacher", (), "'softcache[hf]'"),
+        ("gs://bucket/cache", ("zstd",), "'softcache[compress,gcs]'"),
+        ("https://host/cache", (), "softcache"),
+        ("/data/cache", ("zstd",), "'softcache[compress]'"),
+    ],
+)
+def test_the_card_says_what_to_install_and_what_was_lost_before(
+    cache: Path, here: Path, address: str, compress: tuple[str, ...], package: str
+) -> None:
+    convert(cache, here / "half", codec="fp16", device="cpu")
+    convert(here / "half", here / "made", output="logits:codec=bf16", compress=compress, device="cpu")
+    manifest = Cache(here / "made").manifest
+    card = card_of(manifest, Listing(manifest.cache_id, {}), address, None)
+    assert f"    pip install {package}\n" in card
+    [line] = re.findall(r"^\| `logits` .*$", card, re.M)
+    codec = " ".join(filter(None, ("bf16", manifest.state.columns["logits"].compress)))
+    assert re.search(rf"`{codec}` \| mean KL .*, against its source, which was in `fp16` \(mean KL .* keys\) \|$", line)
+
+
 def test_what_is_included_stays(cache: Path, here: Path, memory: str) -> None:
     copy(cache, here / "all", card=True, include=["samples", "names", "paths", "command"])
     whole, original = Cache(here / "all"), Cache(cache)
@@ -144,3 +168,16 @@ def test_what_cannot_be_included_is_refused(cache: Path, here: Path) -> None:
         copy(cache, here / "copy", card=True, include=["sample"])
     with pytest.raises(UsageError, match="add --card"):
         copy(cache, here / "copy", include=["samples"])
+
+
+def test_a_published_cache_is_converted(cache: Path, here: Path) -> None:
+    """One that keeps no inputs; what is made of it keeps none either, and the same command finds it done."""
+    copy(cache, here / "bare", card=True)
+    convert(here / "bare", here / "made", codec="fp16", device="cpu")
+    made = Cache(here / "made")
+    assert len(made.samples[0]) == 0
+    assert not (here / "made" / "samples.h5").exists()
+    assert made.manifest.cache_id == Cache(cache).manifest.cache_id
+    assert verify(here / "made").ok
+    assert verify(here / "made").missing == []
+    assert convert(here / "bare", here / "made", codec="fp16", device="cpu").shards == 0

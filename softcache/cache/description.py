@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from typing import Any
 
-from softcache.cache.listing import LISTING, MAX_LISTING_BYTES, Listing
+from softcache.cache.listing import LISTING, MAX_LISTING_BYTES, Listing, names_of
 from softcache.cache.manifest import read_manifest
 from softcache.cache.reader import Cache
 from softcache.cache.schema import MANIFEST
@@ -64,7 +64,10 @@ def pin_of(cache: Cache) -> str | None:
 def _bytes(cache: Cache) -> int:
     if cache.remote is not None:
         return cache.remote.listing.size
-    size = 0 if cache.uploading is None else cache.uploading.size
+    if cache.uploading is not None:  # of shards that are here too, the store's are counted
+        names = [MANIFEST, *names_of(cache.manifest, (path.name for path in cache.folder.iterdir()))]
+        return cache.uploading.size + sum((cache.folder / name).stat().st_size for name in names)
+    size = 0
     for path in cache.folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # a writer's temporary file may be gone by now
             size += path.stat().st_size if path.is_file() else 0

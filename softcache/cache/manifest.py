@@ -85,8 +85,8 @@ class Manifest:
     def all_shards(self) -> int:
         return self.state.views * sum(map(self.shards, self.columns))
 
-    def lacking(self, folder: Path, column: str) -> str:
-        """That the cache in ``folder`` has no such column, and how to add it."""
+    def lacking(self, where: str, column: str) -> str:
+        """That the cache has no such column, and how to add it."""
         hints, outputs = self.hints, [name for name in self.columns if not is_hint(name)]
         if is_hint(column):
             what, known, option = f"hint {layer_of(column)!r}", hints, f"--hint {shlex.quote(layer_of(column))}"
@@ -97,8 +97,8 @@ class Manifest:
                 f"--output {shlex.quote(column)}",
             )
         return (
-            f"{folder} has no {what} (it has {', '.join(known) or 'none'}): "
-            f"add it with: softcache dump … --out {folder} {option}"
+            f"{where} has no {what} (it has {', '.join(known) or 'none'}): "
+            f"add it with: softcache dump … --out {where} {option}"
         )
 
     def save(self, folder: Path) -> None:

@@ -84,7 +84,7 @@ class Cache:
         if column not in self._columns:
             record = self.manifest.state.columns.get(column)
             if record is None:
-                raise CacheError(self.manifest.lacking(self.folder, column))
+                raise CacheError(self.manifest.lacking(self.where, column))
             found = Column.of(column, record, opened_codec(record.codec, self._named, self.where))
             try:
                 with registry.guarded(option_of(record.codec), f"codec {option_of(record.codec)!r}"):
@@ -92,7 +92,7 @@ class Cache:
                     _ = found.chunking
                     found = when_needed(found, record, self.folder, self.manifest.cache_id)
             except UsageError as error:  # what the manifest says is no usage
-                raise CacheError(f"{self.folder}: codec not available: {error}") from None
+                raise CacheError(f"{self.where}: codec not available: {error}") from None
             self._columns[column] = found
         return self._columns[column]
 

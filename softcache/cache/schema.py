@@ -187,6 +187,12 @@ class State:
     made: dict[str, Any] = field(default_factory=dict)
 
 
+def once_per_cache(state: State) -> list[str]:
+    """The files that a cache has once, but for manifest and constants: one that keeps no inputs has no
+    ``samples.h5``."""
+    return [ROWS, *([SAMPLES] if state.samples else [])]
+
+
 def canonical_json(value: Any) -> bytes:
     """Sorted keys, no spaces, UTF-8: the bytes that fingerprints are taken over."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

@@ -37,6 +37,7 @@ from softcache.cache.schema import (
 )
 from softcache.cache.shard import Attributes, ShardWriter, opened, write_temporary
 from softcache.cache.surplus import find_surplus, remove_surplus
+from softcache.cache.uploading import uploading_of
 from softcache.errors import CacheError, IntegrityError
 from softcache.inputs import InputField, number_bytes
 from softcache.ragged import Int64, offsets_of
@@ -103,22 +104,22 @@ def create_or_extend(
     if names is not None:
         rows["name"] = np.array([os.fsencode(name) for name in names])
     rows |= {length_array(name): lengths.astype("<i8") for name, lengths in samples.lengths.items()}
-    count = len(samples.rows)
+    count, where = len(samples.rows), _where(folder)
     folder.mkdir(parents=True, exist_ok=True)
     new = not (folder / MANIFEST).exists()
     if new:
         _refuse_foreign_shards(folder, identity, columns)
     kept = 0 if new else Manifest.load(folder).state.samples
-    needed = [name for name in (ROWS, SAMPLES) if new or not (folder / name).exists()]
-    if count > kept and SAMPLES not in needed:
+    needed = [ROWS] if new or not (folder / ROWS).exists() else []
+    if count and (count > kept or not (folder / SAMPLES).exists()):  # a published cache may keep none
         needed.append(SAMPLES)
     with _written_beside(folder, identity, needed, rows, samples) as parts, changing(folder):
         if (folder / MANIFEST).exists():
             manifest = Manifest.load(folder)
-            refuse_other(manifest.identity, identity, folder)
+            refuse_other(manifest.identity, identity, where)
             if (manifest.state.class_names, manifest.state.labels) != (list(class_names), labels_sha256(labels)):
-                raise CacheError(f"{folder} was made from other labels or classes: restore them or use another --out")
-            state = _extended(manifest.state, views, columns, made, folder)
+                raise CacheError(f"{where} was made from other labels or classes: restore them or use another --out")
+            state = _extended(manifest.state, views, columns, made, where)
             if count > state.samples:
                 # Samples are missing while the manifest and they would differ, so that nobody takes them for damaged.
                 (folder / SAMPLES).unlink(missing_ok=True)
@@ -208,14 +209,20 @@ def _remove_misfits(
     remove_surplus(folder, misfits)
 
 
-def _extended(state: State, views: int, columns: dict[str, ColumnRecord], made: dict[str, Any], folder: Path) -> State:
+def _where(folder: Path) -> str:
+    """How messages call the cache that is made in a folder: its address where it is stored from there."""
+    uploading = uploading_of(folder)
+    return str(folder) if uploading is None else uploading.where
+
+
+def _extended(state: State, views: int, columns: dict[str, ColumnRecord], made: dict[str, Any], where: str) -> State:
     """A state with these views and columns too, and a note of it where libraries or machine are others by now."""
     wanted = dict(state.columns)
     for name, column in columns.items():
         there = wanted.setdefault(name, column)
         if there.sha256() != column.sha256():
             raise CacheError(
-                f"{folder} holds {name} as {there.kind} {there.shape} in {there.codec}, asked for as {column.kind} "
+                f"{where} holds {name} as {there.kind} {there.shape} in {there.codec}, asked for as {column.kind} "
                 f"{column.shape} in {column.codec}: match its codec or use another --out"
             )
     later = state.made.get("later", [])

@@ -62,7 +62,11 @@ if TYPE_CHECKING:
     _options.compress,
     option("--shard-rows", type=int, help="Most rows of a shard, a power of two.  [default: by device and size]"),
     option("--keep-samples", callback=rows_or_all, metavar="N|all", help="Rows whose pixels are kept.  [default: 64]"),
-    option("--out", type=click.Path(), help="Where the cache would lie, whose disk --probe measures."),
+    option(
+        "--out",
+        type=click.Path(),
+        help="Where the cache would lie; --probe measures its disk, if it's a folder.",
+    ),
     _options.device,
     option("--batch-size", type=int, metavar="N", help="Rows per forward pass, for --probe.  [default: as dump]"),
 )

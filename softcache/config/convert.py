@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from softcache.cache.manifest import Manifest
 from softcache.cache.schema import hint_column, is_hint, layer_of
+from softcache.codecs._auto import asked_auto
 from softcache.config.options import Options
 from softcache.dumping.signals import NO_OUTPUT, Signal, asked_compressions, asked_signals, parse_output
 from softcache.errors import UsageError, nearest
@@ -49,6 +50,11 @@ class ConvertConfig(Options):
                     f"{signal.option}: say in which codec, {signal.option}:codec=fp16; what isn't named stays as it is"
                 )
         _ = self.named_codec, self.compressions  # parses all, so that a bad one is refused before anything is opened
+        if any(asked_auto(codec) for codec in (self.codec, *(signal.codec for signal in self.signals))):
+            raise UsageError(
+                "--codec auto chooses while the teacher runs, and convert runs none: name a codec, such as "
+                "basis:max_kl=1e-3 or int:bits=5"
+            )
 
     @property
     def signals(self) -> list[Signal]:

@@ -18,7 +18,7 @@ from softcache.codecs._open import open_codec, sized_codec
 from softcache.console import counted
 from softcache.dumping.bound import Bound, in_words
 from softcache.dumping.codec_error import CodecError
-from softcache.dumping.columns import new_record
+from softcache.dumping.columns import compress_of, new_record
 from softcache.dumping.drawn import Said, drawn_keys, said_of
 from softcache.dumping.forward import Forward
 from softcache.dumping.shapes import SignalShape
@@ -34,7 +34,8 @@ AT_ONCE = 2**22  # numbers that are coded together
 
 @dataclass(frozen=True)
 class Option:
-    """A codec that may be chosen. ``key_bytes``: what the column's files take, shared out to all keys."""
+    """A codec that may be chosen. ``column``: as it is without compression; ``key_bytes``: what its files then take,
+    shared out to all keys."""
 
     record: ColumnRecord
     column: Column
@@ -59,9 +60,11 @@ def chosen(
     records: Mapping[str, ColumnRecord],
     undecided: Mapping[str, Bound],
     views: int,
+    compress: Mapping[str, str],
 ) -> tuple[dict[str, ColumnRecord], dict[str, Said]]:
     """The records of columns in the codecs that are chosen for those that are ``undecided``, and what the teacher says
-    of the keys that this was found out with. The codecs of their records until now don't matter.
+    of the keys that this was found out with. The codecs of their records until now don't matter. ``compress``: as
+    ``compress_of`` takes it.
 
     Errors: ``NumericsError`` where nothing that the teacher says is finite.
     """
@@ -75,24 +78,32 @@ def chosen(
             f"{name}: the smallest codec within {bound} is looked for on {counted(said[name].keys, 'key')} of "
             f"{counted(views, 'view')}"
         )
-        options = options_for(name, records[name], said[name], viewed, identity.grid.block_rows, views)
+        asked = compress_of(name, compress)
+        options = options_for(name, records[name], said[name], viewed, identity.grid.block_rows, views, asked)
         found[name] = choose(options, said[name], bound, len(viewed) * views, forward.device).record
     return found, said
 
 
 def options_for(
-    name: str, record: ColumnRecord, said: Said, viewed: Viewed, block_rows: int, views: int
+    name: str,
+    record: ColumnRecord,
+    said: Said,
+    viewed: Viewed,
+    block_rows: int,
+    views: int,
+    compress: str | None = None,
 ) -> list[Option]:
-    """All codecs that a column may be kept in, the smallest first. ``said``: decides the size of some."""
+    """All codecs that a column may be kept in, the smallest first. ``said``: decides the size of some. ``compress``: as
+    ``new_record`` takes it; what it gains isn't known before all is written, so sizes are those without it."""
     rows, lengths, found = len(viewed), viewed.lengths(), []
     shape = SignalShape(record.shape, record.lengths, record.stride)
     for open_size in candidates(record.kind, record.tail):
         try:
             codec = sized_codec(open_size, said.values)
-        except UsageError:  # it isn't for such values
+            kept = new_record(Signal(name, record.kind, codec), shape, None, rows, block_rows, lengths, compress)
+        except UsageError:  # it isn't for such values, or its rows are too short or too long for the chunks asked for
             continue
-        kept = new_record(Signal(name, record.kind, codec), shape, None, rows, block_rows, lengths)
-        column = Column.of(name, kept, open_codec(kept.codec))
+        column = Column.of(name, dataclasses.replace(kept, compress=None), open_codec(kept.codec))
         size = views * sum(shards_bytes(column, rows, lengths)) + constants_bytes(column, kept.codec, views)
         found.append(Option(kept, column, size / (rows * views)))
     # Files are whole pages, so that small shards in different codecs may be as large as each other.
@@ -104,7 +115,8 @@ def choose(options: list[Option], said: Said, bound: Bound, keys: int, device: t
     for option in options:
         found = judged(option.column, said, bound, keys, device)
         log.info(
-            f"{option.column.name}: {option.record.codec}, {option.key_bytes:,.1f} bytes a key: "
+            f"{option.column.name}: {option.record.codec}, {option.key_bytes:,.1f} bytes a key"
+            f"{' before compression' if option.record.compress else ''}: "
             f"{'at least ' if found.at_least else ''}{found.error:.2g} ({in_words(found.name)}), "
             f"{'chosen' if found.holds else 'too much'}"
         )

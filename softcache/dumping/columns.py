@@ -14,7 +14,6 @@ import numpy as np
 
 from softcache.cache.column import Column
 from softcache.cache.compression import is_asked_compression, settled_compression
-from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
 from softcache.cache.schema import (
     LOGITS,
@@ -67,20 +66,19 @@ def columns_to_keep(
     signals: Sequence[Signal],
     codec: str | None,
     block_rows: int,
-    existing: Manifest | None,
+    existing: Cache | None,
     compress: Mapping[str, str],
-    folder: Path,
 ) -> dict[str, ColumnRecord]:
     """The columns that the cache has and those asked for, whose shapes come from running the teacher on single rows.
     A new one whose codec is to be chosen (``auto``) is in ``fp32`` until that is done.
 
     ``codec``: of signals that don't name one; None is the cache's, or the default. ``block_rows``: of the cache's grid.
-    ``compress``: as ``compress_of`` takes it. ``folder``: of the cache, for messages.
+    ``compress``: as ``compress_of`` takes it.
 
     Errors: ``CacheError`` where a column is there of another kind, in another codec or compressed otherwise than is
     asked for, or loses more than is asked for.
     """
-    found = dict(existing.state.columns) if existing else {}
+    found = dict(existing.manifest.state.columns) if existing else {}
     refuse_unknown(compress, [*found, *(signal.column for signal in signals)])
     new = []
     for signal in signals:
@@ -88,9 +86,10 @@ def columns_to_keep(
         if there is None:
             new.append(signal)
             continue
+        assert existing is not None
         asked = compress_of(signal.column, compress)
         if not _is_compressed_so(asked, there.compress):
-            convert = _or_convert(folder, str(asked), f"--compress {signal.column}={asked}")
+            convert = _or_convert(existing, str(asked), f"--compress {signal.column}={asked}")
             raise CacheError(
                 f"{signal.column} is there {_compressed_as(there.compress)}, asked for {_compressed_as(asked)}: leave "
                 f"--compress out or use another --out{convert}"
@@ -104,7 +103,7 @@ def columns_to_keep(
                 )
             as_asked, convert = f"{signal.kind} in {wanted or held}", ""
             if wanted is not None and there.kind == signal.kind and _can_become(there, wanted):
-                convert = _or_convert(folder, wanted, f"{signal.option}:codec={wanted}")
+                convert = _or_convert(existing, wanted, f"{signal.option}:codec={wanted}")
             raise CacheError(
                 f"{signal.column} is there as {there.kind} in {held}, asked for as {as_asked}: "
                 f"leave that out or use another --out{convert}"
@@ -130,8 +129,12 @@ def columns_to_keep(
     return dict(sorted(found.items()))
 
 
-def _or_convert(folder: Path, wanted: str, option: str) -> str:
-    """The command that makes what is ``wanted`` of a column that is there otherwise, with this ``option``."""
+def _or_convert(cache: Cache, wanted: str, option: str) -> str:
+    """The command that makes what is ``wanted`` of a column that is there otherwise, with this ``option``; what to do
+    instead where the cache is in a store, where none is converted."""
+    if cache.uploading is not None:
+        return f", or softcache copy {cache.where} to a folder and convert that"
+    folder = cache.folder
     name = folder.with_name(f"{folder.name}-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(wanted).name)}")
     option, value = option.split(" ", 1)
     return f", or convert it: {shlex.join(['softcache', 'convert', str(folder), str(name), option, value])}"
@@ -160,9 +163,9 @@ def refuse_converted(cache: Cache, views: int) -> None:
         view, name, _ = missing[0]
         steps = " and ".join(option_of(step.codec) for step in cache.manifest.state.columns[name].converted)
         raise CacheError(
-            f"{cache.folder} keeps {name} as it was converted from {steps}, and view {view} of it isn't complete: a "
+            f"{cache.where} keeps {name} as it was converted from {steps}, and view {view} of it isn't complete: a "
             "dump would add other values; add the view to the cache that it was converted from, and run the same "
-            "softcache convert again"
+            f"softcache convert again{'' if cache.uploading is None else ', and copy what that makes'}"
         )
 
 

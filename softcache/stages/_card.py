@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from softcache.cache.listing import Listing
 from softcache.cache.manifest import Manifest
 from softcache.cache.schema import ColumnRecord
 from softcache.console import counted, decimal_size
+from softcache.store.remote import PACKAGES
 
 CARD = "README.md"
 UNKNOWN = "not recorded; see the dataset's own page"
@@ -53,7 +55,7 @@ training needs it, and compares a digest of each input with that of what the tea
 
 ## Train from it
 
-    pip install 'softcache[hf]'
+    pip install {_package(address, manifest)}
     softcache train --student resnet18 --cache {address}{dataset} \\
         --expect {listing.pin}
 
@@ -73,7 +75,13 @@ If you use it, cite the teacher, the dataset, and this cache by its address and 
 
 def _column(name: str, record: ColumnRecord) -> tuple[str, ...]:
     shape = "×".join("L" if size is None else str(size) for size in record.shape) or "1"
-    error = record.error
+    steps = ", ".join(f"`{step.codec}` ({_lost(step.error)})" for step in record.converted)
+    lost = _lost(record.error) + (f", against its source, which was in {steps}" if steps else "")
+    codec = record.codec if record.compress is None else f"{record.codec} {record.compress}"
+    return f"`{name}`", record.kind, shape, f"`{codec}`", lost
+
+
+def _lost(error: Mapping[str, float]) -> str:
     if {"kl_mean_T1", "kl_mean_T4"} <= error.keys():
         lost = f"mean KL {error['kl_mean_T1']:.1e} nats at T = 1, {error['kl_mean_T4']:.1e} at T = 4"
     elif "relative_error_mean" in error:
@@ -82,7 +90,15 @@ def _column(name: str, record: ColumnRecord) -> tuple[str, ...]:
         lost = "not measured"
     if "keys" in error:
         lost += f", on {error['keys']:,.0f} keys"
-    return f"`{name}`", record.kind, shape, f"`{record.codec}`", lost
+    return lost
+
+
+def _package(address: str, manifest: Manifest) -> str:
+    """What is to be installed for reading from this address what is kept there."""
+    scheme = address.partition("://")[0]
+    extras = ["compress"] if any(column.compress for column in manifest.state.columns.values()) else []
+    extras += [PACKAGES[scheme][1]] if scheme in PACKAGES else []
+    return f"'softcache[{','.join(extras)}]'" if extras else "softcache"
 
 
 def _table(header: tuple[str, ...], lines: Any) -> str:

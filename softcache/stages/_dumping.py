@@ -23,7 +23,8 @@ from softcache.cache.constants import constants_name
 from softcache.cache.locks import fitting
 from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
-from softcache.cache.schema import MANIFEST, ROWS, SAMPLES, ColumnRecord, Identity
+from softcache.cache.schema import MANIFEST, ROWS, SAMPLES, ColumnRecord, Identity, once_per_cache
+from softcache.cache.uploading import uploading_of
 from softcache.cache.writer import Block, create_or_extend, plan
 from softcache.config.dump import DEFAULTS, DumpConfig, default_views
 from softcache.config.folders import cache_folder
@@ -144,7 +145,7 @@ def begin(asked: DumpConfig, device: str) -> Begun:
             bucket=bool(config.bucket),
         )
         if known:
-            refuse_other(existing.manifest.identity, known, folder)
+            refuse_other(existing.manifest.identity, known, existing.where)
             whole = _is_whole(existing, config, signals, samples_kept)
     return Begun(config, folder, viewed, existing, samples_kept, signals, whole)
 
@@ -192,7 +193,7 @@ def open_dump(begun: Begun, device: torch.device, *, divided: bool) -> Opened | 
         bucket=bool(config.bucket),
     )
     if existing:
-        refuse_other(existing.manifest.identity, identity, folder)
+        refuse_other(existing.manifest.identity, identity, existing.where)
         if not dry_run and _is_whole(existing, config, begun.signals, begun.samples_kept):
             return None
         if (folder / SAMPLES).exists():  # verify --repair takes it away where it is damaged
@@ -212,9 +213,8 @@ def open_dump(begun: Begun, device: torch.device, *, divided: bool) -> Opened | 
             begun.signals,
             config.codec,
             identity.grid.block_rows,
-            existing.manifest if existing else None,
+            existing,
             config.compressions,
-            folder,
         )
     kept = layouts(records, begun.signals, config.codec, existing)
     undecided = {name: bound for name, bound in begun.bounds.items() if name not in held}
@@ -232,13 +232,14 @@ def decided(opened: Opened) -> tuple[Opened, dict[str, Said]]:
     what the teacher says of the keys that this was found out with."""
     if not opened.undecided:
         return opened, {}
-    folder, existing, codec = opened.begun.folder, opened.begun.existing, opened.config.codec
+    begun, identity, config = opened.begun, opened.identity, opened.config
+    folder, forward, views = begun.folder, opened.forward, opened.views
     there = Manifest.load(folder).state.columns if (folder / MANIFEST).exists() else {}
     records = opened.records | {name: there[name] for name in opened.undecided if name in there}
     still = {name: bound for name, bound in opened.undecided.items() if name not in there}
-    with reproducible(tf32=opened.identity.teacher.numerics.tf32):
-        records, said = chosen(opened.identity, opened.begun.viewed, opened.forward, records, still, opened.views)
-    columns = layouts(records, opened.begun.signals, codec, existing)
+    with reproducible(tf32=identity.teacher.numerics.tf32):
+        records, said = chosen(identity, begun.viewed, forward, records, still, views, config.compressions)
+    columns = layouts(records, begun.signals, config.codec, begun.existing)
     return dataclasses.replace(opened, records=records, columns=columns, undecided={}), said
 
 
@@ -255,7 +256,7 @@ def prepare(opened: Opened, part: tuple[int, int] = (1, 1)) -> tuple[Cache, list
         if opened.undecided or any(column.has_constants for column in opened.columns):
             stack.enter_context(fitting(folder))
         opened, said = decided(opened)
-        if said:
+        if said and uploading_of(folder) is None:  # shards in a store wait here for a short while
             refuse_too_large(estimated(opened), folder)
         with reproducible(tf32=identity.teacher.numerics.tf32):
             records = with_constants(folder, identity, viewed, forward, opened.records, opened.columns, views, said)
@@ -363,7 +364,7 @@ def _is_whole(cache: Cache, config: DumpConfig, signals: Sequence[Signal], sampl
         views <= state.views
         and samples_kept <= state.samples
         and all(is_kept(state, signal, config.codec, config.compressions) for signal in signals)
-        and all((cache.folder / name).exists() for name in (ROWS, SAMPLES))
+        and all((cache.folder / name).exists() for name in once_per_cache(state))
         and all((cache.folder / constants_name(n)).exists() for n, column in state.columns.items() if column.constants)
         and not cache.missing(cache.manifest.columns, views)
     )

@@ -39,8 +39,10 @@ class Measured:
     disk: DiskRate | None = None
 
 
-def measure(asked: PlanConfig, viewed: Viewed, columns: Sequence[str], block_rows: int, folder: Path) -> Measured:
-    """All rates that aren't given. ``columns``: that are kept of the teacher; ``folder``: where the cache would lie.
+def measure(
+    asked: PlanConfig, viewed: Viewed, columns: Sequence[str], block_rows: int, folder: Path | None
+) -> Measured:
+    """All rates that aren't given. ``columns``: that are kept of the teacher; ``folder``: where the cache would lie, None in a store.
 
     Errors: ``UsageError`` where a dump on GPUs is planned on a machine without one; those of the disk.
     """
@@ -51,7 +53,9 @@ def measure(asked: PlanConfig, viewed: Viewed, columns: Sequence[str], block_row
     if asked.gpus is not None and device.type != "cuda" and (teacher or student):
         raise UsageError(f"--probe measures this machine's {device.type}, and --gpus plans for GPUs: give --rate")
     # The disk comes first: it is the shortest, and its folder may be wrong.
-    disk = measure_disk(existing_place(folder), int(asked.probe_gib * 2**30)) if asked.disk_rate is None else None
+    disk = None
+    if folder is not None and asked.disk_rate is None:
+        disk = measure_disk(existing_place(folder), int(asked.probe_gib * 2**30))
     with reproducible(tf32=False):
         rates = _teacher_rates(asked, viewed, columns, block_rows, device) if teacher else (None, None)
         student_rate = _student_rate(asked, viewed, device) if student else None

@@ -16,13 +16,15 @@ import numpy as np
 import torch
 
 import softcache
+from softcache.addresses import printable
 from softcache.atomic import remove_dead_temporaries
 from softcache.cache.chunk_frames import zstandard
+from softcache.cache.constants import constants_name
 from softcache.cache.description import describe
 from softcache.cache.locks import remove_stale_locks, writing
 from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
-from softcache.cache.schema import MANIFEST, ROWS, SAMPLES, ColumnRecord, State, shard_name
+from softcache.cache.schema import MANIFEST, ColumnRecord, State, once_per_cache, shard_name
 from softcache.cache.writer import MAX_NOTES, KeptSamples, create_or_extend, plan, update_state
 from softcache.codecs._open import is_own, option_of, recorded_codec
 from softcache.config.convert import ConvertConfig
@@ -40,7 +42,6 @@ from softcache.dumping.estimate import estimate, refuse_too_large
 from softcache.dumping.finish import finish
 from softcache.dumping.kept_error import MUCH
 from softcache.dumping.signals import Signal
-from softcache.dumping.smaller import key_bytes
 from softcache.errors import CacheError, UsageError
 from softcache.localfiles import local_path
 from softcache.ragged import Int64
@@ -52,8 +53,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ConvertedColumn:
-    """``before``, ``after``: its codec, and how it is compressed if it is; ``bytes_before``, ``bytes_after``: of one
-    key, its digest included; ``error``: of its codec, as the manifest has it."""
+    """``before``, ``after``: its codec, and how it is compressed if it is; ``bytes_before``, ``bytes_after``: of
+    the files of what was converted, shared out to its keys; ``error``: of its codec, as the manifest has it."""
 
     before: str
     after: str
@@ -211,7 +212,7 @@ def _opened(folder: Path, asked: ConvertConfig) -> tuple[Cache, str | None]:
 def _refuse_incomplete(cache: Cache, names: Sequence[str], views: int) -> None:
     """Errors: ``CacheError`` that says what to do where a shard is missing of what is converted, and for a codec that
     isn't available or whose constants are damaged."""
-    for name in (ROWS, SAMPLES):
+    for name in once_per_cache(cache.manifest.state):
         if not (cache.folder / name).exists():
             raise CacheError(f"{cache.folder} is not complete, {name} is missing: run the command again that made it")
     for name in names:
@@ -260,7 +261,7 @@ def _made(source: Cache, out: Path) -> dict[str, Any]:
     made = source.manifest.state.made
     note = {
         "softcache": softcache.__version__,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name, *map(printable, sys.argv[1:])]),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     return {**made, "later": [*made.get("later", []), note][-MAX_NOTES:]}
@@ -304,24 +305,22 @@ def _kept_as(record: ColumnRecord) -> str:
     return option_of(record.codec) + ("" if record.compress is None else f" {record.compress}")
 
 
-def _key_bytes(cache: Cache, name: str, places: int) -> int:
-    """What a column keeps of one key; of one that is compressed the mean of its files."""
-    if cache.layout(name).compress is None:
-        return key_bytes(cache.layout(name), cache.rows, places)
-    shards = [cache.shard_path(v, name, k) for v in range(cache.views) for k in range(cache.manifest.shards(name))]
-    return round(sum(path.stat().st_size for path in shards) / (cache.rows * cache.views))
+def _key_bytes(cache: Cache, name: str, views: int) -> int:
+    """What the files of a column take of these views, shared out to their keys."""
+    shards = [cache.shard_path(v, name, k) for v in range(views) for k in range(cache.manifest.shards(name))]
+    constants = [cache.folder / constants_name(name)] if cache.manifest.state.columns[name].constants else []
+    return round(sum(path.stat().st_size for path in [*shards, *constants]) / (cache.rows * views))
 
 
 def _done(begun: _Begun, shards: int, seconds: float) -> Converted:
     source, made, columns = begun.source, Cache(begun.out, codec=begun.named), {}
     for name in begun.wanted:
         before, after = source.manifest.state.columns[name], made.manifest.state.columns[name]
-        places = int(source.places(name).sum()) if after.ragged else 0
         columns[name] = ConvertedColumn(
             _kept_as(before),
             _kept_as(after),
-            _key_bytes(source, name, places),
-            _key_bytes(made, name, places),
+            _key_bytes(source, name, begun.views),
+            _key_bytes(made, name, begun.views),
             after.error,
         )
     info, size = describe(made), describe(source)["bytes"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import time
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from softcache.device import pick_device, reproducible
 from softcache.distributed import local_rank, rank, world
 from softcache.dumping.estimate import Estimate, refuse_too_large, timed
 from softcache.dumping.finish import finish
-from softcache.dumping.kept_error import keep_error, refuse_broken
+from softcache.dumping.kept_error import refuse_broken
 from softcache.dumping.ray_cluster import connected
 from softcache.errors import LockedError, UsageError
 from softcache.stages._dumping import (
@@ -44,6 +43,7 @@ from softcache.stages._dumping import (
     remove_leftovers,
     tell_waited,
 )
+from softcache.stages._measured import keeping_errors
 from softcache.stages._on_ray import Shared, dump_on_ray
 from softcache.stages._standing import told
 from softcache.stages._to_store import announce, writing_to_store
@@ -90,7 +90,8 @@ def _dump_to_store(asked: DumpConfig, part: tuple[int, int]) -> Dumped:
         if asked.dry_run:
             return done
         pin = goal.finish(here.named_codec)
-    return dataclasses.replace(done, info={**done.info, "pin": pin})
+        info = describe(Cache(done.folder, codec=here.named_codec))  # now that all of it is stored
+    return dataclasses.replace(done, info={**info, "pin": pin})
 
 
 def _dump(asked: DumpConfig, part: tuple[int, int], began: float) -> Dumped:
@@ -150,7 +151,7 @@ def _compute(opened: Opened, part: tuple[int, int]) -> int:
         recorded = Recorded(cache)
         check(opened, cache, recorded)
         bounds = opened.begun.bounds
-        waited = compute(opened, cache, blocks, recorded, measured=functools.partial(keep_error, cache.folder, bounds))
+        waited = compute(opened, cache, blocks, recorded, measured=keeping_errors(cache, bounds))
         tell_waited(cache, blocks, waited)
     return sum(block.rows for block in blocks)
 

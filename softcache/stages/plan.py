@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from softcache.addresses import is_address
 from softcache.cache.column import Column
 from softcache.cache.constants import constants_name
 from softcache.cache.schema import LOGITS, MAX_SHARDS, ROWS, SAMPLES, VIRTUAL, ColumnRecord, is_hint
@@ -163,7 +164,10 @@ def plan(asked: PlanConfig) -> Plan:
     columns = layouts(records, signals, asked.codec, None)
     planned = [_planned(column, records[column.name], viewed) for column in columns]
     files = _files(asked, viewed, views, columns, records, planned)
-    folder = local_path(asked.out, "--out") if asked.out else cache_folder(dump.teacher, samples.spec, asked.split)
+    if asked.out is not None and is_address(asked.out):
+        folder = None  # a store has no disk to be measured
+    else:
+        folder = local_path(asked.out, "--out") if asked.out else cache_folder(dump.teacher, samples.spec, asked.split)
     names = [column.name for column in columns]
     measured = measure(asked, viewed, names, block_rows, folder) if asked.probe else Measured()
     disk = asked.disk_rate or (measured.disk.bytes_per_second / MEGA if measured.disk else None)

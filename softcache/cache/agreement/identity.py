@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 from softcache.cache.schema import Identity
@@ -32,8 +31,8 @@ _OPTIONS = {
 _ONE_LINE = 2  # differing fields that are still readable in one line
 
 
-def refuse_other(found: Identity, wanted: Identity, folder: Path) -> None:
-    """Nothing where both are the same.
+def refuse_other(found: Identity, wanted: Identity, where: str) -> None:
+    """Nothing where both are the same. ``where``: how messages call the cache.
 
     Errors: ``CacheError`` with every differing field, what the folder has beside what was asked for, and the options
     that decide them.
@@ -45,11 +44,11 @@ def refuse_other(found: Identity, wanted: Identity, folder: Path) -> None:
     advice = f"match {', '.join(options)} or use another --out" if options else "use another --out"
     if len(fields) <= _ONE_LINE:
         shown = "; ".join(f"{key}: {there} there, {now} now" for key, (there, now) in fields.items())
-        raise CacheError(f"{folder} is a cache of something else ({shown}): {advice}")
+        raise CacheError(f"{where} is a cache of something else ({shown}): {advice}")
     lines = [("field", "there", "now"), *((key, there, now) for key, (there, now) in fields.items())]
     widths = [max(len(line[k]) for line in lines) for k in range(2)]
     table = "\n".join(f"  {key.ljust(widths[0])}  {there.ljust(widths[1])}  {now}" for key, there, now in lines)
-    raise CacheError(f"{folder} is a cache of something else:\n{table}\n{advice}")
+    raise CacheError(f"{where} is a cache of something else:\n{table}\n{advice}")
 
 
 def differing(found: Identity, wanted: Identity) -> dict[str, tuple[str, str]]:

@@ -79,9 +79,9 @@ class Recorded:
         by = f"by {differs[worst]:.1g}, where {allowed[worst]:.1g} is rounding"
         if bool(beyond.any()):
             raise CacheError(
-                f"the teacher now says something else than {self._cache.folder} has recorded (row {first + worst} in "
+                f"the teacher now says something else than {self._cache.where} has recorded (row {first + worst} in "
                 f"view {view}: {column} are off {by}; so are {int(beyond.sum())} of {len(beyond)} keys of this batch): "
-                f"its code or a library has changed, or the shard is damaged (softcache verify {self._cache.folder}); "
+                f"its code or a library has changed, or the shard is damaged (softcache verify {self._cache.where}); "
                 "use another --out"
             )
         if not self._warned:

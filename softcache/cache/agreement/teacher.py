@@ -122,7 +122,7 @@ def compared_column(cache: Cache) -> str:
     found = comparable(cache)
     if not found:
         raise CacheError(
-            f"every column of {cache.folder} was converted from a codec that had lost something already, so that a "
+            f"every column of {cache.where} was converted from a codec that had lost something already, so that a "
             "teacher can't be compared with it: verify --teacher the cache that it was converted from"
         )
     return found[0]
