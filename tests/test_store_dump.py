@@ -9,14 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
+from harness_cache import make_cache
 from harness_dump import HINTS, Setting, Warm, shards
 from harness_store import SECRET_KEY, Proxy, Server, environment
 from harness_train import command
 from test_store_systems import memory as memory
 
 from softcache.cache.listing import LISTING
+from softcache.config.dump import DumpConfig
 from softcache.errors import LockedError
 from softcache.locks import locked
+from softcache.stages._to_store import writing_to_store
 from softcache.stages.copy import copy
 from softcache.store.lock import LASTS_S, NAME, StoreLock
 from softcache.store.opened import open_store
@@ -306,3 +309,35 @@ def test_shards_of_nobody_are_not_taken_for_done(
     ended = start(warm, setting, address, faults, tmp_path)
     assert ended.status == 1
     assert "has shards and no cache.json" in ended.output
+
+
+def test_shards_of_another_form_of_the_cache_are_not_stored_or_taken_for_done(
+    address: str, faults: Proxy, tmp_path: Path
+) -> None:
+    """The cache id is the same in every codec, so it alone doesn't say whose a shard is."""
+    make_cache(tmp_path / "there", rows=600, views=2, codec="int:bits=8")
+    folder = tmp_path / "staging" / hashlib.sha256(address.encode()).hexdigest()
+    make_cache(folder, rows=600, views=2, codec="fp16")  # as a dump left it that was killed
+    copy(tmp_path / "there", address)
+    store = open_store(address, "the test")
+    store.write("view-0005/logits-00000.h5", b"of a view that the manifest doesn't have")
+    before = stored(address)
+    asked = DumpConfig("cifar:resnet8", out=address, staging=str(tmp_path / "staging"))
+    with writing_to_store(asked) as (_, goal):
+        goal.uploading.finish()
+        assert goal.uploading.in_view(5) == []
+    assert stored(address) == before
+    assert not list(folder.glob("view-*/*"))
+
+
+def test_shards_that_wait_for_the_same_form_are_stored(address: str, faults: Proxy, tmp_path: Path) -> None:
+    folder = tmp_path / "staging" / hashlib.sha256(address.encode()).hexdigest()
+    make_cache(folder, rows=600, views=2)
+    copy(folder, address)
+    before = stored(address)
+    open_store(address, "the test").delete("view-0001/logits-00001.h5")
+    asked = DumpConfig("cifar:resnet8", out=address, staging=str(tmp_path / "staging"))
+    with writing_to_store(asked) as (_, goal):
+        goal.uploading.finish()
+    assert stored(address) == before
+    assert not list(folder.glob("view-*/*"))
