@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness_cache import make_cache
@@ -13,8 +16,11 @@ from harness_train import command
 
 from softcache.cache.listing import LISTING, Listed, Listing
 from softcache.cache.reader import Cache
-from softcache.errors import CacheError, IntegrityError, SoftcacheError, StoreError, UsageError
+from softcache.cache.schema import ColumnRecord
+from softcache.errors import CacheError, IntegrityError, LockedError, SoftcacheError, StoreError, UsageError
 from softcache.stages.copy import copy
+from softcache.stages.verify import verify
+from softcache.store import lock
 from softcache.store.opened import open_store
 from softcache.store.retry import Patience
 
@@ -184,6 +190,13 @@ def test_a_cache_that_has_grown_is_copied_anew(cache: Path, tmp_path: Path) -> N
     assert same_files(cache, tmp_path / "copy", but=[LISTING])
 
 
+def test_a_bucket_that_is_missing_is_named(cache: Path, faults: Proxy, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    assert command("copy", str(cache), "s3://no-such-bucket-here/cache") == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert "s3://no-such-bucket-here/cache: there is no such bucket, container or repository: make it first" in last
+
+
 @pytest.mark.parametrize(
     ("target", "what"),
     [
@@ -204,3 +217,115 @@ def test_addresses_that_cannot_be_are_one_line(
     [line] = said.err.splitlines()
     assert what in line
     assert SECRET_KEY not in said.err + said.out
+
+
+HINT = {"body": ColumnRecord("values", [4], "fp16", 256)}
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        ({"codec": "int:bits=8"}, "with logits as fp16 in shards of 256 rows, not as int:bits=8"),
+        ({"compress": "zstd"}, "with logits as fp16 in shards of 256 rows, not as fp16, compressed"),
+        ({"views": 2}, "with more views than the 2"),
+    ],
+)
+def test_a_cache_that_has_more_is_not_overwritten(
+    cache: Path, tmp_path: Path, other: dict[str, Any], what: str
+) -> None:
+    """The cache id is that of the teacher, the data and the views, and the same in every codec."""
+    if "compress" in other:
+        pytest.importorskip("zstandard")
+    make_cache(tmp_path / "other", **{"rows": 600, "views": 3, **other})
+    assert Cache(tmp_path / "other").manifest.cache_id == Cache(cache).manifest.cache_id
+    copy(cache, tmp_path / "copy")
+    before = contents(tmp_path / "copy")
+    with pytest.raises(UsageError, match=rf"copy holds this cache {what}.*: copy to another place"):
+        copy(tmp_path / "other", tmp_path / "copy")
+    assert contents(tmp_path / "copy") == before
+
+
+def test_a_column_or_shard_that_the_source_lacks_is_not_lost(cache: Path, tmp_path: Path) -> None:
+    make_cache(tmp_path / "more", rows=600, views=3, hints=HINT)
+    copy(tmp_path / "more", tmp_path / "copy")
+    before = contents(tmp_path / "copy")
+    with pytest.raises(UsageError, match=r"holds this cache with hint\.body, which this one doesn't have"):
+        copy(cache, tmp_path / "copy")
+    (tmp_path / "more" / "view-0001" / "logits-00001.h5").unlink()
+    with pytest.raises(UsageError, match=r"with view-0001/logits-00001\.h5, which is missing in this one"):
+        copy(tmp_path / "more", tmp_path / "copy")
+    assert contents(tmp_path / "copy") == before
+    grown = copy(cache, tmp_path / "small").pin
+    make_cache(cache, rows=600, views=3, hints=HINT)
+    assert copy(cache, tmp_path / "small").pin != grown
+    assert same_files(cache, tmp_path / "small", but=[LISTING])
+
+
+def test_a_target_in_a_store_is_not_overwritten_either(
+    cache: Path, tmp_path: Path, faults: Proxy, server: Server
+) -> None:
+    address = f"s3://{server.bucket()}/cache"
+    pin = copy(cache, address).pin
+    make_cache(tmp_path / "other", rows=600, views=3, codec="int:bits=8")
+    with pytest.raises(UsageError, match="holds this cache with logits as fp16"):
+        copy(tmp_path / "other", address)
+    copy(address, tmp_path / "back", expect=[pin])
+
+
+def test_files_of_an_earlier_copy_that_are_none_of_this_one_go(cache: Path, tmp_path: Path) -> None:
+    """Such as the kept samples, which a published copy leaves out; and nothing that may be the user's."""
+    copy(cache, tmp_path / "copy")
+    assert (tmp_path / "copy" / "samples.h5").exists()
+    mine = [tmp_path / "copy" / name for name in ("notes.txt", "data.h5", "mine/samples.h5", "view-0000/plot.png")]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"mine")
+    (tmp_path / "copy" / "view-0007").mkdir()
+    (tmp_path / "copy" / "view-0007" / "logits-00000.h5").write_bytes(b"of a view that was trimmed")
+    copied = copy(cache, tmp_path / "copy", card=True)
+    assert not (tmp_path / "copy" / "samples.h5").exists()
+    assert not list((tmp_path / "copy").glob("view-0007/*"))
+    assert all(path.read_bytes() == b"mine" for path in mine)
+    copy(tmp_path / "copy", tmp_path / "again", expect=[copied.pin])
+    assert verify(tmp_path / "again").ok
+
+
+def test_a_file_that_may_be_anybodys_is_not_removed(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "samples.h5").write_bytes(b"mine")
+    with pytest.raises(UsageError, match=r"copy has samples\.h5, which is no file of this cache, .* remove it"):
+        copy(cache, tmp_path / "copy", card=True)
+    assert (tmp_path / "copy" / "samples.h5").read_bytes() == b"mine"
+
+
+def test_a_copy_whose_lock_is_lost_stops(
+    cache: Path, faults: Proxy, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another writer takes the place over while the copy is stopped in the middle of a file."""
+    monkeypatch.setattr(lock, "EVERY_S", 0.05)
+    address, failed = f"s3://{server.bucket()}/cache", []
+    store = open_store(address, "the test", QUICK)
+
+    def copying() -> None:
+        try:
+            copy(cache, address, threads=1)
+        except LockedError as error:
+            failed.append(str(error))
+
+    faults.stuck = True
+    thread = threading.Thread(target=copying)
+    thread.start()
+    assert faults.reached.wait(60)
+    for _ in range(20):
+        store.write(lock.NAME, json.dumps({"owner": "elsewhere~1234~77~ab", "until": time.time() + 600}).encode())
+        time.sleep(0.1)
+    faults.release()
+    thread.join()
+    assert failed == [f"{address} is being written by another process, which has taken it over from this one"]
+    assert store.size("cache.json") is None
+    assert len(store.files()) < 5
+    assert store.size(lock.NAME) is not None  # the other's

@@ -9,12 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
+from harness_cache import make_cache
 from harness_dump import HINTS, Setting, Warm, shards
 from harness_store import SECRET_KEY, Proxy, Server, environment
 from harness_train import command
+from test_store_systems import memory as memory
 
 from softcache.cache.listing import LISTING
+from softcache.config.dump import DumpConfig
 from softcache.errors import LockedError
+from softcache.locks import locked
+from softcache.stages._to_store import writing_to_store
 from softcache.stages.copy import copy
 from softcache.store.lock import LASTS_S, NAME, StoreLock
 from softcache.store.opened import open_store
@@ -215,15 +220,86 @@ def test_only_one_of_many_gets_the_lock(address: str) -> None:
         (["--out", "https://host/cache"], "writes nothing to https"),
         (["--out", "s3://bucket/cache", "--part", "1/2"], "one process at a time dumps into a store"),
         (["--out", "http://host/cache"], "use https://"),
+        (["--out", "hf://datasets/someone/cache"], "dump into a folder, and softcache copy it there"),
     ],
 )
 def test_what_cannot_be_is_one_line(
-    arguments: list[str], what: str, here: Path, capfd: pytest.CaptureFixture[str]
+    arguments: list[str], what: str, here: Path, memory: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     capfd.readouterr()
     assert command("dump", "--teacher", "cifar:resnet8", *arguments) == 2
     [line] = capfd.readouterr().err.splitlines()
     assert what in line
+
+
+def test_a_dump_removes_nothing_of_the_users(
+    setting: Setting,
+    warm: Warm,
+    server: Server,
+    address: str,
+    undisturbed: dict[str, str],
+    faults: Proxy,
+    tmp_path: Path,
+) -> None:
+    """``--staging`` may be a folder with other things in it, and serve several dumps."""
+    mine = [tmp_path / "staging" / name for name in ("thesis.txt", "mydir/x", "rows.h5", "view-0000/logits-00000.h5")]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"mine")
+    before = sorted((tmp_path / "staging").rglob("*"))
+    run(warm, setting, address, faults, tmp_path, "--dry-run")
+    assert sorted((tmp_path / "staging").rglob("*")) == before
+    run(warm, setting, address, faults, tmp_path)
+    other = f"s3://{server.bucket()}/other"
+    run(warm, setting, other, faults, tmp_path, "--views", "1")
+    assert stored(address) == undisturbed
+    for path in mine:
+        assert path.read_bytes() == b"mine"
+    one, _ = [path for path in (tmp_path / "staging").iterdir() if (path / "cache.json").exists()]
+    (one / "notes.txt").write_text("mine too")
+    for name in open_store(address, "the test").files():
+        open_store(address, "the test").delete(name)
+    for name in open_store(other, "the test").files():
+        open_store(other, "the test").delete(name)
+    run(warm, setting, address, faults, tmp_path)
+    run(warm, setting, other, faults, tmp_path, "--views", "1")
+    assert (one / "notes.txt").read_text() == "mine too"
+    assert stored(address) == undisturbed
+
+
+def test_a_dry_run_writes_nothing_into_the_store(
+    setting: Setting, warm: Warm, address: str, faults: Proxy, tmp_path: Path
+) -> None:
+    with StoreLock(open_store(address, "the test"), f"{address} is being written"):
+        faults.requests.clear()
+        said = run(warm, setting, address, faults, tmp_path, "--dry-run")  # beside a dump
+        assert address in said
+        assert {method for method, _ in faults.requests} <= {"GET", "HEAD"}
+    run(warm, setting, address, faults, tmp_path)
+    faults.requests.clear()
+    run(warm, setting, address, faults, tmp_path, "--dry-run", "--views", "3")
+    assert {method for method, _ in faults.requests} <= {"GET", "HEAD"}
+
+
+def test_one_process_at_a_time_uses_a_staging_folder(
+    setting: Setting, warm: Warm, address: str, faults: Proxy, tmp_path: Path
+) -> None:
+    """Nothing there is looked at, and nothing removed, before this process holds it."""
+    folder = tmp_path / "staging" / hashlib.sha256(address.encode()).hexdigest()
+    folder.mkdir(parents=True)
+    (folder / "rows.h5").write_bytes(b"of the other process")
+    with locked(folder / ".staging.lock", "the test"):
+        ended = start(warm, setting, address, faults, tmp_path)
+        assert ended.status == 1
+        assert f"{address} is being written by process" in ended.output
+        assert (folder / "rows.h5").read_bytes() == b"of the other process"
+    run(warm, setting, address, faults, tmp_path)
+
+
+def test_a_bucket_that_is_missing_is_named(setting: Setting, warm: Warm, faults: Proxy, tmp_path: Path) -> None:
+    ended = start(warm, setting, "s3://no-such-bucket-here/cache", faults, tmp_path)
+    assert ended.status == 1
+    assert "s3://no-such-bucket-here/cache: there is no such bucket" in ended.output
 
 
 def test_shards_of_nobody_are_not_taken_for_done(
@@ -233,3 +309,35 @@ def test_shards_of_nobody_are_not_taken_for_done(
     ended = start(warm, setting, address, faults, tmp_path)
     assert ended.status == 1
     assert "has shards and no cache.json" in ended.output
+
+
+def test_shards_of_another_form_of_the_cache_are_not_stored_or_taken_for_done(
+    address: str, faults: Proxy, tmp_path: Path
+) -> None:
+    """The cache id is the same in every codec, so it alone doesn't say whose a shard is."""
+    make_cache(tmp_path / "there", rows=600, views=2, codec="int:bits=8")
+    folder = tmp_path / "staging" / hashlib.sha256(address.encode()).hexdigest()
+    make_cache(folder, rows=600, views=2, codec="fp16")  # as a dump left it that was killed
+    copy(tmp_path / "there", address)
+    store = open_store(address, "the test")
+    store.write("view-0005/logits-00000.h5", b"of a view that the manifest doesn't have")
+    before = stored(address)
+    asked = DumpConfig("cifar:resnet8", out=address, staging=str(tmp_path / "staging"))
+    with writing_to_store(asked) as (_, goal):
+        goal.uploading.finish()
+        assert goal.uploading.in_view(5) == []
+    assert stored(address) == before
+    assert not list(folder.glob("view-*/*"))
+
+
+def test_shards_that_wait_for_the_same_form_are_stored(address: str, faults: Proxy, tmp_path: Path) -> None:
+    folder = tmp_path / "staging" / hashlib.sha256(address.encode()).hexdigest()
+    make_cache(folder, rows=600, views=2)
+    copy(folder, address)
+    before = stored(address)
+    open_store(address, "the test").delete("view-0001/logits-00001.h5")
+    asked = DumpConfig("cifar:resnet8", out=address, staging=str(tmp_path / "staging"))
+    with writing_to_store(asked) as (_, goal):
+        goal.uploading.finish()
+    assert stored(address) == before
+    assert not list(folder.glob("view-*/*"))

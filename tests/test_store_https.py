@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,14 +11,16 @@ import pytest
 from harness_https import https_server
 from harness_store import same_files
 from harness_train import STUDENT, command, fit, make_cache, make_teacher, same, weights
+from test_store_systems import memory as memory
 
 from softcache.addresses import parse_address, printable, without_secret
-from softcache.cache.listing import LISTING
-from softcache.errors import IntegrityError, StoreError, UsageError
+from softcache.cache.listing import LISTING, Listed, Listing
+from softcache.errors import IntegrityError, SoftcacheError, StoreError, UsageError
 from softcache.stages.copy import copy
 from softcache.stages.train import train
 from softcache.store import retry
 from softcache.store.https import Https
+from softcache.store.opened import open_store
 from softcache.store.retry import Patience
 
 SECRET = "c2lnbmVkLWJ5LXRoZS10ZXN0cw"
@@ -117,6 +120,36 @@ def test_a_server_that_sends_without_end_fills_nothing(made: Path, here: Path, k
         p.stat().st_size for p in (here / "copy").rglob("*") if p.name != LISTING and p.is_file()
     )
     assert same_files(made / "served" / "digits", here / "copy")
+
+
+@pytest.mark.parametrize(
+    ("victim", "what"),
+    [
+        ("rows.h5", r"rows\.h5 is said to have .* set TMPDIR to a folder on a larger disk"),
+        ("view-0000/logits-00000.h5", r"logits-00000\.h5 would have .* and no shard has more than 1\.0 GiB"),
+    ],
+)
+def test_sizes_that_fill_the_disk_are_refused_before_anything_is_fetched(
+    made: Path,
+    here: Path,
+    keys: tuple[Path, Path],
+    memory: str,
+    monkeypatch: pytest.MonkeyPatch,
+    victim: str,
+    what: str,
+) -> None:
+    """Between two stores a file passes through a folder of this machine, and the listing may be anybody's."""
+    shutil.copytree(made / "served" / "digits", here / "web" / "digits")
+    told = here / "web" / "digits" / LISTING
+    listing = Listing.parse(told.read_bytes(), "it")
+    forged = {**listing.files, victim: Listed(2**50, listing.files[victim].sha256)}
+    told.write_bytes(Listing(listing.cache_id, forged).render())
+    (here / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(here / "tmp"))
+    with https_server(here / "web", keys) as url, pytest.raises(SoftcacheError, match=what):
+        copy(f"{url}/digits", memory, card=False)
+    assert not [path for path in (here / "tmp").rglob("*") if path.is_file()]
+    assert open_store(memory, "the test").size("cache.json") is None
 
 
 def test_a_listing_without_end_is_refused(made: Path, here: Path, keys: tuple[Path, Path]) -> None:

@@ -91,6 +91,27 @@ def test_a_training_from_its_address_needs_only_the_dataset(cache: Path, here: P
     fit(here / "disk", cache=str(cache), **options(here))
     fit(here / "hub", cache=memory, expect=copied.pin, **options(here))
     assert same(weights(here / "disk"), weights(here / "hub"))
+    found = verify(memory, local_cache=str(here / "local"), expect=[copied.pin])
+    assert found.ok
+    assert found.to_json()["folder"] == memory
+
+
+def test_verify_names_the_address(cache: Path, here: Path, memory: str, capsys: pytest.CaptureFixture[str]) -> None:
+    copy(cache, memory)
+    capsys.readouterr()
+    assert command("verify", memory, "--local-cache", here / "local") == 0
+    assert capsys.readouterr().out.startswith(f"{memory}: ")
+
+
+def test_samples_of_an_earlier_copy_are_not_left_on_the_hub(
+    cache: Path, here: Path, memory: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy(cache, memory, card=False)
+    assert "samples.h5" in content(memory)
+    copied = copy(cache, memory)
+    assert not any(b"secret" in held for held in content(memory).values())
+    assert "samples.h5" not in content(memory)
+    assert "history keeps earlier files" in caplog.text
     assert verify(memory, local_cache=str(here / "local"), expect=[copied.pin]).ok
 
 
@@ -159,6 +180,7 @@ def test_what_is_included_stays(cache: Path, here: Path, memory: str) -> None:
     assert bare.manifest.cache_id == original.manifest.cache_id
     assert (bare.labels == original.labels).all()
     assert verify(here / "bare").ok
+    assert verify(here / "bare").foreign == []  # the card is one of its files
     copy(cache, here / "plain", card=False)
     assert not (here / "plain" / "README.md").exists()
 

@@ -18,6 +18,7 @@ from harness_train import HINTS, STUDENT, command, config, fit, lines, make_cach
 
 import softcache
 from softcache.cache.listing import LISTING, Listing
+from softcache.config.opening import STORES
 from softcache.errors import CacheError, StoreError, UsageError
 from softcache.stages.copy import copy
 from softcache.stages.train import train
@@ -161,7 +162,7 @@ def test_a_killed_fetch_leaves_nothing_that_is_taken_for_whole(
     faults.release()
     files = Listing.parse((made / "listed" / LISTING).read_bytes(), LISTING).files
     for file in (p for p in (here / "local").rglob("*") if p.is_file() and not p.name.startswith(".")):
-        assert file.stat().st_size == files[file.relative_to(here / "local").as_posix().partition("/")[2]].size
+        assert file.stat().st_size == files[file.relative_to(here / "local" / STORES).as_posix().partition("/")[2]].size
     fit(here / "store", **asked(address, here))
     assert not list((here / "local").rglob(".*.part"))
     fit(here / "disk", **asked(made / "cache", here))
@@ -276,3 +277,12 @@ def test_a_run_from_a_store_goes_on(made: Path, address: str, here: Path, monkey
             fit(here / "stopped", **asked(address, here, epochs=3))
     train(resume=here / "stopped")
     assert equal(here / "whole", here / "stopped")
+
+
+def test_what_else_is_in_the_local_folder_stays(made: Path, address: str, here: Path) -> None:
+    mine = [here / "local" / name for name in ("thesis.txt", "photos/a.jpg", f"{'a' * 64}/view-0000/logits-00000.h5")]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(100_000))
+    fit(here / "store", **asked(address, here, local_size=tight(made, 4)))
+    assert all(path.stat().st_size == 100_000 for path in mine)

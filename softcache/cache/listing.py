@@ -100,6 +100,11 @@ class Listing:
             raise IntegrityError(f"{where}/{name} is not the file that {where}/{LISTING} lists")
 
 
+def is_cache_file(name: str) -> bool:
+    """Whether a cache may have a file of this name, relative to its folder."""
+    return _FILE.fullmatch(name) is not None
+
+
 def names_of(manifest: Manifest, there: Iterable[str]) -> list[str]:
     """Of files that are there those that belong to the cache, but for manifest and listing; what a reader needs first
     comes first."""

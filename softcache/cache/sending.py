@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from softcache.atomic import temporary_path
 from softcache.cache.listing import LISTING, Listed
-from softcache.errors import IntegrityError
+from softcache.console import decimal_size
+from softcache.errors import IntegrityError, StoreError
 from softcache.store.local import Local, sha256_of
 from softcache.store.store import Store
 
@@ -37,6 +39,11 @@ def send(source: Store, target: Store, name: str, size: int, known: str | None, 
         target.put(name, here, known)
         return Listed(size, known), True
     part = target.temporary(name) if isinstance(target, Local) else temporary_path(spool / Path(name).name)
+    if not isinstance(target, Local) and size > (free := shutil.disk_usage(spool).free):
+        raise StoreError(
+            f"{source.where}/{name} is said to have {decimal_size(size)}, and its way leads through {spool.parent}, "
+            f"where {decimal_size(free)} are free: if that is its size, set TMPDIR to a folder on a larger disk"
+        )
     try:
         found = fetched(source, name, size, known, part)
         if known is None and target.sha256(name, size) == found:

@@ -16,7 +16,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from softcache.atomic import temporary_path
-from softcache.cache.listing import LISTING, Listed, Listing
+from softcache.cache.listing import LISTING, Listed, Listing, names_of
+from softcache.cache.manifest import Manifest
 from softcache.errors import CacheError
 from softcache.store.local import Local, sha256_of
 from softcache.store.store import Store
@@ -28,12 +29,16 @@ KNOWN = ".stored.jsonl"  # sizes and sha256 of what was stored from here, so tha
 
 
 class Uploading:
-    """``folder``: where shards are made. ``check``: raises where this process may no longer write to the store."""
+    """``folder``: where shards are made. ``check``: raises where this process may no longer write to the store.
+    ``manifest``: the one that the store has. It says which shards that lie there belong to the cache: one that another
+    cache left isn't taken for done."""
 
-    def __init__(self, store: Store, folder: Path, check: Callable[[], None]):
+    def __init__(self, store: Store, folder: Path, manifest: Manifest | None, check: Callable[[], None]):
         self.folder, self.where = folder, store.where
         self._store, self._check = store, check
-        self._stored = {name: size for name, size in store.files().items() if name.startswith("view-")}
+        there = store.files()
+        own = [] if manifest is None else names_of(manifest, there)
+        self._stored = {name: there[name] for name in own if name.startswith("view-")}
         self._local = Local(folder)
         self._known = _read_known(folder / KNOWN)
         self._held: Counter[str] = Counter()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from softcache.cache.listing import LISTING, MAX_LISTING_BYTES, Listing, refuse_other_pin
+from softcache.cache.listing import LISTING, MAX_LISTING_BYTES, Listing, names_of, refuse_other_pin
 from softcache.cache.manifest import Manifest
-from softcache.cache.schema import MANIFEST, MAX_MANIFEST_BYTES
-from softcache.errors import CacheError, IntegrityError
+from softcache.cache.schema import MANIFEST, MAX_MANIFEST_BYTES, ColumnRecord
+from softcache.errors import CacheError, IntegrityError, UsageError
 from softcache.store.store import Store
 
 
@@ -47,3 +47,36 @@ def described(store: Store, expected: Iterable[str] = (), *, listed: bool = Fals
                 raise
             listing = None
     return Described(Manifest.of(content, f"{store.where}/{MANIFEST}"), content, listing)
+
+
+def refuse_loss(where: str, held: Manifest, files: Iterable[str], ours: Manifest, names: Collection[str]) -> None:
+    """Refuses to replace a cache by another one, or by one that has less: the same cache id says that the teacher, the
+    data and the views are the same, but not that as much is kept of them.
+
+    ``held``: the manifest of the cache at ``where``, which has these ``files``. ``ours``: the one that is to replace
+    it; its files are ``names``. Errors: ``UsageError`` that says what would be lost.
+    """
+    if held.cache_id != ours.cache_id:
+        raise UsageError(f"{where} holds another cache: copy to another place")
+    records, wanted, old = ours.state.columns, set(names), held.state.columns
+    changed = {name for name in old if name in records and old[name].sha256() != records[name].sha256()}
+    for name in (name for name in names_of(held, files) if name.startswith("view-")):
+        column = name.rpartition("/")[2].rpartition("-")[0]
+        if column not in records:
+            lost = f"with {column}, which this one doesn't have"
+        elif column in changed:
+            before, after = _form(old[column]), _form(records[column])
+            lost = f"with {column} as {before}, {'fitted to other keys' if before == after else f'not as {after}'}"
+        elif int(name[5:].partition("/")[0]) >= ours.state.views:
+            lost = f"with more views than the {ours.state.views} that this one has"
+        elif name not in wanted:
+            lost = f"with {name}, which is missing in this one"
+        else:
+            continue
+        raise UsageError(f"{where} holds this cache {lost}: copy to another place")
+
+
+def _form(record: ColumnRecord) -> str:
+    compress = f", compressed ({record.compress})" if record.compress is not None else ""
+    before = f", converted from {record.converted[-1].codec}" if record.converted else ""
+    return f"{record.codec}{compress}{before} in shards of {record.shard_rows:,} rows"

@@ -279,7 +279,7 @@ stores = section(
     option(
         "--local-cache",
         metavar="DIR",
-        help="Where files of caches that are read from a store are kept.  [default: ~/.cache/softcache/stores]",
+        help="Where files from stores are kept, in DIR/softcache-stores.  [default: ~/.cache/softcache/stores]",
     ),
     option("--local-size", metavar="SIZE", help="What that folder may grow to, such as 200GB.  [default: 50GB]"),
 )

@@ -146,7 +146,7 @@ def command(dry_run: bool = False, json_: bool = False, **options: Any) -> None:
         if json_:
             as_json(done.estimate.to_json())
         else:
-            rows([("cache", str(done.folder)), *done.estimate.describe()])
+            rows([("cache", done.info.get("path", str(done.folder))), *done.estimate.describe()])
         return
     if json_:
         shared = {} if done.shared is None else {"actors": done.shared.actors, "lost_actors": done.shared.lost}

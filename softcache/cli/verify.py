@@ -66,7 +66,7 @@ def command(cache: str | None = None, repair: bool = False, json_: bool = False,
         )
     speed = f", {size(found.bytes / found.seconds)}/s" if found.seconds else ""
     click.echo(
-        f"{found.folder}: {found.files} files, {size(found.bytes)} in {duration(found.seconds)}{speed}: "
+        f"{found.where}: {found.files} files, {size(found.bytes)} in {duration(found.seconds)}{speed}: "
         + _verdict(len({d.file for d in found.damaged}), len(found.missing), found.ok)
     )
     if found.damaged and not repair:

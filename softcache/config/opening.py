@@ -18,6 +18,7 @@ from softcache.store.kept import Kept
 from softcache.store.opened import open_store
 
 LOCAL_SIZE = "50GB"
+STORES = "softcache-stores"  # the folder within --local-cache
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", re.ASCII)
 _PREFIXES = ("", "k", "M", "G", "T")
 
@@ -73,4 +74,5 @@ class Opening:
         """Where files of stores are kept on this machine."""
         if self.local_cache is None:
             return cache_folder() / "stores"
-        return local_path(self.local_cache, "--local-cache")
+        # in a folder of its own, so that nothing that the user has there can be taken for a file from a store
+        return local_path(self.local_cache, "--local-cache") / STORES

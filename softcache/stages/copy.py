@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,15 +18,15 @@ from typing import Any
 
 from softcache.addresses import is_address, without_secret
 from softcache.atomic import remove_dead_temporaries
-from softcache.cache.listing import LISTING, MAX_LISTING_BYTES, Listed, Listing, check_expected, names_of
+from softcache.cache.listing import LISTING, MAX_LISTING_BYTES, Listed, Listing, check_expected, is_cache_file, names_of
 from softcache.cache.locks import writing
 from softcache.cache.manifest import Manifest
-from softcache.cache.schema import MANIFEST, MAX_MANIFEST_BYTES
+from softcache.cache.schema import MANIFEST, MAX_MANIFEST_BYTES, MAX_SHARD_BYTES, SAMPLES, VIRTUAL
 from softcache.cache.sending import send
-from softcache.cache.whereabouts import Described, described
+from softcache.cache.whereabouts import Described, described, refuse_loss
 from softcache.config.folders import make_folder, pick_cache
 from softcache.console import advising, bar, size
-from softcache.errors import CacheError, SoftcacheError, UsageError
+from softcache.errors import CacheError, IntegrityError, SoftcacheError, UsageError
 from softcache.stages._card import CARD, card_of
 from softcache.stages._private import check_include, without_private
 from softcache.store.https import Https
@@ -38,6 +38,7 @@ from softcache.store.store import Store
 log = logging.getLogger(__name__)
 
 THREADS = 4
+MAX_SHARD_FILE_BYTES = 2 * MAX_SHARD_BYTES  # beside its numbers it has digests, checksums and HDF5's own
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def copy(
 
     Errors: ``CacheError`` where the source is no cache or the target has another one; ``IntegrityError`` where bytes
     aren't what they should be; ``StoreError`` where a store can't be reached; ``LockedError`` where the target is
-    being written.
+    being written; ``UsageError`` where the target has another cache, or more of this one than the source.
     """
     began = time.monotonic()
     expect = check_expected(expect)
@@ -95,23 +96,29 @@ def copy(
             there = origin.files()
             names = {name: there[name] for name in names_of(whole.manifest, there)}
         held.enter_context(advising(lambda: f"what has arrived at {goal.where} stays: run the same command again"))
+        check: Callable[[], None] = _nothing
         if isinstance(goal, Local):
             make_folder(goal.folder)
             held.enter_context(writing(goal.folder))
             remove_dead_temporaries(goal.folder)
         elif goal.exclusive:
-            held.enter_context(StoreLock(goal, f"{goal.where} is being written"))
-        _clear(goal, whole)
+            check = held.enter_context(StoreLock(goal, f"{goal.where} is being written")).check
+        _refuse_too_large(origin, names)
+        _clear(goal, whole, names)
         _refuse_too_small(goal, names)
         spool = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="softcache-copy-")))
-        listing, sent = _send_all(origin, goal, whole, names, spool, threads or THREADS)
-        _finish(goal, whole, listing)
+        listing, sent = _send_all(origin, goal, whole, names, spool, threads or THREADS, check)
+        _finish(goal, whole, listing, check)
         if published:
             goal.write(CARD, card_of(whole.manifest, listing, goal.where, license).encode())
     return Copied(
         origin.where, goal.where, len(listing.files), listing.size, len(sent), sum(sent),
         time.monotonic() - began, listing.pin,
     )  # fmt: skip
+
+
+def _nothing() -> None:
+    """A folder's lock can't be taken over from a process that lives."""
 
 
 def _opened(source: str | Path, target: str | Path) -> tuple[Store, Store]:
@@ -140,20 +147,53 @@ def _names(origin: Store, whole: Described, *, listed_only: bool) -> dict[str, i
     return {name: there[name] for name in names}
 
 
-def _clear(goal: Store, whole: Described) -> None:
-    """Takes the manifest away of an earlier state of the cache, which may lead to files that are about to change.
+def _clear(goal: Store, whole: Described, names: Collection[str]) -> None:
+    """Takes the manifest away of an earlier state of the cache, which may lead to files that are about to change, and
+    the files of that state that are none of this one, such as samples that aren't to be published.
 
-    Errors: ``CacheError`` where the target has another cache.
+    Errors: ``UsageError`` where the target has another cache, or more of this one, or files that may be anybody's.
     """
-    there = goal.read(MANIFEST, MAX_MANIFEST_BYTES)
-    if there is None or there == whole.content:
-        return
+    there, files = goal.read(MANIFEST, MAX_MANIFEST_BYTES), goal.files()
+    held = None
     with contextlib.suppress(CacheError):  # a damaged one is replaced
-        other = Manifest.of(there, f"{goal.where}/{MANIFEST}")
-        if other.cache_id != whole.manifest.cache_id:
-            raise UsageError(f"{goal.where} holds another cache: copy to another place")
-    goal.delete(MANIFEST)
+        held = Manifest.of(there, f"{goal.where}/{MANIFEST}") if there is not None else None
+    if held is not None:
+        refuse_loss(goal.where, held, files, whole.manifest, names)
+    surplus = _surplus(whole.manifest, files, names)
+    if surplus and held is None:
+        raise UsageError(
+            f"{goal.where} has {surplus[0]}, which is no file of this cache, and no {MANIFEST} that says whose it is: "
+            "remove it, or copy to another place"
+        )
+    if there is None or (there == whole.content and not surplus):
+        return
+    if surplus and goal.where.startswith("hf://"):
+        log.warning(
+            f"{goal.where}: {', '.join(surplus[:3])}{', …' if len(surplus) > 3 else ''} will be removed, but the "
+            "repository's history keeps earlier files: delete the repository first if nobody may read them"
+        )
     goal.delete(LISTING)
+    for name in surplus:  # before the manifest: a copy that is interrupted here then finds them again
+        goal.delete(name)
+    goal.delete(MANIFEST)
+
+
+def _surplus(manifest: Manifest, files: Collection[str], names: Collection[str]) -> list[str]:
+    """Of the target's files those that only a cache can have, and that this one doesn't have."""
+    own = {MANIFEST, *names, *names_of(manifest, files)}
+    own -= {VIRTUAL, *([] if manifest.state.samples else [SAMPLES])} - set(names)
+    return sorted(name for name in files if is_cache_file(name) and name not in own)
+
+
+def _refuse_too_large(origin: Store, names: dict[str, int]) -> None:
+    """Errors: ``IntegrityError`` for a size that a store says of a shard, and that none can have."""
+    if not isinstance(origin, Local):
+        for name, count in names.items():
+            if name.startswith("view-") and count > MAX_SHARD_FILE_BYTES:
+                raise IntegrityError(
+                    f"{origin.where}/{name} would have {size(count)}, and no shard has more than "
+                    f"{size(MAX_SHARD_FILE_BYTES)}: it isn't as softcache makes it, and nothing of it was fetched"
+                )
 
 
 def _refuse_too_small(goal: Store, names: dict[str, int]) -> None:
@@ -166,7 +206,13 @@ def _refuse_too_small(goal: Store, names: dict[str, int]) -> None:
 
 
 def _send_all(
-    origin: Store, goal: Store, whole: Described, names: dict[str, int], spool: Path, threads: int
+    origin: Store,
+    goal: Store,
+    whole: Described,
+    names: dict[str, int],
+    spool: Path,
+    threads: int,
+    check: Callable[[], None],
 ) -> tuple[Listing, list[int]]:
     """The listing of what the target then has, and the sizes of what was sent."""
     known = whole.listing.files if whole.listing is not None else {}
@@ -178,6 +224,7 @@ def _send_all(
         def one(name: str) -> None:
             if stop.is_set():
                 return
+            check()
             file, new = send(origin, goal, name, names[name], known[name].sha256 if name in known else None, spool)
             with lock:
                 done[name] = file
@@ -200,11 +247,13 @@ def _pool(threads: int, stop: threading.Event) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _finish(goal: Store, whole: Described, listing: Listing) -> None:
+def _finish(goal: Store, whole: Described, listing: Listing, check: Callable[[], None]) -> None:
     """The listing and then the manifest, which makes a cache of what is there."""
+    check()
     content = listing.render()
     if goal.read(LISTING, MAX_LISTING_BYTES) != content:
         goal.write(LISTING, content)
+    check()
     if goal.read(MANIFEST, MAX_MANIFEST_BYTES) != whole.content:
         goal.write(MANIFEST, whole.content)
     for name, written in ((LISTING, content), (MANIFEST, whole.content)):

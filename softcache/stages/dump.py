@@ -88,7 +88,7 @@ def _dump_to_store(asked: DumpConfig, part: tuple[int, int]) -> Dumped:
     with writing_to_store(asked) as (here, goal):
         done = _dump(here, part, began)
         if asked.dry_run:
-            return done
+            return dataclasses.replace(done, info={"path": goal.store.where})
         pin = goal.finish(here.named_codec)
         info = describe(Cache(done.folder, codec=here.named_codec))  # now that all of it is stored
     return dataclasses.replace(done, info={**info, "pin": pin})

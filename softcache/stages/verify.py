@@ -32,6 +32,7 @@ from softcache.config.options import refuse_seed
 from softcache.console import Bar, bar
 from softcache.errors import CacheError, IntegrityError, UsageError
 from softcache.stages._asking import ask
+from softcache.stages._card import CARD
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +64,11 @@ class Damage:
 @dataclass
 class Verified:
     """What was found. ``foreign`` files belong to nothing, ``parts`` are left of writers or being written; neither
-    makes a cache worse. ``removed``: what ``repair`` took away."""
+    makes a cache worse. ``removed``: what ``repair`` took away. ``folder``: of a store's cache the one that its files
+    were checked in; ``where``: how messages call the cache, its address or folder."""
 
     folder: Path
+    where: str
     bytes: int = 0
     files: int = 0
     seconds: float = 0.0
@@ -82,7 +85,8 @@ class Verified:
         return not self.damaged and not self.missing and (self.teacher is None or self.teacher.ok)
 
     def to_json(self) -> dict[str, Any]:
-        found = dataclasses.asdict(self) | {"folder": str(self.folder), "ok": self.ok}
+        found = dataclasses.asdict(self) | {"folder": self.where, "ok": self.ok}
+        del found["where"]
         return found | {"teacher": None if self.teacher is None else self.teacher.to_json()}
 
 
@@ -149,7 +153,7 @@ def verify(
 def _examine(folder: Path, threads: int | None, codec: str | None, opened: Cache | None = None) -> Verified:
     """``opened``: the cache, where it comes from a store or is pinned."""
     began = time.perf_counter()
-    found = Verified(folder)
+    found = Verified(folder, str(folder) if opened is None else opened.where)
     try:
         cache = _check_manifest(folder, opened or Cache(folder, codec=codec))
     except IntegrityError as error:
@@ -158,14 +162,13 @@ def _examine(folder: Path, threads: int | None, codec: str | None, opened: Cache
         found.parts = [name for name in _names(folder) if is_temporary(os.path.basename(name))]
         return found
     there = list(_present(cache, found.missing))
-    known = {file.name for file in there} | {MANIFEST, VIRTUAL, LISTING}
+    known = {file.name for file in there} | {MANIFEST, VIRTUAL, LISTING, CARD}
     for name in _names(folder) if cache.remote is None else ():
         if is_temporary(os.path.basename(name)):
             found.parts.append(name)
         elif name not in known and not is_lock(name):
             found.foreign.append(name)
     if cache.remote is not None:
-        found.folder = Path(cache.where)
         size = cache.remote.bytes_of([file.name for file in there])
     else:
         size = sum(os.path.getsize(folder / file.name) for file in there if (folder / file.name).is_file())

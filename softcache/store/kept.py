@@ -3,13 +3,15 @@
 What is wanted is reserved before it is fetched: every process writes down which files it uses and how large they are
 (``leases``), under the folder's lock. So the sum of all files that are there or on their way is known, and room is
 made first, by removing files that nobody uses, the one first whose last use is longest ago. A file gets its name when
-it has come whole and has the sha256 that it should have.
+it has come whole and has the sha256 that it should have. Nothing else in that folder is counted or removed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
+import stat
 import threading
 import time
 from collections import Counter
@@ -31,12 +33,18 @@ LOCK_S = 120.0  # to look through the folder and to remove files takes milliseco
 WAIT_S = 600.0  # for other processes that use what would have to go
 AT_ONCE = 4  # files that a process fetches at once
 
+# A file of a cache in the folder of its group. Whatever has another name isn't from here, and isn't touched.
+_GROUP = re.compile(r"[0-9a-f]{64}")
+_VIEW = re.compile(r"view-\d{4,5}")
+_NAME = re.compile(r"cache\.json|[^./~][^/~]*\.h5")
+
 Fetch = Callable[[str, Path], None]  # writes the file of this name to that path, whole and checked, or raises
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """``group``: the folder of a cache's files; ``files``: name → bytes; ``fetch``: gets one that isn't there."""
+    """``group``: the folder of a cache's files, 64 digits from 0 to f; ``files``: name → bytes; ``fetch``: gets one
+    that isn't there."""
 
     group: str
     files: Mapping[str, int]
@@ -185,16 +193,16 @@ class Kept:
         """Files that have come whole. Those on their way are reserved by whoever fetches them; what dead processes
         left of such is removed."""
         found, left = {}, False
-        for folder, _, names in os.walk(self.folder):
-            if folder == str(self.folder):
-                continue
-            for name in names:
-                path = Path(folder, name)
-                if is_temporary(name):
-                    left = True
-                    continue
-                with contextlib.suppress(FileNotFoundError):
-                    found[path.relative_to(self.folder).as_posix()] = path.lstat()
+        for group in _folders(self.folder, _GROUP):
+            for folder in (group, *_folders(group, _VIEW)):
+                for entry in _entries(folder):
+                    if is_temporary(entry.name):
+                        left = True
+                    elif _NAME.fullmatch(entry.name):
+                        with contextlib.suppress(FileNotFoundError):
+                            status = entry.stat(follow_symlinks=False)
+                            if not stat.S_ISDIR(status.st_mode):
+                                found[Path(entry.path).relative_to(self.folder).as_posix()] = status
         if left:
             remove_dead_temporaries(self.folder)
         return found
@@ -276,3 +284,14 @@ class Kept:
 
     def _write(self) -> None:
         self._leases.write(Lease(self._sizes, self._fetching))
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as found:
+        return list(found)
+    return []
+
+
+def _folders(folder: Path, name: re.Pattern[str]) -> list[Path]:
+    """Folders of such names within a folder; no link is followed."""
+    return [Path(e.path) for e in _entries(folder) if name.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from softcache.addresses import Address
-from softcache.errors import IntegrityError, MissingExtraError
+from softcache.errors import IntegrityError, MissingExtraError, StoreError
 from softcache.store.retry import Patience, persistently
 from softcache.store.store import PIECE
 
@@ -104,12 +104,12 @@ class Fsspec:
     def put(self, name: str, file: Path, sha256: str) -> None:
         options = {"chunksize": S3_PART, "max_concurrency": S3_PARTS_AT_ONCE} if self._scheme == "s3" else {}
         size = file.stat().st_size
-        self._persistently(lambda: self._fs.put_file(str(file), self._path(name), **options), "storing", name)
+        self._storing(lambda: self._fs.put_file(str(file), self._path(name), **options), name)
         if self.sha256(name, size) != sha256:
             raise IntegrityError(f"{self.where}/{name}: other bytes arrived than were sent: run the same command again")
 
     def write(self, name: str, content: bytes) -> None:
-        self._persistently(lambda: self._fs.pipe_file(self._path(name), content), "storing", name)
+        self._storing(lambda: self._fs.pipe_file(self._path(name), content), name)
 
     def create(self, name: str, content: bytes) -> bool:
         if not self.exclusive and self.size(name) is not None:
@@ -124,7 +124,7 @@ class Fsspec:
                 return self._fs.cat_file(self._path(name)) == content
             return True
 
-        return self._persistently(made, "storing", name)
+        return self._storing(made, name)
 
     def sha256(self, name: str, size: int) -> str | None:
         if self.size(name) != size:
@@ -154,6 +154,12 @@ class Fsspec:
 
     def _persistently(self, do: Callable[[], T], doing: str, name: str) -> T:
         return persistently(do, f"{doing} {self.where}/{name}".rstrip("/"), self._patience)
+
+    def _storing(self, do: Callable[[], T], name: str) -> T:
+        try:
+            return self._persistently(do, "storing", name)
+        except FileNotFoundError:  # folders are made by what is stored in them, but not what they lie in
+            raise StoreError(f"{self.where}: there is no such bucket, container or repository: make it first") from None
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
