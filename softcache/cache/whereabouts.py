@@ -42,9 +42,9 @@ def described(store: Store, expected: Iterable[str] = (), *, listed: bool = Fals
         refuse_other_pin(listing.pin, expected, store.where)
         try:
             listing.check(MANIFEST, content, store.where)
-        except IntegrityError:
+        except IntegrityError as error:
             if expected or listed:
-                raise
+                raise IntegrityError(f"{error}: it has changed since, and softcache copy lists it anew") from None
             listing = None
     return Described(Manifest.of(content, f"{store.where}/{MANIFEST}"), content, listing)
 
