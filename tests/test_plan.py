@@ -233,9 +233,7 @@ def shown_for(*options: str) -> str:
 
 
 @pytest.mark.parametrize("probe", [False, True])
-def test_a_dump_into_a_store_is_planned_without_a_disk(
-    probe: bool, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dump_into_a_store_is_planned_with_no_disk(probe: bool, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the same plan as of a folder; nothing is asked of the store."""
     monkeypatch.setattr(_probing, "measure_disk", lambda *given: pytest.fail("a disk was measured"))
     found = plan(rows=1000, classes=10, rate=100, out="s3://bucket/cache", probe=probe)

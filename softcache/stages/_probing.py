@@ -42,8 +42,8 @@ class Measured:
 def measure(
     asked: PlanConfig, viewed: Viewed, columns: Sequence[str], block_rows: int, folder: Path | None
 ) -> Measured:
-    """All rates that aren't given. ``columns``: that are kept of the teacher; ``folder``: where the cache would lie, None
-    in a store.
+    """All rates that aren't given. ``columns``: that are kept of the teacher; ``folder``: where the cache would lie,
+    None in a store.
 
     Errors: ``UsageError`` where a dump on GPUs is planned on a machine without one; those of the disk.
     """
