@@ -329,3 +329,12 @@ def test_a_copy_whose_lock_is_lost_stops(
     assert store.size("cache.json") is None
     assert len(store.files()) < 5
     assert store.size(lock.NAME) is not None  # the other's
+
+
+def test_a_listing_that_is_behind_its_cache_says_what_to_do(cache: Path, tmp_path: Path) -> None:
+    pin = copy(cache, tmp_path / "copy").pin
+    manifest = tmp_path / "copy" / "cache.json"
+    manifest.write_bytes(manifest.read_bytes() + b"\n")
+    with pytest.raises(IntegrityError, match="it has changed since, and softcache copy lists it anew"):
+        copy(tmp_path / "copy", tmp_path / "again", expect=[pin])
+    assert copy(tmp_path / "copy", tmp_path / "anew").pin != pin
