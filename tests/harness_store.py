@@ -23,6 +23,9 @@ SECRET_KEY = "s3cr3t-0f-the-tests"  # no file, message or record may ever hold i
 KINDS = ("error", "drop", "truncate", "slow")
 
 
+DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxies the environment names
+
+
 @dataclass
 class Server:
     """``url``: of the store itself."""
@@ -33,7 +36,7 @@ class Server:
         """A new, empty one."""
         name = f"bucket-{random.randrange(2**40)}"
         request = urllib.request.Request(f"{self.url}/{name}", method="PUT")
-        urllib.request.urlopen(request, timeout=20).close()
+        DIRECTLY.open(request, timeout=20).close()
         return name
 
 
@@ -51,7 +54,7 @@ def s3_server(folder: Path) -> Iterator[Server]:
         url = f"http://127.0.0.1:{port}"
         for _ in range(600):
             with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{url}/moto-api/", timeout=5).close()
+                DIRECTLY.open(f"{url}/moto-api/", timeout=5).close()
                 break
             assert process.poll() is None, (folder / "server.log").read_text()
             time.sleep(0.1)

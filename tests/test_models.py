@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import urllib.request
 
 import numpy as np
 import pytest
@@ -164,6 +165,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # the one that is made with these proxies goes with them
     (tmp_path / "checkpoints").mkdir()
     return tmp_path / "checkpoints"
 
