@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -261,3 +262,16 @@ def option_of(recorded: str) -> str:
     'my.py:Int7:bits=7'
     """
     return recorded.partition(_HASH)[0]
+
+
+def code_among(codecs: Iterable[str | None]) -> str | None:
+    """The codec that is code, of those that a user named; None where none is.
+
+    Errors: ``UsageError`` for two that are code: a cache may have one.
+    """
+    own = list(
+        dict.fromkeys(codec for codec in codecs if codec and registry.is_code(registry.split_component(codec)[0]))
+    )
+    if len(own) > 1:
+        raise UsageError(f"{own[0]} and {own[1]} are both code: a cache has one codec of your own")
+    return own[0] if own else None

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from softcache.cache.manifest import Manifest
 from softcache.cache.schema import hint_column, is_hint, layer_of
 from softcache.codecs._auto import asked_auto
+from softcache.codecs._open import code_among
 from softcache.config.options import Options
 from softcache.dumping.signals import NO_OUTPUT, Signal, asked_compressions, asked_signals, parse_output
 from softcache.errors import UsageError, nearest
-from softcache.registry import is_code, split_component
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +67,7 @@ class ConvertConfig(Options):
 
         Errors: ``UsageError`` for two that are code: a cache may have one.
         """
-        named = [codec for codec in (self.codec, *(signal.codec for signal in self.signals)) if codec]
-        own = list(dict.fromkeys(codec for codec in named if is_code(split_component(codec)[0])))
-        if len(own) > 1:
-            raise UsageError(f"{own[0]} and {own[1]} are both code: a cache has one codec of your own")
-        return own[0] if own else None
+        return code_among([self.codec, *(signal.codec for signal in self.signals)])
 
     @property
     def compressions(self) -> dict[str, str]:

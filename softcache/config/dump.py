@@ -10,13 +10,13 @@ from softcache.addresses import without_secret
 from softcache.cache.reader import Cache
 from softcache.cache.schema import KEPT_SAMPLES, MAX_SIDE, Numerics
 from softcache.codecs._auto import asked_auto
+from softcache.codecs._open import code_among
 from softcache.config.given import recorded_recipe
 from softcache.config.options import Options, refuse_seed
 from softcache.device import DTYPES
 from softcache.dumping.signals import Signal, asked_compressions, asked_signals
 from softcache.errors import UsageError, nearest
 from softcache.models._arithmetic import AMP
-from softcache.registry import is_code, split_component
 from softcache.views._recipe import Recipe
 
 DEFAULT_VIEWS = 4
@@ -142,11 +142,7 @@ class DumpConfig(Options):
 
         Errors: ``UsageError`` for two that are code: a cache may have one.
         """
-        named = [codec for codec in (self.codec, *(signal.codec for signal in self.signals)) if codec]
-        own = list(dict.fromkeys(codec for codec in named if is_code(split_component(codec)[0])))
-        if len(own) > 1:
-            raise UsageError(f"{own[0]} and {own[1]} are both code: a cache has one codec of your own")
-        return own[0] if own else None
+        return code_among([self.codec, *(signal.codec for signal in self.signals)])
 
     @property
     def compressions(self) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
-import os
 import re
 import urllib.error
 import urllib.parse
@@ -17,7 +16,7 @@ from typing import Any, NoReturn
 from softcache.addresses import Address, printable
 from softcache.errors import IntegrityError, StoreError, UsageError
 from softcache.store.retry import Patience, persistently
-from softcache.store.store import PIECE
+from softcache.store.store import PIECE, write_pieces
 
 TIMEOUT_S = 60
 BLOCK = 2**18
@@ -69,18 +68,7 @@ class Https:
         return None
 
     def get(self, name: str, to: Path, size: int) -> str:
-        digest = hashlib.sha256()
-        try:
-            with open(to, "xb") as target:
-                for piece in self._pieces(name, size):
-                    digest.update(piece)
-                    target.write(piece)
-                target.flush()
-                os.fsync(target.fileno())
-        except BaseException:
-            to.unlink(missing_ok=True)
-            raise
-        return digest.hexdigest()
+        return write_pieces(to, self._pieces(name, size))
 
     def sha256(self, name: str, size: int) -> str | None:
         digest = hashlib.sha256()

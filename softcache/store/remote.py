@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from softcache.addresses import Address
 from softcache.errors import IntegrityError, MissingExtraError, StoreError
 from softcache.store.retry import Patience, persistently
-from softcache.store.store import PIECE
+from softcache.store.store import PIECE, write_pieces
 
 T = TypeVar("T")
 # scheme → the package that speaks it, the extra that brings it, and options of its file system
@@ -87,19 +87,8 @@ class Fsspec:
         return b"".join(pieces)
 
     def get(self, name: str, to: Path, size: int) -> str:
-        digest = hashlib.sha256()
-        try:
-            with open(to, "xb") as target:
-                for first in range(0, size, PIECE):
-                    piece = self._piece(name, first, min(first + PIECE, size))
-                    digest.update(piece)
-                    target.write(piece)
-                target.flush()
-                os.fsync(target.fileno())
-        except BaseException:
-            to.unlink(missing_ok=True)
-            raise
-        return digest.hexdigest()
+        places = range(0, size, PIECE)
+        return write_pieces(to, (self._piece(name, at, min(at + PIECE, size)) for at in places))
 
     def put(self, name: str, file: Path, sha256: str) -> None:
         options = {"chunksize": S3_PART, "max_concurrency": S3_PARTS_AT_ONCE} if self._scheme == "s3" else {}

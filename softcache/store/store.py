@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -60,3 +63,19 @@ class Store(Protocol):
     def delete(self, name: str) -> None:
         """Removes a file; nothing happens where it isn't there."""
         ...
+
+
+def write_pieces(to: Path, pieces: Iterable[bytes]) -> str:
+    """Writes a new file, onto the disk; returns its sha256. Nothing is left where that fails."""
+    digest = hashlib.sha256()
+    try:
+        with open(to, "xb") as target:
+            for piece in pieces:
+                digest.update(piece)
+                target.write(piece)
+            target.flush()
+            os.fsync(target.fileno())
+    except BaseException:
+        to.unlink(missing_ok=True)
+        raise
+    return digest.hexdigest()
