@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import threading
 import time
 from pathlib import Path
@@ -320,9 +321,12 @@ def test_a_copy_whose_lock_is_lost_stops(
     thread = threading.Thread(target=copying)
     thread.start()
     assert faults.reached.wait(60)
-    for _ in range(20):
-        store.write(lock.NAME, json.dumps({"owner": "elsewhere~1234~77~ab", "until": time.time() + 600}).encode())
-        time.sleep(0.1)
+    theirs = json.dumps({"owner": "elsewhere~1234~77~ab", "until": time.time() + 600}).encode()
+    for _ in range(200):  # a renewal that had looked just before writes once more
+        store.write(lock.NAME, theirs)
+        time.sleep(random.uniform(0.1, 0.4))
+        if store.read(lock.NAME, 1000) == theirs:
+            break
     faults.release()
     thread.join()
     assert failed == [f"{address} is being written by another process, which has taken it over from this one"]

@@ -21,8 +21,10 @@ from softcache.errors import LockedError
 from softcache.locks import locked
 from softcache.stages._to_store import writing_to_store
 from softcache.stages.copy import copy
+from softcache.store import lock
 from softcache.store.lock import LASTS_S, NAME, StoreLock
 from softcache.store.opened import open_store
+from softcache.store.retry import Patience
 
 pytestmark = pytest.mark.timeout(900)
 KILLS = pytest.param(100, id="100", marks=pytest.mark.torture)
@@ -169,6 +171,25 @@ def test_two_writers_do_not_mix(
         assert f"{address} is being written by process" in ended.output
     run(warm, setting, address, faults, tmp_path)
     check(address, undisturbed, tmp_path)
+
+
+def test_a_lock_that_could_not_be_renewed_in_time_is_lost(
+    address: str, faults: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another writer may take it over from then on, which would find it renewed by a request that came too late."""
+    monkeypatch.setattr(lock, "EVERY_S", 0.05)
+    monkeypatch.setattr(lock, "LASTS_S", 0.5)
+    for name, value in environment(faults.url).items():
+        monkeypatch.setenv(name, value)
+    store = open_store(address, "the test", Patience(attempts=1, first_s=0.01, most_s=0.05))
+    with StoreLock(store, f"{address} is being written") as held:
+        time.sleep(1)
+        held.check()
+        faults.gone = True
+        time.sleep(1)
+        faults.gone = False
+        with pytest.raises(LockedError, match=r"couldn't be reached for .* run the same command again"):
+            held.check()
 
 
 @pytest.mark.parametrize("gone", ["long ago", "here"])

@@ -126,6 +126,13 @@ class Uploading:
             self._thread.join()
         self._raise()
 
+    def clear(self) -> None:
+        """Removes the shards that the store has from this machine, even those that something here still refers to: what
+        is mapped stays readable."""
+        with self._lock:
+            for name in self._stored:
+                (self.folder / name).unlink(missing_ok=True)
+
     def stop(self) -> None:
         """Stores nothing more."""
         self._failure = self._failure or CacheError("stopped")

@@ -53,6 +53,7 @@ class Goal:
         if self.store.read(LISTING, MAX_LISTING_BYTES) != content:
             self.store.write(LISTING, content)
         _note(self.folder)
+        self.uploading.clear()
         return listing.pin
 
 

@@ -12,7 +12,9 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
+from typing import TypeVar
 
 from softcache import strictjson
 from softcache.atomic import is_dead, writer_name
@@ -21,6 +23,7 @@ from softcache.errors import IntegrityError, LockedError, StoreError
 from softcache.store.store import Store
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 NAME = ".writing.lock"
 LASTS_S = 600.0  # after its owner's last sign of life
@@ -40,6 +43,7 @@ class StoreLock:
         self._token = f"{writer_name()}{secrets.token_hex(4)}"
         self._ended = threading.Event()
         self._lost: str | None = None
+        self._until = self._seen = 0.0  # of time.monotonic(): its end, and when it was last known to be ours
         self._thread = threading.Thread(target=self._renew, name="softcache-lock", daemon=True)
 
     def __enter__(self) -> StoreLock:
@@ -48,8 +52,9 @@ class StoreLock:
                 f"{self._store.where} can't make sure that nobody else writes there at the same moment: start one dump "
                 "at a time"
             )
-        if not self._store.create(NAME, self._content()):
+        if not self._write(self._store.create):
             self._take_over()
+        self._seen = time.monotonic()
         self._thread.start()
         return self
 
@@ -62,9 +67,34 @@ class StoreLock:
             self._store.delete(NAME)
 
     def check(self) -> None:
-        """Errors: ``LockedError`` where another writer has taken the place over."""
+        """Errors: ``LockedError`` where another writer has taken the place over, as far as is known; where that was
+        last made sure of a while ago, because the store didn't answer, it is asked."""
+        if self._lost is None and time.monotonic() - self._seen > 2 * EVERY_S:
+            self._confirm()
         if self._lost is not None:
             raise LockedError(self._lost)
+
+    def _confirm(self) -> None:
+        """Looks whose it is. One that ended before it was renewed isn't ours, whatever it says: another writer may be
+        about to take it."""
+        began = time.monotonic()
+        if self._owner(self._read()) != self._token:
+            self._lost = f"{self._what} by another process, which has taken it over from this one"
+        elif time.monotonic() > self._until:
+            self._lost = (
+                f"{self._store.where} couldn't be reached for {duration(LASTS_S)}, and another process may have taken "
+                "it over since: run the same command again"
+            )
+        else:
+            self._seen = began
+
+    def _write(self, write: Callable[[str, bytes], T]) -> T:
+        """Makes or renews the lock object."""
+        began = time.monotonic()
+        content = json.dumps({"owner": self._token, "until": time.time() + LASTS_S}).encode()
+        done = write(NAME, content)
+        self._until = began + LASTS_S
+        return done
 
     def _take_over(self) -> None:
         """The lock of a writer that is gone. Errors: ``LockedError`` where it isn't."""
@@ -78,7 +108,7 @@ class StoreLock:
                 f"already, its lock ends in {duration(left)}"
             )
         self._store.delete(NAME)
-        if self._store.create(NAME, self._content()):
+        if self._write(self._store.create):
             time.sleep(SETTLE_S if found is not None and not is_dead(owner) else 0)
             if self._owner(self._read()) == self._token:
                 return
@@ -87,15 +117,12 @@ class StoreLock:
     def _renew(self) -> None:
         while not self._ended.wait(EVERY_S):
             try:
-                if self._owner(self._read()) != self._token:
-                    self._lost = f"{self._what} by another process, which has taken it over from this one"
+                self._confirm()
+                if self._lost is not None:
                     return
-                self._store.write(NAME, self._content())
+                self._write(self._store.write)
             except StoreError as error:  # whatever else is done with the store fails too, and says so
                 log.debug(str(error))
-
-    def _content(self) -> bytes:
-        return json.dumps({"owner": self._token, "until": time.time() + LASTS_S}).encode()
 
     def _read(self) -> bytes | None:
         try:
