@@ -164,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        connection = http.client.HTTPConnection(proxy.target.removeprefix("http://"), timeout=60)
+        connection = http.client.HTTPConnection(proxy.target.removeprefix("http://"), timeout=10)
         headers = {
             k: v for k, v in self.headers.items() if k.lower() not in ("expect", "transfer-encoding", "connection")
         }

@@ -87,6 +87,7 @@ def imagenet(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         del sys.modules[name]
 
 
+@pytest.mark.torture
 def test_imagenet_skips_what_is_done_and_resumes_what_is_not(
     imagenet: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -118,6 +118,7 @@ def test_a_run_is_softcache_itself(tmp_path: Path) -> None:
     assert "--T" in failed["failed"]
 
 
+@pytest.mark.torture
 def test_what_runs_when_the_time_is_up_goes_on_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It isn't in the file, and ends as if it had never been interrupted."""
     command = "train --student cifar:resnet8 --dataset digits --size 8 --alpha 0 --epochs 4 --amp off"

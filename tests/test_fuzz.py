@@ -35,8 +35,8 @@ def _fuzz(make: Callable[[Path], object], folder: Path, cases: int, seed: int) -
 
 
 @CACHES
-def test_400_mutated_files_are_refused_or_read(make: Callable[[Path], object], tmp_path: Path) -> None:
-    _fuzz(make, tmp_path / "cache", 400, seed=3)
+def test_200_mutated_files_are_refused_or_read(make: Callable[[Path], object], tmp_path: Path) -> None:
+    _fuzz(make, tmp_path / "cache", 200, seed=3)
 
 
 @pytest.mark.torture

@@ -27,8 +27,15 @@ def _allowed() -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-@pytest.mark.parametrize("memory", ["ro", "size=64k"], ids=["read-only", "too small"])
+@pytest.mark.parametrize(
+    ("memory", "start"),
+    [
+        pytest.param("ro", "fork", id="read-only"),
+        pytest.param("size=64k", "spawn", id="too small"),
+        pytest.param("ro", "spawn", marks=pytest.mark.torture),
+        pytest.param("size=64k", "fork", marks=pytest.mark.torture),
+    ],
+)
 def test_workers_without_shared_memory_end_in_one_line_that_says_what_to_do(tmp_path: Path, memory: str, start: str):
     train = [
         *("train", "--student", "cifar:resnet8", "--alpha", "0", "--dataset", "digits", "--resident", "off"),

@@ -156,6 +156,7 @@ def test_a_search_that_is_done_trains_nothing_again(searched: Swept) -> None:
     assert {path: path.stat().st_mtime_ns for path in searched.folder.glob("runs/*/*")} == before
 
 
+@pytest.mark.torture
 def test_a_killed_search_goes_on_with_the_time_that_it_had_left(cache: str, tmp_path: Path) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     listed = [f"--{name}={value}".replace("_", "-") for name, value in QUICK.items()]
