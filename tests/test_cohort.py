@@ -231,12 +231,13 @@ assert all(isinstance(one, Trained) for one in done), done
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.torture)])
 def test_a_cohort_that_is_killed_goes_on_to_the_same_bits(cache: str, tmp_path: Path, kills: int) -> None:
-    command = [sys.executable, "-c", CHILD, str(Path(__file__).parent), cache]
+    command, said = [sys.executable, "-c", CHILD, str(Path(__file__).parent), cache], tmp_path / "said"
 
     def start(folder: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [*command, str(tmp_path / folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        with open(said, "w") as errors:
+            process = subprocess.Popen(
+                [*command, str(tmp_path / folder)], stdout=subprocess.PIPE, stderr=errors, text=True
+            )
         assert process.stdout is not None
         with process.stdout as lines_of_it:
             assert lines_of_it.readline() == "begun\n"
@@ -245,7 +246,7 @@ def test_a_cohort_that_is_killed_goes_on_to_the_same_bits(cache: str, tmp_path: 
     began = time.perf_counter()
     process = start("whole")
     since = time.perf_counter()
-    assert process.wait() == 0
+    assert process.wait() == 0, said.read_text()
     seconds = time.perf_counter() - since
     rng, killed, begins = random.Random(kills), 0, 0
     while killed < kills:
@@ -255,12 +256,13 @@ def test_a_cohort_that_is_killed_goes_on_to_the_same_bits(cache: str, tmp_path: 
         except subprocess.TimeoutExpired:
             process.kill()
             killed += 1
-        if process.wait() == 0:  # a training that has ended can't be killed any more: another one is begun
+        assert process.wait() in (0, -9), said.read_text()
+        if process.returncode == 0:  # a training that has ended can't be killed any more: another one is begun
             assert_same_runs(tmp_path / "whole", tmp_path / f"parts-{begins}")
             begins += 1
         assert time.perf_counter() - began < 850
     process = start(f"parts-{begins}")
-    assert process.wait() == 0
+    assert process.wait() == 0, said.read_text()
     assert_same_runs(tmp_path / "whole", tmp_path / f"parts-{begins}")
 
 
