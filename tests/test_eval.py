@@ -181,6 +181,18 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row(there: Path) -> None:
     assert found.to_json()["rows"][1]["top1"]["deviation"] is None
 
 
+def test_a_teacher_is_a_row_of_its_own(there: Path) -> None:
+    named = [str(there / name) for name in ("teacher", "runs/four", "runs/one")]
+    found = evaluate_all(named, size=8, compare=False)
+    assert [row.varied["model"] for row in found.rows] == named
+    assert [{**row.varied, "model": ""} for row in found.rows] == [
+        {"model": "", "T": "–"},
+        {"model": "", "T": "4"},
+        {"model": "", "T": "1"},
+    ]
+    assert evaluate_all(named[:2], size=8, compare=False).rows[0].varied == {"model": named[0]}
+
+
 def test_a_sweeps_folder_stands_for_its_finished_runs(
     there: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

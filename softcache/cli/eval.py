@@ -28,8 +28,11 @@ from softcache.errors import SoftcacheError, UsageError
 )
 @section(
     "Comparison with the teacher",
-    option("--cache", help="A cache of the teacher's outputs for the clean inputs of the split.  [default: see below]"),
-    option("--teacher", help="A teacher that is run now.  [default: the run's own, read from a cache or run]"),
+    option(
+        "--cache",
+        help="A cache of the teacher's outputs for the clean inputs of the split.  [default: one beside the run's own]",
+    ),
+    option("--teacher", help="A teacher that is run now.  [default: the run's own]"),
     option("--teacher-weights", help="Parameters of --teacher: DEFAULT, or a file."),
     option("--T", "T", type=float, help="Temperature of the second divergence.  [default: that of the training]"),
     option("--compare/--no-compare", help="Compare runs with their teacher.  [default: compare]", default=None),

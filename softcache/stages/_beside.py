@@ -11,18 +11,17 @@ from pathlib import Path
 from softcache.addresses import is_address
 from softcache.cache.manifest import find_caches
 from softcache.cache.reader import Cache
-from softcache.cache.schema import LOGITS, TeacherIdentity
+from softcache.cache.schema import LOGITS
 from softcache.config.given import recorded_caches, recorded_live_teacher, recorded_teacher
 from softcache.config.opening import Opening
 from softcache.config.record import Record
-from softcache.config.teachers import find_teacher
+from softcache.config.teachers import check_own, find_teacher
 from softcache.config.train import TrainConfig
 from softcache.device import DTYPES
 from softcache.errors import CacheError, ModelError, SoftcacheError
 from softcache.evaluating.predictions import Predictions, cached_predictions
 from softcache.models._arithmetic import Arithmetic
 from softcache.models._network import Network
-from softcache.models._weights import fingerprint
 from softcache.stages._subject import Cost, Opener, Split, Subject
 
 log = logging.getLogger(__name__)
@@ -118,7 +117,7 @@ class Teachers:
             spec = recorded_teacher(cache)
             size = identity.preprocess.get("size")
             network = find_teacher(spec, split.viewed.samples, size=size)
-            _refuse_other(identity, network, spec, cache)
+            check_own(network, [cache], spec)
         except SoftcacheError as error:
             samples = split.viewed.samples
             command = (
@@ -169,12 +168,3 @@ def _cached(cache: Cache, split: Split) -> Teacher:
     said = cached_predictions(cache, split.viewed)
     identity, layout = cache.manifest.identity, cache.layout(LOGITS)
     return Teacher(identity.teacher.spec, f"cache {cache.where}", layout.kind, said)
-
-
-def _refuse_other(identity: TeacherIdentity, network: Network, spec: str, cache: Cache) -> None:
-    found = fingerprint(network.model.state_dict())
-    if found != identity.weights:
-        raise ModelError(
-            f"{spec} has other parameters now ({found[:12]}…) than the teacher of {cache.where} had "
-            f"({identity.weights[:12]}…)"
-        )

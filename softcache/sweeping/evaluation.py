@@ -135,16 +135,18 @@ class Evaluation:
 
     @classmethod
     def of(cls, models: Sequence[Evaluated]) -> Evaluation:
-        settings = [
-            {"data": [one.dataset, one.split], **(one.setting if one.setting is not None else {"model": one.model})}
-            for one in models
-        ]
+        settings = [{**(one.setting or {"model": one.model}), "dataset": one.dataset} for one in models]
         groups = grouped(list(zip(models, settings, strict=True)), settings)
-        told = varied([group[0][1] for group in groups])
-        return cls(
-            list(models),
-            [EvaluatedRow(own, [one for one, _ in group]) for own, group in zip(told, groups, strict=True)],
-        )
+        of_runs = [setting for (one, setting), *_ in groups if one.setting is not None]
+        told = iter(varied(of_runs))
+        names = [name for first in varied(of_runs)[:1] for name in first]
+        rows = []
+        for group in groups:
+            own = [one for one, _ in group]
+            options = next(told) if own[0].setting is not None else dict.fromkeys(names, "–")
+            model = {"model": own[0].model} if len(of_runs) < len(groups) else {}
+            rows.append(EvaluatedRow({**model, **options}, own))
+        return cls(list(models), rows)
 
     def to_json(self) -> dict[str, Any]:
         """One object for scripts."""
@@ -180,5 +182,5 @@ class Evaluation:
         """Each model with what its line begins with."""
         for row in self.rows:
             for one in row.models:
-                options = {name: value for name, value in row.varied.items() if name not in ("model", "data")}
+                options = {name: value for name, value in row.varied.items() if name not in ("model", "dataset")}
                 yield one, {"model": one.model, "dataset": one.dataset, "split": one.split, **options}
