@@ -59,14 +59,14 @@ def learnt(kind: str, **options: Any) -> dict[str, Any]:
     return evaluate("run")
 
 
-def said(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """What student and teacher say of the test split."""
+def said(kind: str, split: str = "test") -> tuple[torch.Tensor, torch.Tensor]:
+    """What student and teacher say of a split."""
     from safetensors.torch import load_file
 
-    train_features, test = (torch.from_numpy(np.load(f"{kind}/{split}_features.npy")) for split in ROWS)
+    train_features, features = (torch.from_numpy(np.load(f"{kind}/{own}_features.npy")) for own in ("train", split))
     state = load_file("run/student.safetensors")
-    standardized = (test - train_features.mean(0)) / train_features.std(0, correction=0)
-    return standardized @ state["weight"].T + state["bias"], 2 * test[:, :3]
+    standardized = (features - train_features.mean(0)) / train_features.std(0, correction=0)
+    return standardized @ state["weight"].T + state["bias"], 2 * features[:, :3]
 
 
 def test_yes_or_no(tables: Path) -> None:
@@ -96,14 +96,15 @@ def test_values(tables: Path) -> None:
 
 def test_a_split_without_labels_is_compared_with_the_teacher_alone(tables: Path) -> None:
     learnt("classes", loss="kl")
-    found = evaluate("run", dataset="arrays:none", teacher="models.py:truth")
-    ours, theirs = said("classes")
+    there = {"dataset": "arrays:none", "split": "train"}
+    found = evaluate("run", teacher="models.py:truth", **there)
+    ours, theirs = said("classes", "train")
     assert found["agreement"] == pytest.approx((ours.argmax(1) == theirs.argmax(1)).float().mean().item())
     assert "top1" not in found
     with pytest.raises(DatasetError, match="has no labels to compare with"):
-        evaluate("run", dataset="arrays:none", compare=False)
+        evaluate("run", compare=False, **there)
     with pytest.raises(UsageError, match="--per-class needs labels"):
-        evaluate("run", dataset="arrays:none", teacher="models.py:truth", per_class=True)
+        evaluate("run", teacher="models.py:truth", per_class=True, **there)
 
 
 def test_a_table_by_its_cache(tables: Path) -> None:
@@ -113,7 +114,7 @@ def test_a_table_by_its_cache(tables: Path) -> None:
         augment="none",
     )  # fmt: skip
     cached = evaluate("run", cache="of-test")
-    for name in ("top1", "agreement", "kl", "kl_T", "T"):
+    for name in ("top1", "agreement", "kl", "kl_T", "kl_temperature"):
         assert cached[name] == pytest.approx(live[name], rel=1e-6)
 
 

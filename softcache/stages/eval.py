@@ -58,7 +58,7 @@ def evaluate_all(config: EvalConfig) -> Evaluation:
 @command(EvalConfig)
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """What ``evaluate_all`` finds of one model, by name: ``top1``, ``top5``, ``loss``, ``ece`` and ``samples`` of
-    classes, ``agreement``, ``kl``, ``kl_T`` and ``T`` beside the teacher, ``parameters``, ``flops``, and ``teacher``
+    classes, ``agreement``, ``kl``, ``kl_T`` and ``kl_temperature`` beside the teacher, ``parameters``, ``flops``, and ``teacher``
     with the teacher's own numbers.
 
     Errors: as ``evaluate_all``; ``UsageError`` for several models.
@@ -150,7 +150,7 @@ def _beside(subject: Subject, said: Predictions, teacher: Teacher, asked: float 
     }
     T = asked if asked is not None else _final_T(subject)
     if T is not None:
-        found |= {"kl_T": diverges(said.at(T), theirs.at(T), T), "T": T}
+        found |= {"kl_T": diverges(said.at(T), theirs.at(T), T), "kl_temperature": T}
     return found
 
 

@@ -59,7 +59,7 @@ class OfTeacher:
 @dataclass(frozen=True)
 class Evaluated:
     """One model on one split. ``scores``: beside the labels, None without any. ``beside``: beside the teacher, names of
-    ``BESIDE`` → numbers, with ``T`` where the divergence is at a second temperature. ``cost``: as JSON.
+    ``BESIDE`` → numbers, with ``kl_temperature`` where the divergence is at a second one. ``cost``: as JSON.
     ``setting``, ``seed``: of a run, None of another model. ``left_out``: why it isn't compared with a teacher."""
 
     model: str
@@ -78,7 +78,7 @@ class Evaluated:
     def numbers(self) -> dict[str, float]:
         """All that has a mean over seeds."""
         scores = dataclasses.asdict(self.scores) if self.scores is not None else {}
-        found = {**scores, **{name: value for name, value in self.beside.items() if name != "T"}}
+        found = {**scores, **{name: value for name, value in self.beside.items() if name != "kl_temperature"}}
         return {name: value for name, value in found.items() if value is not None and name != "samples"}
 
     def to_json(self) -> dict[str, Any]:

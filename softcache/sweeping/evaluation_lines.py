@@ -85,7 +85,7 @@ def tables(evaluation: Evaluation) -> list[Table]:
     if beside:
         lines = []
         for row, setting in zip(evaluation.rows, settings, strict=True):
-            T = row.first.beside.get("T")
+            T = row.first.beside.get("kl_temperature")
             own = [told_mean(row.values(name), name) for name in beside]
             lines.append([*setting, *own, f"T={T:g}" if T is not None and "kl_T" in beside else ""])
         found.append(([*names, *(SHORT[name] for name in beside), ""], lines))
@@ -177,7 +177,7 @@ def _told_time(time: Mapping[str, Any] | None) -> str:
 
 
 def _beside_title(name: str, row: EvaluatedRow) -> str:
-    T = row.first.beside.get("T")
+    T = row.first.beside.get("kl_temperature")
     return f"KL(teacher‖student) at T={T:g}" if name == "kl_T" and T is not None else BESIDE[name]
 
 
