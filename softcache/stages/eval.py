@@ -58,8 +58,8 @@ def evaluate_all(config: EvalConfig) -> Evaluation:
 @command(EvalConfig)
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """What ``evaluate_all`` finds of one model, by name: ``top1``, ``top5``, ``loss``, ``ece`` and ``samples`` of
-    classes, ``agreement``, ``kl``, ``kl_T`` and ``kl_temperature`` beside the teacher, ``parameters``, ``flops``, and ``teacher``
-    with the teacher's own numbers.
+    classes; ``agreement``, ``kl``, ``kl_T`` and ``kl_temperature`` beside the teacher; ``parameters`` and ``flops``;
+    and ``teacher`` with the teacher's own numbers.
 
     Errors: as ``evaluate_all``; ``UsageError`` for several models.
     """
