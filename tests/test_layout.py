@@ -25,6 +25,7 @@ ROWS = [
     "sweeping",
     "config",
     "training",
+    "evaluating",
     "converting",
     "dumping",
     "stream",
