@@ -26,6 +26,7 @@ ROWS = [
     "sweeping",
     "config",
     "training",
+    "evaluating",
     "converting",
     "dumping",
     "stream",

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from softcache.evaluating.predictions import predictions
 from softcache.models._network import Network
 from softcache.models._preprocess import Preprocess
 from softcache.stream.inputs import pick_inputs
 from softcache.training.evaluation import evaluate_networks
-from softcache.training.scores import Accuracy, Multilabel, multilabel_scores, regression_scores, scores_from
+from softcache.training.scores import (
+    Accuracy,
+    Multilabel,
+    multilabel_scores,
+    regression_scores,
+    scores_from,
+    scores_of,
+)
 from softcache.views._open import open_viewed
 
 metrics = pytest.importorskip("sklearn.metrics")
@@ -65,8 +75,11 @@ def test_the_calibration_error_is_the_gap_between_confidence_and_hits() -> None:
     network = Network(Sure(), spec="sure", classes=10, channels=1, preprocess=Preprocess((0.0,), (1.0,)))
     labels, cpu = viewed.samples.labels, torch.device("cpu")
     inputs = pick_inputs(viewed, cpu, workers=0)
-    (found,) = evaluate_networks([(network, "off")], inputs, labels, cpu, calibration=True)
+    (said,) = predictions([(network, "off")], viewed, inputs, cpu)
+    found = scores_of(said.logits, said.labels, cpu)
     assert isinstance(found, Accuracy)
+    (during,) = evaluate_networks([(network, "off")], inputs, labels, cpu)
+    assert dataclasses.replace(found, ece=None) == during
     share = float((labels == 0).mean())
     assert found.top1 == pytest.approx(share)
     assert found.ece == pytest.approx(0.8 - share, rel=1e-5)

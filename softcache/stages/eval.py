@@ -17,10 +17,11 @@ from softcache.config.train import TrainConfig
 from softcache.datasets._labels import labelled
 from softcache.device import pick_device, reproducible
 from softcache.errors import DatasetError, UsageError
+from softcache.evaluating.predictions import predictions
 from softcache.models._arithmetic import Arithmetic
 from softcache.models._open import open_network
 from softcache.stream.inputs import pick_inputs
-from softcache.training.evaluation import evaluate_networks
+from softcache.training.scores import scores_of
 from softcache.views._open import open_viewed
 
 log = logging.getLogger(__name__)
@@ -82,8 +83,9 @@ def evaluate(
     arithmetic = Arithmetic(amp or trained, isinstance(recorded, FitConfig) and bool(recorded.channels_last))
     with reproducible(tf32=tf32):
         network = arithmetic.apply(network.to(chosen))
-        labels = viewed.samples.labels
-        scores = evaluate_networks([(network, arithmetic.amp)], pixels, labels, chosen, calibration=True)[0]
+        (said,) = predictions([(network, arithmetic.amp)], viewed, pixels, chosen)
+        known = said.labelled()
+        scores = scores_of(known.logits, known.labels, chosen)
     return {"model": model, "dataset": dataset, "split": split, **dataclasses.asdict(scores)}
 
 

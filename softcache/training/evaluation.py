@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from softcache.cache.reader import ColumnReader
-from softcache.cache.schema import LOGITS
 from softcache.datasets._labels import Labels, label_kind, labelled
-from softcache.device import autocast
 from softcache.errors import SoftcacheError
-from softcache.models._network import Network
+from softcache.evaluating.predictions import Judged, predict
 from softcache.ragged import own_places
 from softcache.stream.inputs import InputSource, ResidentInputs, pick_inputs
-from softcache.stream.parts import in_view
 from softcache.training.ranks import ALONE, Ranks
 from softcache.training.scores import (
     Accuracy,
@@ -31,40 +27,9 @@ from softcache.views._open import Viewed, open_viewed, view_samples
 log = logging.getLogger(__name__)
 
 
-# A network, and the precision of autocast that it is evaluated in: bf16, fp16 or off.
-Judged = tuple[Network, str]
 # Scores of each of several networks on the same inputs, which are made once; None where there is nothing to compare.
 # With several ranks all of them call it, and all get the same.
 Evaluate = Callable[[Sequence[Judged]], list[Scores | None]]
-
-
-@torch.inference_mode()
-def predict(
-    judged: Sequence[Judged],
-    inputs: InputSource,
-    rows: np.ndarray,
-    device: torch.device,
-    *,
-    batch: int = 256,
-    output: str = LOGITS,
-    view: int = 0,
-) -> Iterator[tuple[np.ndarray, list[torch.Tensor]]]:
-    """Rows (B,) and an output of them in a view, (B, …) float32 on the device, of each network, in evaluation mode and
-    in order."""
-    was_training = [network.training for network, _ in judged]
-    for network, _ in judged:
-        network.eval()
-    batches = [rows[k : k + batch] for k in range(0, len(rows), batch)]
-    try:
-        for (part,), _, made in inputs.epoch(in_view(batches, view)):
-            said = []
-            for network, amp in judged:
-                with autocast(device, amp):
-                    said.append(network.outputs(made, [output])[output].float())
-            yield part.rows, said
-    finally:
-        for (network, _), training in zip(judged, was_training, strict=True):
-            network.train(training)
 
 
 def evaluate_networks(
@@ -74,19 +39,17 @@ def evaluate_networks(
     device: torch.device,
     *,
     rows: np.ndarray | None = None,
-    calibration: bool = False,
     ranks: Ranks = ALONE,
 ) -> list[Scores]:
     """Scores of each network's logits on the labelled rows (of ``rows``, by default all), by the kind of the labels.
 
-    ``calibration``: whether the calibration error of classes is wanted too. ``ranks``: which have a share of the rows
-    each, and all get the scores of all.
+    ``ranks``: which have a share of the rows each, and all get the scores of all.
     """
     chosen = np.arange(len(labels)) if rows is None else rows
     chosen = chosen[labelled(labels)[chosen]]
     kind = label_kind(labels)
     if kind == "classes":
-        return list(_accuracies(judged, inputs, labels, chosen, device, calibration, ranks))
+        return list(_accuracies(judged, inputs, labels, chosen, device, ranks))
     said: list[list[torch.Tensor]] = [[torch.empty(0, labels[:1].size)] for _ in judged]
     for _, logits in predict(judged, inputs, ranks.mine(chosen), device):
         for own, values in zip(said, logits, strict=True):
@@ -102,26 +65,17 @@ def _accuracies(
     labels: Labels,
     rows: np.ndarray,
     device: torch.device,
-    calibration: bool,
     ranks: Ranks,
 ) -> Iterator[Accuracy]:
     where = "cpu" if device.type == "mps" else device
     totals = [torch.zeros(3, dtype=torch.float64, device=where) for _ in judged]
-    metrics: list[Any] = [None for _ in judged]
     for done, said in predict(judged, inputs, ranks.mine(rows), device):
         y = torch.from_numpy(labels[done].astype(np.int64)).to(device)
         for number, logits in enumerate(said):
             totals[number] += torch.stack(class_counts(logits, y)).to(where).to(torch.float64)
-            if calibration and logits.shape[1] > 1:
-                if metrics[number] is None:
-                    from torchmetrics.classification import MulticlassCalibrationError
-
-                    metric = MulticlassCalibrationError(num_classes=logits.shape[1], n_bins=15, norm="l1")
-                    metrics[number] = metric.to(device)
-                metrics[number].update(logits.softmax(1), y)
-    for own, metric in zip(totals, metrics, strict=True):
+    for own in totals:
         top1, top5, loss = (ranks.sum(own) / max(len(rows), 1)).tolist()
-        yield Accuracy(top1, top5, loss, len(rows), None if metric is None else metric.compute().item())
+        yield Accuracy(top1, top5, loss, len(rows))
 
 
 def output_evaluator(

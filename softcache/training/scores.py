@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from softcache.datasets._labels import UNKNOWN
+from softcache.datasets._labels import UNKNOWN, label_kind
+from softcache.evaluating.measures import calibration, top_classes
+from softcache.evaluating.predictions import BATCH
 
 SHARES = frozenset({"top1", "top5", "map", "f1", "ece"})  # told in percent
 TITLES = {
@@ -29,7 +31,7 @@ TITLES = {
 @dataclass(frozen=True)
 class Accuracy:
     """Of classes. Shares of labelled rows in 0..1; ``loss``: the mean cross-entropy, which is the negative
-    log-likelihood; ``ece``: the expected calibration error over 15 bins, where it was asked for; ``samples``: how many
+    log-likelihood; ``ece``: the expected calibration error over 15 bins, where it was measured; ``samples``: how many
     rows counted."""
 
     recorded: ClassVar[tuple[str, ...]] = ("top1",)
@@ -92,10 +94,27 @@ def told(name: str, value: float | None) -> str:
 
 def class_counts(logits_bc: torch.Tensor, labels_b: torch.Tensor) -> list[torch.Tensor]:
     """Hits at 1, hits at 5, and summed cross-entropy of a batch, as float32 scalars: not every device has float64."""
-    best = logits_bc.topk(min(5, logits_bc.shape[1]), dim=1).indices  # (B, 5)
+    best = top_classes(logits_bc)  # (B, 5)
     hit = best == labels_b[:, None]
     loss = F.cross_entropy(logits_bc, labels_b, reduction="sum")
     return [hit[:, 0].sum().float(), hit.any(1).sum().float(), loss.float()]
+
+
+def scores_of(logits_nc: torch.Tensor, labels: torch.Tensor, device: torch.device) -> Scores:
+    """Scores of logits (N, C) float32 on the CPU by the kind of the labels of the same rows, which each have one
+    (``datasets._labels``): what ``evaluation.evaluate_networks`` gives of the network that said them on ``device``, and
+    of several classes the calibration error too.
+    """
+    kind = label_kind(labels.numpy())
+    if kind != "classes":
+        return (multilabel_scores if kind == "binary" else regression_scores)(logits_nc, labels.view(len(labels), -1))
+    totals = torch.zeros(3, dtype=torch.float64)
+    for logits, y in zip(logits_nc.split(BATCH), labels.long().split(BATCH), strict=True):
+        # On the device, which may choose otherwise between equal logits than the CPU does.
+        totals += torch.stack(class_counts(logits.to(device), y.to(device))).cpu().to(torch.float64)
+    top1, top5, loss = (totals / max(len(labels), 1)).tolist()
+    ece = calibration(logits_nc, labels).ece if logits_nc.shape[1] > 1 else None
+    return Accuracy(top1, top5, loss, len(labels), ece)
 
 
 def multilabel_scores(logits_nk: torch.Tensor, labels_nk: torch.Tensor) -> Multilabel:
