@@ -107,7 +107,9 @@ def _of_teacher(
             return cached_predictions(cache, viewed)
     cache = findings.cache
     if cache is None:
-        raise SoftcacheError(findings.no_cache or "no cache says who it is: name a cache of the split with --cache")
+        raise SoftcacheError(
+            "the cache that says who it is can't be opened; name it, or one of the split, with --cache"
+        )
     spec = recorded_teacher(cache, asked.teacher)
     network = find_teacher(spec, viewed.samples)
     if fingerprint(network.model.state_dict()) != cache.manifest.identity.teacher.weights:
@@ -116,7 +118,7 @@ def _of_teacher(
         )
     numerics = cache.manifest.identity.teacher.numerics
     arithmetic = Arithmetic(numerics.amp, numerics.memory_format == "channels_last")
-    return _run(network, arithmetic, viewed, inputs, device)
+    return _run(network, arithmetic, viewed, inputs, device, tf32=numerics.tf32)
 
 
 def _opened(folder: str, samples: Samples) -> Network:
@@ -135,13 +137,14 @@ def _predicted(
     options = record.options if record is not None else None
     trained = options.amp if isinstance(options, FitConfig) and options.amp != "auto" else "off"
     last = isinstance(options, FitConfig) and bool(options.channels_last)
-    return _run(network, Arithmetic(trained, last), viewed, inputs, device)
+    tf32 = isinstance(options, FitConfig) and options.tf32
+    return _run(network, Arithmetic(trained, last), viewed, inputs, device, tf32=tf32)
 
 
 def _run(
-    network: Network, arithmetic: Arithmetic, viewed: Viewed, inputs: InputSource, device: torch.device
+    network: Network, arithmetic: Arithmetic, viewed: Viewed, inputs: InputSource, device: torch.device, *, tf32: bool
 ) -> Predictions:
-    with reproducible():
+    with reproducible(tf32=tf32):
         judged: Judged = (arithmetic.apply(network.to(device)), arithmetic.amp)
         return predictions([judged], viewed, inputs, device)[0]
 

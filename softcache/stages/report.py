@@ -21,7 +21,7 @@ from softcache.console import bar, counted, duration
 from softcache.distributed import refuse_several
 from softcache.errors import SoftcacheError, UsageError
 from softcache.localfiles import local_path
-from softcache.remembered import follow_all
+from softcache.remembered import follow_all, portable
 from softcache.reporting.figure import require_matplotlib
 from softcache.reporting.findings import Findings, Left, Section, findings_of
 from softcache.reporting.numbers import difference, title, unit, with_unit
@@ -152,7 +152,8 @@ def _about(findings: Findings) -> str:
     counts = [counted(kinds.count(kind), name) for kind, name in KINDS.items() if kind in kinds]
     what = " and ".join(counts) if len(kinds) > 1 else f"a softcache {kinds[0].replace('run', 'train')}"
     record = findings.best.students[0].record if findings.best is not None else None
-    data = f" on {record.data['spec']}" if record is not None and record.data and "spec" in record.data else ""
+    known = record is not None and record.data is not None and "spec" in record.data
+    data = f" on {portable(str(record.data['spec']))}" if known else ""
     students = counted(len(findings.students), "student")
     settings = f" in {counted(len(findings.settings), 'setting')}" if len(findings.settings) > 1 else ""
     return f"{students}{settings} of {what}{data}, {findings.made.partition(', ')[2]}"

@@ -128,7 +128,7 @@ def mark(role: str, text: str | None = None) -> Element:
 def _marks(findings: Findings, setting: Setting) -> list[Element | str]:
     found: list[Element | str] = []
     if setting is findings.best:
-        found.append(mark("student", "looked into below"))
+        found.append(mark("student", "chosen"))
     elif setting.alone:
         found.append(mark("alone", "labels alone"))
     errors = [student.outcome for student in setting.students if student.outcome.error is not None]

@@ -33,7 +33,7 @@ def section(findings: Findings) -> Section:
     )
     if findings.cache is None:
         return element(
-            "div", training, paragraph("What the teacher cost isn't known. " + findings.no_cache, class_="left")
+            "div", training, paragraph("What the teacher cost isn't known, as the cache isn't at hand.", class_="left")
         )
     if spent is None:
         text = "The cache doesn't say how long its dump took, as it was converted, or was made before dumps noted it."

@@ -76,7 +76,7 @@ def _paint(axes: Axes, findings: Findings, name: str, label: str, leading: str) 
     from matplotlib.ticker import MaxNLocator, NullLocator
 
     named = [
-        (findings.best, STUDENT, "looked into" if len(findings.settings) > 1 else "student"),
+        (findings.best, STUDENT, "chosen" if len(findings.settings) > 1 else "student"),
         (findings.alone, ALONE, "labels alone"),
     ]
     others = [own for own in findings.settings if all(own is not one for one, _, _ in named)][:MANY]
