@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from softcache.stages.compare import compare
     from softcache.stages.convert import convert
     from softcache.stages.dump import dump
-    from softcache.stages.eval import evaluate
+    from softcache.stages.eval import evaluate, evaluate_all
     from softcache.stages.keys import KeyBatch, Keys, KeySampler
     from softcache.stages.report import report
     from softcache.stages.sweep import sweep
@@ -51,6 +51,7 @@ _HOMES = {
     "convert": "softcache.stages.convert",
     "dump": "softcache.stages.dump",
     "evaluate": "softcache.stages.eval",
+    "evaluate_all": "softcache.stages.eval",
     "open_network": "softcache.models._open",
     "open_samples": "softcache.datasets._open",
     "report": "softcache.stages.report",
@@ -79,6 +80,7 @@ __all__ = [
     "convert",
     "dump",
     "evaluate",
+    "evaluate_all",
     "open_network",
     "open_samples",
     "report",

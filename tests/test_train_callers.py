@@ -53,22 +53,25 @@ def test_the_same_arithmetic_trains_and_evaluates(
 ) -> None:
     """Otherwise `eval` of a run on a GPU differs from what the run itself said. The test split is fetched as the train
     split was: of some sets they are files of their own."""
+    import softcache.evaluating.predictions as predictions
+    import softcache.stages._subject as subject
     import softcache.stages.eval as stage
     import softcache.training.evaluation as evaluation
 
-    allowed, asked, open_viewed, evaluate_networks = [], [], stage.open_viewed, stage.evaluate_networks
+    allowed, asked, open_viewed, predict = [], [], evaluation.open_viewed, predictions.predict
 
     def opening(*arguments: object, **options: object) -> object:
         asked.append((options["data_dir"], options["download"]))
         return open_viewed(*arguments, **options)  # type: ignore[arg-type]
 
-    def evaluating(*arguments: object, **options: object) -> object:
+    def predicting(*arguments: object, **options: object) -> object:
         allowed.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
-        return evaluate_networks(*arguments, **options)  # type: ignore[arg-type]
+        return predict(*arguments, **options)  # type: ignore[arg-type]
 
-    for module in (stage, evaluation):
+    for module in (subject, evaluation):
         monkeypatch.setattr(module, "open_viewed", opening)
-        monkeypatch.setattr(module, "evaluate_networks", evaluating)
+    for module in (predictions, evaluation):
+        monkeypatch.setattr(module, "predict", predicting)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     there = {"size": 8, "data_dir": "elsewhere", "download": True}
     teach(STUDENT, epochs=1, out="teacher", **there)

@@ -27,6 +27,7 @@ from softcache.losses.hints._hint_loss import hint_loss_type
 from softcache.stages._together import begun_before, refuse_ranks
 from softcache.stages._training import prepare
 from softcache.stages.dump import dump
+from softcache.stages.eval import evaluate
 from softcache.stream.parts import Part, divided, key_rows
 from softcache.stream.plan import FreshShare, Plan
 from softcache.training.ranks import Ranks
@@ -211,6 +212,7 @@ def test_one_rank_writes_and_speaks(undisturbed: tuple[Path, str], made: Path, t
     assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=0.2)
     assert [line["step"] for line in lines(folder, "steps.jsonl")] == list(range(0, 12 * EPOCHS, 4))
     assert read_record(folder).result["test_top1"] == ours[-1]["test_top1"]
+    assert evaluate(str(folder), compare=False)["top1"] == ours[-1]["test_top1"]
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.torture)])

@@ -2,35 +2,87 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from softcache.cli import _options
-from softcache.cli._options import option, section
-from softcache.cli._print import as_json, rows
+from softcache.cli._options import flag, option, section
+from softcache.cli._print import as_json, rows, table
+from softcache.errors import SoftcacheError, UsageError
 
 
 @_options.command("eval")
-@click.argument("model", metavar="RUN")
+@click.argument("models", metavar="RUN...", nargs=-1)
 @section(
     "Most used",
     option("--weights", help="Parameters for a model by name: DEFAULT (torchvision's), or a file."),
     _options.data("the model"),
     option("--split", help="train or test.  [default: test]"),
     _options.normalize,
+    flag("--per-class", help="Show each class: its rows, accuracy of student and teacher, and the difference."),
+    flag("--latency", help="Time a forward pass of 1 and of 32 samples."),
     _options.json_,
+    option("--csv", "csv_", metavar="FILE", help="Write the numbers of each model to a CSV file; - prints them."),
 )
-@section("Device and speed", _options.device, _options.amp, _options.tf32, _options.workers)
-def command(model: str, json_: bool = False, **options: Any) -> None:
-    """Scores of a run, a teacher, or a model with --weights, on clean inputs and by the kind of their labels."""
-    from softcache.stages.eval import evaluate
-    from softcache.training.scores import TITLES, told
+@section(
+    "Comparison with the teacher",
+    option(
+        "--cache",
+        help="A cache of the teacher's outputs for the clean inputs of the split.  [default: one beside the run's own]",
+    ),
+    option("--teacher", help="A teacher that is run now.  [default: the run's own]"),
+    option("--teacher-weights", help="Parameters of --teacher: DEFAULT, or a file."),
+    option("--T", "T", type=float, help="Temperature of the second divergence.  [default: that of the training]"),
+    option("--compare/--no-compare", help="Compare runs with their teacher.  [default: compare]", default=None),
+)
+@_options.stores
+@section(
+    "Device and speed",
+    _options.device,
+    option("--amp", help="Autocast: off, bf16, fp16; auto: as the model was trained.  [default: auto]"),
+    _options.tf32,
+    _options.workers,
+)
+def command(models: tuple[str, ...] = (), json_: bool = False, csv_: str | None = None, **options: Any) -> None:
+    """How good runs, teachers, or a model with --weights are on clean inputs, and how near to their teacher.
 
-    found = evaluate(model, **options)
+    RUN is the folder of a run or a teacher, or of a sweep or a comparison for all of its runs. Runs that differ in the
+    seed alone are one row: mean and standard deviation of a single run. The teacher's outputs come from a cache of the
+    split beside the one that the run was trained from, or the teacher is run where its parameters are at hand.
+    """
+    from softcache.stages.eval import evaluate_all
+    from softcache.sweeping.evaluation_lines import at_length, heading, of_classes, tables, told_setting
+
+    if json_ and csv_ == "-":
+        raise UsageError("--json and --csv - would both print: give --csv a file, or leave one out")
+    found = evaluate_all(models=models, **options)
+    if csv_ is not None:
+        _write(csv_, found.csv())
     if json_:
-        as_json(found)
+        alone = len(models) == 1 and found.models[0].model == models[0]
+        as_json(found.models[0].to_json() if alone else found.to_json())
+    if json_ or csv_ == "-":
         return
-    heading = {"model": found.pop("model"), "data": f"{found.pop('dataset')}/{found.pop('split')}"}
-    heading["data"] += f", {found.pop('samples'):,} samples"
-    rows([*heading.items(), *((TITLES[name], told(name, value)) for name, value in found.items() if value is not None)])
+    rows(heading(found))
+    for each in [at_length(found.rows[0])] if len(found.rows) == 1 else tables(found):
+        click.echo("")
+        table(*each)
+    for row in found.rows if options.get("per_class") else []:
+        click.echo(f"\n{told_setting(row)}" if len(found.rows) > 1 else "")
+        table(*of_classes(row))
+    if any(len(row.models) > 1 for row in found.rows):
+        click.echo("\n± is the standard deviation of a single run over seeds")
+
+
+def _write(path: str, text: str) -> None:
+    from softcache.atomic import replace_file
+
+    if path == "-":
+        click.echo(text, nl=False)
+        return
+    try:
+        replace_file(Path(path), text.encode())
+    except OSError as error:
+        raise SoftcacheError(f"can't write --csv {path}: {error.strerror or error}") from None

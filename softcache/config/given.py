@@ -99,6 +99,27 @@ def recorded_data_dir(folder: Path) -> str | None:
     return known.specs[0] if known is not None and known.specs else None
 
 
+def recorded_caches(folder: Path, options: TrainConfig) -> tuple[str, ...]:
+    """The caches that the run in ``folder`` was trained from, by its recorded ``options``.
+
+    Errors: ``NotNamedError`` where one of them is a path that nobody gave for it.
+    """
+    made = f"{folder} was trained from {', '.join(options.cache)}"
+    return follow_all(folder, "cache", options.cache, folder_identity(folder), made=made) if options.cache else ()
+
+
+def recorded_live_teacher(folder: Path, options: TrainConfig) -> tuple[str, str | None]:
+    """The teacher that the run in ``folder`` was trained with live, and its file of parameters, if it was one.
+
+    Errors: ``NotNamedError`` where one of them is a path or code that nobody gave for it.
+    """
+    assert options.teacher is not None
+    identity, made = folder_identity(folder), f"{folder} was trained with --online --teacher {options.teacher}"
+    spec = follow(folder, "teacher", options.teacher, identity, made=made, option="--teacher")
+    weights = options.teacher_weights
+    return spec, weights and follow(folder, "teacher_weights", weights, identity, made=made, option="--teacher-weights")
+
+
 def remember_data(folder: Path, options: TrainConfig | TeachConfig, dataset: str) -> None:
     """Keeps the dataset that the user gave for a run or teacher, where it has the name of the one that its recorded
     ``options`` say."""

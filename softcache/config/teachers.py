@@ -170,7 +170,7 @@ def open_teacher(
     if teacher is not None:
         network = find_teacher(teacher, samples, weights=weights)
         if needed.startswith("--hint"):
-            _check_own(network, caches, teacher)
+            check_own(network, caches, teacher)
         return network
     spec = recorded_teacher(caches[0])
     try:
@@ -180,11 +180,12 @@ def open_teacher(
             f"{needed} needs the parameters of {spec}, the teacher of {caches[0].where}: name it with --teacher, or "
             f"its file with --teacher-weights ({error})"
         ) from None
-    _check_own(network, caches, spec)
+    check_own(network, caches, spec)
     return network
 
 
-def _check_own(network: Network, caches: Sequence[Cache], spec: str) -> None:
+def check_own(network: Network, caches: Sequence[Cache], spec: str) -> None:
+    """Errors: ``ModelError`` for a network of other parameters than the teachers of ``caches`` had."""
     found = fingerprint(network.model.state_dict())
     if all(cache.manifest.identity.teacher.weights != found for cache in caches):
         raise ModelError(

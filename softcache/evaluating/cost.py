@@ -8,7 +8,6 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from softcache.device import autocast
 from softcache.fields import Inputs
@@ -51,6 +50,8 @@ def flops(network: Network, inputs: Inputs) -> int | None:
     """
     if isinstance(network.model, ArrayModel):
         return None
+    from torch.utils.flop_counter import FlopCounterMode  # which imports triton, where there is one
+
     was_training = network.training
     try:
         # Fused recurrent kernels are one operation that the counter doesn't know; without them they are products.

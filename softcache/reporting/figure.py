@@ -101,14 +101,14 @@ def legend(axes: Axes, columns: int = 3) -> None:
 def _svg(paint: Callable[[Axes], None], width: float, height: float) -> bytes:
     import matplotlib.style
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     written = io.BytesIO()
     # A user's own matplotlibrc is left out: the page looks the same everywhere.
     with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
         # The browser has fonts for names that matplotlib's own font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        drawn = Figure(figsize=(width / 72, height / 72), layout="constrained")
-        drawn.get_layout_engine().set(w_pad=0.02, h_pad=0.04)  # type: ignore[union-attr]
+        drawn = Figure(figsize=(width / 72, height / 72), layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.04))
         paint(drawn.add_subplot())
         drawn.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
     return written.getvalue()

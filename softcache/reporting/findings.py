@@ -80,7 +80,7 @@ class Findings:
         """That of the best setting, where it is one number."""
         for value in (self.best.option("T") if self.best else None, *self._recorded_temperatures()):
             try:
-                number = float(value)
+                number = float(str(value))
             except (TypeError, ValueError):
                 continue
             if 0 < number < 1e6:

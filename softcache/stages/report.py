@@ -15,23 +15,25 @@ from pathlib import Path
 from softcache._version import __version__
 from softcache.atomic import check_in_place, replace_file
 from softcache.cache.reader import Cache
-from softcache.config.given import folder_identity
+from softcache.config.eval import EvalConfig
+from softcache.config.given import recorded_caches
 from softcache.config.opening import Opening
 from softcache.console import bar, counted, duration
 from softcache.distributed import refuse_several
 from softcache.errors import SoftcacheError, UsageError
 from softcache.localfiles import local_path
-from softcache.remembered import follow_all, portable
+from softcache.remembered import portable
 from softcache.reporting.figure import require_matplotlib
 from softcache.reporting.findings import Findings, Left, Section, findings_of
 from softcache.reporting.numbers import difference, title, unit, with_unit
 from softcache.reporting.page import MARK, Part, page, parts
 from softcache.reporting.sections.comparison import gained
 from softcache.reporting.students import Student, read_source
-from softcache.stages._said import Asked, said_of
+from softcache.stages._said import said_of, split_cache
 
 log = logging.getLogger(__name__)
 OUT = "report.html"
+SPLIT = "test"
 KINDS = {"run": "run", "sweep": "sweep", "compare": "comparison"}
 
 
@@ -76,7 +78,20 @@ def report(
     made = f"softcache {__version__}, {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC"
     every = parts()
     with bar("report", len(every) + 1, "sections") as progress:
-        findings = _with_caches(findings_of(sources, made), cache, Asked(teacher, dataset, data_dir, device, workers))
+        caches = [Opening().open(name, option="--cache") for name in cache]
+        findings = findings_of(sources, made)
+        found, why = _training_cache(findings, caches)
+        asked = EvalConfig(
+            models=tuple(runs),
+            cache=split_cache(caches, SPLIT),
+            teacher=teacher,
+            dataset=dataset,
+            data_dir=data_dir,
+            device=device,
+            workers=workers,
+        )
+        findings = dataclasses.replace(findings, cache=found, no_cache=why)
+        findings = dataclasses.replace(findings, said=said_of(findings, asked))
         progress.advance(1)
         done: list[tuple[Part, Section]] = []
         for part in every:
@@ -104,13 +119,6 @@ def _target(out: str) -> Path:
     return path
 
 
-def _with_caches(findings: Findings, named: Sequence[str], asked: Asked) -> Findings:
-    caches = [Opening().open(name, option="--cache") for name in named]
-    cache, why = _training_cache(findings, caches)
-    findings = dataclasses.replace(findings, cache=cache, no_cache=why)
-    return dataclasses.replace(findings, said=said_of(findings, dataclasses.replace(asked, caches=caches)))
-
-
 def _training_cache(findings: Findings, caches: Sequence[Cache]) -> tuple[Cache | None, str]:
     """The first cache of the best setting, or a sentence on why there is none."""
     first = findings.best.students[0] if findings.best is not None else None
@@ -132,13 +140,10 @@ def _training_cache(findings: Findings, caches: Sequence[Cache]) -> tuple[Cache 
 def _recorded_cache(student: Student) -> Cache:
     """Errors: ``NotNamedError`` for a path that the user never gave for this run."""
     assert student.record is not None
-    options, folder = student.record.options, student.folder
-    named = list(options.cache)
+    named = recorded_caches(student.folder, student.record.options)
     if not named:
-        raise SoftcacheError(f"{folder} doesn't say where it is")
-    made = f"{folder} was trained with --cache {' '.join(named)}"
-    spec = follow_all(folder, "cache", named, folder_identity(folder), made=made, option="--cache")[0]
-    return Opening().open(spec)
+        raise SoftcacheError(f"{student.folder} doesn't say where it is")
+    return Opening().open(named[0])
 
 
 def _title(findings: Findings) -> str:
@@ -152,8 +157,8 @@ def _about(findings: Findings) -> str:
     counts = [counted(kinds.count(kind), name) for kind, name in KINDS.items() if kind in kinds]
     what = " and ".join(counts) if len(kinds) > 1 else f"a softcache {kinds[0].replace('run', 'train')}"
     record = findings.best.students[0].record if findings.best is not None else None
-    known = record is not None and record.data is not None and "spec" in record.data
-    data = f" on {portable(str(record.data['spec']))}" if known else ""
+    spec = (record.data or {}).get("spec") if record is not None else None
+    data = f" on {portable(str(spec))}" if spec is not None else ""
     students = counted(len(findings.students), "student")
     settings = f" in {counted(len(findings.settings), 'setting')}" if len(findings.settings) > 1 else ""
     return f"{students}{settings} of {what}{data}, {findings.made.partition(', ')[2]}"

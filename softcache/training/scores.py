@@ -14,12 +14,12 @@ from softcache.datasets._labels import UNKNOWN, label_kind
 from softcache.evaluating.measures import calibration, top_classes
 from softcache.evaluating.predictions import BATCH
 
-SHARES = frozenset({"top1", "top5", "map", "f1", "ece"})  # told in percent
+SHARES = frozenset({"top1", "top5", "map", "f1", "ece", "agreement"})  # told in percent
 TITLES = {
     "top1": "top-1",
     "top5": "top-5",
     "ece": "calibration error",
-    "loss": "cross-entropy",
+    "loss": "negative log-likelihood",
     "map": "mean average precision",
     "f1": "F1",
     "r2": "R²",

@@ -83,9 +83,9 @@ def _paint(axes: Axes, findings: Findings, name: str, label: str, leading: str) 
     every: list[float] = []
     for number, setting in enumerate(others):
         every += _line(axes, series(setting, name), leading, MUTED, "others" if number == 0 else None, behind=True)
-    for setting, colour, text in reversed(named):
-        if setting is not None:
-            every += _line(axes, series(setting, name), leading, colour, text, behind=False)
+    for chosen, colour, text in reversed(named):
+        if chosen is not None:
+            every += _line(axes, series(chosen, name), leading, colour, text, behind=False)
     if not leading and every and min(every) > 0 and max(every) > 20 * min(every):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
