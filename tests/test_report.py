@@ -13,7 +13,7 @@ import pytest
 import scipy.stats
 from harness_many import QUICK, small_cache
 from harness_report import GRID, Parsed, is_self_contained, made_sweep, parsed, write_run
-from harness_train import SIZE, STUDENT, command, config
+from harness_train import SIZE, STUDENT, command, config, make_cache
 
 from softcache.cache.reader import Cache
 from softcache.config.sweep import Specification
@@ -195,6 +195,22 @@ def test_a_path_that_only_a_folder_names_is_not_opened(trained: Path, state: Pat
     assert "For safety" in found.left["What the teacher takes for alike"]
     named = report(str(trained / "distilled-0"), out=str(tmp_path / "report.html"), cache=[str(trained / "cache")])
     assert "What the teacher takes for alike" in named.sections
+
+
+def test_a_cache_that_says_nothing_of_the_students_is_refused(sweep: Path, trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is neither the cache that the students were trained from nor one of the"):
+        report(str(sweep), cache=str(trained / "cache"), out=str(tmp_path / "report.html"))
+
+
+def test_a_cache_of_the_test_split_stands_for_the_teacher(trained: Path, page: Parsed, tmp_path: Path) -> None:
+    """Its outputs are in fp16, so that they are the teacher's to three digits and not to the last one."""
+    cache = make_cache(tmp_path / "test", trained / "teacher", split="test", views=1, augment="none")
+    report(str(trained / "distilled-0"), cache=str(cache), out=str(tmp_path / "report.html"))
+    cached = {row[""]: row for row in parsed(tmp_path / "report.html").columns("calibration")}["teacher"]
+    live = {row[""]: row for row in page.columns("calibration")}["teacher"]
+    assert float(cached["top-1, %"]) == pytest.approx(float(live["top-1, %"]), abs=0.3)
+    name = "mean probability of the top class, %"
+    assert float(cached[name]) == pytest.approx(float(live[name]), abs=0.05)
 
 
 def test_a_report_is_replaced_and_no_other_file_is(sweep: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,6 +67,8 @@ _STYLE = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
 }
+# What the page has by itself, its font above all.
+_UNNEEDED = ("stroke-linejoin", "stroke-linecap: butt", "font-family", "font-stretch", "font-variant", "font-style")
 _NAMESPACE = re.compile(r"\{[^}]*\}")
 _COLOUR = re.compile("|".join(COLOURS))
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
@@ -147,7 +149,7 @@ def _changed(key: str, value: str, name: str, wanted: set[str]) -> tuple[str, st
         return key, _REFERENCE.sub(lambda match: f"url(#{name}-{match[1]})", value)
     if key == "style":
         kept = [part.strip() for part in value.split(";") if part.strip()]
-        kept = [_font(part) for part in kept if not part.startswith(("stroke-linejoin", "stroke-linecap: butt"))]
+        kept = [_font(part) for part in kept if not part.startswith(_UNNEEDED)]
         return key, _COLOUR.sub(lambda match: f"var(--{COLOURS[match[0]]})", "; ".join(kept))
     return key, value
 

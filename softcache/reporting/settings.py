@@ -59,9 +59,9 @@ class Setting:
     @property
     def text(self) -> str:
         """What it is, in a line."""
-        if self.row:
-            return "labels alone" if self.alone else self.row
-        return ", ".join(f"{told_option(n)} {v}" for n, v in self.varied.items() if v != "–") or "as given"
+        if self.row or not self.varied:
+            return "labels alone" if self.alone else self.row or "distilled"
+        return ", ".join(f"{told_option(n)} {v}" for n, v in self.varied.items() if v != "–") or "labels alone"
 
     def option(self, name: str) -> Any:
         """As its first student's record has it, settled; else as it was asked for."""
@@ -76,20 +76,29 @@ def grouped(students: Sequence[Student]) -> list[Setting]:
     for student in students:
         key = [student.row, student.phase, {n: v for n, v in student.asked.items() if n not in _INDIFFERENT}]
         groups.setdefault(json.dumps(key, sort_keys=True, default=str), []).append(student)
-    names = _varied([members[0].asked for members in groups.values()])
+    # Students on labels alone have no loss, no T and a rate of their own: that sets them apart, and no options do.
+    firsts = [members[0] for members in groups.values()]
+    names = _ordered({name for alone in (False, True) for name in _differing(firsts, alone)})
+    if all(first.row for first in firsts):
+        names = []  # the rows of a comparison have names
     found = []
     for members in groups.values():
         first = members[0]
         varied = {name: told_value(name, first.asked.get(name)) for name in names}
-        found.append(Setting({} if first.row else varied, members, first.row, first.phase))
+        found.append(Setting(varied, members, first.row, first.phase))
     return found
 
 
-def _varied(options: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of options that differ, in the order of a sweep's table and then of their names."""
+def _differing(students: Sequence[Student], alone: bool) -> set[str]:
+    """Names of options that aren't the same in all of those that learn from labels alone, or of the others."""
+    options = [student.asked for student in students if student.alone == alone]
     names = {name for one in options for name in one} - _INDIFFERENT
-    differing = {n for n in names if len({json.dumps(one.get(n), sort_keys=True, default=str) for one in options}) > 1}
-    return [name for name in GRID if name in differing] + sorted(differing - set(GRID))
+    return {n for n in names if len({json.dumps(one.get(n), sort_keys=True, default=str) for one in options}) > 1}
+
+
+def _ordered(names: set[str]) -> list[str]:
+    """In the order of a sweep's table and then of their names."""
+    return [name for name in GRID if name in names] + sorted(names - set(GRID))
 
 
 def told_option(name: str) -> str:

@@ -51,7 +51,7 @@ class Reported:
 def report(
     *runs: str,
     out: str = OUT,
-    cache: Sequence[str] = (),
+    cache: str | Sequence[str] = (),
     teacher: str | None = None,
     dataset: str | None = None,
     data_dir: str | None = None,
@@ -78,9 +78,11 @@ def report(
     made = f"softcache {__version__}, {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC"
     every = parts()
     with bar("report", len(every) + 1, "sections") as progress:
-        caches = [Opening().open(name, option="--cache") for name in cache]
+        names = (cache,) if isinstance(cache, str) else cache
+        caches = [Opening().open(name, option="--cache") for name in names]
         findings = findings_of(sources, made)
         found, why = _training_cache(findings, caches)
+        _refuse_idle(caches, found)
         asked = EvalConfig(
             models=tuple(runs),
             cache=split_cache(caches, SPLIT),
@@ -135,6 +137,16 @@ def _training_cache(findings: Findings, caches: Sequence[Cache]) -> tuple[Cache 
     if cache.manifest.cache_id != wanted:
         return None, f"{cache.where} is another cache by now than the students were trained from: name it with --cache."
     return cache, ""
+
+
+def _refuse_idle(caches: Sequence[Cache], used: Cache | None) -> None:
+    """Errors: ``UsageError`` for a cache that was named and says nothing of these students."""
+    for cache in caches:
+        if cache is not used and cache.manifest.identity.dataset.split != SPLIT:
+            raise UsageError(
+                f"--cache {cache.where} is neither the cache that the students were trained from nor one of the {SPLIT} "
+                f"split: it is of {cache.manifest.identity.dataset.split}, with the id {cache.manifest.cache_id[:12]}…"
+            )
 
 
 def _recorded_cache(student: Student) -> Cache:

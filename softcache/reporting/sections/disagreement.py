@@ -15,6 +15,7 @@ from softcache.reporting.pictures import shown
 PLACE = 70
 TITLE = "Where student and teacher disagree most"
 MOST = 12
+CHUNK = 4096  # rows that are in float64 at once
 
 
 def section(findings: Findings) -> Section:
@@ -61,9 +62,12 @@ def section(findings: Findings) -> Section:
 
 def furthest(student: Predictions, teacher: Predictions, most: int) -> list[int]:
     """Places of the rows of the largest KL(teacher ‖ student) at T = 1, the largest first; those of 0 left out."""
-    ours, theirs = student.logits.double().log_softmax(1), teacher.logits.double().log_softmax(1)
-    # A probability of 0, of a logit of -inf, adds nothing.
-    apart = torch.where(theirs > -torch.inf, theirs.exp() * (theirs - ours), 0.0).sum(1)
+    parts = []
+    for student_bc, teacher_bc in zip(student.logits.split(CHUNK), teacher.logits.split(CHUNK), strict=True):
+        ours, theirs = student_bc.double().log_softmax(1), teacher_bc.double().log_softmax(1)
+        # A probability of 0, of a logit of -inf, adds nothing.
+        parts.append(torch.where(theirs > -torch.inf, theirs.exp() * (theirs - ours), 0.0).sum(1))
+    apart = torch.cat(parts)
     order = apart.argsort(descending=True, stable=True)[:most]
     return [int(place) for place in order if apart[place] > 1e-6]
 
