@@ -145,7 +145,8 @@ def _refuse_idle(caches: Sequence[Cache], used: Cache | None) -> None:
         if cache is not used and cache.manifest.identity.dataset.split != SPLIT:
             raise UsageError(
                 f"--cache {cache.where} is neither the cache that the students were trained from nor one of the "
-                f"{SPLIT} split: it is of {cache.manifest.identity.dataset.split}, with the id {cache.manifest.cache_id[:12]}…"
+                f"{SPLIT} split: it is of the {cache.manifest.identity.dataset.split} split, and its id is "
+                f"{cache.manifest.cache_id[:12]}…"
             )
 
 

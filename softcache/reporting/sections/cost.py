@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from softcache.console import counted, duration, rate
 from softcache.dumping.spent import Spent, spent_on
 from softcache.reporting.elements import element, paragraph
-from softcache.reporting.figure import ALONE, INK, MUTED, STUDENT, TEACHER, figure
+from softcache.reporting.figure import INK, MUTED, STUDENT, TEACHER, figure
 from softcache.reporting.findings import Findings, Left, Section
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def section(findings: Findings) -> Section:
     once, live = spent.seconds_of(keys), spent.seconds_of(asked)
     bars = {
         "teacher, once for the cache": (once, TEACHER),
-        f"teacher, live in {counted(len(distilled), 'training')}": (live, ALONE),
+        f"teacher, live in {counted(len(distilled), 'training')}": (live, TEACHER),
         f"{counted(len(students), 'student')}, without a teacher": (seconds, STUDENT),
     }
     drawn = figure(
@@ -77,7 +77,8 @@ def _seconds(lines: list[dict[str, Any]]) -> float:
 def _paint(axes: Axes, bars: dict[str, tuple[float, str]]) -> None:
     places = list(range(len(bars), 0, -1))
     values = [seconds for seconds, _ in bars.values()]
-    axes.barh(places, values, height=0.56, color=[colour for _, colour in bars.values()], linewidth=0)
+    drawn = axes.barh(places, values, height=0.56, color=[colour for _, colour in bars.values()], linewidth=0)
+    drawn[1].set_alpha(0.4)  # nobody has spent these
     for place, value in zip(places, values, strict=True):
         axes.text(value + 0.01 * max(values), place, duration(value), va="center", color=INK)
     axes.set_yticks(places, list(bars))
