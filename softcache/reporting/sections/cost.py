@@ -36,7 +36,7 @@ def section(findings: Findings) -> Section:
             "div", training, paragraph("What the teacher cost isn't known, as the cache isn't at hand.", class_="left")
         )
     if spent is None:
-        text = "The cache doesn't say how long its dump took, as it was converted, or was made before dumps noted it."
+        text = "Its cache doesn't say how long the dump took; softcache dump notes it in each cache that it makes."
         return element("div", training, paragraph("What the teacher cost isn't known. " + text, class_="left"))
     keys = findings.cache.rows * findings.cache.views
     once, live = spent.seconds_of(keys), spent.seconds_of(asked)
@@ -60,7 +60,7 @@ def _words(spent: Spent, keys: int, once: float, asked: int, live: float, traini
     text = (
         f"The teacher was asked {keys:,} times for the cache, which took {duration(once)} at "
         f"{rate(spent.keys / spent.seconds)}. {counted(trainings, 'distilled student')} saw {asked:,} samples: with "
-        f"the teacher in the loop it would have been asked for each of them, for {duration(live)} at that speed, "
+        f"the teacher in the loop of each it would have been asked for each of them, for {duration(live)} at that speed, "
     )
     ratio = live / once
     return text + (
