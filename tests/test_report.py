@@ -272,7 +272,7 @@ def test_runs_that_are_being_trained_are_shown_as_far_as_they_are(tmp_path: Path
     rows = {row["T"]: row for row in page.columns("comparison")}
     assert rows["1"]["students"] == rows["4"]["students"] == "1/2"
     assert "1 failed" in rows["4"][""]
-    assert "1 student of 4 weren't finished" in page.sections["comparison"]
+    assert "1 of 4 students was not finished" in page.sections["comparison"]
 
 
 def test_one_option_that_varies_is_a_line_and_two_are_a_map(tmp_path: Path) -> None:

@@ -127,6 +127,10 @@ def _best(sources: Sequence[Source], settings: Sequence[Setting]) -> tuple[Setti
     complete = [own for own in distilled if own.complete and own.scores("val")]
     if complete:
         return max(complete, key=lambda own: own.mean("val") or 0.0), "it has the highest mean on held-out rows"
+    begun = [own for own in distilled if own.scores("val")]
+    if begun:
+        best = max(begun, key=lambda own: own.mean("val") or 0.0)
+        return best, "it has the highest mean on held-out rows so far, with not all of its students done"
     if len(distilled) == 1:
         return distilled[0], "it is the only one that learns from a teacher"
     return distilled[0], "it is the first that learns from a teacher, as no rows were held out to choose by"

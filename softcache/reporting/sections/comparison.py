@@ -163,7 +163,8 @@ def _notes(findings: Findings, gains: bool, several: bool) -> list[str]:
         )
     left = sum(student.outcome.result is None and student.outcome.error is None for student in findings.students)
     if left:
-        found.append(f"{counted(left, 'student')} of {len(findings.students):,} weren't finished when this was made.")
+        was = "was" if left == 1 else "were"
+        found.append(f"{left:,} of {counted(len(findings.students), 'student')} {was} not finished when this was made.")
     total = sum(student.seconds or 0.0 for student in findings.students)
     if len(findings.students) > 1 and total:
         found.append(f"All students together took {duration(total)} of training.")
