@@ -60,7 +60,8 @@ def _words(spent: Spent, keys: int, once: float, asked: int, live: float, traini
     text = (
         f"The teacher was asked {keys:,} times for the cache, which took {duration(once)} at "
         f"{rate(spent.keys / spent.seconds)}. {counted(trainings, 'distilled student')} saw {asked:,} samples: with "
-        f"the teacher in the loop of each it would have been asked for each of them, for {duration(live)} at that speed, "
+        f"the teacher in the loop of each it would have been asked for all of them, for {duration(live)} at that "
+        "speed, "
     )
     ratio = live / once
     return text + (
