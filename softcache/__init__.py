@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from softcache.stages.dump import dump
     from softcache.stages.eval import evaluate, evaluate_all
     from softcache.stages.keys import KeyBatch, Keys, KeySampler
+    from softcache.stages.report import report
     from softcache.stages.sweep import sweep
     from softcache.stages.teach import teach
     from softcache.stages.train import train
@@ -53,6 +54,7 @@ _HOMES = {
     "evaluate_all": "softcache.stages.eval",
     "open_network": "softcache.models._open",
     "open_samples": "softcache.datasets._open",
+    "report": "softcache.stages.report",
     "sweep": "softcache.stages.sweep",
     "teach": "softcache.stages.teach",
     "to_input": "softcache.functional",
@@ -81,6 +83,7 @@ __all__ = [
     "evaluate_all",
     "open_network",
     "open_samples",
+    "report",
     "sweep",
     "teach",
     "to_input",

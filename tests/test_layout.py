@@ -21,6 +21,7 @@ ROOT = Path(softcache.__file__).parent
 ROWS = [
     "cli",
     "stages",
+    "reporting",
     "functional",
     "sweeping",
     "config",

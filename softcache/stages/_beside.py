@@ -94,7 +94,13 @@ class Teachers:
                 f"{folder} was trained from {len(names)} caches, and it is compared with one teacher: name it with "
                 "--teacher, or its cache with --cache"
             )
-        recorded = where.open(names[0])
+        return self.of_cache(where.open(names[0]), split)
+
+    def of_cache(self, recorded: Cache, split: Split) -> Teacher:
+        """The teacher that ``recorded`` was made with: what a cache of the split beside it says, else run now.
+
+        Errors: ``SoftcacheError`` that says why it can't be had.
+        """
         return _of_split(recorded, split) or self._recorded(recorded, split)
 
     def _live(self, subject: Subject) -> Teacher:

@@ -27,7 +27,7 @@ from softcache.store.store import Store
 PRIVATE = ("command", "paths", "names", "samples")
 _SAID = (  # of how it was made
     "softcache", "torch", "torchvision", "numpy", "pillow", "libjpeg", "h5py", "python", "device", "date",
-    "fingerprint",
+    "fingerprint", "spent",
 )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from softcache.dumping.estimate import Estimate, refuse_too_large, timed
 from softcache.dumping.finish import finish
 from softcache.dumping.kept_error import refuse_broken
 from softcache.dumping.ray_cluster import connected
+from softcache.dumping.spent import keep_spent
 from softcache.errors import LockedError, UsageError
 from softcache.stages._dumping import (
     Opened,
@@ -130,7 +131,9 @@ def _dump_on_ray(asked: DumpConfig, began: float) -> Dumped:
         make_folder(begun.folder)
         try:
             with told(begun.folder), writing(begun.folder):
+                started = time.perf_counter()
                 shared = dump_on_ray(cluster, asked, begun.folder, begun.bounds)
+                keep_spent(begun.folder, shared.keys, shared.actors * (time.perf_counter() - started))
                 finish(begun.folder, begun.config.named_codec)
                 refuse_broken(begun.folder, begun.bounds)
         except BaseException:
@@ -145,15 +148,18 @@ def _dump_on_ray(asked: DumpConfig, began: float) -> Dumped:
 def _compute(opened: Opened, part: tuple[int, int]) -> int:
     """Computes this part's missing shards; returns how many keys that were."""
     cache, blocks = prepare(opened, part)
+    keys = sum(block.rows for block in blocks)
     if cache.uploading is not None:
         announce(cache)
     if blocks:
         recorded = Recorded(cache)
         check(opened, cache, recorded)
         bounds = opened.begun.bounds
+        began = time.perf_counter()
         waited = compute(opened, cache, blocks, recorded, measured=keeping_errors(cache, bounds))
+        keep_spent(cache.folder, keys, time.perf_counter() - began)
         tell_waited(cache, blocks, waited)
-    return sum(block.rows for block in blocks)
+    return keys
 
 
 def _done(folder: Path, config: DumpConfig, began: float, keys: int = 0) -> Dumped:

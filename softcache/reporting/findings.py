@@ -1,0 +1,147 @@
+"""What a report is about: everything that its sections are made from, read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from softcache.reporting.elements import Element
+from softcache.reporting.settings import Setting, grouped
+from softcache.reporting.students import Source, Student, recorded
+
+if TYPE_CHECKING:
+    from softcache.cache.reader import Cache
+    from softcache.evaluating.predictions import Predictions
+    from softcache.views._open import Viewed
+
+T = 4.0  # at which the teacher's targets are shown where no student was trained at one temperature
+
+
+@dataclass(frozen=True)
+class Left:
+    """A section that can't be made: ``why``, and how to have it, as whole sentences."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Said:
+    """What networks say of a split's clean rows. ``viewed``: the split; ``student``: the best setting's first,
+    ``alone``: the first on labels alone, ``teacher``; ``missing``: why one of these isn't there, by the same names."""
+
+    viewed: Viewed | None = None
+    student: Predictions | None = None
+    alone: Predictions | None = None
+    teacher: Predictions | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def why(self, name: str) -> str:
+        """A sentence on what isn't there."""
+        return self.missing.get(name, "")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """``settings``: all of them; ``best``: the one that the report looks into; ``chosen_by``: how it was chosen, as the
+    end of a sentence; ``alone``: the setting on labels alone beside it; ``leading``: the score that is compared
+    (``top1``); ``cache``: that the best was trained from, and ``no_cache`` why it isn't there. ``made``: when."""
+
+    sources: list[Source]
+    settings: list[Setting]
+    best: Setting | None
+    chosen_by: str
+    alone: Setting | None
+    leading: str
+    made: str
+    cache: Cache | None = None
+    no_cache: str = ""
+    said: Said = field(default_factory=Said)
+
+    @property
+    def students(self) -> list[Student]:
+        return [student for setting in self.settings for student in setting.students]
+
+    @property
+    def teachers(self) -> dict[str, float]:
+        """Scores on the test split, by the teacher's name: that a comparison knows of, or else of what it says here."""
+        known = {name: score for source in self.sources for name, score in source.teachers.items()}
+        if known or self.cache is None or self.said.teacher is None:
+            return known
+        return {self.cache.manifest.identity.teacher.spec: accuracy(self.said.teacher)}
+
+    @property
+    def on(self) -> str:
+        """What settings are compared on: ``val`` where any has held-out rows, else ``test``."""
+        return "val" if any(setting.scores("val") for setting in self.settings) else "test"
+
+    @property
+    def temperature(self) -> float:
+        """That of the best setting, where it is one number."""
+        for value in (self.best.option("T") if self.best else None, *self._recorded_temperatures()):
+            try:
+                number = float(str(value))
+            except (TypeError, ValueError):
+                continue
+            if 0 < number < 1e6:
+                return number
+        return T
+
+    def _recorded_temperatures(self) -> Sequence[object]:
+        record = self.best.students[0].record if self.best else None
+        return [term.get("T") for term in record.losses if isinstance(term, dict)] if record else []
+
+
+def accuracy(found: Predictions) -> float:
+    """The share of labelled rows whose top class is the label, in 0..1."""
+    from softcache.evaluating.measures import confusion
+
+    counted = confusion(found.logits, found.labels)
+    return float(counted.diagonal().sum() / counted.sum().clamp_min(1))
+
+
+def findings_of(sources: Sequence[Source], made: str) -> Findings:
+    """Without a cache and predictions. A folder that is named twice, or lies in another that is named, counts once."""
+    several = len(sources) > 1
+    students: dict[str, Student] = {}
+    for source in sources:
+        for student in source.students:
+            # Options as a sweep was asked for them can't be compared with those that other runs have recorded.
+            students.setdefault(str(student.folder.resolve()), recorded(student) if several else student)
+    settings = grouped(list(students.values()))
+    best, chosen_by = _best(sources, settings)
+    leading = next((s.outcome.leading for s in students.values() if s.outcome.result is not None), "")
+    return Findings(list(sources), settings, best, chosen_by, _alone(settings, best), leading, made)
+
+
+def _best(sources: Sequence[Source], settings: Sequence[Setting]) -> tuple[Setting | None, str]:
+    """The setting that is looked into, never chosen by the test split."""
+    distilled = [own for own in settings if not own.alone and any(s.outcome.result for s in own.students)]
+    if not distilled:
+        done = [own for own in settings if any(s.outcome.result for s in own.students)]
+        return (done[0], "it is the first that is done") if done else (None, "")
+    chosen = {name for source in sources for name in source.chosen} if len(sources) == 1 else set()
+    for setting in distilled:
+        if any(student.name in chosen for student in setting.students):
+            return setting, "the sweep chose it by its mean on held-out rows"
+    complete = [own for own in distilled if own.complete and own.scores("val")]
+    if complete:
+        return max(complete, key=lambda own: own.mean("val") or 0.0), "it has the highest mean on held-out rows"
+    begun = [own for own in distilled if own.scores("val")]
+    if begun:
+        best = max(begun, key=lambda own: own.mean("val") or 0.0)
+        return best, "it has the highest mean on held-out rows so far, with not all of its students done"
+    if len(distilled) == 1:
+        return distilled[0], "it is the only one that learns from a teacher"
+    return distilled[0], "it is the first that learns from a teacher, as no rows were held out to choose by"
+
+
+def _alone(settings: Sequence[Setting], best: Setting | None) -> Setting | None:
+    """The setting on labels alone of the same student as the best, or else the first."""
+    found = [own for own in settings if own.alone and own is not best]
+    if best is None or not found:
+        return found[0] if found else None
+    return next((own for own in found if own.option("student") == best.option("student")), found[0])
+
+
+Section = Element | Left

@@ -1,0 +1,92 @@
+"""What the teacher cost once, and what it would have cost in every training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from softcache.console import counted, duration, rate
+from softcache.dumping.spent import Spent, spent_on
+from softcache.reporting.elements import element, paragraph
+from softcache.reporting.figure import INK, MUTED, STUDENT, TEACHER, figure
+from softcache.reporting.findings import Findings, Left, Section
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PLACE = 80
+TITLE = "What it cost"
+
+
+def section(findings: Findings) -> Section:
+    students = [own for own in findings.students if own.lines]
+    seconds = sum(_seconds(own.lines) for own in students)
+    distilled = [own for own in students if not own.alone]
+    asked = sum(own.samples for own in distilled)
+    if not students or not asked:
+        return Left(
+            "No student that learns from a teacher has finished an epoch yet, so there are no times to compare."
+        )
+    spent = spent_on(findings.cache) if findings.cache is not None else None
+    training = paragraph(
+        f"{counted(len(students), 'student')} {'was' if len(students) == 1 else 'were'} trained in "
+        f"{duration(seconds)}, evaluations included, processes beside each other added up."
+    )
+    if findings.cache is None:
+        return element(
+            "div", training, paragraph("What the teacher cost isn't known, as the cache isn't at hand.", class_="left")
+        )
+    if spent is None:
+        text = "Its cache doesn't say how long the dump took; softcache dump notes it in each cache that it makes."
+        return element("div", training, paragraph("What the teacher cost isn't known. " + text, class_="left"))
+    keys = findings.cache.rows * findings.cache.views
+    once, live = spent.seconds_of(keys), spent.seconds_of(asked)
+    bars = {
+        "teacher, once for the cache": (once, TEACHER),
+        f"teacher, live in {counted(len(distilled), 'training')}": (live, TEACHER),
+        f"{counted(len(students), 'student')}, without a teacher": (seconds, STUDENT),
+    }
+    drawn = figure(
+        "cost",
+        lambda axes: _paint(axes, bars),
+        told="; ".join(f"{name}: {duration(own)}" for name, (own, _) in bars.items()),
+        caption="Seconds that were spent, and in the middle those that the teacher would have taken at the same speed.",
+        width=640.0,
+        height=150.0,
+    )
+    return element("div", paragraph(_words(spent, keys, once, asked, live, len(distilled))), training, drawn)
+
+
+def _words(spent: Spent, keys: int, once: float, asked: int, live: float, trainings: int) -> str:
+    text = (
+        f"The teacher was asked {keys:,} times for the cache, which took {duration(once)} at "
+        f"{rate(spent.keys / spent.seconds)}. {counted(trainings, 'distilled student')} saw {asked:,} samples: with "
+        f"the teacher in the loop of each it would have been asked for all of them, for {duration(live)} at that "
+        "speed, "
+    )
+    ratio = live / once
+    return text + (
+        f"{ratio:.3g} times as long." if ratio >= 1 else f"{ratio:.2g} of that: more students make up for it."
+    )
+
+
+def _seconds(lines: list[dict[str, Any]]) -> float:
+    """All epochs of a run, with the evaluations between them."""
+    values = [line.get(name) for line in lines for name in ("epoch_s", "eval_s")]
+    return sum(float(value) for value in values if isinstance(value, (int, float)))
+
+
+def _paint(axes: Axes, bars: dict[str, tuple[float, str]]) -> None:
+    places = list(range(len(bars), 0, -1))
+    values = [seconds for seconds, _ in bars.values()]
+    drawn = axes.barh(places, values, height=0.56, color=[colour for _, colour in bars.values()], linewidth=0)
+    drawn[1].set_alpha(0.4)  # nobody has spent these
+    for place, value in zip(places, values, strict=True):
+        axes.text(value + 0.01 * max(values), place, duration(value), va="center", color=INK)
+    axes.set_yticks(places, list(bars))
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.set_ylim(0.4, len(bars) + 0.6)
+    axes.set_xlim(0, 1.22 * max(values))
+    axes.xaxis.set_visible(False)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.axvline(0, color=MUTED, linewidth=1.0)
