@@ -34,6 +34,7 @@ ROWS = [
     "views",
     "models",
     "datasets",
+    "tracking",
     "registry",
     "store",
     "lowest",
