@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from harness_train import TEACHER, command, config, fit, lines, make_cache, make_teacher, same, weights
+from harness_train import STUDENT, TEACHER, command, config, fit, lines, make_cache, make_teacher, same, weights
 
 from softcache import registry
 from softcache.config.train import TrainConfig
 from softcache.errors import MissingExtraError, SoftcacheError, UsageError
+from softcache.stages._cohort import train_cohort
+from softcache.stages.sweep import sweep
 from softcache.stages.teach import teach
 from softcache.stages.train import train
 from softcache.tracking import _log
@@ -254,6 +256,46 @@ def test_a_damaged_file_of_keys_begins_anew_with_a_warning(
     (said,) = capfd.readouterr().err.splitlines()
     assert said.startswith("warning: ")
     assert "trackers begin this run anew" in said
+
+
+# Many students.
+
+
+def test_each_student_of_a_sweep_is_a_run_of_its_group(cache: Path, here: Path) -> None:
+    """Its processes are real ones, so that a tracker is needed that others can read."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    swept = sweep(
+        student=STUDENT, cache=(str(cache),), T=(1, 4), loss=("kl",), epochs=2, batch_size=256, workers=0,
+        out=str(here / "swept"), processes=1, log=(f"tensorboard:dir={here}/logs",),
+    )  # fmt: skip
+    runs = sorted(path.name for path in (swept.folder / "runs").iterdir())
+    assert len(runs) == 2
+    assert sorted(path.name for path in (here / "logs" / "swept").iterdir()) == runs
+    assert swept.best is not None
+    for name in runs:
+        events = EventAccumulator(str(here / "logs" / "swept" / name))
+        events.Reload()
+        written = [line["loss"] for line in lines(swept.folder / "runs" / name)]
+        assert [one.value for one in events.Scalars("loss")] == pytest.approx(written)
+        # The test split is looked at when all are trained, and the tracker of the chosen one is told of it.
+        chosen = name == swept.best.runs[0].name
+        assert ("final/test_top1" in events.Tags()["scalars"]) == chosen
+    assert swept.command is not None
+    assert "--log" not in swept.command
+
+
+def test_students_of_a_cohort_have_runs_of_their_own(cache: Path, here: Path, recorder: type[Recorder]) -> None:
+    options: dict[str, Any] = {"cache": (str(cache),), "epochs": 2, "batch_size": 256, "workers": 0, "log": "recorder"}
+    configs = [TrainConfig.of(STUDENT, out=str(here / f"t{T}"), T=T, loss="kl", **options) for T in (1, 4)]
+    found = train_cohort(configs, lambda rows: "enough" if len(rows) == 1 else None, "together")
+    assert all(isinstance(one, SoftcacheError) for one in found)
+    assert sorted(run.name for run in recorder.runs) == ["t1", "t4"]
+    assert {run.group for run in recorder.runs} == {"together"}
+    ends = [told for told in recorder.told if told[1] == "close"]
+    assert [told[2] for told in ends] == ["stopped", "stopped"]
+    assert all(told[3]["final/reason"] == "enough" for told in ends)
 
 
 # Trackers that fail.

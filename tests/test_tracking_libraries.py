@@ -50,7 +50,7 @@ def tensorboard(run: Path, here: Path) -> Found:
     }
     rows = [row.strip("| ").split(" | ") for row in text["config/text_summary"].splitlines()[2:]]
     final = {name: values[0] for name, values in curves.items() if name.startswith("final/")}
-    status = text["final/status/text_summary"] if "final/status/text_summary" in text else None
+    status = text.get("final/status/text_summary")
     curves = {name: values for name, values in curves.items() if name not in final}
     return Found(curves, {row[0]: row[1] for row in rows if len(row) == 2}, final, status)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from softcache.atomic import check_no_link
 from softcache.tracking._names import FINAL, numbers
 from softcache.tracking._tracker import OpenRun, Status, TrackedRun, Value
 
@@ -31,6 +32,7 @@ class Tensorboard:
         importlib.import_module("torch.utils.tensorboard")
 
     def open(self, run: TrackedRun) -> OpenRun:
+        check_no_link(run.folder / FOLDER)
         place = run.folder / FOLDER if self.dir is None else Path(self.dir, run.group or "", run.name)
         return _Open(place, run)
 

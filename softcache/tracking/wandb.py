@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from softcache.atomic import check_no_link
 from softcache.errors import UsageError, nearest
 from softcache.tracking._log import FINISHED_S
 from softcache.tracking._tracker import OpenRun, Status, TrackedRun, Value
@@ -42,6 +43,7 @@ class Wandb:
             )
 
     def open(self, run: TrackedRun) -> OpenRun:
+        check_no_link(run.folder / "wandb")
         return _Open(self, run)
 
 
