@@ -16,6 +16,7 @@ import pytest
 from harness_train import config, fit, lines, make_cache, make_teacher, same, weights
 
 from softcache.stages.train import train
+from softcache.tracking import _log
 from softcache.tracking._kept import KeptFile
 from softcache.tracking._names import scalars
 from softcache.training.learner import Learner
@@ -205,6 +206,7 @@ def test_the_library_reads_back_what_the_files_say(tracker: str, cache: Path, he
 
 
 def test_a_run_that_goes_on_is_one_run(tracker: str, cache: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_log, "STOPPED_S", 60.0)  # a database of MLflow takes seconds to make on a machine that is busy
     keep = Learner.keep
 
     def keep_and_leave(self: Learner, *arguments: Any) -> None:
