@@ -76,10 +76,10 @@ def _run(place: Path, *arguments: str) -> None:
 
 def _table(epochs: dict[str, list[float]], wholes: dict[str, list[float]], rounds: int, count: int) -> str:
     lines = [
-        f"`python -m benchmarks.tracking`: trainings of `cifar:resnet8` on the digits, {count} epochs with a step in ten",
-        f"logged, {rounds} rounds in turns, each training a process of its own. Medians; in brackets the lowest and the",
-        "highest difference of a round. The whole is that of the command, with the import of the tracker's library and",
-        "the wait for it at the end.",
+        f"`python -m benchmarks.tracking`: trainings of `cifar:resnet8` on the digits, {count} epochs with a step in "
+        f"ten logged, {rounds} rounds in turns, each training a process of its own. Medians; in brackets the lowest "
+        "and the highest difference of a round. The whole is that of the command, with the import of the tracker's "
+        "library and the wait for it at the end.",
         "",
         "| tracker | an epoch | more than without | the whole command | more than without |",
         "| --- | --- | --- | --- | --- |",
