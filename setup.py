@@ -9,9 +9,10 @@ from setuptools import setup
 
 
 def described(readme: str) -> str:
-    """Of links to files of this repository the text alone, and no pictures of it; links elsewhere stay. Blocks of code
-    stay as they are."""
-    parts = re.split(r"(^```.*?^```$|^(?: {4}.*\n?)+)", readme, flags=re.MULTILINE | re.DOTALL)
+    """Of links to files of this repository the text alone, and no pictures of it; links elsewhere stay. Sections that
+    are lists of such links are left out, and blocks of code stay as they are."""
+    readme = re.sub(r"^## [^\n]*\n\n(?:\[[^\]]*\]\([^)]*\)(?: · )?)+\n\n", "", readme, flags=re.MULTILINE)
+    parts = re.split(r"(^```[\s\S]*?^```$|^(?: {4}.*\n?)+)", readme, flags=re.MULTILINE)
     for number in range(0, len(parts), 2):
         text = re.sub(r"!\[[^\]]*\]\((?!https?:)[^)]*\)\n*", "", parts[number])
         text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL)

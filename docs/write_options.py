@@ -37,16 +37,18 @@ class Row:
 def written() -> str:
     """The page."""
     assert isinstance(main, LazyGroup)
-    context = click.Context(main, info_name="softcache")
+    context = click.Context(main, info_name="softcache", **main.context_settings)
     commands = main.list_commands(context)
     lines = [BEFORE, "## Of softcache itself\n", "They stand before the command: `softcache --quiet train`.\n"]
     lines += ["| option | default | what it does |", "| --- | --- | --- |"]
-    lines += [f"| `{_cell(row.names)}` | {row.default} | {row.help} |" for row in sorted(_rows("", main), key=_order)]
+    lines += [
+        f"| `{_cell(row.names)}` | {row.default} | {row.help} |" for row in sorted(_rows(main, context), key=_order)
+    ]
     found: list[Row] = []
     for name in commands:
         command = main.get_command(context, name)
         assert command is not None
-        found += _rows(name, command)
+        found += _rows(command, click.Context(command, context, info_name=name))
     lines += ["\n## Of the commands\n", "| option | commands | default | what it does |", "| --- | --- | --- | --- |"]
     grouped: dict[tuple[str, str, str], list[str]] = {}
     for row in sorted(found, key=_order):
@@ -64,8 +66,7 @@ def written() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _rows(name: str, command: click.Command) -> Iterator[Row]:
-    context = click.Context(command, info_name=name)
+def _rows(command: click.Command, context: click.Context) -> Iterator[Row]:
     for option in command.get_params(context):
         if isinstance(option, click.Option) and not option.hidden:
             shown = option.get_help_record(context)
@@ -73,7 +74,7 @@ def _rows(name: str, command: click.Command) -> Iterator[Row]:
             text = option.help or ""
             found = _DEFAULT.search(text)
             default = found["default"] if found is not None else "—"
-            yield Row(shown[0], name, _cell(default), _cell(_DEFAULT.sub(" ", text).strip()))
+            yield Row(shown[0], str(context.info_name), _cell(default), _cell(_DEFAULT.sub(" ", text).strip()))
 
 
 def _order(row: Row) -> str:
