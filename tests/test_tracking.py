@@ -16,9 +16,12 @@ import pytest
 from harness_train import STUDENT, TEACHER, command, config, fit, lines, make_cache, make_teacher, same, weights
 
 from softcache import registry
+from softcache.config.parsed import parse
 from softcache.config.train import TrainConfig
 from softcache.errors import MissingExtraError, SoftcacheError, UsageError
 from softcache.stages._cohort import train_cohort
+from softcache.stages._tracked import tracked
+from softcache.stages._training import prepare
 from softcache.stages.sweep import sweep
 from softcache.stages.teach import teach
 from softcache.stages.train import train
@@ -27,6 +30,7 @@ from softcache.tracking._kept import TRACKING, Kept, KeptFile
 from softcache.tracking._names import configuration, scalars
 from softcache.tracking._specs import canonical_trackers, check_trackers
 from softcache.tracking._tracker import TrackedRun
+from softcache.training.ranks import Ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +177,15 @@ def test_a_teacher_is_told_of_too(here: Path, recorder: type[Recorder]) -> None:
             "final/seconds": config(taught.folder)["result"]["seconds"],
         },
     )
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_first_rank_alone_tells(cache: Path, here: Path, recorder: type[Recorder], index: int) -> None:
+    asked = TrainConfig(STUDENT, cache=cache, epochs=1, workers=0, log=("recorder",))
+    prepared = prepare(parse(asked), ranks=Ranks(index, 2))
+    with tracked([prepared], [here]) as (log,):
+        log.end("finished")
+    assert len(recorder.runs) == (index == 0)
 
 
 def test_a_training_has_the_bits_that_it_has_untold(cache: Path, here: Path, recorder: type[Recorder]) -> None:

@@ -69,8 +69,8 @@ class Courier:
         if not self._done.wait(max(0.0, until - time.monotonic())):
             self._done.set()
             log.warning(
-                f"{self._spec} doesn't answer, so it lacks some of {self._run.folder}: softcache train --resume sends "
-                "the missing epochs"
+                f"{self._spec} doesn't answer, so it lacks some of {self._run.folder}: a run that is resumed sends "
+                "what is missing"
             )
 
     def _work(self) -> None:

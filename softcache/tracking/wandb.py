@@ -35,8 +35,8 @@ class Wandb:
         """Errors: ``UsageError`` where nobody is logged in: W&B would ask for a key in the middle of the training."""
         wandb = importlib.import_module("wandb")
         # The library's own settings know $WANDB_MODE and its files of settings.
-        mode = self.mode or wandb.setup().settings.mode
-        if mode not in ("offline", "dryrun", "disabled") and not wandb.api.api_key:
+        mode = self.mode or wandb.setup(wandb.Settings(silent=True)).settings.mode
+        if mode == "online" and not wandb.login(prompt=False):
             raise UsageError(
                 "--log wandb: nobody is logged in to W&B here: run `wandb login`, set WANDB_API_KEY, or pass "
                 "--log wandb:mode=offline"
@@ -61,6 +61,7 @@ class _Open:
             x_disable_stats=True,
             x_disable_machine_info=True,
             x_save_requirements=False,
+            init_timeout=FINISHED_S,
             finish_timeout=FINISHED_S,
         )
         self._run: Any = wandb.init(
