@@ -34,9 +34,10 @@ class Wandb:
     def load(self) -> None:
         """Errors: ``UsageError`` where nobody is logged in: W&B would ask for a key in the middle of the training."""
         wandb = importlib.import_module("wandb")
-        # The library's own settings know $WANDB_MODE and its files of settings.
+        # The library's own settings know $WANDB_MODE and its files of settings. No server is asked: one that can't be
+        # reached must not keep a training from beginning.
         mode = self.mode or wandb.setup(wandb.Settings(silent=True)).settings.mode
-        if mode == "online" and not wandb.login(prompt=False):
+        if mode == "online" and not wandb.login(prompt=False, verify=False):
             raise UsageError(
                 "--log wandb: nobody is logged in to W&B here: run `wandb login`, set WANDB_API_KEY, or pass "
                 "--log wandb:mode=offline"
