@@ -6,7 +6,10 @@ Everything stays on this machine: event files, W&B's offline mode, MLflow in SQL
 from __future__ import annotations
 
 import importlib
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,3 +241,19 @@ def test_nothing_of_a_tracker_is_printed_to_standard_output(
     """There results go, for scripts."""
     fit(here / "run", cache=cache, log=spec(tracker, here), epochs=1)
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("key", ["", "0" * 40], ids=["nobody logged in", "server out of reach"])
+def test_before_a_training_wandb_is_asked_for_a_key_and_no_server(here: Path, key: str) -> None:
+    """In a process with an empty home. Port 9 of this machine answers nobody."""
+    pytest.importorskip("wandb")
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    variables |= {"HOME": str(here), "WANDB_BASE_URL": "http://127.0.0.1:9", **({"WANDB_API_KEY": key} if key else {})}
+    variables["PYTHONPATH"] = str(Path(__file__).parents[1])
+    code = "from softcache.tracking._specs import check_trackers; check_trackers(['wandb'])"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if key:
+        assert done.returncode == 0, done.stderr
+    else:
+        assert "--log wandb: nobody is logged in to W&B here" in done.stderr
