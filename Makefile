@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.softcache-ready
 
-.PHONY: setup demo test check bench torture clean
+.PHONY: setup demo test check bench torture dist clean
 
 setup: $(STAMP)
 
@@ -29,10 +29,18 @@ check: setup
 torture: setup
 	@$(BIN)/python -m pytest -m torture --timeout 7200
 
+# A source archive and a wheel in dist/, checked, and the wheel tried in an environment of its own.
+dist: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dist]'
+	@rm -rf dist
+	@$(BIN)/python -m build
+	@$(BIN)/python -m twine check --strict dist/*
+	@$(BIN)/python .ci/try_wheel.py dist/*.whl
+
 bench: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

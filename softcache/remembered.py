@@ -36,6 +36,8 @@ _DATASET = re.compile(r"(torchvision:)?[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _NETWORK = re.compile(r"((cifar|timm|torchvision):)?[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _PUBLISHED = re.compile(r"[A-Za-z0-9_]+")  # without a dot, so that no file of weights is among them
 _CODE = re.compile(r"(?:^|[+=,])\s*python:|\.py:")
+# Where a tracker keeps runs of its own account; another option may be a place that somebody else chose.
+_TRACKER = re.compile(r"[A-Za-z0-9_]+(:(project|experiment|mode)=[^,=]*(,(project|experiment|mode)=[^,=]*)*)?")
 _FILES = ("folder", "csv", "parquet", "arrays")
 _NETWORKS = ("model", "student", "teacher")
 _PATHS = ("data_dir", "cache", "hint_cache", "strong_cache", "weights", "teacher_weights")
@@ -96,6 +98,8 @@ def is_plain(role: str, spec: str) -> bool:
         return _PUBLISHED.fullmatch(spec) is not None
     if role in ("augment", "codec", "loss", "hint"):
         return not _CODE.search(spec)
+    if role == "log":
+        return _TRACKER.fullmatch(spec) is not None
     return False
 
 

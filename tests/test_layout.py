@@ -36,6 +36,7 @@ ROWS = [
     "views",
     "models",
     "datasets",
+    "tracking",
     "registry",
     "store",
     "lowest",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import pkgutil
+import platform
 import signal
 import sys
 from typing import Any
@@ -42,8 +44,27 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _show_versions(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """softcache's, torch's and Python's: what whoever is asked for help wants to know first."""
+    if not value or ctx.resilient_parsing:
+        return
+    try:
+        torch = importlib.metadata.version("torch")  # which takes seconds to import
+    except importlib.metadata.PackageNotFoundError:
+        torch = "not installed"
+    click.echo(f"softcache {__version__}, torch {torch}, Python {platform.python_version()}")
+    ctx.exit()
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="softcache")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_versions,
+    help="Show versions and stop.",
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("--quiet", "-q", is_flag=True, help="Print results and errors only.")
 @click.option(

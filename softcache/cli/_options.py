@@ -283,6 +283,13 @@ stores = section(
     ),
     option("--local-size", metavar="SIZE", help="What that folder may grow to, such as 200GB.  [default: 50GB]"),
 )
+log_ = option(
+    "--log",
+    multiple=True,
+    metavar="TRACKER",
+    help="Tell a tracker of the training while it runs: tensorboard, trackio, wandb, mlflow; with options: "
+    "wandb:project=pets, mlflow:uri=http://host:5000; repeatable; each needs its extra, softcache[wandb].",
+)
 json_ = flag("--json", "json_", help="Print the result as JSON.")
 
 

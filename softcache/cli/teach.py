@@ -23,6 +23,7 @@ from softcache.cli._print import as_json, rows
 @section("Data", _options.data(), _options.augment, _options.normalize)
 @_options.fitting
 @_options.running
+@section("Trackers", _options.log_)
 def command(json_: bool = False, **options: Any) -> None:
     """Train a teacher on labels, or fine-tune one from weights.
 

@@ -44,7 +44,7 @@ from softcache.distributed import rank, world
         type=click.Path(),
         metavar="RUN",
         help="Go on with an interrupted run, with its own options; --device, --workers, --resident, --start-method, "
-        "--cuda-graphs, --data-dir, --download, --max-image-pixels and --profile may be others.",
+        "--cuda-graphs, --data-dir, --download, --log, --max-image-pixels and --profile may be others.",
     ),
     _options.json_,
 )
@@ -163,7 +163,15 @@ from softcache.distributed import rank, world
     option("--codec", help="The codec of a cache that was made with code of your own: my.py:Codec."),
     flag("--verify-reads", help="Check each shard's checksums before it is used."),
     flag("--sync-bn", help="Batch norm over the batch of all GPUs under torchrun, in place of each one's own."),
-    option("--log-every", type=int, help="Write every n-th step's losses to steps.jsonl, 0 for none.  [default: 0]"),
+)
+@section(
+    "Trackers",
+    _options.log_,
+    option(
+        "--log-every",
+        type=int,
+        help="Write every n-th step's losses to steps.jsonl, and tell trackers of them, 0 for none.  [default: 0]",
+    ),
 )
 def command(json_: bool = False, **options: Any) -> None:
     """Train a student from a cache, at any temperature, as often as you like."""

@@ -16,6 +16,7 @@ from softcache.fields import Inputs
 from softcache.models._arithmetic import AMP, Arithmetic, pick_arithmetic
 from softcache.models._network import Network
 from softcache.stream.workers import START_METHODS
+from softcache.tracking._specs import canonical_trackers
 from softcache.training.optimization import OPTIMIZERS, SCHEDULES, Optimization
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class FitConfig(Options):
     epochs at which the step schedule multiplies it by ``gamma``; ``clip_grad`` a bound on the gradient's norm, 0 for
     none; ``accumulate`` batches per optimizer step. ``amp`` ``auto`` and ``channels_last`` ``None``: the fastest that
     costs no accuracy (``models._arithmetic``). ``cuda_graphs``: whether a GPU's steps are recorded and replayed; None
-    where that is known to be right.
+    where that is known to be right. ``log``: trackers that are told of the training while it runs.
     """
 
     preset: str = AUTO
@@ -60,9 +61,11 @@ class FitConfig(Options):
     resident: str = "auto"
     start_method: str = "auto"
     profile: bool = False
+    log: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "log", canonical_trackers(self.log))
         for name in ("epochs", "batch_size", "lr", "accumulate"):
             value = getattr(self, name)
             if value is not None and not value > 0:  # nan is neither above nor below

@@ -32,7 +32,7 @@ from softcache.views._recipe import parse_recipe
 # Options whose values may be paths or code, each a role of what is remembered.
 FOLLOWED = (
     "student", "model", "dataset", "data_dir", "cache", "hint_cache", "strong_cache", "weights", "teacher",
-    "teacher_weights", "augment", "codec", "loss", "hint",
+    "teacher_weights", "augment", "codec", "loss", "hint", "log",
 )  # fmt: skip
 
 

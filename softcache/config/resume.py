@@ -14,7 +14,7 @@ from softcache.errors import CacheError, SoftcacheError, UsageError
 from softcache.localfiles import local_path
 
 # What a resumed run may be told anew, because it may go on elsewhere and none of it changes what is trained.
-MOVABLE = ("cuda_graphs", "data_dir", "device", "download", "profile", "resident", "start_method", "workers")
+MOVABLE = ("cuda_graphs", "data_dir", "device", "download", "log", "profile", "resident", "start_method", "workers")
 
 
 def resumed(options: TrainConfig) -> tuple[TrainConfig, Record[TrainConfig]]:

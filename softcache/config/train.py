@@ -29,7 +29,7 @@ OF_A_STUDENT = frozenset(
         "preset", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "momentum", "nesterov", "schedule",
         "warmup", "milestones", "gamma", "label_smoothing", "clip_grad", "accumulate", "amp", "channels_last",
         "compile", "cuda_graphs", "sync_bn", "normalize", "student_size", "weights", "init", "init_map", "freeze",
-        "log_every", "out", "resume", "order_seed",
+        "log_every", "log", "out", "resume", "order_seed",
     }
 )  # fmt: skip
 

@@ -28,6 +28,7 @@ from softcache.errors import SoftcacheError, UsageError
 from softcache.localfiles import local_path
 from softcache.stages._material import Material
 from softcache.stages._running import Order, Trained, finish, order_of, run_all
+from softcache.stages._tracked import tracked
 from softcache.stages._training import Prepared, prepare
 from softcache.stream.memory import memory_budget
 from softcache.training.checkpoint import CHECKPOINT
@@ -52,27 +53,30 @@ class _Member:
     outcome: Trained | SoftcacheError | None = None
 
 
-def train_cohort(configs: Sequence[TrainConfig], leaves: Leaves | None = None) -> list[Trained | SoftcacheError]:
+def train_cohort(
+    configs: Sequence[TrainConfig], leaves: Leaves | None = None, group: str | None = None
+) -> list[Trained | SoftcacheError]:
     """Trains a student of each config into its folder, ``out``, which each must name; gives what each came to, in their
     order, or the error that kept it from it.
 
     Students that want the same keys in the same order share a stream: inputs are made once, and targets are read once.
     Each run has the bits that it has alone. A folder that holds a run that was begun with the same options goes on with
     it. A student that fails leaves, and the others keep their bits. ``leaves``: given the lines of ``metrics.jsonl`` of
-    a student so far, says why it ends early, with ``PrunedError``, or None.
+    a student so far, says why it ends early, with ``PrunedError``, or None. ``group``: what trackers call all of them
+    together.
 
     Errors: ``UsageError`` for a config without ``out``, for two of one folder, and for ``profile`` of several.
     """
     refuse_several("train")
     _refuse(configs)
     members = [_member(config) for config in configs]
-    for group in _grouped(members, _opened_together):
-        with reproducible(tf32=group[0].options.tf32):
-            _prepare(group)
-            ready = [member for member in group if member.prepared is not None]
+    for together in _grouped(members, _opened_together):
+        with reproducible(tf32=together[0].options.tf32):
+            _prepare(together)
+            ready = [member for member in together if member.prepared is not None]
             for cohort in _same_order(ready):
                 for part in _fitting_memory(cohort):
-                    _train(part, leaves)
+                    _train(part, leaves, group)
     outcomes = [member.outcome for member in members]
     assert None not in outcomes
     return outcomes  # type: ignore[return-value]
@@ -256,7 +260,7 @@ def _alike(one: _Member, other: _Member) -> bool:
     )
 
 
-def _train(cohort: Sequence[_Member], leaves: Leaves | None) -> None:
+def _train(cohort: Sequence[_Member], leaves: Leaves | None, group: str | None) -> None:
     """Trains those whose folder isn't held by another process."""
     with contextlib.ExitStack() as held:
         ready = []
@@ -275,15 +279,23 @@ def _train(cohort: Sequence[_Member], leaves: Leaves | None) -> None:
         students = [member.prepared for member in ready if member.prepared is not None]
         order = ready[0].order
         assert order is not None
-        try:
-            fits = run_all(students, [member.folder for member in ready], order, resume=True, leaves=leaves)
-        except (SoftcacheError, RuntimeError) as error:  # of the stream that they share, or of one that is alone
-            for member in ready:
-                member.outcome = as_failure(error)
-            return
-        for member, prepared, fitted in zip(ready, students, fits, strict=True):
-            member.outcome = fitted.failure or finish(prepared, member.folder, fitted)
-            member.prepared = None  # its network's memory is for the next ones
+        folders = [member.folder for member in ready]
+        with tracked(students, folders, group) as logs:
+            try:
+                fits = run_all(students, folders, order, resume=True, leaves=leaves, logs=logs)
+            except (SoftcacheError, RuntimeError) as error:  # of the stream that they share, or of one that is alone
+                for member, told in zip(ready, logs, strict=True):
+                    member.outcome = as_failure(error)
+                    told.end_by(error)
+                return
+            for member, prepared, fitted, told in zip(ready, students, fits, logs, strict=True):
+                if fitted.failure is not None:
+                    member.outcome = fitted.failure
+                    told.end_by(fitted.failure)
+                else:
+                    member.outcome = trained = finish(prepared, member.folder, fitted)
+                    told.end("finished", trained.numbers())
+                member.prepared = None  # its network's memory is for the next ones
 
 
 def _grouped(members: Sequence[_Member], key: Any) -> list[list[_Member]]:

@@ -37,10 +37,12 @@ from softcache.localfiles import local_path
 from softcache.locks import locked
 from softcache.remembered import allowing_too
 from softcache.stages._crew import crew, default_processes, watch
+from softcache.stages._tracked import tell_of_test
 from softcache.stages.eval import evaluate
 from softcache.sweeping.folder import CACHES, LOCK, ManyFolder
 from softcache.sweeping.grid import Run
 from softcache.sweeping.table import Table, tabled
+from softcache.tracking._specs import check_trackers
 from softcache.training.scores import Scores, told
 
 log = logging.getLogger(__name__)
@@ -120,6 +122,7 @@ def opened(settled: Settled, root: str) -> Iterator[ManyFolder]:
     Errors: ``LockedError`` where another process holds it.
     """
     specification = settled.specification
+    check_trackers({**specification.options, **settled.anew}.get("log", ()))
     student = specification.options.get("student", TrainConfig.student)
     folder = settled.folder or new_folder(root, student if isinstance(student, str) else str(student[0]))
     make_folder(folder)
@@ -231,6 +234,7 @@ def look_at_test(many: ManyFolder, run: Run, anew: Mapping[str, Any]) -> None:
     kind = next(kind for kind in get_args(Scores) if kind.recorded[0] in found)
     numbers = {f"test_{name}": found[name] for name in kind.recorded}
     dataclasses.replace(record, result={**record.result, **numbers}).save(folder)
+    tell_of_test(folder, {**run.options, **anew}.get("log", ()), record, many.path.name, numbers)
 
 
 def refuse_all_failed(table: Table) -> None:

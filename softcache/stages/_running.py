@@ -31,6 +31,7 @@ from softcache.stream.inputs import ResidentInputs
 from softcache.stream.memory import available_memory
 from softcache.stream.plan import FreshShare, Plan
 from softcache.stream.windows import Windows, pick_windows
+from softcache.tracking._log import RunLog
 from softcache.training.evaluation import Evaluate
 from softcache.training.hint_losses import REGRESSORS_FILE
 from softcache.training.learner import BEST_FILE, Learner, Leaves
@@ -61,8 +62,11 @@ class Trained:
 
     def to_json(self) -> dict[str, Any]:
         """One object for scripts."""
+        return {"run": str(self.folder), **self.numbers()}
+
+    def numbers(self) -> dict[str, Any]:
+        """Scores and seconds by name; None for what there isn't."""
         return {
-            "run": str(self.folder),
             **{f"test_{name}": value for name, value in recorded_numbers(self.test, self.leading).items()},
             f"val_{self.leading}": self.val,
             "best_epoch": self.best_epoch,
@@ -112,20 +116,22 @@ def run_all(
     *,
     resume: bool,
     leaves: Leaves | None = None,
+    logs: Sequence[RunLog] = (),
 ) -> list[Fitted]:
     """Trains students that have one ``order`` from one stream, each into its folder, which the caller holds.
-    ``leaves``: whether one ends early, see ``Learner``.
+    ``leaves``: whether one ends early, see ``Learner``. ``logs``: what each one's trackers are told by.
 
     Where there are several, one that fails leaves, see ``fit``.
     """
     first, several = students[0], len(students) > 1
     learners = []
-    for prepared, folder in zip(students, folders, strict=True):
+    for number, (prepared, folder) in enumerate(zip(students, folders, strict=True)):
         if prepared.material.ranks.first:
             record = record_of(prepared)
             record.save(folder)
             remember_folder(folder, record.options, prepared.network.spec)
-        learners.append(_learner(prepared, folder, title=str(folder) if several else "", leaves=leaves))
+        told = logs[number] if logs else None
+        learners.append(_learner(prepared, folder, title=str(folder) if several else "", leaves=leaves, told=told))
         log.info(_announcement(prepared, order.plan))
     go_on = f"go on with `softcache train --resume {shlex.quote(str(folders[0]))}`"
     device, steps, data = first.material.device, order.plan.steps, first.material.data
@@ -166,9 +172,8 @@ def finish(prepared: Prepared, folder: Path, fitted: Fitted) -> Trained:
     )
     if not ranks.first:
         return trained
-    result = {key: value for key, value in trained.to_json().items() if key != "run"}
     student = size((folder / STUDENT_FILE).stat().st_size)
-    dataclasses.replace(record_of(prepared), result={**result, "student": student}).save(folder)
+    dataclasses.replace(record_of(prepared), result={**trained.numbers(), "student": student}).save(folder)
     (folder / BEST_FILE).unlink(missing_ok=True)
     return trained
 
@@ -234,7 +239,7 @@ def _stream(prepared: Prepared, order: Order, columns: frozenset[str]) -> Stream
     return stream
 
 
-def _learner(prepared: Prepared, folder: Path, title: str, leaves: Leaves | None) -> Learner:
+def _learner(prepared: Prepared, folder: Path, title: str, leaves: Leaves | None, told: RunLog | None) -> Learner:
     options, fitting = prepared.parsed.options, prepared.fitting
     settings = Settings(
         fitting.optimization,
@@ -257,6 +262,7 @@ def _learner(prepared: Prepared, folder: Path, title: str, leaves: Leaves | None
         title=title,
         ranks=prepared.material.ranks,
         leaves=leaves,
+        told=told,
     )
 
 

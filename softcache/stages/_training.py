@@ -30,6 +30,7 @@ from softcache.models._network import Network
 from softcache.models._open import open_network
 from softcache.ragged import own_places
 from softcache.stages._material import Material
+from softcache.tracking._specs import check_trackers
 from softcache.training.hint_losses import HintLosses, build_hint_losses
 from softcache.training.initialize import initialize_student, keep_frozen_still
 from softcache.training.loss_modules import LossModules, build_loss_modules
@@ -76,6 +77,8 @@ def prepare(
 ) -> Prepared:
     """``begun``: how a resumed run's student started, where that is behind it; ``record``: that of the resumed run.
     ``material``: what was opened for its cohort, by default for it alone. ``ranks``: which train it together."""
+    if ranks.first:
+        check_trackers(parsed.options.log)
     material = material or Material.of([parsed], record.view_numbers if record is not None else None, ranks)
     data, device = material.data.narrowed(parsed.outputs, parsed.teacher_layers), material.device
     options = parsed.options

@@ -49,6 +49,7 @@ def main() -> None:
     """The process's main function."""
     job = Job(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, _leave)
     show_messages()
     set_process(writes=job.writes, allowed=job.allowed)
     Image.MAX_IMAGE_PIXELS = job.max_image_pixels
@@ -90,7 +91,7 @@ def _train(many: ManyFolder, cohort: Path, specification: Specification, anew: M
             except SoftcacheError as error:
                 many.fail(name, error)
         bars = read_bars(cohort)
-        found = train_cohort(configs, functools.partial(_below, bars) if bars else None)
+        found = train_cohort(configs, functools.partial(_below, bars) if bars else None, many.path.name)
         for name, outcome in zip(names, found, strict=True):
             if isinstance(outcome, SoftcacheError) and not isinstance(outcome, LockedError):
                 many.fail(name, outcome)
@@ -115,6 +116,12 @@ def _refuse_unnamed(folder: Path, options: Mapping[str, Any], specification: Spe
             own = name == "cache" and Path(one).is_relative_to(folder.resolve() / CACHES)
             if not is_plain(name, one) and one not in known and not own:
                 raise NotNamedError(f"a cohort of {folder} names {one}, which its specification doesn't")
+
+
+def _leave(number: int, frame: Any) -> None:
+    """SIGTERM as an exception, so that trackers are told that the students were stopped. A second one is none."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _end_with_parent() -> None:

@@ -31,6 +31,7 @@ from softcache.sweeping.folder import ManyFolder
 from softcache.sweeping.grid import Combination, Run, cohorts, combinations, runs
 from softcache.sweeping.grid import shown as shown_value
 from softcache.sweeping.table import Row, Table
+from softcache.tracking._specs import check_trackers
 
 log = logging.getLogger(__name__)
 TABLE = "table.json"
@@ -145,6 +146,7 @@ def _join(options: Mapping[str, Any], began: float) -> Swept:
     """Trains cohorts of a sweep that another process looks after, and leaves when there is none left to take."""
     settled = settle("sweep", SweepConfig, options, DEFAULTS, at="join")
     assert settled.folder is not None
+    check_trackers({**settled.specification.options, **settled.anew}.get("log", ()))  # no student fails by them here
     many = ManyFolder(settled.folder)
     with (
         allowing_too(settled.specification.to_allow()),

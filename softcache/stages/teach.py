@@ -28,15 +28,18 @@ from softcache.losses._terms import refuse_few_classes
 from softcache.models._folder import describe, save_network
 from softcache.models._network import Network
 from softcache.models._open import open_network, pure
+from softcache.stages._tracked import tracked_run
 from softcache.stream.batches import Stream
 from softcache.stream.inputs import pick_inputs
 from softcache.stream.plan import Plan
+from softcache.tracking._log import RunLog, telling
+from softcache.tracking._specs import check_trackers
 from softcache.training.evaluation import evaluator, open_test
 from softcache.training.folder import training_into
 from softcache.training.learner import Learner
 from softcache.training.loop import fit
 from softcache.training.objective import Objective
-from softcache.training.scores import LEADING, Scores, scores_from
+from softcache.training.scores import LEADING, Scores, recorded_numbers, scores_from
 from softcache.training.stage import Settings, Stage
 from softcache.views._open import Viewed, open_viewed
 
@@ -45,7 +48,7 @@ log = logging.getLogger(__name__)
 
 # Where or how fast a teacher is trained doesn't make it another one.
 UNIMPORTANT = frozenset(
-    {"cuda_graphs", "device", "workers", "resident", "start_method", "profile", "data_dir", "download", "out"}
+    {"cuda_graphs", "device", "workers", "resident", "start_method", "profile", "data_dir", "download", "log", "out"}
 )
 
 
@@ -78,6 +81,7 @@ def teach(config: TeachConfig) -> Taught:
         if recorded.result is not None and (folder / TEACHER_FILE).exists():
             kept = scores_from(recorded.result["test"]) if recorded.result["test"] else None
             return Taught(folder, kept, 0.0, True, kept.recorded[0] if kept else "top1")
+    check_trackers(config.log)
     device = pick_device(config.device)
     train = open_viewed(
         config.dataset,
@@ -152,18 +156,22 @@ def _teach(
         profile=config.profile,
         leading=LEADING[train.samples.label_kind],
     )
-    learner = Learner(network, [Stage(alone, fitting.epochs)], settings, device, folder, evaluate)
+    told = RunLog.of(config.log, tracked_run(folder, record)) if config.log else RunLog()
+    learner = Learner(network, [Stage(alone, fitting.epochs)], settings, device, folder, evaluate, told=told)
     log.info(
         f"teach {config.model} on {config.dataset}: {len(plan.rows):,} rows, {len(train.samples.classes)} classes, "
         f"{'; '.join(map(str, train.inputs.values()))}, recipe {train.recipe}, {counted(fitting.epochs, 'epoch')} on "
         f"{device}"
     )
-    with advising(lambda: "run the same command again to go on"):
-        (fitted,) = fit([learner], lambda columns: stream, steps=plan.steps, device=device, resume=resume)
-    (reached,) = evaluate([(network, fitting.arithmetic.amp)])
-    save_network(network, folder, TEACHER_FILE)
-    result = {"test": dataclasses.asdict(reached) if reached else None, "seconds": round(fitted.seconds, 3)}
-    dataclasses.replace(record, result=result).save(folder)
+    with telling([told]):
+        with advising(lambda: "run the same command again to go on"):
+            (fitted,) = fit([learner], lambda columns: stream, steps=plan.steps, device=device, resume=resume)
+        (reached,) = evaluate([(network, fitting.arithmetic.amp)])
+        save_network(network, folder, TEACHER_FILE)
+        result = {"test": dataclasses.asdict(reached) if reached else None, "seconds": round(fitted.seconds, 3)}
+        dataclasses.replace(record, result=result).save(folder)
+        scores = {f"test_{name}": value for name, value in recorded_numbers(reached, fitted.leading).items()}
+        told.end("finished", {**scores, "seconds": result["seconds"]})
     return Taught(folder, reached, fitted.seconds, False, fitted.leading)
 
 

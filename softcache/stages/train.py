@@ -18,6 +18,7 @@ from softcache.errors import SoftcacheError
 from softcache.localfiles import local_path
 from softcache.stages._running import Trained, finish, order_of, run_all
 from softcache.stages._together import Begun, agreed, begun_before, refuse_ranks
+from softcache.stages._tracked import tracked
 from softcache.stages._training import Prepared, prepare
 from softcache.training.checkpoint import CHECKPOINT
 from softcache.training.folder import training_into
@@ -56,8 +57,11 @@ def _train(options: TrainConfig, ranks: Ranks) -> Trained:
                 held.enter_context(training_into(folder, f"softcache train --resume {shlex.quote(str(folder))}"))
         folder = Path(ranks.of_first(str(folder)))
         order = order_of(prepared)
-        (fitted,) = run_all([prepared], [folder], order, resume=begun is not None)
-        return finish(prepared, folder, fitted)
+        with tracked([prepared], [folder]) as logs:
+            (fitted,) = run_all([prepared], [folder], order, resume=begun is not None, logs=logs)
+            trained = finish(prepared, folder, fitted)
+            logs[0].end("finished", trained.numbers())
+        return trained
 
 
 def _options(options: TrainConfig, begun: Begun | None) -> tuple[TrainConfig, Record[TrainConfig] | None]:

@@ -17,7 +17,7 @@ def train_command(options: Mapping[str, Any], threads: int | None = None) -> str
     parts = ["softcache", *(["--threads", str(threads)] if threads is not None else []), "train"]
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
-        if value is None or value == ():
+        if value is None or value == () or name == "log":  # where it is watched is no part of what is trained
             continue
         if isinstance(value, bool):
             if value == getattr(TrainConfig, name):

@@ -12,6 +12,7 @@ from softcache.atomic import check_in_place, remove_dead_temporaries, why_full
 from softcache.errors import ModelError, SoftcacheError
 from softcache.locks import locked
 from softcache.models._folder import CONFIG
+from softcache.tracking._kept import TRACKING
 from softcache.training.checkpoint import CHECKPOINT
 from softcache.training.metrics import METRICS, STEPS
 
@@ -28,7 +29,7 @@ def training_into(folder: Path, go_on: str) -> Iterator[None]:
     is a link or no file, and where the disk is full: what the last checkpoint holds stays.
     """
     with locked(folder / LOCK, f"{folder} is being trained"):
-        for name in (METRICS, STEPS, CHECKPOINT):
+        for name in (METRICS, STEPS, CHECKPOINT, TRACKING):
             check_in_place(folder / name)
         for leftover in remove_dead_temporaries(folder, deep=False):
             log.info(f"removed {leftover.name}: its writer is gone")

@@ -19,6 +19,7 @@ from softcache.losses._counted import Gather
 from softcache.models._folder import save_network
 from softcache.models._network import Network
 from softcache.stream.batches import Batch
+from softcache.tracking._log import RunLog
 from softcache.training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from softcache.training.distiller import Distiller
 from softcache.training.evaluation import Evaluate
@@ -46,7 +47,7 @@ class Learner:
     epoch; ``validate``: on held-out rows, which are then looked at in its place; the best epoch's parameters are kept
     in ``BEST_FILE``. ``title``: what it is called where several learn, else empty. ``ranks``: which all train the same
     student, each on its share of the batches; the first alone writes. ``leaves``: given the lines of the epochs so far,
-    says why the learner ends early, or None.
+    says why the learner ends early, or None. ``told``: what is told of each epoch beside the files.
 
     The loop calls ``begin`` once, then of each epoch ``begin_epoch``, ``step`` with each batch, ``end_steps`` and
     ``keep``.
@@ -65,11 +66,13 @@ class Learner:
         title: str = "",
         ranks: Ranks = ALONE,
         leaves: Leaves | None = None,
+        told: RunLog | None = None,
     ):
         self.ranks = ranks
         self.student, self.stages, self.settings, self.device = student, list(stages), settings, device
         self.folder, self.title = folder, title
         self.evaluate, self.validate, self._leaves = evaluate, validate, leaves
+        self._told = told or RunLog()
         self.fitted = Fitted(leading=settings.leading)
         self.total = sum(stage.epochs for stage in stages)
         self.done = self.begun_at = 0
@@ -117,6 +120,7 @@ class Learner:
         if self.ranks.first:
             self._write_line = files.enter_context(Lines(self.folder / METRICS, self.fitted.lines))
         self._step_lines = StepLines(self.folder, self.settings.log_every, self.done * steps, self.ranks)
+        self._told.begin(self.fitted.lines)
         self.begun_at = self.done
         self._leave_early()
 
@@ -283,7 +287,7 @@ class Learner:
         """Writes down the epoch and where the training stands. ``scores``: what ``judge`` gave, in ``eval_s``."""
         line = {**self._line, **self._scored(scores), "eval_s": eval_s}
         self.fitted.lines.append(line)
-        self._step_lines.write()
+        steps = self._step_lines.write()
         self.done = self._epoch + 1
         if self.ranks.first:
             self._write_line(line)
@@ -299,6 +303,8 @@ class Learner:
                     "lines": self.fitted.lines,
                 },
             )
+        # After the checkpoint, so that no epoch is told that a resumed training does again.
+        self._told.epoch(line, steps)
         self.say(describe_epoch(line, self.total))
         self._leave_early()
 

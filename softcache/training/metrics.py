@@ -117,15 +117,17 @@ class StepLines:
         if self._every and step % self._every == 0:
             self._held.append((step, values.scalars[:4].clone(), values.absent))
 
-    def write(self) -> None:
-        """One copy from the device for all steps since the last time."""
+    def write(self) -> list[dict[str, Any]]:
+        """The lines of all steps since the last time, which are written now; one copy from the device for all."""
         if not self._held:
-            return
+            return []
         values = self._ranks.sum(torch.stack([some for _, some, _ in self._held])).tolist()
+        steps = zip(self._held, values, strict=True)
+        lines = [{"step": step, **named(some, gone)} for (step, _, gone), some in steps]
         if self._ranks.first:
-            steps = zip(self._held, values, strict=True)
-            _append(self._path, [json.dumps({"step": step, **named(some, gone)}) for (step, _, gone), some in steps])
+            _append(self._path, [json.dumps(line) for line in lines])
         self._held.clear()
+        return lines
 
 
 def named(values: Sequence[float], missing: Collection[str]) -> dict[str, Any]:

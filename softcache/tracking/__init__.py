@@ -1,0 +1,1 @@
+"""Where a training's numbers go beside its own files: one file a tracker."""
