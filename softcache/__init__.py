@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from softcache.stages.convert import convert
     from softcache.stages.dump import dump
     from softcache.stages.eval import evaluate
+    from softcache.stages.export import export
     from softcache.stages.keys import KeyBatch, Keys, KeySampler
     from softcache.stages.sweep import sweep
     from softcache.stages.teach import teach
@@ -50,6 +51,7 @@ _HOMES = {
     "convert": "softcache.stages.convert",
     "dump": "softcache.stages.dump",
     "evaluate": "softcache.stages.eval",
+    "export": "softcache.stages.export",
     "open_network": "softcache.models._open",
     "open_samples": "softcache.datasets._open",
     "sweep": "softcache.stages.sweep",
@@ -77,6 +79,7 @@ __all__ = [
     "convert",
     "dump",
     "evaluate",
+    "export",
     "open_network",
     "open_samples",
     "sweep",

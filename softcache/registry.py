@@ -2,7 +2,7 @@
 
 A component is the one public frozen dataclass of its file, and its fields are its options. Other packages add
 components with entry points of the groups ``softcache.codecs``, ``softcache.losses``, ``softcache.losses.hints``,
-``softcache.views``, ``softcache.models`` and ``softcache.datasets``.
+``softcache.views``, ``softcache.models``, ``softcache.datasets`` and ``softcache.exporting``.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ NOUNS = {
     "views": "view recipe",
     "models": "model source",
     "datasets": "dataset",
+    "exporting": "export format",
 }
 # Kinds whose components may be classes of a user's own, named ``my.py:Focal`` or ``python:package.module:Focal``. (The
 # other kinds have a component called ``python``, which calls a function of the user's.)

@@ -26,6 +26,7 @@ ROWS = [
     "config",
     "training",
     "converting",
+    "exporting",
     "dumping",
     "stream",
     "cache",
