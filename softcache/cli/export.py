@@ -41,8 +41,8 @@ from softcache.console import size
         "--calibrate",
         type=int,
         metavar="N",
-        help="Rows of the train split that ranges of inputs are taken from; 0: measure them as it runs, of linear layers "
-        "alone (onnx).  [default: 256]",
+        help="Rows of the train split that ranges of inputs are taken from; 0: measure them as it runs, of linear "
+        "layers alone (onnx).  [default: 256]",
     ),
     option(
         "--max-drop",

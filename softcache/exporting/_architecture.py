@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 from pathlib import Path
+from typing import Any
 
 from softcache.exporting._format import tensors_of
 from softcache.exporting._graph import Graph
@@ -40,11 +42,11 @@ with torch.no_grad():
     {graph.output} = model({named}).{graph.output}"""
     if isinstance(source, Torchvision) and common:
         side = f", image_size={size}" if fixed and source.name.startswith("vit") else ""
-        made = f"import torchvision\n\nmodel = torchvision.models.get_model({source.name!r}, num_classes="
+        made = f"import torchvision\n\nmodel = torchvision.models.get_model({_text(source.name)}, num_classes="
         made += f"{network.classes}{side}{_no_auxiliary(source.name)})"
     elif isinstance(source, Timm) and common:
         side = f", img_size={size}" if fixed else ""
-        made = f"import timm\n\nmodel = timm.create_model({source.name!r}, num_classes={network.classes}{side})"
+        made = f"import timm\n\nmodel = timm.create_model({_text(source.name)}, num_classes={network.classes}{side})"
     elif isinstance(source, Python):
         place, _, name = source.factory.rpartition(":")
         module = Path(place).stem if place.endswith(".py") else place
@@ -55,15 +57,19 @@ with torch.no_grad():
         return f"""import softcache  # has the class of the architecture
 import torch
 
-network = softcache.open_network({network.spec!r}, classes={network.classes}, weights={file!r}).eval()
+network = softcache.open_network({_text(network.spec)}, classes={network.classes}, weights={_text(file)}).eval()
 with torch.no_grad():
     {graph.output} = network.model({tensors_of(graph)})"""
     return f"""import torch
 from safetensors.torch import load_file
 {made}
-model.load_state_dict(load_file({file!r}))
+model.load_state_dict(load_file({_text(file)}))
 with torch.no_grad():
     {graph.output} = model.eval()({tensors_of(graph)})"""
+
+
+def _text(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _no_auxiliary(name: str) -> str:
@@ -80,7 +86,8 @@ def transformers_config(graph: Graph) -> bytes | None:
     """``config.json`` of a network of transformers, with the names of the classes; None for others."""
     if transformers_class(graph) is None:
         return None
-    config = copy.deepcopy(graph.network.model.config)
+    model: Any = graph.network.model
+    config = copy.deepcopy(model.config)
     config.architectures = [transformers_class(graph)]
     if graph.network.class_names is not None:
         config.id2label = dict(enumerate(graph.network.class_names))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from softcache.exporting._format import Batches
 from softcache.exporting._graph import Graph
+from softcache.exporting._silent import silent
 
 _LAYERS = ["Conv", "Gemm", "MatMul"]  # all else stays in float32, preprocessing too
 _LINEAR = ["Gemm", "MatMul"]  # ONNX Runtime has no convolution of signed weights whose inputs are measured as it runs
@@ -43,7 +42,7 @@ def quantized(model: Any, graph: Graph, calibration: Batches, folder: Path) -> A
     """
     whole, prepared, made = folder / "whole.onnx", folder / "prepared.onnx", folder / "made.onnx"
     onnx.save(model, whole)
-    with _silent():
+    with silent():
         quant_pre_process(str(whole), str(prepared), skip_symbolic_shape=True)
         if calibration:
             quantize_static(
@@ -63,14 +62,3 @@ def quantized(model: Any, graph: Graph, calibration: Batches, folder: Path) -> A
     found = onnx.load(str(made))
     del found.graph.value_info[:]
     return found
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without its advice to do what is done here already."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import nn
 from torch.export import ExportedProgram
@@ -13,6 +11,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 
 from softcache.exporting._format import Batches
+from softcache.exporting._silent import silent
 
 _SMALLEST = 2.0**-12  # step between two numbers
 _LAYERS = {
@@ -68,8 +67,7 @@ def quantized(program: ExportedProgram, calibration: Batches) -> nn.Module:
 
     Batch norms become parts of the convolutions before them.
     """
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of torchao about torch's own parts
+    with silent(), torch.no_grad():
         prepared = prepare_pt2e(program.module(), _Layers())
         for batch in calibration:
             prepared(*batch)

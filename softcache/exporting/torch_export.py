@@ -14,6 +14,7 @@ from torch import Tensor
 from softcache.exporting._format import DOCUMENT, Batches, Format, Runner, tensors_of
 from softcache.exporting._graph import Graph
 from softcache.exporting._program import record, without_origin
+from softcache.exporting._silent import silent
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class TorchExport(Format):
         """See ``Format.write``."""
         program = record(graph)
         if calibration is not None:
-            from softcache.exporting._torch_int8 import quantized  # torchao is an extra
-
+            with silent():
+                from softcache.exporting._torch_int8 import quantized  # torchao is an extra
             program = record(graph, quantized(program, calibration))
         extra = {DOCUMENT: json.dumps(document, ensure_ascii=False)}
         torch.export.save(without_origin(program), path, extra_files=extra)

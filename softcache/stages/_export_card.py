@@ -81,8 +81,8 @@ def example(document: Mapping[str, Any], graph: Graph) -> str:
     if graph.network.channels and not graph.prepares:
         side, white = steps["size"], steps["white"]
         dtype = "uint8" if white == 255 else "uint16"
-        shape = (1, side, side, steps["channels"])
-        lines += [f"pixels = np.zeros({shape}, np.{dtype})  # pictures (batch, height, width, channels)"]
+        whole = (1, side, side, steps["channels"])
+        lines += [f"pixels = np.zeros({whole}, np.{dtype})  # pictures (batch, height, width, channels)"]
         values = "pixels"
         if steps["input_size"] != [side, side]:
             lines += [
@@ -95,7 +95,7 @@ def example(document: Mapping[str, Any], graph: Graph) -> str:
             ]
         lines += [
             f"mean, std = np.array({steps['mean']}), np.array({steps['std']})",
-            f"input = (({values} / {white} - mean) / std).transpose(0, 3, 1, 2).astype(np.float32, order='C')",
+            f'input = (({values} / {white} - mean) / std).transpose(0, 3, 1, 2).astype(np.float32, order="C")',
         ]
         return "\n".join([*lines, ""])
     for one in graph.inputs:
@@ -114,8 +114,8 @@ def _what(document: Mapping[str, Any]) -> str:
     teachers = [one["teacher"] for one in document["teachers"] if one.get("teacher")]
     if teachers:
         return (
-            f"A network that softcache has trained from what its teacher, {' and '.join(sorted(set(teachers)))}, said of "
-            "the same inputs: a student of knowledge distillation."
+            "A student of knowledge distillation: softcache has trained it from what "
+            f"{' and '.join(sorted(set(teachers)))} said of the same inputs."
         )
     if document["teachers"]:
         return "A network that softcache has trained from the recorded outputs of a teacher."
@@ -178,22 +178,22 @@ def _preparation(steps: Mapping[str, Any]) -> list[str]:
         if all(m == 0 and s == 1 for m, s in zip(steps["mean"], steps["std"])):
             return ["Inputs go in as they are."]
         return [
-            f"Floating numbers are standardized, `(value - mean) / std`, with the mean {_numbers(steps['mean'])} and the "
-            f"deviation {_numbers(steps['std'])}. {where}. Places beyond a row's own length are 0 after that."
+            f"Floating numbers are standardized, `(value - mean) / std`, with the mean {_numbers(steps['mean'])} and "
+            f"the deviation {_numbers(steps['std'])}. {where}. Places beyond a row's own length are 0 after that."
         ]
     height, width = steps["input_size"]
     kind = {1: "grey", 3: "RGB"}.get(steps["channels"], f"{steps['channels']} channels")
     lines = [
-        f"The shorter side of a picture ({kind}) is resized to {steps['resize']} pixels ({steps['interpolation']}), and "
-        f"its central {steps['size']} × {steps['size']} pixels are taken."
+        f"The shorter side of a picture ({kind}) is resized to {steps['resize']} pixels ({steps['interpolation']}), "
+        f"and its central {steps['size']} × {steps['size']} pixels are taken."
     ]
     if [height, width] != [steps["size"], steps["size"]]:
         lines[0] += (
             f" The network works on {height} × {width} pixels, to which these are resized ({steps['interpolation']})."
         )
     lines.append(
-        f"Pixels are then normalized, `(pixel / {steps['white']} - mean) / std`, with the mean {_numbers(steps['mean'])} "
-        f"and the deviation {_numbers(steps['std'])} of the channels. {where}."
+        f"Pixels are then normalized, `(pixel / {steps['white']} - mean) / std`, with the mean "
+        f"{_numbers(steps['mean'])} and the deviation {_numbers(steps['std'])} of the channels. {where}."
     )
     return lines
 

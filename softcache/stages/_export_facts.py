@@ -68,7 +68,7 @@ def command_of(options: Options) -> str:
     chosen: dict[str, Any] = {}
     for name, value in options.to_json().items():
         default = type(options).__dataclass_fields__[name].default
-        if name in _ASIDE or value == (list(default) if isinstance(default, tuple) else default):
+        if name in _ASIDE or value in ([], list(default) if isinstance(default, tuple) else default):
             continue
         if name in FOLLOWED:
             value = [nameable(one) for one in value] if isinstance(value, list) else nameable(value)
