@@ -108,6 +108,8 @@ def export(
     formats = open_formats(names, preprocess=preprocess, opset=opset, quantize=quantize, calibrate=calibrate)
     if quantize is None and max_drop is not None:
         raise UsageError("--max-drop is of --quantize int8: leave it out, or add that")
+    if max_drop is not None and not 0 <= max_drop <= 1:
+        raise UsageError(f"--max-drop {max_drop:g} must be a share, from 0 to 1")
     folder = known_folder(str(run))
     if folder is None:
         raise UsageError(f"{run} is no folder of a run or a teacher: name one that softcache train or teach has made")
@@ -172,8 +174,11 @@ def _open(folder: Path, viewed: Viewed) -> Network:
 
 
 def _rows(viewed: Viewed, count: int) -> np.ndarray:
-    """So many rows, evenly over all of them: folders are sorted by class."""
-    return np.unique(np.linspace(0, len(viewed) - 1, min(count, len(viewed))).astype(np.int64))
+    """So many rows, evenly over all that aren't empty: folders are sorted by class."""
+    rows = np.arange(len(viewed))
+    for lengths in viewed.lengths().values():
+        rows = rows[lengths[rows] > 0]
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64))]
 
 
 def _batches(viewed: Viewed) -> Iterator[Inputs]:
