@@ -139,8 +139,8 @@ def make_trained(
         size=size, pictures=samples.pictures,
     )  # fmt: skip
     with torch.no_grad():
-        network.train()
-        for _ in range(20):
+        for _ in range(20 if any(parameter.requires_grad for parameter in network.parameters()) else 0):
+            network.train()
             network.outputs(viewed.clean(np.arange(0, len(viewed), max(1, len(viewed) // 48))), ["logits"])
         network.eval()
         for parameter in list(network.parameters())[-2:]:

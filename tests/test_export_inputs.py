@@ -143,19 +143,7 @@ def test_sound_of_any_length(networks: Path, sounds: str, tmp_path: Path, prepro
 
 
 def test_a_function_of_arrays_is_no_network(networks: Path, table: str, tmp_path: Path) -> None:
-    from softcache.config.record import TEACHER_FILE, Record
-    from softcache.config.teach import TeachConfig
-    from softcache.models._folder import describe, save_network
-    from softcache.models._open import open_network
-
-    network = open_network(f"{networks}:forest", classes=3, pictures=False, statistics=((0.0,), (1.0,)))
-    folder = tmp_path / "t"
-    folder.mkdir()
-    save_network(network, folder, TEACHER_FILE)
-    Record("teach", TeachConfig(network.spec, dataset=table), {**describe(network), "weights": TEACHER_FILE}).save(folder)
-    from softcache.config.given import remember_folder
-
-    remember_folder(folder, TeachConfig(network.spec, dataset=table), network.spec)
+    folder = make_trained(tmp_path / "t", f"{networks}:forest", table)
     with pytest.raises(ModelError, match="a function of arrays and no network: there is nothing to export"):
         export(folder, format="onnx", out=tmp_path / "out")
 
@@ -197,9 +185,7 @@ def test_a_network_of_transformers(tmp_path: Path) -> None:
     data = f"hf:{tmp_path / 'data'},tokenizer={source}"
     folder = make_trained(tmp_path / "t", f"hf:{source}", data)
     made = export(folder, format=(*COMPUTING, "safetensors"), out=tmp_path / "out")
-    assert [one["name"] for one in made.document["inputs"]] == ["input_ids", "attention_mask", "token_type_ids"] or set(
-        one["name"] for one in made.document["inputs"]
-    ) == {"input_ids", "attention_mask", "token_type_ids"}
+    assert {one["name"] for one in made.document["inputs"]} == {"input_ids", "attention_mask", "token_type_ids"}
     assert all(one["shape"] == ["batch", "length"] for one in made.document["inputs"])
     assert made.document["class_names"] == NAMES
     viewed, rows = open_viewed(data, "test"), np.arange(6)

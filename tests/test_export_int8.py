@@ -27,9 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("name", "preprocess"), [("torch-export", False), ("onnx", True), ("onnx", False)])
-def test_static_int8_in_a_process_without_softcache(
-    trained: Path, tmp_path: Path, name: str, preprocess: bool
-) -> None:
+def test_static_int8_in_a_process_without_softcache(trained: Path, tmp_path: Path, name: str, preprocess: bool) -> None:
     made = export(
         trained, format=name, out=tmp_path / "out", quantize="int8", calibrate=64, max_drop=0.2, preprocess=preprocess
     )
@@ -94,6 +92,6 @@ def test_a_loss_of_accuracy_beyond_what_is_allowed_is_refused(tmp_path: Path) ->
         np.save(data / f"{split}_labels.npy", features[:, :3].argmax(1))
     folder = make_trained(tmp_path / "t", f"{write_networks(tmp_path)}:coarse", f"arrays:{data}")
     for name in ("onnx", "torch-export"):
-        with pytest.raises(ModelError, match=rf"{name} in int8 loses [56]\d\.\d\d points of the top1 on the test split"):
+        with pytest.raises(ModelError, match=rf"{name} in int8 loses [56]\d\.\d\d points of the top1 on the test"):
             export(folder, format=name, out=out, quantize="int8", calibrate=32)
         assert list(out.parent.iterdir()) == []

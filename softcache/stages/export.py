@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -117,7 +118,9 @@ def export(
     target = Path(out if out is not None else Path("exports") / folder.resolve().name).expanduser()
     alone = is_file(target, names, formats, card=card)
     dataset, size = default_data(str(run), dataset, size)
-    viewed = _open_data(dataset, data_dir=data_dir or recorded_data_dir(folder), download=download, size=size)
+    data_dir = data_dir or recorded_data_dir(folder)
+    opened = functools.partial(open_viewed, dataset, data_dir=data_dir, download=download, augment="none", size=size)
+    viewed = _open_data(opened)
     remember_data(folder, record.options, dataset)
     network = _open(folder, viewed)
     graph = graph_of(
@@ -125,7 +128,8 @@ def export(
     )
     calibration = None
     if quantize is not None:
-        calibration = _calibration(graph, viewed, CALIBRATION if calibrate is None else calibrate)
+        rows = CALIBRATION if calibrate is None else calibrate
+        calibration = _calibration(graph, opened("train"), rows) if rows else []
     how = None if calibration is None else "static" if calibration else "dynamic"
     document = document_of(graph, viewed, folder, record, license=license, int8=how)
     make_folder(target.parent)
@@ -150,13 +154,12 @@ def export(
     return Export(target, placed, document, target / CARD if not alone and card is not False else None)
 
 
-def _open_data(dataset: str, *, data_dir: str | None, download: bool, size: int | None) -> Viewed:
-    """The clean test split, or the train split where there is no other."""
-    options: dict[str, Any] = {"data_dir": data_dir, "download": download, "augment": "none", "size": size}
+def _open_data(opened: Callable[[str], Viewed]) -> Viewed:
+    """The clean test split, or the train split where there is no other. ``opened``: gives a split."""
     try:
-        return open_viewed(dataset, "test", **options)
+        return opened("test")
     except SoftcacheError as error:
-        viewed = open_viewed(dataset, "train", **options)
+        viewed = opened("train")
         log.info(f"outputs are compared on samples of the train split, for there is no test split: {error}")
         return viewed
 
@@ -189,13 +192,10 @@ def _batches(viewed: Viewed) -> Iterator[Inputs]:
         at += count
 
 
-def _calibration(graph: Graph, viewed: Viewed, count: int) -> Batches:
-    samples = viewed.samples
-    train = viewed
-    if samples.split != "train" and count:
-        train = open_viewed(samples.spec, "train", augment="none", size=viewed.size)
-    rows = _rows(train, count) if count else np.empty(0, np.int64)
-    return [graph.arrange(train.clean(rows[k : k + CALIBRATION_BATCH])) for k in range(0, len(rows), CALIBRATION_BATCH)]
+def _calibration(graph: Graph, train: Viewed, count: int) -> Batches:
+    rows = _rows(train, count)
+    starts = range(0, len(rows), CALIBRATION_BATCH)
+    return [graph.arrange(train.clean(rows[k : k + CALIBRATION_BATCH])) for k in starts]
 
 
 def _write(
