@@ -287,15 +287,8 @@ def _write_beside(formats: Sequence[Format], graph: Graph, part: Path) -> None:
 
 def _commit(part: Path, target: Path, *, alone: bool) -> None:
     for path in part.iterdir():
-        path.chmod(0o666 & ~_umask())
         _flush(path)
     commit(part / target.name if alone else part, target)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _flush(path: Path) -> None:
