@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness_export import answers, code_blocks, make_trained, without_softcache, write_networks
+from harness_export import NETWORKS, answers, code_blocks, make_trained, without_softcache, write_networks
 from harness_train import command, make_cache
 from safetensors import safe_open
 
@@ -29,6 +34,20 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime, of t
 
 COMPUTING = ("torch-export", "onnx", "torchscript")
 ROWS = np.array([0, 7, 100, 101, 200])
+DEADLY = """
+import os, signal
+
+
+class Deadly(Small):
+    def forward(self, x):
+        if torch.jit.is_tracing() and os.environ.get("DEADLY"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+def deadly(num_classes=10):
+    return Deadly(num_classes)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +165,6 @@ def test_no_file_says_where_it_was_made(place: Path, made: Any, prepared: Any) -
 def test_the_card_has_the_command_that_trains_it_again(place: Path, made: Any) -> None:
     """It is parsed as it stands, with the options that the run has recorded."""
     (line,) = [line for line in made.card.read_text().splitlines() if line.startswith("    softcache train")]
-    import shlex
-
     arguments = shlex.split(line)[2:]
     parsed = train_command_line.make_context("train", arguments).params
     recorded = json.loads((place / "run" / "config.json").read_text())["options"]
@@ -224,6 +241,20 @@ def test_a_file_that_computes_something_else_is_refused_and_nothing_is_left(plac
     assert list(out.parent.iterdir()) == []
 
 
+def test_what_a_killed_export_left_is_removed_by_the_next(place: Path, tmp_path: Path) -> None:
+    """The process is killed by the network that it exports, so while it writes."""
+    (tmp_path / "deadly.py").write_text(NETWORKS + DEADLY)
+    folder = make_trained(tmp_path / "t", f"{tmp_path / 'deadly.py'}:deadly")
+    into = tmp_path / "into"
+    code = f"import softcache; softcache.export({str(folder)!r}, format='torchscript', out={str(into / 'out')!r})"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "DEADLY": "1"}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = into.iterdir()
+    assert left.name.startswith(".out~")
+    export(folder, format="torchscript", out=into / "out")
+    assert [path.name for path in into.iterdir()] == ["out"]
+
+
 def test_a_network_that_looks_at_numbers_is_refused_in_one_line(place: Path, tmp_path: Path) -> None:
     folder = make_trained(tmp_path / "t", f"{place / 'networks.py'}:chooses")
     for name in ("torch-export", "onnx"):
@@ -285,8 +316,6 @@ def test_the_command_prints_what_it_made(place: Path, here: Path, capsys: pytest
 def test_a_missing_package_is_told_with_its_extra(
     place: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert command("export", place / "run", "--format", "onnx") == 1
     assert "--format onnx needs onnxscript: pip install 'softcache[export]'" in capsys.readouterr().err

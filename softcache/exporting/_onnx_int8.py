@@ -37,7 +37,8 @@ def quantized(model: Any, graph: Graph, calibration: Batches, folder: Path) -> A
     """The model with weights of int8, one scale a channel, of which 7 bits are used.
 
     With rows of ``calibration``, inputs of convolutions and linear layers have 8 bits too, in the ranges that they have
-    there; without, those of linear layers do, in ranges that are measured at each run. folder: an empty one, for files in between.
+    there; without, those of linear layers do, in ranges that are measured at each run. folder: an empty one, for
+    files in between.
     """
     whole, prepared, made = folder / "whole.onnx", folder / "prepared.onnx", folder / "made.onnx"
     onnx.save(model, whole)

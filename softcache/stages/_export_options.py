@@ -47,8 +47,7 @@ def is_file(target: Path, names: Sequence[str], formats: Sequence[Format], *, ca
 
     Errors: ``UsageError`` for a place that is taken, and for a file of another format or of several.
     """
-    if os.path.lexists(target):
-        raise UsageError(f"{target} exists: remove it, or name another place with -o")
+    refuse_taken(target)
     if target.suffix in [made.suffix for made in formats]:
         if len(names) > 1:
             raise UsageError(f"-o {target} is one file, and {', '.join(names)} are several: name a folder")
@@ -63,6 +62,12 @@ def is_file(target: Path, names: Sequence[str], formats: Sequence[Format], *, ca
             f"{other}, or name a folder"
         )
     return False
+
+
+def refuse_taken(target: Path) -> None:
+    """Errors: ``UsageError`` where something has this name already."""
+    if os.path.lexists(target):
+        raise UsageError(f"{target} exists: remove it, or name another place with -o")
 
 
 def _those(what: str) -> str:

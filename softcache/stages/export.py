@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -14,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from softcache.atomic import commit, temporary_path
+from softcache.atomic import commit, dead_temporaries, temporary_path
 from softcache.config.folders import make_folder
 from softcache.config.given import recorded_data_dir, remember_data
 from softcache.config.record import read_record
@@ -29,7 +30,7 @@ from softcache.models._network import Network
 from softcache.models._open import open_network
 from softcache.stages._export_card import CARD, card_of
 from softcache.stages._export_facts import document_of, leading_score
-from softcache.stages._export_options import is_file, open_formats
+from softcache.stages._export_options import is_file, open_formats, refuse_taken
 from softcache.stream.inputs import pick_inputs
 from softcache.training.evaluation import evaluate_networks
 from softcache.views._open import Viewed, open_viewed
@@ -133,6 +134,7 @@ def export(
     how = None if calibration is None else "static" if calibration else "dynamic"
     document = document_of(graph, viewed, folder, record, license=license, int8=how)
     make_folder(target.parent)
+    _remove_dead(target)
     part = temporary_path(target)
     part.mkdir()
     try:
@@ -150,7 +152,7 @@ def export(
         raise SoftcacheError(f"can't write {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    placed = tuple(_moved(one, target if alone else target / one.path.name) for one in files)
+    placed = tuple(dataclasses.replace(one, path=target if alone else target / one.path.name) for one in files)
     return Export(target, placed, document, target / CARD if not alone and card is not False else None)
 
 
@@ -285,9 +287,17 @@ def _write_beside(formats: Sequence[Format], graph: Graph, part: Path) -> None:
             (part / name).write_bytes(content)
 
 
+def _remove_dead(target: Path) -> None:
+    """What an export to the same place has left behind that was killed on this machine."""
+    for path in dead_temporaries(target.parent, deep=False):
+        if path.name.startswith(f".{target.name}~") and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _commit(part: Path, target: Path, *, alone: bool) -> None:
     for path in part.iterdir():
         _flush(path)
+    refuse_taken(target)  # again: it may have taken minutes
     commit(part / target.name if alone else part, target)
 
 
@@ -295,7 +305,3 @@ def _flush(path: Path) -> None:
     """Makes a file durable that a library has written."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-
-
-def _moved(one: Exported, path: Path) -> Exported:
-    return Exported(**{**{name: getattr(one, name) for name in one.__dataclass_fields__}, "path": path})
