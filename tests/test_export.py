@@ -258,7 +258,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next(place: Path, tmp_path:
 def test_a_network_that_looks_at_numbers_is_refused_in_one_line(place: Path, tmp_path: Path) -> None:
     folder = make_trained(tmp_path / "t", f"{place / 'networks.py'}:chooses")
     for name in ("torch-export", "onnx"):
-        with pytest.raises(ModelError, match=r"torch\.export can't record networks\.py:chooses") as caught:
+        with pytest.raises(ModelError, match=r"torch\.export can't record .*networks\.py:chooses") as caught:
             export(folder, format=name, out=tmp_path / "out")
         assert "\n" not in str(caught.value)
     export(folder, format="safetensors", out=tmp_path / "out")

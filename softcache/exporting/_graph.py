@@ -101,7 +101,7 @@ def _of_fields(
 
     tensors = dict(zip(names, arrange(sample), strict=True))
     given = tuple(_field_input(name, tensor, sample, fields) for name, tensor in tensors.items())
-    example = tuple(_made_up(one, name in sample.masks) for name, one in zip(tensors, given, strict=True))
+    example = tuple(_made_up(one, tensors[one.name], mask=one.name in sample.masks) for one in given)
     if prepares:
         module: nn.Module = _Raw(network, output, tuple(names), sample)
     else:
@@ -125,8 +125,12 @@ def _length_axis(name: str, fields: Mapping[str, InputField]) -> str:
     return "length" if len(set(owners.values())) == 1 else f"{owners.get(name, name)}_length"
 
 
-def _made_up(given: GraphInput, mask: bool) -> Tensor:
-    sizes = [{BATCH: EXAMPLES}.get(size, LENGTH) if isinstance(size, str) else size for size in given.shape]
+def _made_up(given: GraphInput, sample: Tensor, *, mask: bool) -> Tensor:
+    """Zeros, or ones of a mask, of the sizes of a sample where those are open: a network may need some length."""
+    sizes = [
+        EXAMPLES if size == BATCH else max(LENGTH, held) if isinstance(size, str) else size
+        for size, held in zip(given.shape, sample.shape, strict=True)
+    ]
     return torch.full(sizes, int(mask), dtype=getattr(torch, given.dtype))
 
 
