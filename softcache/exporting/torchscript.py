@@ -30,8 +30,8 @@ class Torchscript(Format):
         assert calibration is None, "quantizes is false"
         try:
             with silent(), torch.no_grad():
-                # torch says that all of this is deprecated, and of each size that Python code looks at that it becomes a
-                # constant: whether the trace computes the same is found out on samples of other sizes.
+                # torch says that this is deprecated, and that each size which Python code looks at becomes a constant:
+                # whether the trace computes the same is found out on samples of other sizes.
                 traced = torch.jit.trace(graph.module, graph.example, check_trace=False)
         except Exception as error:  # many kinds, for all that a forward pass may do
             raise ModelError(
