@@ -162,6 +162,18 @@ def test_no_file_says_where_it_was_made(place: Path, made: Any, prepared: Any) -
         assert b"/exporting/" not in content, path
 
 
+def test_records_of_torchscript_begin_where_torch_has_them(made: Any) -> None:
+    """At multiples of 64 bytes, so that tensors can be mapped; none has the origin of operations."""
+    with open(made.out / "model.pt", "rb") as file, zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+        assert not any(one.filename.endswith(".debug_pkl") for one in records)
+        for one in records:
+            file.seek(one.header_offset + 26)
+            name, extra = np.frombuffer(file.read(4), "<u2").tolist()
+            assert (one.header_offset + 30 + name + extra) % 64 == 0
+            assert one.compress_type == zipfile.ZIP_STORED
+
+
 def test_the_card_has_the_command_that_trains_it_again(place: Path, made: Any) -> None:
     """It is parsed as it stands, with the options that the run has recorded."""
     (line,) = [line for line in made.card.read_text().splitlines() if line.startswith("    softcache train")]

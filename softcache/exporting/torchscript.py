@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from softcache.errors import ModelError
+from softcache.exporting._archive import leave_out
 from softcache.exporting._format import DOCUMENT, Batches, Format, Runner, tensors_of
 from softcache.exporting._graph import Graph
 from softcache.exporting._silent import silent
@@ -40,6 +41,8 @@ class Torchscript(Format):
             ) from error
         with silent():
             torch.jit.save(traced, str(path), {DOCUMENT: json.dumps(document, ensure_ascii=False)})
+        # They say in which files of this machine each operation was called, and are for messages of errors alone.
+        leave_out(path, lambda record: record.endswith(".debug_pkl"))
 
     def load(self, path: Path, graph: Graph) -> Runner:
         """See ``Format.load``."""
