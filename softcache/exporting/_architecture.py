@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from softcache.exporting._format import tensors_of
 from softcache.exporting._graph import Graph
@@ -31,9 +34,7 @@ def loading(graph: Graph, file: str) -> str:
         return "# This student answers through its teacher's classifier, and softcache has the class that does so.\n"
     if isinstance(source, Hf) and transformers_class(graph) is not None:
         name = transformers_class(graph)
-        named = ", ".join(f"{given.name}=torch.from_numpy({given.name})" for given in graph.inputs)
-        if network.channels:
-            named = f"pixel_values={tensors_of(graph)}"
+        named = f"pixel_values={tensors_of(graph)}" if network.channels else _arguments(graph)
         return f"""import torch
 from transformers import {name}
 
@@ -59,13 +60,37 @@ import torch
 
 network = softcache.open_network({_text(network.spec)}, classes={network.classes}, weights={_text(file)}).eval()
 with torch.no_grad():
-    {graph.output} = network.model({tensors_of(graph)})"""
+    {graph.output} = network.model({tensors_of(graph)}){picked(graph)}"""
     return f"""import torch
 from safetensors.torch import load_file
 {made}
 model.load_state_dict(load_file({_text(file)}))
 with torch.no_grad():
-    {graph.output} = model.eval()({tensors_of(graph)})"""
+    {graph.output} = model.eval()({_arguments(graph)}){picked(graph)}"""
+
+
+def picked(graph: Graph) -> str:
+    """Python code that takes the output from what the architecture returns: nothing, a key, an attribute or a place."""
+    returned: list[Any] = []
+    handle = graph.network.model.register_forward_hook(lambda module, given, made: returned.append(made))
+    try:
+        with torch.no_grad():
+            graph.module(*graph.example)
+    finally:
+        handle.remove()
+    (made,) = returned
+    if isinstance(made, Mapping):
+        return f"[{_text(graph.output)}]"
+    if hasattr(made, graph.output):
+        return f".{graph.output}"
+    return "[0]" if isinstance(made, (tuple, list)) else ""
+
+
+def _arguments(graph: Graph) -> str:
+    """Of a call of the architecture: one input alone by its place, several by the names that its parameters have."""
+    if len(graph.inputs) == 1:
+        return tensors_of(graph)
+    return ", ".join(f"{given.name}=torch.from_numpy({given.name})" for given in graph.inputs)
 
 
 def _text(value: str) -> str:
