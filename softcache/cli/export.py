@@ -32,7 +32,7 @@ from softcache.console import size
 @section(
     "Formats",
     option("--opset", type=int, help="Version of ONNX's operators.  [default: 20]"),
-    option("--output", help="Name of the network's output.  [default: logits]"),
+    option("--output", help="Name of the network's output.  [default: logits, or what was learnt in their place]"),
 )
 @section(
     "Numbers of 8 bits (onnx, torch-export)",

@@ -42,7 +42,9 @@ model = {name}.from_pretrained(".").eval()  # this folder, whose config.json has
 with torch.no_grad():
     {graph.output} = model({named}).{graph.output}"""
     if isinstance(source, Torchvision) and common:
-        side = f", image_size={size}" if fixed and source.name.startswith("vit") else ""
+        side = ""
+        if fixed:
+            side = f", image_size={size}" if source.name.startswith("vit") else f", input_size=({size}, {size})"
         made = f"import torchvision\n\nmodel = torchvision.models.get_model({_text(source.name)}, num_classes="
         made += f"{network.classes}{side}{_no_auxiliary(source.name)})"
     elif isinstance(source, Timm) and common:

@@ -18,8 +18,11 @@ import torch
 from softcache.atomic import commit, dead_temporaries, temporary_path
 from softcache.config.folders import make_folder
 from softcache.config.given import recorded_data_dir, remember_data
+from softcache.config.options import Options
+from softcache.config.parsed import parse
 from softcache.config.record import read_record
 from softcache.config.teachers import default_data, known_folder
+from softcache.config.train import TrainConfig
 from softcache.datasets._labels import labelled
 from softcache.errors import ModelError, SoftcacheError, UsageError
 from softcache.exporting._comparison import Difference, compare, runner_of, seconds_of
@@ -100,8 +103,8 @@ def export(
     ``exports/RUN``. preprocess: whether inputs are as the dataset gives them, and the file standardizes and resizes
     them. opset: of ONNX. quantize: ``int8``; calibrate: rows of the train split that ranges of activations are taken
     from, 0 for ranges that are measured as it runs; max_drop: what the leading score may lose by it, in 0..1.
-    output: name of the output, by default ``logits``. card: whether a folder gets a ``README.md``. license: of the
-    network, for the card and the files. The rest is as ``evaluate`` has it.
+    output: name of the output, by default ``logits``, or what was learnt in their place. card: whether a folder gets a
+    ``README.md``. license: of the network, for the card and the files. The rest is as ``evaluate`` has it.
 
     Errors: ``UsageError`` for what can't be combined, ``ModelError`` where a format can't hold the network, or what it
     holds computes something else; nothing is left behind then.
@@ -125,7 +128,11 @@ def export(
     remember_data(folder, record.options, dataset)
     network = _open(folder, viewed)
     graph = graph_of(
-        network, viewed.clean(_rows(viewed, 2)), viewed.inputs, prepares=preprocess, output=output or LOGITS
+        network,
+        viewed.clean(_rows(viewed, 2)),
+        viewed.inputs,
+        prepares=preprocess,
+        output=output or _learnt(record.options),
     )
     calibration = None
     if quantize is not None:
@@ -154,6 +161,15 @@ def export(
         shutil.rmtree(part, ignore_errors=True)
     placed = tuple(dataclasses.replace(one, path=target if alone else target / one.path.name) for one in files)
     return Export(target, placed, document, target / CARD if not alone and card is not False else None)
+
+
+def _learnt(options: Options) -> str:
+    """``logits``, or the output that a student has learnt in their place."""
+    if not isinstance(options, TrainConfig):
+        return LOGITS
+    parsed = parse(options)
+    labels = parsed.beta is None or parsed.beta.bounds()[1] > 0
+    return LOGITS if not parsed.outputs or LOGITS in parsed.outputs or labels else parsed.outputs[0]
 
 
 def _open_data(opened: Callable[[str], Viewed]) -> Viewed:
