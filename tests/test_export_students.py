@@ -41,8 +41,6 @@ def test_a_student_that_answers_through_its_teachers_classifier(tmp_path: Path) 
         cache=[str(cache)],
         hint="simkd:teacher=layer2,student=layer2",
         teacher=str(tmp_path / "teacher"),
-        alpha="0",
-        beta="0",
         out=tmp_path / "run",
         epochs=1,
         workers=0,
