@@ -157,7 +157,7 @@ def make_trained(
 def answers(folder: Path, viewed: Viewed, rows: np.ndarray, output: str = "logits") -> np.ndarray:
     """What the network in a folder says of some rows, as ``softcache eval`` asks it."""
     samples = viewed.samples
-    network = open_network(str(folder), classes=len(samples.classes), pictures=samples.pictures).eval()
+    network = open_network(str(folder), classes=None, pictures=samples.pictures).eval()
     with torch.no_grad():
         return network.outputs(viewed.clean(rows), [output])[output].numpy()
 

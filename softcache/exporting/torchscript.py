@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from softcache.errors import ModelError
 from softcache.exporting._archive import leave_out
 from softcache.exporting._format import DOCUMENT, Batches, Format, Runner, tensors_of
 from softcache.exporting._graph import Graph
 from softcache.exporting._silent import silent
-from softcache.userfile import one_line
+from softcache.userfile import is_module_of_file, one_line
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Torchscript(Format):
         """See ``Format.write``."""
         assert calibration is None, "quantizes is false"
         try:
-            with silent(), torch.no_grad():
+            with silent(), _names_of_files(graph.module), torch.no_grad():
                 # torch says that this is deprecated, and that each size which Python code looks at becomes a constant:
                 # whether the trace computes the same is found out on samples of other sizes.
                 traced = torch.jit.trace(graph.module, graph.example, check_trace=False)
@@ -62,3 +65,19 @@ class Torchscript(Format):
 model = torch.jit.load("{file}")
 with torch.no_grad():
     {graph.output} = model({tensors_of(graph)})"""
+
+
+@contextmanager
+def _names_of_files(module: nn.Module) -> Iterator[None]:
+    """Classes from users' files are of a module that has the name of the file. That of softcache has its path in it,
+    which is nothing for others, and may begin with a digit, which TorchScript doesn't read."""
+    before = {type(part): type(part).__module__ for part in module.modules()}
+    own = {cls: name for cls, name in before.items() if is_module_of_file(name)}
+    try:
+        for cls, name in own.items():
+            stem = Path(str(sys.modules[name].__file__)).stem
+            cls.__module__ = "file_" + re.sub(r"[^0-9A-Za-z_]", "_", stem)
+        yield
+    finally:
+        for cls, name in own.items():
+            cls.__module__ = name

@@ -126,14 +126,9 @@ def export(
     opened = functools.partial(open_viewed, dataset, data_dir=data_dir, download=download, augment="none", size=size)
     viewed = _open_data(opened)
     remember_data(folder, record.options, dataset)
-    network = _open(folder, viewed)
-    graph = graph_of(
-        network,
-        viewed.clean(_rows(viewed, 2)),
-        viewed.inputs,
-        prepares=preprocess,
-        output=output or _learnt(record.options),
-    )
+    chosen = output or _learnt(record.options)
+    network = _open(folder, viewed, chosen)
+    graph = graph_of(network, viewed.clean(_rows(viewed, 2)), viewed.inputs, prepares=preprocess, output=chosen)
     calibration = None
     if quantize is not None:
         rows = CALIBRATION if calibrate is None else calibrate
@@ -182,12 +177,13 @@ def _open_data(opened: Callable[[str], Viewed]) -> Viewed:
         return viewed
 
 
-def _open(folder: Path, viewed: Viewed) -> Network:
+def _open(folder: Path, viewed: Viewed, output: str) -> Network:
+    """As it is evaluated; of one that gives no logits of classes, the width is its own."""
     samples = viewed.samples
     spec = str(folder) if os.sep in str(folder) else f"./{folder}"
     return open_network(
         spec,
-        classes=len(samples.classes) or None,
+        classes=(len(samples.classes) or None) if output == LOGITS else None,
         class_names=samples.classes,
         statistics=samples.statistics,
         pictures=samples.pictures,
