@@ -163,8 +163,8 @@ def _learnt(options: Options) -> str:
     if not isinstance(options, TrainConfig):
         return LOGITS
     parsed = parse(options)
-    labels = parsed.beta is None or parsed.beta.bounds()[1] > 0
-    return LOGITS if not parsed.outputs or LOGITS in parsed.outputs or labels else parsed.outputs[0]
+    labels = parsed.beta.bounds()[1] if parsed.beta is not None else 1 - parsed.alpha.bounds()[0]
+    return LOGITS if not parsed.outputs or LOGITS in parsed.outputs or labels > 0 else parsed.outputs[0]
 
 
 def _open_data(opened: Callable[[str], Viewed]) -> Viewed:
