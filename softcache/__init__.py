@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from softcache.stages.convert import convert
     from softcache.stages.dump import dump
     from softcache.stages.eval import evaluate, evaluate_all
+    from softcache.stages.export import export
     from softcache.stages.keys import KeyBatch, Keys, KeySampler
     from softcache.stages.report import report
     from softcache.stages.sweep import sweep
@@ -52,6 +53,7 @@ _HOMES = {
     "dump": "softcache.stages.dump",
     "evaluate": "softcache.stages.eval",
     "evaluate_all": "softcache.stages.eval",
+    "export": "softcache.stages.export",
     "open_network": "softcache.models._open",
     "open_samples": "softcache.datasets._open",
     "report": "softcache.stages.report",
@@ -81,6 +83,7 @@ __all__ = [
     "dump",
     "evaluate",
     "evaluate_all",
+    "export",
     "open_network",
     "open_samples",
     "report",

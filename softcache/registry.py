@@ -2,7 +2,7 @@
 
 A component is the one public frozen dataclass of its file, and its fields are its options. Other packages add
 components with entry points of the groups ``softcache.codecs``, ``softcache.losses``, ``softcache.losses.hints``,
-``softcache.views``, ``softcache.models``, ``softcache.datasets`` and ``softcache.tracking``.
+``softcache.views``, ``softcache.models``, ``softcache.datasets``, ``softcache.exporting`` and ``softcache.tracking``.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ NOUNS = {
     "models": "model source",
     "datasets": "dataset",
     "tracking": "tracker",
+    "exporting": "export format",
 }
 # Kinds whose components may be classes of a user's own, named ``my.py:Focal`` or ``python:package.module:Focal``. (The
 # other kinds have a component called ``python``, which calls a function of the user's.)

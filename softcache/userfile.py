@@ -32,6 +32,15 @@ def load_file(path: Path) -> ModuleType:
     return importlib.import_module(f"{__name__}.{_sha(path)}_{os.fsencode(path).hex()}")
 
 
+def is_module_of_file(name: str) -> bool:
+    """Whether a module of this name stands for a user's file.
+
+    >>> is_module_of_file("softcache.userfile.0123456789abcdef_2f78"), is_module_of_file("softcache.userfile")
+    (True, False)
+    """
+    return name.startswith(f"{__name__}.")
+
+
 def named_object(target: str) -> tuple[Any, str]:
     """What ``package.module:NAME`` or ``path/to/file.py:NAME`` names, and the same with the file's path made absolute.
 

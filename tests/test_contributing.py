@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 import softcache
 
@@ -85,6 +87,36 @@ class Stripes:
             recipe="none", statistics=((0.5,), (0.25,)), images=images,
         )
 ''',
+    "exporting/numpy_arrays.py": '''
+"""Parameters as NumPy's arrays."""
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from softcache.exporting._format import Format
+
+
+@dataclass(frozen=True)
+class NumpyArrays(Format):
+    """A ``.npz`` file."""
+
+    suffix: ClassVar[str] = ".npz"
+    computes: ClassVar[bool] = False
+
+    def write(self, graph, path, document, calibration):
+        np.savez(path, **{name: t.numpy() for name, t in graph.network.model.state_dict().items()})
+
+    def load(self, path, graph):
+        with np.load(path) as arrays:
+            state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        graph.network.model.load_state_dict(state)
+        return lambda tensors: graph.module(*tensors).detach()
+
+    def usage(self, graph, file, *, int8):
+        return f'arrays = np.load("{file}")'
+''',
 }
 
 
@@ -100,7 +132,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_loss_a_codec_and_a_dataset_are_one_file_each(checkout: Path, tmp_path: Path) -> None:
+def test_a_loss_a_codec_a_dataset_and_a_format_are_one_file_each(checkout: Path, tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
         environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "softcache", *arguments]
@@ -118,6 +150,9 @@ def test_a_loss_a_codec_and_a_dataset_are_one_file_each(checkout: Path, tmp_path
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())
     assert recorded["losses"][0]["loss"] == "squared:scale=8"
     assert recorded["options"]["dataset"] == "stripes"
+    assert "out.npz" in run("export", "run", "--format", "numpy-arrays", "-o", "out.npz")
+    with np.load(tmp_path / "out.npz") as arrays:
+        assert set(arrays.files) == set(load_file(tmp_path / "run" / "student.safetensors"))
     assert json.loads(run("info", "cache", "--json"))["columns"]["logits"]["codec"] == "rounded:step=0.02"
     assert "squared" in run("losses")
     assert run("verify", "cache", "--teacher", "teacher").rstrip().endswith("every byte is as it was written")

@@ -28,6 +28,7 @@ ROWS = [
     "training",
     "evaluating",
     "converting",
+    "exporting",
     "dumping",
     "stream",
     "cache",

@@ -21,8 +21,8 @@ from softcache.errors import OtherRankError, SoftcacheError, nearest
 from softcache.remembered import set_process
 
 ORDER = (
-    "teach", "layers", "plan", "dump", "train", "compare", "sweep", "eval", "report", "info", "verify", "trim",
-    "convert", "copy", "losses", "presets",
+    "teach", "layers", "plan", "dump", "train", "compare", "sweep", "eval", "report", "export", "info", "verify",
+    "trim", "convert", "copy", "losses", "presets",
 )  # fmt: skip
 
 

@@ -95,7 +95,7 @@ class Network(nn.Module):
             return self.model(self.prepare(inputs))
         if isinstance(self.model, ArrayModel):  # a function gets what the data have, and where they are
             return self.model(inputs)
-        positional, named = self.arguments(self._standardized(inputs))
+        positional, named = self.arguments(self.standardized(inputs))
         return self.model(*positional, **named)
 
     def arguments(self, fields: Fields) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -179,7 +179,7 @@ class Network(nn.Module):
         x = x.div(white).sub(self._mean).div(self._std)  # (B, C, H', W') with (channels, 1, 1)
         return x.to(like.dtype).contiguous(memory_format=layout)
 
-    def _standardized(self, fields: Fields) -> Fields:
+    def standardized(self, fields: Fields) -> Fields:
         """Inputs on the device of the parameters; floats in their dtype, those of the one floating input standardized,
         but for what rows are filled up with. Whole numbers stay as they are.
         """

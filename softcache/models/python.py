@@ -53,7 +53,7 @@ class Python:
             public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
             raise ModelError(f"{place} has no function {name!r}{nearest(name, public)}")
         try:
-            network = factory(num_classes=classes) if classes and _takes_classes(factory) else factory()
+            network = factory(num_classes=classes) if classes and takes_classes(factory) else factory()
         except Exception as error:
             raise ModelError(f"{self.factory} raised {type(error).__name__}: {_line(error)}") from error
         if isinstance(network, nn.Module):
@@ -71,7 +71,8 @@ class Python:
         return only_files(weights, self.factory)
 
 
-def _takes_classes(factory: Callable[..., Any]) -> bool:
+def takes_classes(factory: Callable[..., Any]) -> bool:
+    """Whether a factory is called with ``num_classes``."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):  # builtins without a signature

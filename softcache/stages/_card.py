@@ -47,11 +47,11 @@ The raw outputs of a teacher network for {counted(identity.dataset.rows * state.
 students can be trained from them, at any temperature, without the teacher. The dataset itself is not in here; a
 training needs it, and compares a digest of each input with that of what the teacher saw.
 
-{_table(("", ""), facts)}
+{markdown_table(("", ""), facts)}
 
 ## What is kept
 
-{_table(("column", "kind", "of one key", "codec", "measured error"), columns)}
+{markdown_table(("column", "kind", "of one key", "codec", "measured error"), columns)}
 
 ## Train from it
 
@@ -101,7 +101,8 @@ def _package(address: str, manifest: Manifest) -> str:
     return f"'softcache[{','.join(extras)}]'" if extras else "softcache"
 
 
-def _table(header: tuple[str, ...], lines: Any) -> str:
+def markdown_table(header: tuple[str, ...], lines: Any) -> str:
+    """A table in Markdown."""
     marked = [header, tuple("---" for _ in header), *lines]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in marked)
 

@@ -166,7 +166,7 @@ def _teachers(options: Mapping[str, Any]) -> dict[str, float]:
     for name in options.get("cache", ()):
         cache = _opened(name, options)
         try:
-            spec, reached = _teacher_test(cache)
+            spec, reached = teacher_test(cache)
         except SoftcacheError as error:
             log.info(f"the teacher's score on the test split isn't known: {error}")
             continue
@@ -176,7 +176,7 @@ def _teachers(options: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _teacher_test(cache: Cache) -> tuple[str, float]:
+def teacher_test(cache: Cache) -> tuple[str, float]:
     """Errors: ``SoftcacheError`` where no folder of the teacher is known, or it is another one by now."""
     spec, identity = recorded_teacher(cache), cache.manifest.identity
     for folder in _folders(spec, identity.dataset.spec):
