@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         "--hint",
         multiple=True,
         metavar="LAYER",
-        help="A layer's activations too, as LAYER[:pool=7][:shape=1024x7x7][:codec=CODEC]; repeatable.",
+        help="A layer's activations too, as LAYER[:pool=7][:rows=0.25][:shape=1024x7x7][:codec=CODEC]; repeatable.",
     ),
     _options.json_,
 )
