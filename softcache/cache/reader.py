@@ -250,8 +250,9 @@ class Cache:
         with self.present([shard_name(view, column, number)]), self._opened(path, attributes, arrays, chunking) as file:
             if OFFSET in arrays:
                 wanted = offsets_of(self.places(column, *self.shard_range(column, number)))
+                by = "the rows of its share make it" if share_of(column) else f"the rows' lengths in {ROWS} add up to"
                 if not np.array_equal(read_array(file, OFFSET), wanted):
-                    raise IntegrityError(f"{path}: {OFFSET} is not what the rows' lengths in {ROWS} add up to")
+                    raise IntegrityError(f"{path}: {OFFSET} is not what {by}")
             for name in file.names if self.verify_reads else ():
                 if not is_intact(file, name):
                     raise IntegrityError(
@@ -347,8 +348,7 @@ class ColumnReader:
     def padded(self, arrays: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """What ``gather`` gives of a ragged column → values (B, L, …) float32, filled up to the longest row with 0, and
         (B, L) int64, 1 for a row's own places; L is at least 1. Of a column of a share of the rows (B, …), 0 for rows
-        that aren't in it, and (B,). Errors: ``UsageError`` where the arrays are of another column, or it isn't ragged.
-        """
+        that aren't in it, and (B,). Errors: ``UsageError`` for arrays of another column, or one that isn't ragged."""
         if OFFSET not in arrays:
             raise UsageError(f"rows of {self.name!r} have no lengths of their own: use decode")
         return filled(self.name, self.decode(arrays), arrays[OFFSET]), own_mask(self.name, arrays[OFFSET])
