@@ -19,7 +19,8 @@ from harness_dump import DIE_AT_STEP, Setting, Warm, shards
 from harness_https import certificate, https_server
 from harness_ragged import asked
 from harness_ragged import make_place as make_words
-from harness_train import SIZE, command, make_cache, make_teacher
+from harness_store import Proxy, Server
+from harness_train import SIZE, command, fit, make_cache, make_teacher, same, weights
 
 from softcache.cache.reader import Cache
 from softcache.cache.schema import MAX_SHARD_BYTES, ColumnRecord, canonical_json
@@ -234,6 +235,22 @@ def test_a_server_gives_it_by_its_name(made: Path, here: Path, monkeypatch: pyte
     with https_server(here / "served", keys) as url:
         copy(f"{url}/shares", here / "again")
     assert shards(here / "again") == shards(made / "cache")
+
+
+def test_a_store_takes_it_and_a_training_reads_it_from_there(
+    made: Path, tmp_path: Path, server: Server, faults: Proxy
+) -> None:
+    address, folder = f"s3://{server.bucket()}/shares", tmp_path / "folder"
+    kept: dict[str, Any] = {"size": SIZE, "views": 1, "shard_rows": 256, "batch_size": 32, "hint": (QUARTER,)}
+    dump(str(made / "teacher"), out=address, staging=str(tmp_path / "staging"), **kept)
+    dump(str(made / "teacher"), out=folder, **kept)
+    copy(address, tmp_path / "copy")
+    assert shards(tmp_path / "copy") == shards(folder)
+    for shuffle in ("shards:3", "full"):
+        learning = {"hint": (f"fitnet:teacher={QUARTER},student=layer1",), "epochs": 1, "shuffle": shuffle}
+        fit(tmp_path / f"far-{shuffle[:4]}", cache=address, local_cache=str(tmp_path / "local"), **learning)
+        fit(tmp_path / f"near-{shuffle[:4]}", cache=folder, **learning)
+        assert same(*(weights(tmp_path / f"{where}-{shuffle[:4]}") for where in ("far", "near")))
 
 
 @pytest.mark.parametrize("step", [6, 12, pytest.param(25, marks=pytest.mark.torture)])

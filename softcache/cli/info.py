@@ -10,7 +10,7 @@ import click
 from softcache.cli import _options
 from softcache.cli._options import section
 from softcache.cli._print import as_json, lost, percent, rows, table
-from softcache.console import size
+from softcache.console import of_rows, size
 from softcache.errors import CacheError
 
 
@@ -94,19 +94,11 @@ def _column(name: str, column: dict[str, Any]) -> str:
     if column["lengths"] is not None:
         text += f", L of {column['lengths']}"
     if share is not None:
-        text += f", of {_share(share)} of the rows"
+        text += f", of {of_rows(share)}"
     text += lost(column["error"])
     for step in reversed(column["converted"]):
         text += f" against its source, which was in {step['codec']}{lost(step['error'])}"
     return text
-
-
-def _share(share: float) -> str:
-    """
-    >>> _share(0.25), _share(0.001)
-    ('25 %', '0.1 %')
-    """
-    return f"{100 * share:.6g} %"
 
 
 def _described(path: Path) -> dict[str, Any]:
