@@ -62,7 +62,7 @@ def said_of_drawn(
 
     Errors: ``NumericsError`` where nothing that the teacher says is finite.
     """
-    found = {}
+    found: dict[str, Said] = {}
     for share in dict.fromkeys(column.share for column in columns):
         some = [column for column in columns if column.share == share]
         keys = drawn_keys(identity.cache_id(), len(viewed), views, share)

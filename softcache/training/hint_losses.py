@@ -57,7 +57,8 @@ class HintLosses(nn.Module):
         self.events = events
         self.unreached = tuple(unreached)
         self._positions: dict[float | None, str] = {}
-        for number, (share, some) in enumerate({None: rows, **kept}.items()):
+        rows_of: dict[float | None, np.ndarray] = {None: rows, **kept}
+        for number, (share, some) in enumerate(rows_of.items()):
             position_of_row = torch.full((total,), -1, dtype=torch.int64)
             position_of_row[torch.from_numpy(some)] = torch.arange(len(some))
             self._positions[share] = f"position_of_row_{number}"
@@ -102,8 +103,8 @@ class HintLosses(nn.Module):
                 values.append(
                     term.value(built, given.student, given.teacher, positions=given.positions, labels=given.labels)
                 )
-            else:  # no row has a place: 0, with a graph
-                values.append(torch.stack([x.sum() for x in student]).sum() * 0)
+            else:  # no row has a place
+                values.append(_zero([*student, *built.parameters()]))
         return values
 
     @contextlib.contextmanager
@@ -154,6 +155,16 @@ def _of_share(given: _Given, offset: Int64) -> _Given:
     at = on_device(there, given.positions.device)
     student = [x.index_select(0, at) for x in given.student]
     return _Given(student, given.teacher, given.positions.index_select(0, at), given.labels.index_select(0, at))
+
+
+def _zero(tensors: Sequence[Tensor]) -> Tensor:
+    """0 with a graph in which each of these has the gradient 0. Without one, optimizers would leave parameters out of a
+    step, and fused ones fail where some of them have no momentum yet."""
+    nothing = [tensor.flatten()[:0] for tensor in tensors]  # whose sum is 0, whatever the numbers are
+    total = torch.zeros((), device=tensors[0].device)
+    for empty in nothing:
+        total = total + empty.sum(dtype=torch.promote_types(empty.dtype, torch.float32))
+    return total
 
 
 class Reached(Exception):
