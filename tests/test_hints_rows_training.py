@@ -277,3 +277,16 @@ def test_statistics_over_ranks_are_refused(made: Path) -> None:
     prepared = prepare(parse(TrainConfig.of(student=STUDENT, device="cpu", **options)))
     with pytest.raises(UsageError, match="--sync-bn needs samples on every rank in each step"):
         _synchronize_batch_norms(prepared.network, prepared.hint_losses, torch.device("cuda"), Ranks(0, 2))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_learns_from_a_share_as_a_cpu_does(made: Path, tmp_path: Path) -> None:
+    """Held on the device and gathered from memory maps; batches of twelve have 0.6 rows in the mean."""
+    learning = {"cache": made / "cache", "hint": terms(":rows=0.05", "fitnet", "at", "rkd"), "epochs": 1, "amp": "off"}
+    learning |= {"alpha": "0", "beta": "1", "batch_size": 12, "channels_last": False}
+    fit(tmp_path / "cpu", device="cpu", **learning)
+    for resident in ("device", "off"):
+        fit(tmp_path / resident, device="cuda", resident=resident, **learning)
+    on_cpu, held, gathered = (weights(tmp_path / name) for name in ("cpu", "device", "off"))
+    assert all(torch.allclose(held[name], gathered[name], rtol=1e-4, atol=1e-5) for name in held)
+    assert all(torch.allclose(on_cpu[name].float(), held[name].float(), rtol=0.05, atol=0.02) for name in held)
