@@ -617,7 +617,8 @@ def test_a_reader_made_from_the_specification_reads_activations_of_a_share_of_th
         for layer, (dtype, shape) in layers.items():
             found, reader = plain.column(view, f"hint.{layer}"), cache.column(f"hint.{layer}")
             wanted = np.frombuffer(bytes.fromhex(expected["views"][view][layer]), dtype).reshape(-1, *shape[1:])
-            assert np.array_equal(found["values"], wanted)
+            near = {"<f2": 1e-3, "<f4": 1e-5}[dtype] if "pool" in layer else 0  # means may be summed in another order
+            assert np.allclose(found["values"], wanted, rtol=near, atol=0)
             kept = np.diff(found["offset"])
             assert (len(found["offset"]), kept.sum(), kept.max()) == (ROWS + 1, len(wanted), 1)
             assert np.array_equal(found["digest"], logits["digest"])
