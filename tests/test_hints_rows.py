@@ -295,7 +295,7 @@ def test_a_cache_of_nothing_else_is_repaired_and_compared(made: Path, tmp_path: 
     "spec",
     ["layer1:rows=0", "layer1:rows=2", "layer1:rows=nan", "layer1:rows=x", "layer1:rows=", "layer1:rows=-0.5",
      "layer1:rows=0.0", "layer1:rows=1.0", "layer1:rows=0.50", "layer1:rows=.5", "layer1:rows=1e-3",
-     "layer1:rows=0.0000001", "layer1:rows=0.5:rows=0.5", "layer1:rows=0.5:pool=2", "layer1:rows=0.5:in"],
+     "layer1:rows=0.0000001", "layer1:rows=0.5:rows=0.5", "layer1:rows=0.5:pool=2"],
 )  # fmt: skip
 def test_what_is_no_share_of_the_rows_is_refused(spec: str) -> None:
     with pytest.raises(UsageError, match=r"is no share of the rows: it is above 0 and at most 1"):
@@ -309,6 +309,8 @@ def test_specs_of_layers_with_all_that_may_be_said_of_them() -> None:
     assert parse_hint("layer1:rows=1").column == "hint.layer1:rows=1"
     with pytest.raises(UsageError, match=r"the options are pool=7, rows=0\.25 and codec=, in this order"):
         parse_hint("layer1:row=0.5")
+    with pytest.raises(UsageError, match=r"in this order"):
+        parse_hint("layer1:rows=0.5:in")
     assert asked_compressions([f"hint.{POOLED}=zstd:level=3,rows=4", "zstd:rows=64", "hint.layer1:pool=2=none"]) == {
         f"hint.{POOLED}": "zstd:level=3,rows=4", "": "zstd:rows=64", "hint.layer1:pool=2": "none",
     }  # fmt: skip

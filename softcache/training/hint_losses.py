@@ -57,8 +57,8 @@ class HintLosses(nn.Module):
         self.events = events
         self.unreached = tuple(unreached)
         self._positions: dict[float | None, str] = {}
-        rows_of: dict[float | None, np.ndarray] = {None: rows, **kept}
-        for number, (share, some) in enumerate(rows_of.items()):
+        rows_of: list[tuple[float | None, np.ndarray]] = [(None, rows), *kept.items()]
+        for number, (share, some) in enumerate(rows_of):
             position_of_row = torch.full((total,), -1, dtype=torch.int64)
             position_of_row[torch.from_numpy(some)] = torch.arange(len(some))
             self._positions[share] = f"position_of_row_{number}"
