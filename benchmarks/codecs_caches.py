@@ -22,7 +22,7 @@ from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, ROWS, SAMPLES
 from softcache.cache.shard import ShardWriter, write_temporary
 from softcache.codecs._open import open_codec, settled_codec, sized_codec
-from softcache.dumping.constants import drawn_keys
+from softcache.dumping.drawn import drawn_keys
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 PIECE = 128  # rows that are encoded together

@@ -63,6 +63,15 @@ def run_script(main: Callable[[], None]) -> None:
         sys.exit(f"error: {error}")
 
 
+def of_rows(share: float) -> str:
+    """A share of a dataset's rows, for people.
+
+    >>> of_rows(0.25), of_rows(0.001)
+    ('25 % of the rows', '0.1 % of the rows')
+    """
+    return f"{100 * share:.6g} % of the rows"
+
+
 def counted(number: int, what: str) -> str:
     """A number with what it counts, in the singular or the plural.
 

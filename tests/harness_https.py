@@ -7,6 +7,7 @@ import datetime
 import ipaddress
 import ssl
 import threading
+import urllib.parse
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -58,6 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
+        path = urllib.parse.unquote(path)
         file = self._root / path.lstrip("/")
         if query != self._query:
             return self._say(403, b"")

@@ -308,9 +308,13 @@ def darker():
 
 @needs_ray
 @pytest.mark.torture
-@pytest.mark.parametrize("kind", ["a codec with constants", "rows of many lengths", "files and worker processes"])
+@pytest.mark.parametrize(
+    "kind", ["a codec with constants", "rows of many lengths", "a share of the rows", "files and worker processes"]
+)
 def test_other_data_and_codecs_come_out_the_same(setting, nodes, warm, tmp_path, kind):
     command, more = setting.command, ["--codec", "int8"]
+    if kind == "a share of the rows":
+        more += ["--hint", "body.2:rows=0.1"]
     if kind == "rows of many lengths":
         command, more = make_words_setting(tmp_path / "words").command, ["--bucket"]
     if kind == "files and worker processes":
@@ -322,7 +326,7 @@ def test_other_data_and_codecs_come_out_the_same(setting, nodes, warm, tmp_path,
     assert shards(tmp_path / "shared") == shards(tmp_path / "alone")
     constants = {path.name: path.read_bytes() for path in (tmp_path / "alone").glob("column-*.h5")}
     assert {path.name: path.read_bytes() for path in (tmp_path / "shared").glob("column-*.h5")} == constants
-    assert bool(constants) == (kind == "a codec with constants")
+    assert bool(constants) == (kind in ("a codec with constants", "a share of the rows"))
 
 
 @needs_ray

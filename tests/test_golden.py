@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 import subprocess
 import zlib
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -182,13 +184,26 @@ class Plain:
         assert digest.hexdigest() == self.state["columns"][column]["constants"]
         return found
 
+    @staticmethod
+    def of_share(share: str, rows: int) -> list[int]:
+        """1 for the rows that a share has, else 0."""
+        assert re.fullmatch(r"1|0\.\d{0,5}[1-9]", share)
+        h = [splitmix(splitmix(0x726F7773) ^ row) >> 32 for row in range(rows)]
+        millionths = int(1_000_000 * Fraction(share))
+        first = h.index(min(h[:4096]))
+        return [int(h[row] * 1_000_000 < millionths * 2**32 or row == first) for row in range(rows)]
+
     def column(self, view: int, column: str) -> dict[str, np.ndarray]:
         """All rows of a column of a view; of a ragged one the places of all rows, and ``offset`` of all."""
-        record = self.state["columns"][column]
+        record, (path, _, share) = self.state["columns"][column], column.partition(":rows=")
         rows, size, input_, begin = self.identity["dataset"]["rows"], record["shard_rows"], record["lengths"], 0
         assert self.identity["grid"]["block_rows"] % size == 0
-        assert (record["shape"][:1] == [None]) == (input_ is not None)
+        assert (record["shape"][:1] == [None]) == (input_ is not None or bool(share))
         lengths = None if input_ is None else self.file("rows.h5", "rows")[f"length/{input_}"].tolist()
+        if share:
+            assert path.startswith("hint.")
+            assert (input_, record["stride"]) == (None, 1)
+            lengths = self.of_share(share, rows)
         shards = []
         for number in range(-(-rows // size)):
             count = min(size, rows - number * size)
@@ -584,6 +599,37 @@ def test_a_reader_made_from_the_specification_reads_compressed_columns() -> None
     with h5py.File(GOLDEN / "compressed/view-0000/words-00000.h5") as file:
         assert file["values"].id.get_num_chunks() == 5
     assert verify(GOLDEN / "compressed").ok
+
+
+def test_a_reader_made_from_the_specification_reads_activations_of_a_share_of_the_rows() -> None:
+    plain, expected = Plain(GOLDEN / "shares"), EXPECTED["shares"]
+    cache = Cache(GOLDEN / "shares", verify_reads=True)
+    layers = {
+        "fc:in:rows=0.4": ("<f2", [None, 64]), "layer1:pool=2:rows=0.25": ("<f4", [None, 16, 2, 2]),
+        "layer1:pool=1:rows=0.000001": ("<f2", [None, 16, 1, 1]),
+    }  # fmt: skip
+    shapes = {name: record["shape"] for name, record in plain.state["columns"].items()}
+    assert shapes == {"logits": [3], **{f"hint.{layer}": shape for layer, (_, shape) in layers.items()}}
+    order = np.random.default_rng(1).permutation(ROWS)
+    for view in range(2):
+        logits = plain.column(view, "logits")
+        assert logits["values"].tobytes() == bytes.fromhex(expected["views"][view]["logits"])
+        for layer, (dtype, shape) in layers.items():
+            found, reader = plain.column(view, f"hint.{layer}"), cache.column(f"hint.{layer}")
+            wanted = np.frombuffer(bytes.fromhex(expected["views"][view][layer]), dtype).reshape(-1, *shape[1:])
+            near = {"<f2": 1e-3, "<f4": 1e-5}[dtype] if "pool" in layer else 0  # means may be summed in another order
+            assert np.allclose(found["values"], wanted, rtol=near, atol=0)
+            kept = np.diff(found["offset"])
+            assert (len(found["offset"]), kept.sum(), kept.max()) == (ROWS + 1, len(wanted), 1)
+            assert np.array_equal(found["digest"], logits["digest"])
+            read = reader.gather(view, order)
+            assert read["values"].tobytes() == np.concatenate([found["values"][a:b] for a, b in zip(
+                found["offset"][order], found["offset"][order + 1], strict=True)]).tobytes()  # fmt: skip
+            assert np.array_equal(np.diff(read["offset"]), kept[order])
+    assert plain.of_share("0.000001", ROWS).count(1) == 1
+    assert (GOLDEN / "shares" / "view-0000" / "hint.layer1@pool=2@rows=0.25-00001.h5").exists()
+    found = verify(GOLDEN / "shares")
+    assert (found.ok, found.foreign) == (True, [])
 
 
 def test_views_can_be_made_again_from_the_specification() -> None:

@@ -63,6 +63,15 @@ CASES: dict[str, dict[str, Any]] = {
         "loss": ["kl:of=tags,T=2", "dist:of=tags", "mse:of=states", "kl:weight=0.5"],
         "hint": ["vid:teacher=words,student=mixed"], "cache": "words", **OF_WORDS,
     },
+    # Batches of 13 have none or a few rows of the share, and many ranks none.
+    "a share of the rows": {
+        "hint": [FITNET.replace("layer1,", "layer1:rows=0.1,", 1), "vid:teacher=layer2:rows=0.1,student=layer2"],
+        "loss": ["kl"], "cache": "shares", "batch_size": 13,
+    },
+    "relations of a share": {
+        "hint": [f"{name}:teacher=fc:in:rows=0.1,student=fc:in" for name in ("sp", "rkd", "pkt", "cc")]
+        + [CRD.replace("fc:in", "fc:in:rows=0.1", 1)], "loss": ["kl"], "cache": "shares", "batch_size": 47, "epochs": 1,
+    },
     "means over places": {
         "loss": ["rkd:of=states"], "hint": ["cc:teacher=words,student=words"], "cache": "words", **OF_WORDS,
     },
@@ -74,6 +83,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     make_teacher(folder / "teacher")
     make_cache(folder / "cache", folder / "teacher", hint=HINTS)
+    make_cache(folder / "shares", folder / "teacher", hint=tuple(f"{layer}:rows=0.1" for layer in HINTS))
     make_cache(folder / "mixed", folder / "teacher", augment="mixup:alpha=1")
     (folder / "place").mkdir()
     place = make_place(folder / "place")

@@ -15,9 +15,11 @@ import torch
 from softcache.cache.chunk_frames import Chunking
 from softcache.cache.compression import recorded_chunking
 from softcache.cache.extents import Arrays
-from softcache.cache.schema import ColumnRecord
+from softcache.cache.schema import ColumnRecord, share_of
+from softcache.cache.shares import places_in
 from softcache.errors import UsageError
 from softcache.losses._target import Target
+from softcache.ragged import Int64, places_of
 
 DIGEST = "digest"  # of a key's inputs: an array of every column, beside those of its codec
 OFFSET = "offset"  # of a ragged column: where the places of each row begin, and at last where those of all end
@@ -27,10 +29,11 @@ OFFSET = "offset"  # of a ragged column: where the places of each row begin, and
 class Column:
     """``name``: of an output of the teacher, such as ``logits``, or ``hint.LAYER``. ``kind``: what its last axis is:
     ``classes``, ``binary`` or ``values``. ``shape``: of one key's values; of a ragged column, in which rows have
-    lengths of their own, of one place's. ``codec``: how they are kept. ``shard_rows``: rows a shard. ``lengths``: of a
-    ragged column, the input whose lengths it goes by: a row that is n long there has ceil(n / ``stride``) places.
-    ``constants``: reads those that the codec was fitted to, if it has any and was. ``compress``: how what the codec
-    keeps is compressed, as the manifest records it; None where it lies there as it is."""
+    different numbers of places, of one place's. ``codec``: how they are kept. ``shard_rows``: rows a shard.
+    ``lengths``: of a ragged column, the input whose lengths it goes by: a row that is n long there has ceil(n /
+    ``stride``) places. ``share``: of one that is kept for a share of the rows, which one: these rows have one place,
+    the others none. ``constants``: reads those that the codec was fitted to, if it has any and was. ``compress``: how
+    what the codec keeps is compressed, as the manifest records it; None where it lies there as it is."""
 
     name: str
     kind: str
@@ -41,12 +44,13 @@ class Column:
     stride: int = 1
     constants: Callable[[], dict[str, torch.Tensor]] | None = None
     compress: str | None = None
+    share: float | None = None
 
     @classmethod
     def of(cls, name: str, record: ColumnRecord, codec: Any) -> Column:
         """``codec``: as ``open_codec`` gives the one that the record names."""
         found = cls(name, record.kind, record.tail, codec, record.shard_rows, record.lengths, record.stride)
-        return dataclasses.replace(found, compress=record.compress)
+        return dataclasses.replace(found, compress=record.compress, share=share_of(name))
 
     @functools.cached_property
     def chunking(self) -> Mapping[str, Chunking]:
@@ -98,8 +102,16 @@ class Column:
 
     @property
     def ragged(self) -> bool:
-        """Whether rows have lengths of their own."""
-        return self.lengths is not None
+        """Whether rows have different numbers of places."""
+        return self.lengths is not None or self.share is not None
+
+    def places(self, rows: int, lengths: Mapping[str, Int64]) -> Int64:
+        """(N,) how many places each of a dataset's N ``rows`` has in a ragged column. ``lengths``: (N,) of each input
+        whose rows have lengths of their own."""
+        if self.share is not None:
+            return places_in(self.share, rows)
+        assert self.lengths is not None, self.name
+        return places_of(lengths[self.lengths], self.stride)
 
     @property
     def width(self) -> int:

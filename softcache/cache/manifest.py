@@ -39,6 +39,7 @@ from softcache.cache.schema import (
     in_files,
     is_hint,
     layer_of,
+    share_of,
     short,
 )
 from softcache.errors import CacheError, IntegrityError
@@ -313,7 +314,7 @@ def _of_state(manifest: Manifest) -> str:
             ),
             "columns.lengths": (
                 [(c.shape, c.lengths, c.stride, c.shard_rows) for c in columns.values()],
-                all(_goes_by(c, identity.dataset.inputs) for c in columns.values()),
+                all(_goes_by(name, c, identity.dataset.inputs) for name, c in columns.items()),
             ),
         }
     )  # fmt: skip
@@ -360,19 +361,21 @@ def _is_shape(column: ColumnRecord) -> bool:
     return (
         len(column.shape) <= 8
         and (bool(column.tail) or column.kind == "values")
-        and len(column.tail) == len(column.shape) - (column.shape[:1] == [None])
+        and len(column.tail) == len(column.shape) - column.ragged
         and all(0 < n < 2**31 for n in column.tail)
         and math.prod(column.tail) * 4 <= MAX_ROW_BYTES
     )
 
 
-def _goes_by(column: ColumnRecord, inputs: dict[str, InputField]) -> bool:
-    """Whether a column names lengths where its shape needs some, and only there."""
+def _goes_by(name: str, column: ColumnRecord, inputs: dict[str, InputField]) -> bool:
+    """Whether a column names lengths or a share of the rows where its shape needs one of them, and only there."""
+    if share_of(name) is not None:
+        return column.ragged and column.lengths is None and column.stride == 1 and column.shard_rows <= MAX_RAGGED_ROWS
     if column.lengths is None:
-        return column.shape[:1] != [None] and column.stride == 1
+        return not column.ragged and column.stride == 1
     given = inputs.get(column.lengths)
     return (
-        column.shape[:1] == [None]
+        column.ragged
         and given is not None
         and given.ragged
         and 0 < column.stride <= MAX_LENGTH

@@ -6,29 +6,33 @@ import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from softcache.cache.checksum import is_intact
 from softcache.cache.chunked_rows import ChunkMemory
-from softcache.cache.column import DIGEST, OFFSET
+from softcache.cache.column import DIGEST, OFFSET, Column
 from softcache.cache.mapping import MappedRows, map_column, map_shards
-from softcache.cache.schema import length_array
+from softcache.cache.schema import ROWS, length_array
 from softcache.cache.shard import Opened
 from softcache.errors import IntegrityError
 from softcache.inputs import MAX_LENGTH
 from softcache.ragged import Int64, offsets_of, runs_of
 
+if TYPE_CHECKING:
+    from softcache.cache.reader import Cache
+
 
 class RaggedRows:
     """Where the places of rows lie in the shards of a column, which is the same in every view.
 
-    ``places``: of each shard's rows, (rows,) int64 each. ``tails``: what the codec keeps, name → dtype and shape of one
-    place.
+    ``places``: of each shard's rows, (rows,) int64 each. ``tails``: of each array of the column, name → dtype and shape
+    of one place.
     """
 
     def __init__(self, places: Sequence[Int64], tails: Mapping[str, tuple[np.dtype, tuple[int, ...]]]):
-        self._tails = tails
+        self._tails = {name: spec for name, spec in tails.items() if name not in (DIGEST, OFFSET)}
         # Of each row where its places begin in its shard, and how many they are: side by side, so that a batch of rows
         # in any order is looked up at once.
         self._where = np.empty((sum(map(len, places)), 2), np.int64)
@@ -40,6 +44,18 @@ class RaggedRows:
             self._where[at : at + len(some), 1] = some
             self._ends.append(int(offset[-1]))
             at += len(some)
+
+    @classmethod
+    def of(cls, cache: Cache, column: Column) -> RaggedRows:
+        """Those of a cache's column. Errors: ``IntegrityError`` where ``rows.h5`` isn't what the manifest says."""
+        # Memory is taken for as many rows as the manifest says. Lengths are read from the file, which has to have as
+        # many; a share has none to read. The file may be missing, where a repair took it away.
+        if column.share is not None and (cache.folder / ROWS).exists():
+            with cache.rows_file():
+                pass
+        ranges = (cache.shard_range(column.name, number) for number in range(cache.manifest.shards(column.name)))
+        tails = {name: (np.dtype(dtype), shape[1:]) for name, (dtype, shape) in column.arrays(1).items()}
+        return cls([cache.places(column.name, *some) for some in ranges], tails)
 
     def map(
         self, shards: Sequence[AbstractContextManager[Opened]], memory: Mapping[str, ChunkMemory]

@@ -17,7 +17,7 @@ from softcache.cache.backing import Backing
 from softcache.cache.checksum import is_intact
 from softcache.cache.chunk_frames import Chunking
 from softcache.cache.chunked_rows import memories
-from softcache.cache.column import DIGEST, OFFSET, Column
+from softcache.cache.column import OFFSET, Column
 from softcache.cache.constants import when_needed
 from softcache.cache.extents import Arrays
 from softcache.cache.held_views import HeldViews
@@ -30,13 +30,14 @@ from softcache.cache.pinned import Pinned
 from softcache.cache.ragged_rows import RaggedRows, read_lengths
 from softcache.cache.remote import Remote
 from softcache.cache.row_numbers import out_of_range, row_numbers
-from softcache.cache.schema import ROWS, SAMPLES, length_array, sample_arrays, shard_name
+from softcache.cache.schema import ROWS, SAMPLES, length_array, sample_arrays, shard_name, share_of
 from softcache.cache.shard import Attributes, Opened, open_shard, opened, read_array
+from softcache.cache.shares import filled, own_mask, places_in
 from softcache.cache.uploading import uploading_of
 from softcache.codecs._open import is_own, option_of
 from softcache.errors import CacheError, IntegrityError, UsageError
 from softcache.losses._target import Target
-from softcache.ragged import Int64, mask_of, offsets_of, padded, places_of
+from softcache.ragged import Int64, offsets_of, places_of
 from softcache.remembered import given_before
 
 
@@ -126,7 +127,7 @@ class Cache:
     @functools.cached_property
     def labels(self) -> np.ndarray:
         """One of the kinds of ``datasets._labels``: of classes (N,) int32, -1 where a row has none."""
-        with self._opened(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
+        with self.rows_file() as file:
             return read_array(file, "label")
 
     @functools.cached_property
@@ -134,7 +135,7 @@ class Cache:
         """The N files that rows were decoded from, relative to the dataset's folder; None where there are no files."""
         if not self.manifest.state.name_bytes:
             return None
-        with self._opened(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
+        with self.rows_file() as file:
             return [os.fsdecode(name) for name in read_array(file, "name").tolist()]
 
     @functools.cached_property
@@ -152,15 +153,16 @@ class Cache:
     def lengths(self, name: str) -> np.ndarray:
         """(N,) int64: how long each row of an input is whose rows have lengths of their own."""
         if name not in self.known_lengths:
-            with self._opened(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays()) as file:
+            with self.rows_file() as file:
                 self.known_lengths[name] = read_lengths(file, name)
         return self.known_lengths[name]
 
     def places(self, column: str, first: int = 0, rows: int | None = None) -> Int64:
         """(rows,) int64: how many places rows ``first ...`` have in a ragged column, by default all of them."""
-        record = self.manifest.state.columns[column]
-        assert record.lengths is not None, column
-        return places_of(self.lengths(record.lengths)[first : first + (rows or self.rows)], record.stride)
+        record, last = self.manifest.state.columns[column], min(self.rows, first + (rows or self.rows))
+        if record.lengths is None:
+            return places_in(share_of(column) or 0, self.rows, first, last)
+        return places_of(self.lengths(record.lengths)[first:last], record.stride)
 
     @property
     def input_names(self) -> str:
@@ -248,14 +250,19 @@ class Cache:
         with self.present([shard_name(view, column, number)]), self._opened(path, attributes, arrays, chunking) as file:
             if OFFSET in arrays:
                 wanted = offsets_of(self.places(column, *self.shard_range(column, number)))
+                by = "the rows of its share make it" if share_of(column) else f"the rows' lengths in {ROWS} add up to"
                 if not np.array_equal(read_array(file, OFFSET), wanted):
-                    raise IntegrityError(f"{path}: {OFFSET} is not what the rows' lengths in {ROWS} add up to")
+                    raise IntegrityError(f"{path}: {OFFSET} is not what {by}")
             for name in file.names if self.verify_reads else ():
                 if not is_intact(file, name):
                     raise IntegrityError(
                         f"{path}: {name} doesn't match its checksum: run softcache verify {self.folder}"
                     )
             yield file
+
+    def rows_file(self) -> contextlib.AbstractContextManager[Opened]:
+        """``rows.h5``, checked and open. Errors: ``IntegrityError`` where it isn't what the manifest says."""
+        return self._opened(self.folder / ROWS, self.file_attributes("rows"), self.rows_arrays())
 
     @contextlib.contextmanager
     def present(self, names: Collection[str]) -> Iterator[None]:
@@ -294,7 +301,7 @@ class ColumnReader:
         self._shard_rows = self.layout.shard_rows
         _ = self.layout.coder  # reads the codec's constants, if it has any
         self._tails = {n: (np.dtype(dtype), shape[1:]) for n, (dtype, shape) in self.layout.arrays(1).items()}
-        self.ragged = self._lay_out() if self.layout.ragged else None
+        self.ragged = RaggedRows.of(cache, self.layout) if self.layout.ragged else None
         self._maps: dict[int, dict[str, MappedRows]] = {}
         self._memory = memories(self.layout.chunking, self.layout.row)
         self._views = HeldViews(cache.backing, self.shard_names) if cache.backing is not None else None
@@ -340,13 +347,11 @@ class ColumnReader:
 
     def padded(self, arrays: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """What ``gather`` gives of a ragged column → values (B, L, …) float32, filled up to the longest row with 0, and
-        (B, L) int64, 1 for a row's own places. L is at least 1.
-
-        Errors: ``UsageError`` where the arrays are of another column, or rows have no lengths of their own.
-        """
+        (B, L) int64, 1 for a row's own places; L is at least 1. Of a column of a share of the rows (B, …), 0 for rows
+        that aren't in it, and (B,). Errors: ``UsageError`` for arrays of another column, or one that isn't ragged."""
         if OFFSET not in arrays:
             raise UsageError(f"rows of {self.name!r} have no lengths of their own: use decode")
-        return padded(self.decode(arrays), arrays[OFFSET]), mask_of(arrays[OFFSET])
+        return filled(self.name, self.decode(arrays), arrays[OFFSET]), own_mask(self.name, arrays[OFFSET])
 
     def empty(self, rows: int) -> dict[str, np.ndarray]:
         """Arrays for so many rows of a column that is not ragged, not filled."""
@@ -393,8 +398,3 @@ class ColumnReader:
     def shard_names(self, view: int) -> list[str]:
         """The files of a view."""
         return [shard_name(view, self.name, number) for number in range(self.cache.manifest.shards(self.name))]
-
-    def _lay_out(self) -> RaggedRows:
-        ranges = (self.cache.shard_range(self.name, n) for n in range(self.cache.manifest.shards(self.name)))
-        places = [self.cache.places(self.name, *some) for some in ranges]
-        return RaggedRows(places, {n: spec for n, spec in self._tails.items() if n not in (DIGEST, OFFSET)})

@@ -40,9 +40,14 @@ MAX_ROW_BYTES = 256 * 2**20  # of one key in one column
 MAX_RAGGED_ROWS = 2**20  # of a shard whose rows have lengths of their own
 MAX_MANIFEST_BYTES = 16 * 2**20  # parsed, that is at most some 400 MiB
 MAX_SHARDS = 2**20  # of all views and columns
-# As its files have it: an output, or a layer's path with what is taken of it.
-COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|hint\.[A-Za-z0-9_][A-Za-z0-9_.\-]*(?:@in)?(?:@pool=[1-9]\d{0,3})?")
+# As its files have it: an output, or a layer's path with what is taken of it, and of which share of the rows.
+COLUMN = re.compile(
+    r"[A-Za-z_][A-Za-z0-9_]*"
+    r"|hint\.[A-Za-z0-9_][A-Za-z0-9_.\-]*(?:@in)?(?:@pool=[1-9]\d{0,3})?(?:@rows=(?:1|0\.\d{0,5}[1-9]))?"
+)
 _HINT = "hint."
+_SHARE = ":rows="
+_OF_ROWS = re.compile(r"hint\..*:rows=(1|0\.\d{0,5}[1-9])")
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 T = TypeVar("T")
@@ -124,10 +129,11 @@ class ColumnRecord:
     ``kind``: what its last axis is: ``classes`` (logits of a softmax), ``binary`` (logits of a sigmoid each) or
     ``values``. ``shape``: of one key; None for a first axis that each row has a length of its own in. ``codec``: as
     ``recorded_codec`` names it. ``shard_rows``: a power of two. ``lengths``: where the first axis is None, the input
-    whose lengths it goes by: a row that is n long there has ceil(n / ``stride``) places here. ``constants``: the hash
-    of those that the codec was fitted to, see ``cache.constants``, on keys of the first ``fitted_views`` views; None
-    where it has none. ``compress``: how what the codec keeps is compressed, as ``cache.compression`` records it; None
-    where it lies there as it is. ``error``: of the codec on some keys of all rows and views, by name, and how many
+    whose lengths it goes by: a row that is n long there has ceil(n / ``stride``) places here. It is None where the
+    column is of a share of the rows, which its name says: these have one place, the others none. ``constants``: the
+    hash of those that the codec was fitted to, see ``cache.constants``, on keys of the first ``fitted_views`` views;
+    None where it has none. ``compress``: how what the codec keeps is compressed, as ``cache.compression`` records it;
+    None where it lies there as it is. ``error``: of the codec on some keys of all rows and views, by name, and how many
     ``keys`` it was measured on; empty before.
     ``converted``: through which other codecs the values went before, the first of which kept what the teacher said;
     ``error`` is then what this codec has lost of what the last of them gave back. Empty where the values are those
@@ -148,8 +154,8 @@ class ColumnRecord:
 
     @property
     def ragged(self) -> bool:
-        """Whether rows have lengths of their own."""
-        return self.lengths is not None
+        """Whether rows have different numbers of places."""
+        return self.shape[:1] == [None]
 
     @property
     def tail(self) -> tuple[int, ...]:
@@ -212,12 +218,18 @@ def from_json(cls: type[T], data: Any, where: str) -> T:
 def hint_column(layer: str) -> str:
     """The column's name for a layer.
 
-    Errors: ``UsageError`` for a path that could not be a module's.
+    Errors: ``UsageError`` for a path that could not be a module's, and for no share of the rows.
     """
     name = f"{_HINT}{layer}"
-    if "@" in layer or not COLUMN.fullmatch(in_files(name)):
-        raise UsageError(f"{layer!r} is not a module path such as layer3, fc:in or layer3:pool=7")
-    return name
+    if "@" not in layer and COLUMN.fullmatch(in_files(name)):
+        return name
+    path, rows, share = layer.partition(_SHARE)
+    if rows and "@" not in path and COLUMN.fullmatch(in_files(f"{_HINT}{path}")):
+        raise UsageError(
+            f"{layer!r}: {share!r} is no share of the rows: it is above 0 and at most 1, has at most six decimals and "
+            "no zero after them, and comes after :in and :pool=, such as layer3:pool=7:rows=0.25"
+        )
+    raise UsageError(f"{layer!r} is not a module path such as layer3, fc:in, layer3:pool=7 or layer3:rows=0.25")
 
 
 def is_hint(column: str) -> bool:
@@ -227,6 +239,16 @@ def is_hint(column: str) -> bool:
 def layer_of(column: str) -> str:
     """The layer whose activations a hint's column keeps."""
     return column.removeprefix(_HINT)
+
+
+def share_of(column: str) -> float | None:
+    """The share of the rows that a column is kept for, if its name says one.
+
+    >>> share_of("hint.layer3:pool=7:rows=0.25"), share_of("hint.layer3")
+    (0.25, None)
+    """
+    found = _OF_ROWS.fullmatch(column)
+    return None if found is None else float(found[1])
 
 
 def in_files(column: str) -> str:

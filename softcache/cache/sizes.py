@@ -20,7 +20,7 @@ from softcache.cache.schema import length_array, sample_arrays
 from softcache.cache.shard import file_bytes
 from softcache.cache.writer import KeptSamples
 from softcache.datasets._labels import Labels
-from softcache.ragged import Int64, places_of
+from softcache.ragged import Int64
 
 INDEX_BYTES = 32  # that a chunk takes at most in its index, with the part of a page that is its own
 FILTERS_BYTES = 4096  # of a compressed array's description beside those of one that isn't
@@ -32,8 +32,8 @@ def shards_bytes(column: Column, rows: int, lengths: Mapping[str, Int64]) -> lis
     ``lengths``: (N,) of each input whose rows have lengths of their own."""
     firsts = np.arange(0, rows, column.shard_rows)
     counts, places = np.diff(np.append(firsts, rows)), np.zeros_like(firsts)
-    if column.lengths is not None:
-        places = np.add.reduceat(places_of(lengths[column.lengths], column.stride), firsts)
+    if column.ragged:
+        places = np.add.reduceat(column.places(rows, lengths), firsts)
     attributes = shard_attributes(_HASH, column.name, _HASH, view=0, first_row=0, rows=0)
     kinds = list(zip(counts.tolist(), places.tolist(), strict=True))
     found = {kind: file_bytes(attributes, column.arrays(*kind)) + _beside_numbers(column, *kind) for kind in set(kinds)}

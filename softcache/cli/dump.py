@@ -61,7 +61,7 @@ def _shared(shared: Shared) -> str:
         "--hint",
         multiple=True,
         metavar="LAYER",
-        help="Keep a layer's activations too, as LAYER[:pool=7][:codec=CODEC]; repeatable.",
+        help="Keep a layer's activations too, as LAYER[:pool=7][:rows=0.25][:codec=CODEC]; repeatable.",
     ),
     option("--out", help="The cache's folder or s3://BUCKET/NAME.  [default: caches/TEACHER-DATASET-SPLIT]"),
     flag("--dry-run", help="Estimate space and time, and stop."),

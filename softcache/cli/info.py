@@ -10,7 +10,7 @@ import click
 from softcache.cli import _options
 from softcache.cli._options import section
 from softcache.cli._print import as_json, lost, percent, rows, table
-from softcache.console import size
+from softcache.console import of_rows, size
 from softcache.errors import CacheError
 
 
@@ -71,7 +71,7 @@ def command(cache: str | None = None, json_: bool = False, **stores: Any) -> Non
             ("inputs", "; ".join(f"{name} {field}" for name, field in identity.dataset.inputs.items())),
             ("views", f"{found_one['views']} of {found_one['recipe']}, seed {found_one['view_seed']}"),
             ("keys", f"{found_one['keys']:,} ({found_one['rows']:,} rows)"),
-            *((name, _column(column)) for name, column in found_one["columns"].items()),
+            *((name, _column(name, column)) for name, column in found_one["columns"].items()),
             ("kept samples", f"the {opened.input_names} of {opened.manifest.state.samples:,} rows"),
             ("size", size(found_one["bytes"])),
             ("made", f"{found_one['made'].get('date')} by softcache {found_one['made'].get('softcache')}"),
@@ -80,16 +80,21 @@ def command(cache: str | None = None, json_: bool = False, **stores: Any) -> Non
     )
 
 
-def _column(column: dict[str, Any]) -> str:
+def _column(name: str, column: dict[str, Any]) -> str:
     """``10 classes in int:bits=8, mean KL 1.2e-05 at T=1, 8.1e-06 at T=4 against its source, which was in fp16, mean KL
     1.2e-09 at T=1, 8.1e-11 at T=4``."""
-    length = "L" if column["stride"] == 1 else f"⌈L/{column['stride']}⌉"
-    shape = "×".join(length if size is None else str(size) for size in column["shape"]) or "1"
+    from softcache.cache.schema import share_of
+
+    length, share = "L" if column["stride"] == 1 else f"⌈L/{column['stride']}⌉", share_of(name)
+    sizes = column["shape"] if share is None else column["shape"][1:]
+    shape = "×".join(length if size is None else str(size) for size in sizes) or "1"
     text = f"{shape} {column['kind']} in {column['codec']}"
     if column["compress"] is not None:
         text += f", {column['compress']}"
     if column["lengths"] is not None:
         text += f", L of {column['lengths']}"
+    if share is not None:
+        text += f", of {of_rows(share)}"
     text += lost(column["error"])
     for step in reversed(column["converted"]):
         text += f" against its source, which was in {step['codec']}{lost(step['error'])}"

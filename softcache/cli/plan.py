@@ -9,7 +9,7 @@ import click
 from softcache.cli import _options
 from softcache.cli._options import flag, option, rows_or_all, section
 from softcache.cli._print import as_json, rows
-from softcache.console import counted, decimal_size, duration, rate
+from softcache.console import counted, decimal_size, duration, of_rows, rate
 
 if TYPE_CHECKING:
     from softcache.stages.plan import Dumping, Paid, Plan, PlannedColumn, Students
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         "--hint",
         multiple=True,
         metavar="LAYER",
-        help="A layer's activations too, as LAYER[:pool=7][:shape=1024x7x7][:codec=CODEC]; repeatable.",
+        help="A layer's activations too, as LAYER[:pool=7][:rows=0.25][:shape=1024x7x7][:codec=CODEC]; repeatable.",
     ),
     _options.json_,
 )
@@ -118,13 +118,18 @@ def _lines(found: Plan) -> list[tuple[str, str]]:
 
 
 def _column(column: PlannedColumn) -> str:
-    shape = "×".join("L" if size is None else str(size) for size in column.shape) or "1"
+    from softcache.cache.schema import share_of
+
+    share = share_of(column.name)
+    sizes = column.shape if share is None else column.shape[1:]
+    shape = "×".join("L" if size is None else str(size) for size in sizes) or "1"
     shards = counted(column.shards, "shard")
     each = f" of {column.shard_rows:,} rows" if column.shards > 1 else ""
     size = f"{column.key_bytes:,} bytes a key"
     if column.compress is not None:
         size = f"{size} before {column.compress}"
-    return f"{shape} {column.kind} in {column.codec}: {size}, {shards} a view{each}"
+    kept = "" if share is None else f", of {of_rows(share)}"
+    return f"{shape} {column.kind} in {column.codec}{kept}: {size}, {shards} a view{each}"
 
 
 def _dump(dumping: Dumping) -> str:

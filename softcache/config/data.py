@@ -17,7 +17,8 @@ from softcache.cache.agreement.labels import agreed_labels
 from softcache.cache.agreement.samples import check_pixels, close_rows
 from softcache.cache.manifest import Manifest, find_caches
 from softcache.cache.reader import Cache
-from softcache.cache.schema import LOGITS, hint_column, is_hint, layer_of
+from softcache.cache.schema import LOGITS, hint_column, is_hint, layer_of, share_of
+from softcache.cache.shares import places_in
 from softcache.config.caches import check_outputs, complete_views, find_hints, refuse_twice
 from softcache.config.dump import default_views
 from softcache.config.given import recorded_dataset, recorded_recipe, remember_cache
@@ -130,11 +131,14 @@ class TrainingData:
         return self._shape(column).lengths is not None
 
     def places(self, columns: Sequence[str]) -> dict[str, Int64]:
-        """(N,) how many places each row has, of those of these columns whose rows have lengths of their own."""
+        """(N,) how many places each row has, of those of these columns in which rows have different numbers of them:
+        as many as an input is long, or one in those of a share of the rows."""
         found = {}
         for column in columns:
-            shape = self._shape(column)
-            if shape.lengths is not None:
+            shape, share = self._shape(column), share_of(column)
+            if share is not None:
+                found[column] = places_in(share, len(self.viewed))
+            elif shape.lengths is not None:
                 found[column] = places_of(self.viewed.lengths()[shape.lengths], shape.stride)
         return found
 
@@ -151,7 +155,7 @@ class TrainingData:
             return Shapes(forward, self.viewed, [Signal(column, "values")]).find(Signal(column, "values"))
         cache = self.hints[layer_of(column)] if is_hint(column) else self.outputs[column][0]
         layout = cache.layout(column)
-        return SignalShape([*([None] if layout.ragged else []), *layout.shape], layout.lengths, layout.stride)
+        return SignalShape([*([] if layout.lengths is None else [None]), *layout.shape], layout.lengths, layout.stride)
 
     def columns(self) -> list[tuple[Cache, str]]:
         """What is read batch by batch; nothing where targets come live or don't go with a view."""

@@ -71,8 +71,8 @@ def _fit(source: Source, column: Column, record: ColumnRecord) -> tuple[str, dic
     of them. The name of the codec, which may have chosen its size, and its constants."""
     cache = source.cache
     views = record.fitted_views or cache.views
-    keys = batches_of(drawn_keys(cache.manifest.cache_id, cache.rows, views), cache.manifest.identity.grid.batch)
-    enough = _enough(source, column, keys)
+    keys = drawn_keys(cache.manifest.cache_id, cache.rows, views, column.share)
+    enough = _enough(source, column, batches_of(keys, cache.manifest.identity.grid.batch))
     log.info(
         f"{column.name}: the codec is fitted on {counted(sum(len(rows) for _, rows in enough), 'key')} of "
         f"{counted(views, 'view')}, for which {cache.folder} is read once"

@@ -24,11 +24,11 @@ def lost(source: Source, cache: Cache, column: str, device: torch.device) -> Mea
     ``IntegrityError`` that names a shard of the source which is missing or damaged.
     """
     layout = cache.layout(column)
-    places = source.cache.places(column) if layout.ragged else None
-    longest = 1 if places is None else int(places.max())
-    draw = Draw(layout, cache.manifest.cache_id, cache.rows * cache.views, longest)
-    drawn = [(view, rows) for view in range(cache.views) for rows in _drawn(draw, view, cache.rows)]
-    if sum(len(rows) for _, rows in drawn) == cache.manifest.state.columns[column].error.get("keys"):
+    longest = int(source.cache.places(column).max()) if layout.ragged else 1
+    rows = np.arange(cache.rows) if layout.share is None else np.flatnonzero(source.cache.places(column))
+    draw = Draw.of(cache, column)
+    drawn = [(view, some) for view in range(cache.views) for some in _drawn(draw, view, rows)]
+    if sum(len(some) for _, some in drawn) == cache.manifest.state.columns[column].error.get("keys"):
         return None
     measure, step = CodecError(layout), max(1, CHUNK_BYTES // (4 * int(np.prod(layout.shape)) * max(1, longest)))
     for some in _chunks(drawn, step):
@@ -36,9 +36,9 @@ def lost(source: Source, cache: Cache, column: str, device: torch.device) -> Mea
     return measure.result()
 
 
-def _drawn(draw: Draw, view: int, rows: int) -> Iterator[Int64]:
-    for first in range(0, rows, CHUNK_ROWS):
-        some = np.arange(first, min(first + CHUNK_ROWS, rows))
+def _drawn(draw: Draw, view: int, rows: Int64) -> Iterator[Int64]:
+    for first in range(0, len(rows), CHUNK_ROWS):
+        some = rows[first : first + CHUNK_ROWS]
         at = draw.among(view, some)
         if len(at):
             yield some[at]

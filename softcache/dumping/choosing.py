@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from softcache.cache.column import Column
-from softcache.cache.schema import ColumnRecord, Identity
+from softcache.cache.schema import ColumnRecord, Identity, share_of
+from softcache.cache.shares import places_in
 from softcache.cache.sizes import constants_bytes, shards_bytes
 from softcache.codecs._auto import candidates
 from softcache.codecs._open import open_codec, sized_codec
@@ -19,7 +20,7 @@ from softcache.console import counted
 from softcache.dumping.bound import Bound, in_words
 from softcache.dumping.codec_error import CodecError
 from softcache.dumping.columns import compress_of, new_record
-from softcache.dumping.drawn import Said, drawn_keys, said_of
+from softcache.dumping.drawn import Said, said_of_drawn
 from softcache.dumping.forward import Forward
 from softcache.dumping.shapes import SignalShape
 from softcache.dumping.signals import Signal
@@ -71,8 +72,7 @@ def chosen(
     if not undecided:
         return dict(records), {}
     columns = [Column.of(name, records[name], open_codec(records[name].codec)) for name in undecided]
-    keys = drawn_keys(identity.cache_id(), len(viewed), views)
-    said, found = said_of(viewed, forward, columns, keys, identity.grid.batch), dict(records)
+    said, found = said_of_drawn(identity, viewed, forward, columns, views), dict(records)
     for name, bound in undecided.items():
         log.info(
             f"{name}: the smallest codec within {bound} is looked for on {counted(said[name].keys, 'key')} of "
@@ -80,7 +80,9 @@ def chosen(
         )
         asked = compress_of(name, compress)
         options = options_for(name, records[name], said[name], viewed, identity.grid.block_rows, views, asked)
-        found[name] = choose(options, said[name], bound, len(viewed) * views, forward.device).record
+        share = share_of(name)
+        rows = len(viewed) if share is None else int(places_in(share, len(viewed)).sum())
+        found[name] = choose(options, said[name], bound, rows * views, forward.device).record
     return found, said
 
 
@@ -96,7 +98,7 @@ def options_for(
     """All codecs that a column may be kept in, the smallest first. ``said``: decides the size of some. ``compress``: as
     ``new_record`` takes it; what it gains isn't known before all is written, so sizes are those without it."""
     rows, lengths, found = len(viewed), viewed.lengths(), []
-    shape = SignalShape(record.shape, record.lengths, record.stride)
+    shape = SignalShape([*([] if record.lengths is None else [None]), *record.tail], record.lengths, record.stride)
     for open_size in candidates(record.kind, record.tail):
         try:
             codec = sized_codec(open_size, said.values)
@@ -111,7 +113,7 @@ def options_for(
 
 
 def choose(options: list[Option], said: Said, bound: Bound, keys: int, device: torch.device) -> Option:
-    """The first one that holds. ``keys``: of the whole cache, of which ``said`` are some."""
+    """The first one that holds. ``keys``: that the column has in the whole cache, of which ``said`` are some."""
     for option in options:
         found = judged(option.column, said, bound, keys, device)
         log.info(

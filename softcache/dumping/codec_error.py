@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from softcache.cache.column import Column
 from softcache.cache.reader import Cache
+from softcache.cache.schema import share_of
 from softcache.datasets._hash import splitmix64
 from softcache.losses._target import Target, at_temperature, changed
 from softcache.ragged import Int64, offsets_of, on_device, runs_of
@@ -53,10 +54,20 @@ class Draw:
     the first rows of a folder are all of one class. Each process knows which of its own keys are drawn."""
 
     def __init__(self, column: Column, cache_id: str, keys: int, places: int = 1):
-        """``keys``: of the whole cache. ``places``: of a ragged column, those that a key has at most."""
+        """``keys``: of the whole cache; in a column of a share of the rows, those of these. ``places``: of a ragged
+        column, those that a key has at most."""
         wanted = min(MEASURED_KEYS, MEASURED_NUMBERS // (math.prod(column.shape) * max(1, places)))
         self._below = min(2**32, math.ceil(2**32 * max(FEWEST_KEYS, wanted) / keys))
         self._seed, self._keys = int(cache_id[:16], 16), keys
+
+    @classmethod
+    def of(cls, cache: Cache, name: str) -> Draw:
+        """That of a cache's column."""
+        column, cache_id, rows, longest = cache.layout(name), cache.manifest.cache_id, cache.rows, 1
+        if column.ragged:
+            places = cache.places(name)
+            longest, rows = int(places.max()), rows if column.share is None else int(places.sum())
+        return cls(column, cache_id, rows * cache.views, longest)
 
     @property
     def expected(self) -> float:
@@ -127,20 +138,19 @@ class CodecError:
 
 
 class CodecErrors:
-    """What the codecs of a dump lose, on those of its keys that are drawn. ``longest``: of ragged columns, how many
-    places a key has at most; ``told``: called from time to time, because a dump may be stopped at any time."""
+    """What the codecs of a dump lose, on those of its keys that are drawn. ``told``: called from time to time, because
+    a dump may be stopped at any time."""
 
-    def __init__(self, cache: Cache, columns: Sequence[str], longest: Mapping[str, int], told: Told):
-        keys, layouts = cache.rows * cache.views, {name: cache.layout(name) for name in columns}
-        self._draws = {
-            name: Draw(layout, cache.manifest.cache_id, keys, longest.get(name, 1)) for name, layout in layouts.items()
-        }
-        self._errors = {name: CodecError(layout) for name, layout in layouts.items()}
+    def __init__(self, cache: Cache, columns: Sequence[str], told: Told):
+        self._draws = {name: Draw.of(cache, name) for name in columns}
+        self._errors = {name: CodecError(cache.layout(name)) for name in columns}
         self._before = dict.fromkeys(columns, NOTHING)
         self._told, self._at = told, time.monotonic()
 
     def measure(self, name: str, view: int, rows: Int64, values: torch.Tensor, places: Int64 | None) -> None:
         """``values``: what the teacher says of these rows; ``places``: of each, where these are of a ragged column."""
+        if share_of(name) is not None and places is not None:  # of the rows that are in it, as of any column
+            rows, places = rows[places > 0], None
         at = self._draws[name].among(view, rows)
         if len(at):
             self._errors[name](picked(values, at, places), len(at))

@@ -23,6 +23,7 @@ from softcache.cache.schema import (
     ColumnRecord,
     State,
     is_hint,
+    share_of,
 )
 from softcache.codecs._auto import asked_auto, refuse_other_bound
 from softcache.codecs._open import is_asked, is_own, open_codec, option_of, refuse_kind, settled_codec
@@ -31,7 +32,7 @@ from softcache.dumping.forward import Forward
 from softcache.dumping.shapes import Shapes, SignalShape
 from softcache.dumping.signals import UNCOMPRESSED, Signal, parse_output
 from softcache.errors import CacheError, SoftcacheError, UsageError, nearest
-from softcache.ragged import Int64, offsets_of, places_of
+from softcache.ragged import Int64, offsets_of
 from softcache.views._open import Viewed
 
 DEFAULT_CODEC = "fp16"
@@ -197,7 +198,8 @@ def new_record(
     assert signal.kind is not None
     spec = codec_of(signal, codec)
     spec = spec if asked_auto(spec) is None else UNTIL_CHOSEN
-    record = ColumnRecord(signal.kind, shape.shape, "", 1, shape.lengths, shape.stride)
+    whole = [] if share_of(signal.column) is None else [None]  # rows of the share have one place, the others none
+    record = ColumnRecord(signal.kind, [*whole, *shape.shape], "", 1, shape.lengths, shape.stride)
     record = dataclasses.replace(record, codec=settled_codec(spec, signal.kind, record.tail))
     column = Column.of(signal.column, record, _opened(spec, record.codec))
     return dataclasses.replace(
@@ -246,11 +248,11 @@ def shard_rows(column: Column, count: int, block_rows: int, lengths: Mapping[str
     Errors: ``UsageError`` where one row is too large.
     """
     rows = block_rows
-    if column.lengths is None:
+    if not column.ragged:
         while rows > 1 and rows * column.row_bytes > MAX_SHARD_BYTES:
             rows //= 2
         return rows
-    offset = offsets_of(places_of(lengths[column.lengths], column.stride))
+    offset = offsets_of(column.places(count, lengths))
     longest = int(np.diff(offset).argmax())
     largest = int(offset[longest + 1] - offset[longest]) * column.place_bytes
     if largest > MAX_ROW_BYTES:

@@ -18,7 +18,7 @@ from softcache.cache.schema import MANIFEST, ColumnRecord, Identity
 from softcache.cache.shard import write_temporary
 from softcache.codecs._open import open_codec, sized_codec
 from softcache.console import counted
-from softcache.dumping.drawn import Said, drawn_keys, said_of
+from softcache.dumping.drawn import Said, said_of_drawn
 from softcache.dumping.forward import Forward
 from softcache.errors import CacheError, IntegrityError
 from softcache.views._open import Viewed
@@ -103,11 +103,10 @@ def _fit(
     said: Mapping[str, Said],
 ) -> dict[str, tuple[str, dict[str, np.ndarray]]]:
     """The name of each column's codec, which may have chosen its size by what it was fitted on, and its constants."""
-    keys = drawn_keys(identity.cache_id(), len(viewed), views)
     unknown = [column for column in columns if column.name not in said]
-    values_of = {**said, **(said_of(viewed, forward, unknown, keys, identity.grid.batch) if unknown else {})}
+    values_of = {**said, **said_of_drawn(identity, viewed, forward, unknown, views)}
     for column in columns:
-        count = counted(len(values_of[column.name].values), "place" if column.ragged else "key")
+        count = counted(len(values_of[column.name].values), "key" if column.lengths is None else "place")
         log.info(f"{column.name}: the codec is fitted on {count} of {counted(views, 'view')}")
     found = {}
     for column in columns:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from softcache.cache.column import Column
+from softcache.cache.schema import Identity
+from softcache.cache.shares import places_in
 from softcache.datasets._hash import splitmix64
 from softcache.dumping.forward import Forward
 from softcache.errors import NumericsError
@@ -37,24 +39,41 @@ class Said:
         return self.values[torch.from_numpy(~second)], self.values[torch.from_numpy(second)]
 
 
-def drawn_keys(cache_id: str, rows: int, views: int) -> np.ndarray:
+def drawn_keys(cache_id: str, rows: int, views: int, share: float | None = None) -> np.ndarray:
     """(K, 2) int64: the views and rows of up to 4,096 keys, in random order, drawn over all by the cache's hash.
+    ``share``: of the ``rows``, those that are drawn from.
 
     >>> drawn_keys("00" * 32, 3, 2).shape
     (6, 2)
     """
-    total = rows * views
+    among = None if share is None else np.flatnonzero(places_in(share, rows))
+    count = rows if among is None else len(among)
+    total = count * views
     chosen = np.random.default_rng(int(cache_id, 16)).choice(total, min(KEYS, total), replace=False)
-    return np.stack(np.divmod(chosen, rows), axis=1)
+    views_k, rows_k = np.divmod(chosen, count)
+    return np.stack([views_k, rows_k if among is None else among[rows_k]], axis=1)
 
 
-def said_of(
-    viewed: Viewed, forward: Forward, columns: Sequence[Column], keys: np.ndarray, batch: int
+def said_of_drawn(
+    identity: Identity, viewed: Viewed, forward: Forward, columns: Sequence[Column], views: int
 ) -> dict[str, Said]:
-    """What the teacher says of these keys, by column, or until that is too many bytes.
+    """What the teacher says of keys that are drawn of ``views`` views, by column, or until that is too many bytes.
+    Columns of a share of the rows have keys of their own.
 
     Errors: ``NumericsError`` where nothing that the teacher says is finite.
     """
+    found: dict[str, Said] = {}
+    for share in dict.fromkeys(column.share for column in columns):
+        some = [column for column in columns if column.share == share]
+        keys = drawn_keys(identity.cache_id(), len(viewed), views, share)
+        found |= _said_of(viewed, forward, some, keys, identity.grid.batch)
+    return found
+
+
+def _said_of(
+    viewed: Viewed, forward: Forward, columns: Sequence[Column], keys: np.ndarray, batch: int
+) -> dict[str, Said]:
+    """Of columns that have values of all of these keys."""
     run = Forward(forward.network, [column.name for column in columns], forward.device, amp=forward.amp)
     found: dict[str, list[torch.Tensor]] = {column.name: [] for column in columns}
     rows_of: dict[str, list[Int64]] = {column.name: [] for column in columns}

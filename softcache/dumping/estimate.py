@@ -18,7 +18,7 @@ from softcache.dumping.forward import Forward
 from softcache.dumping.grid import rows_together
 from softcache.dumping.smaller import key_bytes
 from softcache.errors import CacheError
-from softcache.ragged import Int64, places_of
+from softcache.ragged import Int64
 from softcache.stream.inputs import pick_workers
 from softcache.views._open import Viewed
 
@@ -105,7 +105,7 @@ def estimate(
                 missing.add((view, number * column.shard_rows // block_rows))
     keys = sum(min(block_rows, rows - block * block_rows) for _, block in missing)
     there = sum(path.stat().st_size for path in folder.rglob("*.h5")) if folder.exists() else 0
-    per_key = {column.name: key_bytes(column, rows, places_together(column, lengths)) for column in columns}
+    per_key = {column.name: key_bytes(column, rows, places_together(column, rows, lengths)) for column in columns}
     free = shutil.disk_usage(existing_place(folder)).free
     at_most = any(column.compress is not None for column in columns)
     return Estimate(rows * views, keys, per_key, total, there, needed, free, at_most=at_most)
@@ -119,9 +119,9 @@ def existing_place(folder: Path) -> Path:
     return place
 
 
-def places_together(column: Column, lengths: Mapping[str, Int64]) -> int:
-    """How many places all rows of a ragged column have; 0 of any other."""
-    return 0 if column.lengths is None else int(places_of(lengths[column.lengths], column.stride).sum())
+def places_together(column: Column, rows: int, lengths: Mapping[str, Int64]) -> int:
+    """How many places all ``rows`` have together in a ragged column; 0 in any other."""
+    return int(column.places(rows, lengths).sum()) if column.ragged else 0
 
 
 def timed(guess: Estimate, forward: Forward, viewed: Viewed, grid: Grid, workers: int) -> Estimate:

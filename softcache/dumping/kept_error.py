@@ -36,7 +36,7 @@ def keep_error(folder: Path, bounds: Mapping[str, Bound], column: str, now: Meas
     if column in bounds:
         cache = Cache(folder)
         if column in cache.manifest.state.columns:
-            _refuse_broken(cache, column, bounds[column], _measured_at_the_end(cache, column))
+            _refuse_broken(cache, column, bounds[column], Draw.of(cache, column).expected)
 
 
 def refuse_broken(folder: Path, bounds: Mapping[str, Bound]) -> None:
@@ -57,12 +57,6 @@ def _refuse_broken(cache: Cache, column: str, bound: Bound, keys: float) -> None
             f"{column} in {codec} loses {bound.told(record)}, {more} than {bound}: what is computed stays; the same "
             f"command with {codec} in place of auto goes on, one with another --out and a larger codec begins anew"
         )
-
-
-def _measured_at_the_end(cache: Cache, column: str) -> float:
-    layout = cache.layout(column)
-    longest = int(cache.places(column).max()) if layout.ragged else 1
-    return Draw(layout, cache.manifest.cache_id, cache.rows * cache.views, longest).expected
 
 
 def _with_error(state: State, column: str, now: Measured, before: Measured) -> State:

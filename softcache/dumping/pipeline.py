@@ -20,6 +20,7 @@ from softcache.cache.agreement.recorded import Recorded, comparable
 from softcache.cache.column import DIGEST, OFFSET
 from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, is_hint, layer_of
+from softcache.cache.shares import own_values
 from softcache.cache.writer import Block, BlockWriter
 from softcache.console import bar
 from softcache.dumping.codec_error import CodecErrors, Told
@@ -30,7 +31,7 @@ from softcache.dumping.waiting import Recently, Waited
 from softcache.dumping.write_behind import WriteBehind
 from softcache.errors import NumericsError
 from softcache.fields import Inputs
-from softcache.ragged import Int64, offsets_of, own_places
+from softcache.ragged import Int64, offsets_of
 from softcache.stream.inputs import pick_workers
 from softcache.stream.workers import (
     SharedViews,
@@ -103,8 +104,7 @@ def run_blocks(
     recorded = recorded or Recorded(cache)
     digest = viewed.digest
     ragged = {name: cache.places(name) for name in forward.columns if cache.layout(name).ragged}
-    longest = {name: int(places.max()) for name, places in ragged.items()}
-    errors = CodecErrors(cache, forward.columns, longest, measured)
+    errors = CodecErrors(cache, forward.columns, measured)
     opened: list[InRowOrder] = []
     behind = WriteBehind[_Computed](lambda item: _write(item, cache), QUEUE_LIMIT)
     began = time.monotonic()
@@ -126,7 +126,7 @@ def run_blocks(
                         said = forward(inputs)
                         places = {name: of_all.take(rows) for name, of_all in ragged.items()}
                         for name, own in places.items():
-                            said[name] = own_places(said[name], own, f"the teacher's {name}")
+                            said[name] = own_values(name, said[name], own, f"the teacher's {name}")
                         for name in block.columns:
                             errors.measure(name, block.view, rows, said[name], places.get(name))
                         computed = _compute(cache, block, digest(inputs), said)

@@ -18,12 +18,13 @@ from softcache.cache.schema import (
     MAX_SAMPLES_BYTES,
     most_samples,
 )
+from softcache.cache.shares import own_values
 from softcache.cache.writer import KeptSamples
 from softcache.dumping.forward import Forward
 from softcache.dumping.grid import rows_together
 from softcache.errors import PixelsError, UsageError
 from softcache.fields import arrays_of
-from softcache.ragged import offsets_of, own_places
+from softcache.ragged import offsets_of
 from softcache.views._open import Viewed
 
 log = logging.getLogger(__name__)
@@ -96,9 +97,10 @@ def check_teacher(cache: Cache, viewed: Viewed, forward: Forward, recorded: Reco
         said = values[torch.from_numpy(run).to(values.device)]
         arrays: dict[str, np.ndarray] = {}
         if layout.ragged:
-            places = cache.places(column).take(rows)
-            said = own_places(said[:, : int(places[run].max())], places[run], f"the teacher's {column}")
-            arrays[OFFSET] = offsets_of(places[run])
+            places = cache.places(column).take(rows[run])
+            said = said if layout.lengths is None else said[:, : int(places.max())]
+            said = own_values(column, said, places, f"the teacher's {column}")
+            arrays[OFFSET] = offsets_of(places)
         arrays |= {name: coded.cpu().numpy() for name, coded in layout.encode(said).items()}
         arrays[DIGEST] = digests[run]
         recorded.check(view, int(rows[run[0]]), {column: arrays}, [column], {column: said.cpu()})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from softcache.cache.schema import share_of
 from softcache.dumping.forward import Forward
 from softcache.dumping.signals import Signal
 from softcache.errors import UsageError
@@ -55,6 +56,11 @@ class Shapes:
             told = " and ".join(f"{shape} for {self._told(row)}" for row, shape in sorted(shapes.items())[:2])
             raise UsageError(
                 f"{signal.option} is {told}: only the first axis of a sample may follow the lengths of its inputs"
+            )
+        if share_of(signal.column) is not None:
+            raise UsageError(
+                f"{signal.option}: rows= keeps whole activations of one shape, and rows of this layer have lengths of "
+                "their own: leave rows= out"
             )
         while len(shapes) < MAX_PROBES:
             rules = self._rules({row: shape[0] for row, shape in shapes.items()})

@@ -13,7 +13,7 @@ from softcache.errors import UsageError, nearest
 
 NO_OUTPUT = "none"
 UNCOMPRESSED = "none"
-_POOL = re.compile(r":pool=\d+$")  # of a layer, which belongs to its name
+_OF_LAYER = re.compile(r"(?::(?:pool|rows)=[^:=]*)+$")  # which belongs to its name
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,15 @@ def parse_output(spec: str) -> Signal:
 
 
 def parse_hint(spec: str) -> Signal:
-    """``layer3``, ``fc:in``, ``layer3:codec=bf16``; ``layer3:pool=7`` is another signal than ``layer3``.
+    """``layer3``, ``fc:in``, ``layer3:codec=bf16``; ``layer3:pool=7`` and ``layer3:rows=0.25`` are other signals than
+    ``layer3``.
 
     Errors: ``UsageError`` for what can't be a module's path.
 
     >>> parse_hint("fc:in:codec=fp32")
     Signal(column='hint.fc:in', kind='values', codec='fp32')
-    >>> parse_hint("layer3:pool=7:codec=int8").column
-    'hint.layer3:pool=7'
+    >>> parse_hint("layer3:pool=7:rows=0.25:codec=int8").column
+    'hint.layer3:pool=7:rows=0.25'
     """
     layer, kind, codec = _split(spec, "--hint")
     if kind is not None:
@@ -92,9 +93,7 @@ def asked_compressions(specs: Sequence[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for spec in specs:
-        name, equals, value = (part.strip() for part in spec.partition("="))
-        # zstd:level=3 has an equals sign too, and can't be a column
-        column, asked = (name, value) if equals and is_column(name) else ("", spec.strip())
+        column, asked = _of_column(spec)
         if asked != UNCOMPRESSED:
             parse_compression(asked)
         if found.setdefault(column, asked) != asked:
@@ -102,13 +101,23 @@ def asked_compressions(specs: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def _of_column(spec: str) -> tuple[str, str]:
+    """``hint.layer3:pool=7=zstd:level=3`` → the column's name and what is asked for it; ``zstd:level=3``, which begins
+    with no column's name, → ``""`` and all of it."""
+    places = [place for place, sign in enumerate(spec) if sign == "="]
+    for place in reversed(places):  # a layer's name has equals signs too, and the longest name is meant
+        if is_column(spec[:place].strip()):
+            return spec[:place].strip(), spec[place + 1 :].strip()
+    return "", spec.strip()
+
+
 def _split(spec: str, option: str) -> tuple[str, str | None, str | None]:
     """Name, kind and codec."""
     rest, _, codec = spec.partition(":codec=")
     name, _, kind = rest.partition(":kind=")
-    if "=" in (_POOL.sub("", name) if option == "--hint" else name):
-        known = "pool=7 and codec=" if option == "--hint" else "kind= and codec="
-        raise UsageError(f"{option} {spec}: the options are {known}, the codec last")
+    if "=" in (_OF_LAYER.sub("", name) if option == "--hint" else name):
+        known = "pool=7, rows=0.25 and codec=, in this order" if option == "--hint" else "kind= and codec=, this last"
+        raise UsageError(f"{option} {spec}: the options are {known}")
     if not name or (":codec=" in spec and not codec) or (":kind=" in spec and not kind):
         raise UsageError(f"{option} {spec}: a name or a value is missing")
     return name, kind or None, codec or None

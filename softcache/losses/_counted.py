@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Counted:
     """Of a batch's rows: all of them (``rows``), those with a label that may be used (``labels``), the numbers that
-    their labels have (``task``); of a ``column`` whose rows have lengths of their own, the places (``places``), or the
-    rows that have any (``filled``). Labels and lengths alone decide how many there are."""
+    their labels have (``task``); of a ``column`` in which rows have different numbers of places, the places
+    (``places``), the rows that have any (``filled``), or those of them that have a label too (``labels``). Labels and
+    numbers of places alone decide how many there are."""
 
     what: Literal["rows", "labels", "task", "places", "filled"]
     column: str | None = None

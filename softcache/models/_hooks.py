@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from softcache.errors import ModelError, nearest
 
-_LAYER = re.compile(r"(.*?)(:in)?(?::pool=([1-9]\d*))?", re.DOTALL)
+_LAYER = re.compile(r"(.*?)(:in)?(?::pool=([1-9]\d*))?(?::rows=[\d.]+)?", re.DOTALL)
 
 
 class Taps(Mapping[str, Tensor]):
@@ -21,7 +21,8 @@ class Taps(Mapping[str, Tensor]):
     ``with Taps(network.model, ["layer3", "fc:in"]) as taps: network(pixels); taps["layer3"]``
 
     A layer is a module's path; its output, or with ``:in`` its first input. With ``:pool=7`` at its end maps (B, C, H,
-    W) are averaged over blocks of positions, to (B, C, 7, 7). Of tuples, lists and dicts the first tensor is taken; of
+    W) are averaged over blocks of positions, to (B, C, 7, 7). With ``:rows=0.25`` after that it is the same: which rows
+    are kept of it is not known here. Of tuples, lists and dicts the first tensor is taken; of
     several runs of one module the last. What is caught is a copy (with its gradient), because the layers that follow
     may work in place (``nn.ReLU(inplace=True)`` after a batch norm).
 
@@ -86,7 +87,7 @@ class Taps(Mapping[str, Tensor]):
 
 
 def find_module(model: nn.Module, layer: str) -> nn.Module:
-    """The module of a layer (``layer3``, ``fc:in``, ``layer3:pool=7``).
+    """The module of a layer (``layer3``, ``fc:in``, ``layer3:pool=7``, ``layer3:rows=0.25``).
 
     Errors: ``ModelError`` with the nearest paths.
     """

@@ -7,8 +7,8 @@ from typing import Any
 
 from softcache.cache.listing import Listing
 from softcache.cache.manifest import Manifest
-from softcache.cache.schema import ColumnRecord
-from softcache.console import counted, decimal_size
+from softcache.cache.schema import ColumnRecord, share_of
+from softcache.console import counted, decimal_size, of_rows
 from softcache.store.remote import PACKAGES
 
 CARD = "README.md"
@@ -74,7 +74,11 @@ If you use it, cite the teacher, the dataset, and this cache by its address and 
 
 
 def _column(name: str, record: ColumnRecord) -> tuple[str, ...]:
-    shape = "×".join("L" if size is None else str(size) for size in record.shape) or "1"
+    share = share_of(name)
+    sizes = record.shape if share is None else record.tail
+    shape = "×".join("L" if size is None else str(size) for size in sizes) or "1"
+    if share is not None:
+        shape += f", of {of_rows(share)}"
     steps = ", ".join(f"`{step.codec}` ({_lost(step.error)})" for step in record.converted)
     lost = _lost(record.error) + (f", against its source, which was in {steps}" if steps else "")
     codec = record.codec if record.compress is None else f"{record.codec} {record.compress}"

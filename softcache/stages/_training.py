@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from softcache.cache.schema import LOGITS, hint_column
+from softcache.cache.schema import LOGITS, hint_column, share_of
 from softcache.config.data import TrainingData
 from softcache.config.fit import Fitting
 from softcache.config.parsed import Parsed
@@ -171,6 +171,12 @@ def _synchronize_batch_norms(
     if device.type != "cuda" or ranks.alone:
         where = "without torchrun" if ranks.alone else f"on {device}"
         raise UsageError(f"--sync-bn {where}: it is for several GPUs under torchrun: leave it out")
+    for term in hint_losses.terms if hint_losses is not None else ():
+        if share_of(hint_column(term.teacher[0])) is not None:  # a rank without such rows would keep the others waiting
+            raise UsageError(
+                f"--sync-bn needs samples on every rank in each step, and hint loss {str(term)!r} has those of a share "
+                "of the rows: leave one of them out"
+            )
     network.model = nn.SyncBatchNorm.convert_sync_batchnorm(network.model)
     if hint_losses is not None:
         nn.SyncBatchNorm.convert_sync_batchnorm(hint_losses)

@@ -120,6 +120,7 @@ def _begin(asked: ConvertConfig) -> _Begun:
     _refuse_in_place(folder, out)
     names, views = asked.kept(cache.manifest, str(folder)), asked.views or cache.views
     _refuse_incomplete(cache, names, views)
+    labels = cache.labels  # before memory is taken for as many rows as the manifest says
     inputs = cache.manifest.identity.dataset.inputs
     lengths = {name: cache.lengths(name) for name, given in inputs.items() if given.ragged}
     wanted = wanted_columns(cache, names, asked.codecs, asked.codec, asked.compressions, asked.shard_rows, lengths)
@@ -134,7 +135,7 @@ def _begin(asked: ConvertConfig) -> _Begun:
     guess = estimate(cache.manifest.identity, columns, views, out, existing, lengths)
     refuse_too_large(guess, out, "a folder on another disk")
     samples = _samples(cache, lengths)
-    return _Begun(cache, out, device, views, wanted, code, named, samples, cache.labels, cache.names)
+    return _Begun(cache, out, device, views, wanted, code, named, samples, labels, cache.names)
 
 
 def _write(begun: _Begun) -> int:

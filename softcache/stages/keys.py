@@ -18,6 +18,7 @@ from softcache.cache.agreement.digests import PixelCheck
 from softcache.cache.column import OFFSET
 from softcache.cache.reader import Cache, ColumnReader
 from softcache.cache.schema import LOGITS, hint_column
+from softcache.cache.shares import filled, own_mask
 from softcache.config.data import open_data
 from softcache.config.opening import LOCAL_SIZE
 from softcache.config.parsed import parse
@@ -26,7 +27,6 @@ from softcache.errors import CacheError, UsageError
 from softcache.fields import Fields, stacked
 from softcache.inputs import PIXELS, bucket_input
 from softcache.losses._target import Target, changed, joined_targets
-from softcache.ragged import mask_of, padded
 from softcache.stream.batches import trained_labels
 from softcache.stream.plan import Plan
 from softcache.stream.transfer import host_tensor, unsigned
@@ -44,10 +44,12 @@ class KeyBatch:
     ``logits`` (B, C) raw, and hints by their layers' names, all (B, ...) float32; of columns whose rows have lengths of
     their own (B, L, ...), filled up to the longest with 0; of outputs in ``topk`` ``Leaders`` of such tensors, which
     the losses of ``softcache.functional`` take, and whose ``at(T)`` are logits. ``masks``: of each of these targets, by
-    its name, (B, L) int64, 1 for a row's own places. ``labels`` (B,) int64, -1 for none; or of another kind (B, K)
-    uint8 or (B,) or (B, K) float32, as the dataset has them. ``mixed``: of samples that their recipe mixed with a
-    partner, the partners' labels (B,) int64 and the weight of the own label (B,) float32; None for recipes that don't
-    mix. ``pads``: of inputs whose rows have lengths of their own, what they are filled up with.
+    its name, (B, L) int64, 1 for a row's own places; of a hint that is kept for a share of the rows,
+    ``layer3:rows=0.25``, (B,) int64, 1 for the rows that have it, and the target is 0 for the others. ``labels`` (B,)
+    int64, -1 for none; or of another kind (B, K) uint8 or (B,) or (B, K) float32, as the dataset has them. ``mixed``:
+    of samples that their recipe mixed with a partner, the partners' labels (B,) int64 and the weight of the own label
+    (B,) float32; None for recipes that don't mix. ``pads``: of inputs whose rows have lengths of their own, what they
+    are filled up with.
     """
 
     rows: torch.Tensor
@@ -239,8 +241,9 @@ class Keys(Dataset[KeyBatch]):
         for name, found in arrays.items():
             targets[name] = readers[name].target(found)
             if readers[name].layout.ragged:
-                targets[name] = changed(targets[name], functools.partial(padded, offset=found[OFFSET]))
-                masks[name] = mask_of(found[OFFSET])
+                column, offset = self._columns[name], found[OFFSET]
+                targets[name] = changed(targets[name], functools.partial(filled, column, offset=offset))
+                masks[name] = own_mask(column, offset)
         labels, mixing = self.labels, self.viewed.mixing(rows, view)
         mixed = None if mixing is None else (labels[torch.from_numpy(mixing[0])], torch.from_numpy(mixing[1]))
         place = torch.from_numpy(rows)
@@ -302,14 +305,18 @@ def joined(batches: Sequence[KeyBatch]) -> KeyBatch:
         {name: stacked([batch.inputs[name] for batch in batches], first.pads.get(name, 0)) for name in first.inputs},
         {
             name: joined_targets(
-                [batch.targets[name] for batch in batches], _filled if name in first.masks else torch.cat
+                [batch.targets[name] for batch in batches],
+                _filled if name in first.masks and first.masks[name].ndim > 1 else torch.cat,
             )
             for name in first.targets
         },
         torch.cat([batch.labels for batch in batches]),
         (torch.cat([own for own, _ in mixed]), torch.cat([weight for _, weight in mixed])) if mixed else None,
         first.pads,
-        {name: stacked([batch.masks[name] for batch in batches], 0) for name in first.masks},
+        {
+            name: (_filled if mask.ndim > 1 else torch.cat)([batch.masks[name] for batch in batches])
+            for name, mask in first.masks.items()
+        },
     )
 
 

@@ -206,7 +206,7 @@ def _shapes(asked: PlanConfig, viewed: Viewed, signals: Sequence[Signal]) -> dic
 
 def _planned(column: Column, record: ColumnRecord, viewed: Viewed) -> PlannedColumn:
     lengths, rows = viewed.lengths(), len(viewed)
-    shards, places = shards_bytes(column, rows, lengths), places_together(column, lengths)
+    shards, places = shards_bytes(column, rows, lengths), places_together(column, rows, lengths)
     return PlannedColumn(
         column.name, column.kind, list(record.shape), record.codec, key_bytes(column, rows, places), column.shard_rows,
         len(shards), sum(shards), smaller_codecs(column, rows, places), record.compress,

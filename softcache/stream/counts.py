@@ -19,7 +19,7 @@ Mixing = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray] | None]
 
 class Counts:
     """Of one epoch. ``shares``: the keys of each rank in each batch; ``labels``: those that may be used, of all rows of
-    the dataset; ``places``: of columns whose rows have lengths of their own, (N,) how many each row has."""
+    the dataset; ``places``: of columns in which rows have different numbers of them, (N,) how many each row has."""
 
     # Whoever looks through a batch for tensors on a GPU (stream.transfer) finds no __dict__ and so nothing of the data.
     __slots__ = ("_found", "_labels", "_mixing", "_places", "_shares")
@@ -43,16 +43,16 @@ class Counts:
 
     def _of_keys(self, counted: Counted, every: Sequence[Parts]) -> np.ndarray:
         """Of each key, one after the other."""
-        if counted.what in ("labels", "task"):
-            known = known_labels(self._labels).reshape(len(self._labels), -1)  # (N, K)
-            return np.concatenate(
-                [self._labels_of(part.rows, view, known, counted.what) for part, view in _views(every)]
-            )
         rows = np.concatenate([key_rows(parts) for parts in every])
-        if counted.column is None:
-            return np.ones(len(rows), np.int64)
-        places = self._places[counted.column][rows]
-        return places if counted.what == "places" else (places > 0).astype(np.int64)
+        places = np.ones(len(rows), np.int64) if counted.column is None else self._places[counted.column][rows]
+        if counted.what == "places":
+            return places
+        filled = (places > 0).astype(np.int64)
+        if counted.what not in ("labels", "task"):
+            return filled
+        known = known_labels(self._labels).reshape(len(self._labels), -1)  # (N, K)
+        of_parts = [self._labels_of(part.rows, view, known, counted.what) for part, view in _views(every)]
+        return np.concatenate(of_parts) * filled
 
     def _labels_of(self, rows: np.ndarray, view: int, known: np.ndarray, what: str) -> np.ndarray:
         mixed, own = self._mixing(rows, view), known[rows]

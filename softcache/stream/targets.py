@@ -19,12 +19,13 @@ from softcache.cache.blocks import BlockReader
 from softcache.cache.column import DIGEST, OFFSET
 from softcache.cache.reader import Cache, ColumnReader
 from softcache.cache.schema import LOGITS, hint_column
+from softcache.cache.shares import own_values
 from softcache.device import autocast
 from softcache.fields import Inputs
 from softcache.losses._target import Target, joined_targets
 from softcache.models._hooks import Taps
 from softcache.models._network import Network
-from softcache.ragged import Int64, on_device, own_places
+from softcache.ragged import Int64, on_device
 from softcache.stream.memory import available_memory, view_bytes
 from softcache.stream.parts import Part, Parts
 from softcache.stream.transfer import PinnedBuffers, host_tensor, unsigned
@@ -35,7 +36,7 @@ from softcache.stream.windows import Windows
 class Targets:
     """``outputs``: by name, one (B, …) float32 a teacher, or ``Leaders`` where a cache keeps no more. ``hints``:
     layer → (B, ...). ``digests``: one (B,) int64 a column. Where rows have lengths of their own, outputs and hints are
-    (P, …), the places of all rows end to end."""
+    (P, …), the places of all rows end to end; of hints of a share of the rows, those of the rows that are in it."""
 
     outputs: dict[str, list[Target]] = field(default_factory=dict)
     hints: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -259,7 +260,7 @@ class LiveTargets:
             said |= {hint_column(layer): taps[layer] for layer in self._hints}
             for column in self._places.keys() & said.keys():
                 counts = self._places[column].take(part.key_rows)
-                said[column] = own_places(said[column], counts, f"the live teacher's {column}")
+                said[column] = own_values(column, said[column], counts, f"the live teacher's {column}")
         # Tensors made in inference mode can't be saved for a backward pass; a copy can.
         kept = {column: values.float().clone() for column, values in said.items()}
         return Targets(

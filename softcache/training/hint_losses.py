@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from softcache import registry
-from softcache.cache.schema import hint_column
+from softcache.cache.schema import hint_column, share_of
 from softcache.console import size
 from softcache.errors import ModelError, UsageError
 from softcache.fields import Inputs
@@ -36,8 +36,9 @@ class HintLosses(nn.Module):
     """The hint terms of a run, with their modules (regressors, variances, memory banks) in ``by_term``.
 
     ``rows``: the rows of the dataset that are trained on, of ``total``. A module with a memory has one entry for each
-    of them, in this order. ``events``: how often the watched layers run in one forward pass; ``unreached``: the
-    student's parameters that no watched layer depends on, by name.
+    of them, in this order; of a layer of the teacher that is kept for a share of the rows, for each of ``kept``, the
+    rows of this share that are trained on. ``events``: how often the watched layers run in one forward pass;
+    ``unreached``: the student's parameters that no watched layer depends on, by name.
     """
 
     def __init__(
@@ -48,16 +49,20 @@ class HintLosses(nn.Module):
         total: int,
         events: int,
         unreached: Sequence[str] = (),
+        kept: Mapping[float, np.ndarray] = MappingProxyType({}),
     ):
         super().__init__()
         self.terms = tuple(terms)
         self.by_term = nn.ModuleList(modules)
         self.events = events
         self.unreached = tuple(unreached)
-        position_of_row = torch.full((total,), -1, dtype=torch.int64)
-        position_of_row[torch.from_numpy(rows)] = torch.arange(len(rows))
-        self.position_of_row: Tensor
-        self.register_buffer("position_of_row", position_of_row, persistent=False)
+        self._positions: dict[float | None, str] = {}
+        rows_of: list[tuple[float | None, np.ndarray]] = [(None, rows), *kept.items()]
+        for number, (share, some) in enumerate(rows_of):
+            position_of_row = torch.full((total,), -1, dtype=torch.int64)
+            position_of_row[torch.from_numpy(some)] = torch.arange(len(some))
+            self._positions[share] = f"position_of_row_{number}"
+            self.register_buffer(self._positions[share], position_of_row, persistent=False)
 
     @property
     def layers(self) -> list[str]:
@@ -76,28 +81,30 @@ class HintLosses(nn.Module):
         """The loss of each term, not weighted: a list of scalars.
 
         ``taps``, ``hints``: activations of the student and of the teacher by layer, batch first; those of the teacher
-        whose rows have lengths of their own, which ``offsets`` names by their columns, (P, …) end to end. ``rows`` (B,)
-        int64: rows of the dataset. ``labels`` (B,) int64, -1 for a sample without a label that may be used. ``gather``:
-        where other ranks have parts of the batch, for losses whose scope is the batch.
+        whose rows have different numbers of places, which ``offsets`` names by their columns, (P, …) end to end.
+        ``rows`` (B,) int64: rows of the dataset. ``labels`` (B,) int64, -1 for a sample without a label that may be
+        used. ``gather``: where other ranks have parts of the batch, for losses whose scope is the batch.
         """
-        positions = self.position_of_row.index_select(0, rows)
         values = []
         for term, module in zip(self.terms, self.by_term, strict=True):
             student, teacher = [taps[layer] for layer in term.student], [hints[layer] for layer in term.teacher]
-            built = typing.cast(HintModule, module)
-            offset = offsets.get(hint_column(term.teacher[0]))
+            built, column = typing.cast(HintModule, module), hint_column(term.teacher[0])
+            offset, share = offsets.get(column), share_of(column)
+            positions = self.get_buffer(self._positions[share]).index_select(0, rows)
             given = _Given(student, teacher, positions, labels)
-            if offset is not None:
+            if share is not None:
+                given = _of_share(given, offsets[column])
+            elif offset is not None:
                 given = _of_lengths(term, given, offset)
             if gather is not None and term.loss.scope == "batch":
-                counted = term.counted(None if offset is None else hint_column(term.teacher[0]))
+                counted = term.counted(None if offset is None else column, of_rows=share is not None)
                 given = given.gathered(gather, counted)
             if len(given.student[0]):
                 values.append(
                     term.value(built, given.student, given.teacher, positions=given.positions, labels=given.labels)
                 )
-            else:  # no row has a place: 0, with a graph
-                values.append(torch.stack([x.sum() for x in student]).sum() * 0)
+            else:  # no row has a place
+                values.append(_zero([*student, *built.parameters()]))
         return values
 
     @contextlib.contextmanager
@@ -138,6 +145,26 @@ def _of_lengths(term: HintTerm, given: _Given, offset: Int64) -> _Given:
         given.positions.index_select(0, there),
         given.labels.index_select(0, there),
     )
+
+
+def _of_share(given: _Given, offset: Int64) -> _Given:
+    """Of a batch of which the teacher's layers (R, …) have some rows, the same rows of the student's (B, …)."""
+    there = np.flatnonzero(counts_of(offset))
+    if len(there) == len(given.positions):
+        return given
+    at = on_device(there, given.positions.device)
+    student = [x.index_select(0, at) for x in given.student]
+    return _Given(student, given.teacher, given.positions.index_select(0, at), given.labels.index_select(0, at))
+
+
+def _zero(tensors: Sequence[Tensor]) -> Tensor:
+    """0 with a graph in which each of these has the gradient 0. Without one, optimizers would leave parameters out of a
+    step, and fused ones fail where some of them have no momentum yet."""
+    nothing = [tensor.flatten()[:0] for tensor in tensors]  # whose sum is 0, whatever the numbers are
+    total = torch.zeros((), device=tensors[0].device)
+    for empty in nothing:
+        total = total + empty.sum(dtype=torch.promote_types(empty.dtype, torch.float32))
+    return total
 
 
 class Reached(Exception):
@@ -234,32 +261,33 @@ def build_hint_losses(
 
     ``inputs``: those of some rows (``sampled``), from which the shapes of the student's layers are found.
     ``teacher_shapes``: returns the shapes of the teacher's layers without the batch. ``places``: of the teacher's
-    layers whose rows have lengths of their own, by the names of their columns, (N,) how many places each row has; their
-    shapes are those of a place. ``rows``: the rows of the dataset
-    that are trained on. ``visible`` (N,): labels of all rows of the dataset, -1 for those that may not be used.
-    ``teacher``: for terms that need its classifier.
-    Errors: ``ModelError`` for a layer that the student doesn't have, ``UsageError`` for shapes that a loss can't use.
+    layers in which rows have different numbers of places, by the names of their columns, (N,) how many each row has;
+    their shapes are those of a place. ``rows``: the rows of the dataset that are trained on. ``visible`` (N,): labels
+    of all rows of the dataset, -1 for those that may not be used. ``teacher``: for terms that need its classifier.
+    Errors: ``ModelError`` for a layer that the student doesn't have, ``UsageError`` for shapes that a loss can't use,
+    and where no row is trained on that a layer of the teacher is kept for.
     """
     shapes, events, unreached = probe(network, watched(terms), inputs)
     modules: list[HintModule] = []
+    kept: dict[float, np.ndarray] = {}
     for term in terms:
-        lengths = [places.get(hint_column(layer)) for layer in term.teacher]
+        share, some = _share(term), rows
+        lengths = [places.get(hint_column(layer)) for layer in term.teacher] if share is None else []
         if any(of_layer is not None for of_layer in lengths):
             _refuse_lengths(term, lengths, shapes, np.asarray(sampled, np.int64))
+        if share is not None:
+            some = kept[share] = _kept(term, rows, places)
         classifier = _classifier(term, teacher) if "teacher classifier" in term.needs else None
-        bank = term.loss.bank_bytes(len(rows))
+        bank = term.loss.bank_bytes(len(some))
         if bank:
-            log.info(f"hint loss {term.name!r} keeps {size(bank)} of memory banks for {len(rows):,} rows")
+            log.info(f"hint loss {term.name!r} keeps {size(bank)} of memory banks for {len(some):,} rows")
         module = term.build(
-            [
-                shapes[layer] if of_layer is None else shapes[layer][1:]
-                for layer, of_layer in zip(term.student, lengths, strict=True)
-            ],
+            [shapes[layer][1:] if any(x is not None for x in lengths) else shapes[layer] for layer in term.student],
             teacher_shapes(term.teacher),
-            row_count=len(rows),
+            row_count=len(some),
             classes=classes,
             seed=seed,
-            row_labels=torch.from_numpy(visible[rows].astype(np.int64)),
+            row_labels=torch.from_numpy(visible[some].astype(np.int64)),
             teacher_classifier=classifier,
         )
         if term.replaces_logits:
@@ -267,7 +295,35 @@ def build_hint_losses(
             learning: Any = module.by_layer[-1]
             network.model = Through(network.model, term.student[0], learning.projector, classifier, size=learning.size)
         modules.append(module)
-    return HintLosses(terms, modules, rows, len(visible), events, unreached)
+    return HintLosses(terms, modules, rows, len(visible), events, unreached, kept)
+
+
+def _share(term: HintTerm) -> float | None:
+    """The share of the rows that a term's layers of the teacher are kept for; None where they are for all of them.
+
+    Errors: ``UsageError`` for layers of different shares.
+    """
+    shares = {share_of(hint_column(layer)) for layer in term.teacher}
+    if len(shares) > 1:
+        raise UsageError(
+            f"hint loss {str(term)!r} compares layers that are kept for different rows: name layers with the same "
+            "rows=, or write one --hint for each of them"
+        )
+    return shares.pop()
+
+
+def _kept(term: HintTerm, rows: np.ndarray, places: Mapping[str, Int64]) -> np.ndarray:
+    """Of the ``rows`` that are trained on those that a term's layers are kept for.
+
+    Errors: ``UsageError`` where there are none.
+    """
+    found = rows[places[hint_column(term.teacher[0])][rows] > 0]
+    if not len(found):
+        raise UsageError(
+            f"hint loss {str(term)!r}: of the {len(rows):,} rows that are trained on none is kept in "
+            f"{term.teacher[0]!r}: keep a larger share"
+        )
+    return found
 
 
 def _refuse_lengths(

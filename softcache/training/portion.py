@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from softcache.cache.schema import hint_column
+from softcache.cache.schema import hint_column, share_of
 from softcache.losses._contract import Scope
 from softcache.losses._counted import Counted
 from softcache.stream.counts import Counts
@@ -69,11 +69,11 @@ class Portion:
 
 
 def _shares(objective: Objective, ragged: Container[str], share: Callable[[Counted, Scope], float]) -> Shares:
-    """``ragged``: columns whose rows have lengths of their own."""
+    """``ragged``: columns in which rows have different numbers of places."""
     softs = [share(term.counted(ragged=term.of in ragged), term.loss.scope) for term in objective.terms]
     columns = [hint_column(term.teacher[0]) for term in objective.hints]
     hints = [
-        share(term.counted(column if column in ragged else None), term.loss.scope)
+        share(term.counted(column if column in ragged else None, of_rows=share_of(column) is not None), term.loss.scope)
         for term, column in zip(objective.hints, columns, strict=True)
     ]
     return Shares(tuple(softs), share(Counted("task"), "samples"), tuple(hints))

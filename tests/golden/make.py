@@ -17,6 +17,8 @@ teacher's own output, in ``expected.json``: arrays as their bytes in hexadecimal
   shards.
 - ``compressed``: the same rows; the function answers with few different numbers, which are compressed in one chunk a
   shard and in several, of rows and of places; two shards.
+- ``shares``: the images of ``fp16``, 2 views; the logits, and activations of shares of the rows, some of them pooled;
+  two shards.
 """
 
 from __future__ import annotations
@@ -68,6 +70,7 @@ def main(target: str) -> None:
             "basis": _basis(folder / "basis", data / "basis"),
             "small": _small(folder / "small", data / "small"),
             "compressed": _compressed(folder / "compressed", data / "compressed"),
+            "shares": _shares(folder / "shares", data),
         }
         _vectors(folder / "vectors", data / "vectors")
         _converted(folder)
@@ -85,6 +88,44 @@ def _fp16(out: Path, data: Path) -> dict[str, Any]:
     options = {"views": 2, "view_seed": 5, "size": 8, "hint": ("fc:in",), "shard_rows": 32, "codec": "fp16"}
     dump(teacher, dataset=dataset, out=out, augment=RECIPE, batch_size=BATCH, device="cpu", **options)
     return _expected(network, viewed, 2, "<f2", "fc:in")
+
+
+SHARES = {"fc:in:rows=0.4": "<f2", "layer1:pool=2:rows=0.25": "<f4", "layer1:pool=1:rows=0.000001": "<f2"}
+
+
+def _shares(out: Path, data: Path) -> dict[str, Any]:
+    """Uses what ``_fp16`` has made."""
+    dataset = f"arrays:{data}"
+    viewed = open_viewed(dataset, "train", augment=RECIPE, view_seed=5, size=8)
+    teacher, network = _teacher(Path("golden-shares"), viewed)
+    hints = tuple(f"{layer}:codec={'fp32' if dtype == '<f4' else 'fp16'}" for layer, dtype in SHARES.items())
+    dump(
+        teacher, dataset=dataset, out=out, augment=RECIPE, view_seed=5, size=8, views=2, hint=hints, shard_rows=16,
+        batch_size=BATCH, device="cpu", codec="fp16",
+    )  # fmt: skip
+    drawn = [_splitmix(_splitmix(0x726F7773) ^ row) >> 32 for row in range(ROWS)]
+    found = _expected(network, viewed, 2, "<f2", None)
+    for view, held in enumerate(found["views"]):
+        for layer, dtype in SHARES.items():
+            module, whole = layer.partition(":pool")[0].partition(":rows")[0], []
+            for first in range(0, ROWS, BATCH):
+                with Taps(network.model, [module]) as taps, torch.inference_mode():
+                    network(viewed.batch(np.arange(first, min(first + BATCH, ROWS)), view))
+                    whole.append(taps[module])
+            values, side = torch.cat(whole), int(layer.partition("pool=")[2][:1] or 0)
+            if side:
+                values = torch.nn.functional.avg_pool2d(values, values.shape[2] // side)
+            share = float(layer.partition("rows=")[2])
+            rows = [row for row in range(ROWS) if drawn[row] < share * 2**32 or drawn[row] == min(drawn)]
+            held[layer] = values.numpy()[rows].astype(dtype).tobytes().hex()
+    return found
+
+
+def _splitmix(x: int) -> int:
+    z = (x + 0x9E3779B97F4A7C15) & (2**64 - 1)
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & (2**64 - 1)
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & (2**64 - 1)
+    return z ^ z >> 31
 
 
 def _converted(folder: Path) -> None:

@@ -14,6 +14,7 @@ from softcache.cache.chunked_rows import memories
 from softcache.cache.column import DIGEST, OFFSET
 from softcache.cache.mapping import MappedRows, map_column
 from softcache.cache.reader import Cache
+from softcache.cache.schema import share_of
 from softcache.errors import CacheError, PixelsError
 
 log = logging.getLogger(__name__)
@@ -116,9 +117,10 @@ class Recorded:
 
 
 def comparable(cache: Cache) -> list[str]:
-    """Columns with which what a teacher says can be compared: one that was converted from a codec that had lost
-    something keeps other values, by more than its own codec and the arithmetic explain."""
-    return [name for name in cache.manifest.columns if not cache.manifest.state.columns[name].converted]
+    """Columns with which what a teacher says can be compared, those of a share of the rows last: one that was converted
+    from a codec that had lost something keeps other values, by more than its own codec and the arithmetic explain."""
+    found = [name for name in cache.manifest.columns if not cache.manifest.state.columns[name].converted]
+    return sorted(found, key=lambda name: share_of(name) is not None)
 
 
 def first_recorded(cache: Cache) -> tuple[str, int, int, int] | None:

@@ -16,10 +16,11 @@ from softcache.cache.agreement.recorded import comparable
 from softcache.cache.agreement.tolerance import compare_values
 from softcache.cache.column import OFFSET
 from softcache.cache.reader import Cache
+from softcache.cache.shares import own_values
 from softcache.device import reproducible
 from softcache.errors import CacheError, UsageError
 from softcache.fields import Inputs
-from softcache.ragged import counts_of, own_places, padded
+from softcache.ragged import counts_of, padded
 from softcache.views._open import Viewed
 
 
@@ -77,11 +78,12 @@ def compare(
     if not views:
         raise CacheError(f"{cache.where} has no complete view to compare with: run softcache dump again")
     rng = np.random.default_rng(seed)
-    total = cache.rows * len(views)
-    chosen = np.sort(rng.choice(total, min(sample, total), replace=False))
     reader, found = cache.column(column), []
+    kept = np.arange(cache.rows) if reader.layout.share is None else np.flatnonzero(cache.places(column))
+    total = len(kept) * len(views)
+    chosen = np.sort(rng.choice(total, min(sample, total), replace=False))
     for place, view in enumerate(views):
-        rows = chosen[chosen // cache.rows == place] % cache.rows
+        rows = kept[chosen[chosen // len(kept) == place] % len(kept)]
         for first in range(0, len(rows), batch):
             some = rows[first : first + batch]
             stored = reader.gather(view, some)
@@ -91,7 +93,7 @@ def compare(
                 now = forward(inputs.to(device)).cpu()
             theirs, offset = reader.decode(stored), stored.get(OFFSET)
             if offset is not None:
-                now = own_places(now, counts_of(offset), column)
+                now = own_values(column, now, counts_of(offset), column)
             differs, allowed = compare_values(cache, column, theirs, now, offset)
             same = (_largest(theirs) == _largest(now)).double()
             if offset is not None:  # a key's share of places

@@ -44,12 +44,14 @@ class HintTerm:
     def needs(self) -> frozenset[Need]:
         return self.loss.needs
 
-    def counted(self, column: str | None) -> Counted:
-        """What it is a mean over, or relates. ``column``: that of the teacher's layer where rows have lengths of their
-        own."""
-        if column is not None:
-            return Counted("places" if self.loss.of_lengths == "places" else "filled", column)
-        return Counted("labels") if "labels" in self.needs and self.loss.scope == "samples" else ROWS
+    def counted(self, column: str | None, *, of_rows: bool = False) -> Counted:
+        """What it is a mean over, or relates. ``column``: that of the teacher's layer where rows have different numbers
+        of places. ``of_rows``: whether rows have one place or none there, which is a whole activation."""
+        if column is not None and self.loss.of_lengths == "places" and not of_rows:
+            return Counted("places", column)
+        if "labels" in self.needs and self.loss.scope == "samples":
+            return Counted("labels", column)
+        return ROWS if column is None else Counted("filled", column)
 
     @property
     def replaces_logits(self) -> bool:
@@ -186,6 +188,12 @@ def parse_hint(spec: str) -> HintTerm:
         weight = Schedule.parse(options.pop("weight"))
         if weight.bounds()[0] < 0:
             raise UsageError(f"{spec!r}: a weight can't be negative")
+    of_rows = next((layer for layer in student if ":rows=" in layer), None)
+    if of_rows is not None:
+        raise UsageError(
+            f"{spec!r}: rows= says for which rows a layer of the teacher is kept, and is not for the student's: write "
+            f"student={of_rows.partition(':rows=')[0]}"
+        )
     loss = cls(**registry.typed_options(cls, options, f"hint loss {name!r}"))
     return HintTerm(name, loss, teacher, student, weight)
 
