@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.softcache-ready
 
-.PHONY: setup demo test check bench torture clean
+.PHONY: setup demo test check bench torture docs-commands clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,11 @@ check: setup
 
 torture: setup
 	@$(BIN)/python -m pytest -m torture --timeout 7200
+
+# Every command and block of Python in README.md and docs/ runs, in order; what can't run here is listed at the end.
+docs-commands: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[loops,s3,test-stores]'
+	@$(BIN)/python -m pytest -m docs -n 2 --dist load --timeout 1800
 
 bench: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
