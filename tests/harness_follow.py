@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness_pages import ROOT, Step
+from harness_pages import ROOT, Step, arguments
+
+TRAINING = ("teach", "train", "compare", "sweep")
 
 # Blocks of Python share their names, as in a notebook. What they print comes back on a copy of the output.
 _NOTEBOOK = """
@@ -35,14 +37,18 @@ for line in sys.stdin:
 @dataclass(frozen=True)
 class Place:
     """Where a page is followed. ``prepare`` makes what the page says its reader has; ``instead``: text of the page that
-    is replaced before a step runs, so that it is quick or has its data here; ``needs``: packages without which the page
-    is skipped; ``before``: Python that the page's blocks take for granted; ``skip``: beginnings of steps that can't run
-    here, with the reason; ``mentions``: commands in sentences are run too; ``after`` looks at the folder at the end."""
+    is replaced before a step runs, so that it is quick or has its data here; ``short``: trainings for which the page
+    gives no number of epochs have one; ``commands``: what the reader has run before; ``needs``: packages without which
+    the page is skipped; ``before``: Python that the page's blocks take for granted, run before the first of them;
+    ``skip``: beginnings of steps that can't run here, with the reason; ``mentions``: commands in sentences are run too;
+    ``store``: the page's bucket is on a server of S3; ``after`` looks at the folder at the end."""
 
     prepare: Callable[[Path], None] | None = None
     instead: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     before: str = ""
+    commands: tuple[str, ...] = ()
+    short: bool = False
     skip: Mapping[str, str] = field(default_factory=dict)
     mentions: bool = False
     store: bool = False
@@ -53,6 +59,9 @@ class Place:
         found = step.text
         for old, new in self.instead.items():
             found = found.replace(old, new)
+        given = arguments(found) if step.kind == "shell" and not found.startswith("#!") else None
+        if self.short and given and given[0] in TRAINING and not {"--epochs", "--resume"} & set(given):
+            found = f"{found.partition(' #')[0].rstrip()} --epochs 1"
         return found
 
 

@@ -7,22 +7,29 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+import torchvision
 from harness_follow import Place
-from harness_pages import Step
+from harness_pages import ROOT, Step, steps
 from PIL import Image
 
 import softcache
 
-SMALL = {"resnet50": "cifar:resnet8", "resnet18": "cifar:resnet8"}
-DONE = {
-    "cifar:resnet8-": "cifar-resnet8-",  # in the names of folders
-    "caches/cifar:": "caches/cifar-",
-    "runs/cifar:": "runs/cifar-",
-    "s3://bucket/cifar:": "s3://bucket/cifar-",
+# Networks of the pages, and smaller ones that stand for them: paths first, because names of folders have a dash.
+SMALL = {
+    "resnet50-": "cifar-resnet8-",
+    "resnet34-": "cifar-resnet14-",
+    "resnet18-": "cifar-resnet8-",
+    "resnet50": "cifar:resnet8",
+    "resnet34": "cifar:resnet14",
+    "resnet18": "cifar:resnet8",
+    "mobilenet_v3_small": "cifar:resnet14",
 }
 
 # What no test runs: a pattern that the whole step is searched for, and the reason. Each is still compared with the
@@ -73,6 +80,225 @@ def cohort_tables(there: Path, variables: Mapping[str, str]) -> None:
         assert json.loads((folder / "table.json").read_text())["version"] == 1
 
 
+def smaller(page: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """``SMALL``, of it what the page has, after ``more``."""
+    text = "\n".join(step.text for step in steps(page))
+    return {**(more or {}), **{old: new for old, new in SMALL.items() if old in text}}
+
+
+NETS = """
+import torch
+from torch import nn
+
+
+class Outputs(nn.Module):  # pixels (B, 1, H, W) -> several outputs
+    def __init__(self, width):
+        super().__init__()
+        self.read = nn.Sequential(nn.Conv2d(1, width, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.embed = nn.Linear(4 * width, 16)
+        self.logits, self.tags = nn.Linear(16, 10), nn.Linear(16, 5)
+
+    def forward(self, pixels):
+        found = self.embed(self.read(pixels))
+        return {"logits": self.logits(found), "embedding": found, "tags": self.tags(found)}
+
+
+def make(num_classes=10):
+    return Outputs(8)
+
+
+class Tagger(nn.Module):  # words (B, L) -> states (B, L, 8) and tags (B, L, 3)
+    def __init__(self):
+        super().__init__()
+        self.vectors, self.encoder, self.tags = nn.Embedding(100, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, words):
+        states = self.encoder(self.vectors(words))
+        return {"states": states, "tags": self.tags(states)}
+
+
+def tagger(num_classes=3):
+    return Tagger()
+
+
+small = tagger
+
+
+def large(num_classes=2):
+    return nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, num_classes))
+"""
+
+
+def nets(there: Path) -> None:
+    """``my.py`` with its parameters, and sentences."""
+    (there / "my.py").write_text(NETS)
+    space: dict[str, Any] = {}
+    exec(NETS, space)
+    torch.manual_seed(0)
+    torch.save(space["make"]().state_dict(), there / "my.pt")
+    torch.save(space["tagger"]().state_dict(), there / "tagger.pt")
+    sentences(there, "text", "words")
+
+
+def sentences(there: Path, folder: str, name: str) -> None:
+    """Rows of 1 to 6 numbers below 100, with a label each."""
+    rng = np.random.default_rng(0)
+    (there / folder).mkdir()
+    for split, rows in (("train", 64), ("test", 32)):
+        lengths = rng.integers(1, 7, rows)
+        np.save(there / folder / f"{split}_{name}.npy", rng.integers(1, 100, lengths.sum()))
+        np.save(there / folder / f"{split}_{name}_offsets.npy", np.cumsum([0, *lengths]))
+        np.save(there / folder / f"{split}_labels.npy", rng.integers(0, 2, rows))
+
+
+def any_data(there: Path) -> None:
+    """What docs/data.md speaks of: a table, a forest and an ONNX file that know it, sentences, pictures."""
+    import joblib
+    import onnx
+    from sklearn.ensemble import RandomForestClassifier
+
+    (there / "my.py").write_text(NETS.replace("small = tagger", "small = lambda num_classes=2: large(num_classes)"))
+    sentences(there, "reviews", "input_ids")
+    rng = np.random.default_rng(0)
+    (there / "letters").mkdir()
+    for split, rows in (("train", 128), ("test", 32)):
+        features = rng.normal(size=(rows, 16)).astype(np.float32)
+        np.save(there / f"letters/{split}_features.npy", features)
+        np.save(there / f"letters/{split}_labels.npy", (features[:, 0] > 0).astype(int))
+        images = rng.integers(0, 256, (rows, 8, 8), dtype=np.uint8)
+        np.savez(there / f"{split}.npz", images=images, labels=(images.mean((1, 2)) > 127).astype(int))
+    features, labels = np.load(there / "letters/train_features.npy"), np.load(there / "letters/train_labels.npy")
+    joblib.dump(RandomForestClassifier(5, random_state=0).fit(features, labels), there / "forest.joblib")
+    kind, helper = onnx.TensorProto.FLOAT, onnx.helper
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["features", "weight"], ["logits"])],
+        "linear",
+        [helper.make_tensor_value_info("features", kind, ["rows", 16])],
+        [helper.make_tensor_value_info("logits", kind, ["rows", 2])],
+        [onnx.numpy_helper.from_array(rng.normal(size=(16, 2)).astype(np.float32), "weight")],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), there / "teacher.onnx")
+
+
+def published(there: Path) -> None:
+    """Files in the places where torchvision keeps the weights that it has downloaded, with random parameters."""
+    folder = there.parent / "home" / ".cache" / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    for name in ("resnet50", "resnet18", "mobilenet_v3_small", "mobilenet_v2"):
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        torch.manual_seed(0)
+        state = torchvision.models.get_model(name).state_dict()
+        torch.save(state, folder / weights.url.rpartition("/")[2])
+
+
+def newcomer(there: Path) -> None:
+    """A folder of pictures, and weights of ImageNet as if they had been downloaded."""
+    published(there)
+    pets(there, train=30, test=10)
+    for split in ("train", "test"):  # class folders directly in the folder
+        for name in ("bird", "cat", "dog"):
+            for file in (there / "pets" / split / name).iterdir():
+                (there / "pets" / name).mkdir(exist_ok=True)
+                file.rename(there / "pets" / name / f"{split}-{file.name}")
+        shutil.rmtree(there / "pets" / split)
+
+
+def three_students(there: Path, variables: Mapping[str, str]) -> None:
+    """The file that runs anywhere is there, and so is the page."""
+    assert (there / "pets.onnx").stat().st_size > 0
+    assert "<html" in (there / "report.html").read_text(encoding="utf-8")
+
+
+ASKED = ("softcache teach --model cifar:resnet8 --epochs 1", "softcache dump --teacher cifar:resnet8")
+READ_PIN = "python -c 'import json; print(json.loads(input())[\"pin\"])'"
+PIN = f"$(softcache info s3://bucket/cifar-resnet8-digits --json | tr -d '\\n' | {READ_PIN})"
+SMALL_VIEWS = {"--weights DEFAULT --dataset folder:pets": "--weights DEFAULT --size 32 --dataset folder:pets"}
+
+BEFORE_SIGNALS = """
+from torch.utils.data import DataLoader
+
+import softcache
+
+keys = softcache.Keys("others/text", outputs=["states", "tags"])
+batch = next(iter(DataLoader(keys, batch_sampler=keys.sampler(8, seed=0), collate_fn=keys.collate)))
+rows = [0, 1, 2]
+"""
+
+
+def preset(there: Path) -> None:
+    """``mine.json``, as the page shows it."""
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    found = re.search(r"```json\n(.*?)```", text, re.S)
+    assert found is not None
+    (there / "mine.json").write_text(found[1])
+
+
 PLACES: dict[str, Place] = {
-    "docs/many.md": Place(needs=("optuna",), mentions=True, after=cohort_tables),
+    "README.md": Place(
+        prepare=newcomer,
+        needs=("onnxruntime", "matplotlib"),
+        instead={
+            **SMALL_VIEWS,
+            "(1, 224, 224, 3)": "(1, 32, 32, 3)",
+            "cache=cache.folder)": "cache=cache.folder, epochs=1)",
+        },
+        short=True,
+        after=three_students,
+    ),
+    "docs/compression.md": Place(
+        commands=("softcache teach --model cifar:resnet8 --epochs 1 --out teachers/resnet50-digits",),
+        needs=("zstandard", "hdf5plugin"),
+    ),
+    "docs/data.md": Place(
+        prepare=any_data,
+        needs=("onnx", "onnxruntime", "sklearn"),
+        skip={"softcache dump --teacher outside.py:service": "asks a service; tests/test_teacher_service.py has one"},
+        short=True,
+    ),
+    "docs/features.md": Place(
+        prepare=nets,
+        skip={"python examples/features.py": "needs Fashion-MNIST; tests/test_examples_cases.py has small files"},
+        instead={"my.py:large": "my.py:make", "my.py:small": "my.py:make"},
+        short=True,
+    ),
+    "docs/format.md": Place(commands=ASKED, instead=smaller("docs/format.md")),
+    "docs/losses.md": Place(commands=ASKED, short=True),
+    "docs/many.md": Place(
+        needs=("optuna",), mentions=True, instead={"--budget 4m": "--budget 30s"}, after=cohort_tables
+    ),
+    "docs/ranks.md": Place(commands=ASKED),
+    "docs/scale.md": Place(
+        commands=("softcache teach --model cifar:resnet8 --dataset folder:pets --size 32 --epochs 1",),
+        prepare=pets,
+        instead=smaller(
+            "docs/scale.md", {"folder:/shared/pets": "folder:pets", "--nproc-per-node 8": "--nproc-per-node 2"}
+        ),
+    ),
+    "docs/signals.md": Place(
+        commands=ASKED, prepare=nets, instead=smaller("docs/signals.md"), before=BEFORE_SIGNALS, short=True
+    ),
+    "docs/speed.md": Place(commands=ASKED, instead=smaller("docs/speed.md"), short=True),
+    "docs/stores.md": Place(
+        commands=ASKED,
+        instead=smaller("docs/stores.md", {"5d2f…": PIN}),
+        store=True,
+        short=True,
+    ),
+    "docs/training.md": Place(
+        commands=ASKED,
+        prepare=preset,
+        instead=smaller(
+            "docs/training.md",
+            {
+                'T=4, loss="kl")': 'T=4, loss="kl", epochs=1)',
+                'alpha="1:0.5:cosine")': 'alpha="1:0.5:cosine", epochs=1)',
+            },
+        ),
+        short=True,
+    ),
+    "docs/tutorials/away.md": Place(store=True),
+    "docs/tutorials/sound.md": Place(skip={"python examples/": "needs the Free Spoken Digit Dataset"}),
+    "docs/tutorials/tables.md": Place(needs=("sklearn",), skip={"python examples/": "needs the letters of UCI"}),
+    "docs/tutorials/text.md": Place(skip={"python examples/": "needs the reviews of SST-2"}),
 }
