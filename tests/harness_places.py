@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,11 @@ import numpy as np
 import torch
 import torchvision
 from harness_follow import Place
-from harness_pages import ROOT, Step, steps
+from harness_pages import NAMES, ROOT, Step, arguments, steps
 from PIL import Image
 
 import softcache
+from softcache.cli._main import main
 
 # Networks of the pages, and smaller ones that stand for them: paths first, because names of folders have a dash.
 SMALL = {
@@ -49,9 +53,14 @@ ELSEWHERE = {
     r"^#!/bin/bash\n#SBATCH": "needs Slurm; tests/test_scale_page.py runs the script with its numbers",
 }
 
+COMING = ("report", "export")  # commands that pages speak of before they are there
+
 
 def why_not(step: Step, place: Place) -> str | None:
     """The reason for which a step isn't run, or None."""
+    given = arguments(step.text) if step.kind == "shell" and not step.text.startswith("#!") else None
+    if given and given[0] in COMING and given[0] not in main.list_commands(main.make_context("softcache", ["info"])):
+        return "is not there yet"
     if step.kind == "measured":
         return ELSEWHERE[r"\{\w+\}"]
     for pattern, reason in ELSEWHERE.items():
@@ -192,6 +201,12 @@ def published(there: Path) -> None:
         torch.save(state, folder / weights.url.rpartition("/")[2])
 
 
+def pictures(there: Path) -> None:
+    """The folder that docs/tutorials/pictures.md makes, by its own lines."""
+    block = next(step for step in steps("docs/tutorials/pictures.md") if step.kind == "python")
+    subprocess.run([sys.executable, "-c", block.text], cwd=there, check=True)
+
+
 def newcomer(there: Path) -> None:
     """A folder of pictures, and weights of ImageNet as if they had been downloaded."""
     published(there)
@@ -298,7 +313,30 @@ PLACES: dict[str, Place] = {
         short=True,
     ),
     "docs/tutorials/away.md": Place(store=True),
+    "docs/tutorials/export.md": Place(prepare=pictures, needs=("onnxruntime", "matplotlib")),
     "docs/tutorials/sound.md": Place(skip={"python examples/": "needs the Free Spoken Digit Dataset"}),
     "docs/tutorials/tables.md": Place(needs=("sklearn",), skip={"python examples/": "needs the letters of UCI"}),
     "docs/tutorials/text.md": Place(skip={"python examples/": "needs the reviews of SST-2"}),
 }
+
+
+def set_aside() -> list[str]:
+    """For the end of `make docs-commands`: the steps that it doesn't run, by their reasons, and what it replaces."""
+    reasons: dict[str, list[str]] = {}
+    for name in NAMES:
+        for step in steps(name):
+            reason = why_not(step, PLACES.get(name, Place())) if step.kind != "mention" else None
+            if reason:
+                reasons.setdefault(reason, []).append(step.where)
+    lines = ["", "Not run:"]
+    for reason, places in reasons.items():
+        pages = Counter(place.rpartition(":")[0] for place in places)
+        where = ", ".join(f"{page} ({count})" for page, count in pages.items())
+        lines.append(f"  {reason}: {where}")
+    lines.append("Run with something smaller in its place:")
+    for name, place in PLACES.items():
+        replaced = [f"{old} → {new}" for old, new in place.instead.items()]
+        lines += [f"  {name}: {', '.join([*replaced, *(['one epoch'] if place.short else [])])}"] * bool(
+            replaced or place.short
+        )
+    return lines

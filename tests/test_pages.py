@@ -9,13 +9,14 @@ import ast
 import configparser
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import click
 import pytest
 from harness_follow import Place
 from harness_pages import NAMES, ROOT, Step, arguments, masked, missing, steps, words
-from harness_places import ELSEWHERE, PLACES, why_not
+from harness_places import COMING, ELSEWHERE, PLACES, why_not
 
 from softcache.cli._main import main
 
@@ -75,6 +76,8 @@ COMMANDS = [
 @pytest.mark.parametrize("step", COMMANDS)
 def test_the_command_line_takes_what_a_page_says(step: Step, here: Path) -> None:
     for given in as_given(step):
+        if why_not(step, Place()) == "is not there yet":
+            pytest.skip(given[0])
         parse([re.sub(r"\{(\w+)\}", r"\1", word).replace("$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT", "1/2")
                for word in given])  # fmt: skip
 
@@ -85,6 +88,8 @@ def test_commands_in_sentences_have_options_that_exist(name: str) -> None:
         if step.kind != "mention":
             continue
         given = arguments(re.sub(r"\[[^\]]*\]|…", "", step.text))
+        if given and given[0] in COMING:
+            continue
         if given and not given[0].isupper():
             found, rest = command_of(given)
             known = (
@@ -209,3 +214,16 @@ def test_outputs_are_compared_but_for_numbers_and_times() -> None:
     assert missing(("a 1", "…", "c 2 s"), "a 5\nb\nc 1 min 3 s\n") is None
     assert missing(("c", "a"), "a\nc\n") == "a"
     assert missing(("wrote x, 3 …",), "wrote x, 4 files\n") is None
+
+
+def test_the_newcomers_path_has_at_most_eight_commands() -> None:
+    """benchmarks/newcomer.py takes them from the README and times them."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.newcomer import commands, sized
+
+    found = commands((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert 6 <= len(found) <= 8
+    assert [words(command)[1] for command in found[1:-1]] == ["teach", "dump", "sweep", "report", "export"]
+    assert found == [step.text for step in ALL["README.md"] if step.text in found]
+    assert [sized(command, 224) for command in found] == found
+    assert sum("--size 64" in sized(command, 64) for command in found) == 1
