@@ -32,7 +32,7 @@ torture: setup
 # Every command and block of Python in README.md and docs/ runs, in order; what can't run here is listed at the end.
 docs-commands: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[loops,s3,test-stores]'
-	@$(BIN)/python -m pytest -m docs -n 2 --dist load --timeout 1800
+	@$(BIN)/python -m pytest tests/test_pages_followed.py -m 'docs or not docs' -n 2 --dist load
 
 bench: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'

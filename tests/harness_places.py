@@ -5,7 +5,9 @@ Where a page needs nothing it has no entry: its commands run in an empty folder.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -24,6 +26,7 @@ from PIL import Image
 
 import softcache
 from softcache.cli._main import main
+from softcache.stages.copy import copy
 
 # Networks of the pages, and smaller ones that stand for them: paths first, because names of folders have a dash.
 SMALL = {
@@ -249,6 +252,17 @@ def preset(there: Path) -> None:
     (there / "mine.json").write_text(found[1])
 
 
+def one_pin(there: Path, variables: Mapping[str, str]) -> None:
+    """The copy in the bucket has the pin of a copy in a folder, which is the sha256 of its listing."""
+    cache = there / "caches" / "cifar-resnet8-digits-train"
+    pin = copy(cache, there / "copy").pin
+    assert hashlib.sha256((there / "copy" / "files.json").read_bytes()).hexdigest() == pin
+    address = f"s3://{variables['BUCKET']}/cifar-resnet8-digits"
+    known = {**os.environ, **variables, "HOME": str(there.parent / "home"), "PYTHONPATH": str(ROOT)}
+    shown = [sys.executable, "-m", "softcache", "info", address]
+    assert pin in subprocess.run(shown, env=known, capture_output=True, text=True, check=True).stdout
+
+
 PLACES: dict[str, Place] = {
     "README.md": Place(
         prepare=newcomer,
@@ -299,6 +313,7 @@ PLACES: dict[str, Place] = {
         instead=smaller("docs/stores.md", {"5d2f…": PIN}),
         store=True,
         short=True,
+        after=one_pin,
     ),
     "docs/training.md": Place(
         commands=ASKED,

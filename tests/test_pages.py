@@ -18,7 +18,7 @@ from harness_follow import Place
 from harness_pages import NAMES, ROOT, Step, arguments, masked, missing, steps, words
 from harness_places import COMING, ELSEWHERE, PLACES, why_not
 
-from softcache.cli._main import main
+from softcache.cli._main import main, run
 
 ALL = {name: steps(name) for name in NAMES}
 WITH_STEPS = [name for name in NAMES if any(step.kind != "mention" for step in ALL[name])]
@@ -132,6 +132,27 @@ def examples(text: str) -> set[str]:
     """Options of the examples that a page names."""
     files = [ROOT / found for found in re.findall(r"(examples/\w+\.py)", text)]
     return {option for file in files for option in re.findall(r'"(--[\w-]+)"', file.read_text(encoding="utf-8"))}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("docs/many.md", {"teach", "dump", "sweep", "compare"}),
+        ("docs/stores.md", {"copy", "info", "train", "dump"}),
+        ("docs/scale.md", {"dump", "plan"}),
+        ("docs/ranks.md", {"train"}),
+    ],
+)
+def test_a_page_has_the_commands_that_it_is_about(name: str, expected: set[str]) -> None:
+    assert {given[0] for step in ALL[name] if step.kind == "shell" for given in as_given(step)} == expected
+
+
+@pytest.mark.parametrize("word", ["--local-cache", "--local-size", "--expect", "--staging", "shards:N"])
+def test_the_page_of_stores_names_the_options_of_stores(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train", "dump"):
+        run([name, "--help"])
+    assert word in (ROOT / "docs" / "stores.md").read_text(encoding="utf-8")
+    assert word in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if any(step.kind in ("python", "file") for step in ALL[name])])
