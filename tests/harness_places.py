@@ -56,14 +56,14 @@ ELSEWHERE = {
     r"^#!/bin/bash\n#SBATCH": "needs Slurm; tests/test_scale_page.py runs the script with its numbers",
 }
 
-COMING = ("report", "export")  # commands that pages speak of before they are there
+COMING, NOT_YET = ("report", "export"), "is not there yet"  # commands that pages speak of before they are there
 
 
 def why_not(step: Step, place: Place) -> str | None:
     """The reason for which a step isn't run, or None."""
     given = arguments(step.text) if step.kind == "shell" and not step.text.startswith("#!") else None
     if given and given[0] in COMING and given[0] not in main.list_commands(main.make_context("softcache", ["info"])):
-        return "is not there yet"
+        return NOT_YET
     if step.kind == "measured":
         return ELSEWHERE[r"\{\w+\}"]
     for pattern, reason in ELSEWHERE.items():
