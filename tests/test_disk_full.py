@@ -100,7 +100,7 @@ def trained(warm: Warm, train: list[str], tmp_path_factory: pytest.TempPathFacto
     return (folder / "student.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("room", [4, 12, 400, 900, 1500, 2000])
+@pytest.mark.parametrize("room", [12, 900, 2000, *(pytest.param(k, marks=pytest.mark.torture) for k in (4, 400, 1500))])
 def test_a_training_on_a_full_disk_goes_on_from_its_last_checkpoint(warm, train, trained, small_disk, room):
     """Full before anything, before the best student, the first checkpoint, the second beside the first, the end."""
     disk, resize = small_disk

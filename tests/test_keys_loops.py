@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from harness_examples import example
 from harness_train import make_cache, make_teacher
+from torch import nn
 
 from softcache.stages.keys import Keys
 from softcache.stream.plan import Plan
@@ -19,6 +20,10 @@ from softcache.stream.plan import Plan
 def cache(here: Path) -> Path:
     make_teacher(here / "teacher")
     return make_cache(here / "caches" / "digits", here / "teacher")
+
+
+def tiny(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
 
 
 LOOPS = [("own_trainer", ("transformers", "accelerate")), ("own_lightning", ("lightning",))]
@@ -39,6 +44,7 @@ def test_each_epoch_has_its_keys(
         return in_view(self, rows, view)
 
     monkeypatch.setattr(Keys, "_in_view", watched)
+    monkeypatch.setattr("torchvision.models.resnet18", tiny)  # the keys are the same, and it is done in seconds
     done = CliRunner().invoke(
         example(name).main, ["--epochs", "3", "--batch-size", "256", "--workers", "0"], catch_exceptions=False
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from harness_train import command
@@ -19,6 +20,7 @@ from softcache.models._open import open_network
 from softcache.models._preprocess import Preprocess
 from softcache.stages.dump import dump
 from softcache.stages.train import train
+from softcache.views._open import open_viewed
 
 CPU = torch.device("cpu")
 
@@ -102,26 +104,42 @@ def test_choosing_changes_nothing_in_the_network(native: bool) -> None:
     assert [parameter.stride() for parameter in network.parameters()] == strides
 
 
-def test_it_is_recorded_and_stays_on_other_machines(here: Path, small_teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def few_digits(tmp_path: Path) -> str:
+    """As bfloat16 takes some hundred times as long where it isn't native."""
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for split, rows in (("train", 32), ("test", 16)):
+        samples = open_viewed("digits", split).samples
+        np.save(folder / f"{split}_images.npy", samples.images[:rows])
+        np.save(folder / f"{split}_labels.npy", samples.labels[:rows])
+    return f"arrays:{folder}"
+
+
+def test_it_is_recorded_and_stays_on_other_machines(
+    here: Path, small_teacher, few_digits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run, and a cache, that were begun with bfloat16 go on with it where it isn't native."""
     monkeypatch.setattr(_arithmetic, "native_bf16", lambda device: True)
-    teacher = small_teacher("teacher")
-    dump(teacher, views=1, out="cache")
+    teacher = small_teacher("teacher", dataset=few_digits)
+    dump(teacher, dataset=few_digits, views=1, out="cache")
     assert Cache("cache").manifest.identity.teacher.numerics.amp == "bf16"
     assert Cache("cache").manifest.identity.teacher.numerics.memory_format == "channels_last"
     run = train("cifar:resnet8", cache="cache", epochs=1, out="run")
     options = read_record(run.folder).options
     assert (options.amp, options.channels_last) == ("bf16", True)
-    live = train("cifar:resnet8", online=True, teacher=teacher, epochs=1, views=1, out="live")
+    how = {"dataset": few_digits, "epochs": 1, "views": 1}
+    live = train("cifar:resnet8", online=True, teacher=teacher, out="live", **how)
     assert read_record(live.folder).live == {"amp": "bf16", "channels_last": True}
     monkeypatch.setattr(_arithmetic, "native_bf16", lambda device: False)
-    assert dump(teacher, views=2, out="cache").keys == 1438
+    assert dump(teacher, dataset=few_digits, views=2, out="cache").keys == 32
     assert Cache("cache").manifest.identity.teacher.numerics.amp == "bf16"
 
 
-def test_a_run_is_evaluated_as_it_was_trained(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_evaluated_as_it_was_trained(here: Path, few_digits: str, capfd: pytest.CaptureFixture[str]) -> None:
     """The figure of its own folder comes out again."""
-    run = train("cifar:resnet8", alpha=0, epochs=1, amp="bf16", channels_last=True, out="run")
+    how = {"dataset": few_digits, "epochs": 1, "amp": "bf16", "channels_last": True}
+    run = train("cifar:resnet8", alpha=0, out="run", **how)
     assert run.test is not None
     assert command("eval", "run", "--json") == 0
     found = json.loads(capfd.readouterr().out)

@@ -119,7 +119,7 @@ def test_a_search_that_is_done_trains_nothing_again(searched: Swept) -> None:
     assert {path: path.stat().st_mtime_ns for path in searched.folder.glob("runs/*/*")} == before
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.torture)])
 def test_a_search_that_is_killed_at_any_moment_draws_what_it_would_have_drawn(
     searched: Swept, cache: str, tmp_path: Path, kills: int
 ) -> None:

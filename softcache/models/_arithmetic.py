@@ -6,7 +6,6 @@ import logging
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from softcache.device import autocast, native_bf16
 from softcache.fields import Inputs
@@ -71,6 +70,8 @@ def pick_arithmetic(
 def inputs_a_weight(network: Network, inputs: Inputs) -> float:
     """Multiplications of a forward pass for each sample and each parameter: in a linear layer 1, in a convolution the
     positions of its output."""
+    from torch.utils.flop_counter import FlopCounterMode  # which imports triton, and few commands need it
+
     parameters = sum(p.numel() for p in network.parameters())
     was_training = network.training
     try:
