@@ -24,20 +24,24 @@ from test_pages_followed import store  # noqa: E402
 
 def fill(text: str, printed: dict[int, str]) -> str:
     """A page with its empty outputs filled. ``printed``: by the line at which a step begins."""
+    steps_at = [step.line for step in steps("", text) if step.kind in ("shell", "python")]
     lines = text.splitlines()
     for at in range(len(lines) - 1, 0, -1):
         if lines[at - 1 : at + 1] == ["```text", "```"]:
-            line = max(begin for begin in printed if begin < at)
-            lines[at:at] = shown(printed[line])
+            line = max(begin for begin in steps_at if begin < at)
+            lines[at:at] = shown(printed.get(line, ""))
     return "\n".join(lines) + "\n"
 
 
 def shown(printed: str) -> list[str]:
-    """The lines of an output that a page shows: without those that depend on how busy the machine is, and no line
-    wider than a page."""
+    """The lines of an output that a page shows: without those that depend on how busy the machine is, of many epochs
+    the first and the last two, and no line wider than a page."""
     lines = [line.rstrip() for line in printed.strip("\n").splitlines()]
-    kept = [line for line in lines if not re.match(r"\d+ CPU thread|\w+: [\d,]+/[\d,]+ ", line)]
-    return [line if len(line) <= WIDTH else line[: line.rindex(" ", 0, WIDTH - 2)] + " …" for line in kept]
+    lines = [line for line in lines if not re.match(r"(\d+ )?CPU thread|bottleneck: |\w+: [\d,]+/[\d,]+ ", line)]
+    epochs = [at for at, line in enumerate(lines) if re.match(r"epoch +\d+/\d+ ", line)]
+    if len(epochs) > 4:
+        lines[epochs[1] : epochs[-2]] = ["…"]
+    return [line if len(line) <= WIDTH else line[: line.rindex(" ", 0, WIDTH - 2)] + " …" for line in lines]
 
 
 def follow(name: str, text: str, folder: Path) -> dict[int, str]:
@@ -52,7 +56,8 @@ def follow(name: str, text: str, folder: Path) -> dict[int, str]:
             done, printed = run(there, step, place, variables)
             print(f"{step.where}: {step.text.splitlines()[0]}\n{printed}", flush=True)
             if not done:
-                sys.exit(f"{step.where} failed")
+                print(f"{step.where} failed", flush=True)
+                break
             found[step.line] = printed
     return found
 

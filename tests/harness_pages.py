@@ -128,12 +128,13 @@ def arguments(text: str) -> list[str] | None:
 
 
 _TIME = re.compile(r"\b\d[\d,.]*(?: ?(?:days?|h|min|ms|s))(?: \d[\d,.]*(?: ?(?:h|min|ms|s)))*\b")
+_SIZE = re.compile(r"\b\d[\d,.]* ?(?:bytes|[kKMGT]i?B)")
 _NUMBER = re.compile(r"[0-9a-f]{12,}|[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
 def masked(line: str) -> str:
-    """A line without what differs between machines: times, numbers, and the room that they take."""
-    return " ".join(_NUMBER.sub("0", _TIME.sub("0 s", line)).split())
+    """A line without what differs between machines: times, sizes, numbers, and the room that they take."""
+    return " ".join(_NUMBER.sub("0", _SIZE.sub("0 B", _TIME.sub("0 s", line))).split())
 
 
 def missing(shown: tuple[str, ...], printed: str) -> str | None:
