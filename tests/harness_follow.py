@@ -41,7 +41,8 @@ class Place:
     gives no number of epochs have one; ``commands``: what the reader has run before; ``needs``: packages without which
     the page is skipped; ``before``: Python that the page's blocks take for granted, run before the first of them;
     ``skip``: beginnings of steps that can't run here, with the reason; ``mentions``: commands in sentences are run too;
-    ``store``: the page's bucket is on a server of S3; ``after`` looks at the folder at the end."""
+    ``anew``: a step before which the page says that its reader begins in an empty folder; ``store``: the page's bucket
+    is on a server of S3; ``after`` looks at the folder at the end."""
 
     prepare: Callable[[Path], None] | None = None
     instead: Mapping[str, str] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class Place:
     short: bool = False
     skip: Mapping[str, str] = field(default_factory=dict)
     mentions: bool = False
+    anew: str = ""
     store: bool = False
     after: Callable[[Path, Mapping[str, str]], None] | None = None
 
@@ -70,17 +72,23 @@ class Reader:
 
     def __init__(self, folder: Path, variables: Mapping[str, str] | None = None):
         self.there, home = folder / "there", folder / "home"
-        self.there.mkdir()
         home.mkdir()
-        for name in ("examples", "benchmarks"):  # of the clone that the README begins with
-            (self.there / name).symlink_to(ROOT / name)
+        self.notebook: subprocess.Popen[str] | None = None
+        self.begin(self.there)
         known = {k: v for k, v in os.environ.items() if not k.startswith(("SOFTCACHE_", "XDG_", "HF_", "TORCH_"))}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         python = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         own = {"HOME": str(home), "PATH": path, "PYTHONPATH": python, "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
         self.environment = {**known, **own, **(variables or {})}
         self.log = folder / "notebook.log"
-        self.notebook: subprocess.Popen[str] | None = None
+
+    def begin(self, there: Path) -> None:
+        """In a folder that has nothing but what a clone has, with a new notebook."""
+        self.close()
+        self.notebook, self.there = None, there
+        there.mkdir()
+        for name in ("examples", "benchmarks"):
+            (there / name).symlink_to(ROOT / name)
 
     def run(self, kind: str, text: str, name: str = "") -> tuple[bool, str]:
         """Whether a step succeeded, and all that it printed, as if it had run in ``/home/you``."""

@@ -59,10 +59,19 @@ ELSEWHERE = {
 COMING, NOT_YET = ("report", "export"), "is not there yet"  # commands that pages speak of before they are there
 
 
+def coming(step: Step) -> bool:
+    """Whether a step needs a command that isn't there yet."""
+    there = main.list_commands(main.make_context("softcache", ["info"]))
+    given = arguments(step.text) if step.kind == "shell" and not step.text.startswith("#!") else None
+    needed = {name for name in COMING if given and given[0] == name}
+    if "InferenceSession(" in step.text and step.page != "docs/data.md":
+        needed.add("export")
+    return bool(needed - set(there))
+
+
 def why_not(step: Step, place: Place) -> str | None:
     """The reason for which a step isn't run, or None."""
-    given = arguments(step.text) if step.kind == "shell" and not step.text.startswith("#!") else None
-    if given and given[0] in COMING and given[0] not in main.list_commands(main.make_context("softcache", ["info"])):
+    if coming(step):
         return NOT_YET
     if step.kind == "measured":
         return ELSEWHERE[r"\{\w+\}"]
@@ -224,8 +233,9 @@ def newcomer(there: Path) -> None:
 
 def three_students(there: Path, variables: Mapping[str, str]) -> None:
     """The file that runs anywhere is there, and so is the page."""
-    assert (there / "pets.onnx").stat().st_size > 0
-    assert "<html" in (there / "report.html").read_text(encoding="utf-8")
+    if not set(COMING) - set(main.list_commands(main.make_context("softcache", ["info"]))):
+        assert (there.parent / "there" / "pets.onnx").stat().st_size > 0
+        assert "<html" in (there.parent / "there" / "report.html").read_text(encoding="utf-8")
 
 
 ASKED = ("softcache teach --model cifar:resnet8 --epochs 1", "softcache dump --teacher cifar:resnet8")
@@ -273,6 +283,7 @@ PLACES: dict[str, Place] = {
             "cache=cache.folder)": "cache=cache.folder, epochs=1)",
         },
         short=True,
+        anew="softcache teach --model resnet50",
         after=three_students,
     ),
     "docs/compression.md": Place(

@@ -61,6 +61,8 @@ def follow(name: str, folder: Path) -> None:
                 done, printed = there.run("python", before)
                 assert done, printed
                 before = ""
+            if step.text == place.anew:
+                there.begin(there.there.with_name("anew"))
             began = time.monotonic()
             text = place.text(step).replace("s3://bucket/", f"s3://{variables.get('BUCKET', 'bucket')}/")
             done, printed = there.run(step.kind, text, step.name)
