@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import configparser
 import re
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -246,6 +247,16 @@ def test_outputs_are_compared_but_for_numbers_and_times() -> None:
     assert missing(("a 1", "…", "c 2 s"), "a 5\nb\nc 1 min 3 s\n") is None
     assert missing(("c", "a"), "a\nc\n") == "a"
     assert missing(("wrote x, 3 …",), "wrote x, 4 files\n") is None
+
+
+def test_outputs_are_written_where_blocks_are_empty() -> None:
+    fill = runpy.run_path(str(ROOT / "docs" / "write_outputs.py"))["fill"]
+    page = "    softcache info\n\n```text\n```\n\n    softcache plan\n\n```text\nkept\n```\n"
+    epochs = "".join(f"epoch {k}/6  loss 1\n" for k in range(1, 7))
+    written = fill(page, {1: f"2 CPU threads, idle\n{epochs}{'wide ' * 40}\n", 6: "other\n"})
+    lines = ["epoch 1/6  loss 1", "…", "epoch 5/6  loss 1", "epoch 6/6  loss 1", "wide " * 21 + "…"]
+    assert written == page.replace("```text\n```", "\n".join(["```text", *lines, "```"]))
+    assert missing(tuple(lines), f"{epochs}{'wide ' * 40}") is None
 
 
 def test_the_newcomers_path_has_at_most_eight_commands() -> None:
