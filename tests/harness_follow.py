@@ -115,15 +115,16 @@ class Reader:
 
     def _block(self, text: str) -> tuple[bool, str]:
         if self.notebook is None:
-            self.notebook = subprocess.Popen(
-                [sys.executable, "-c", _NOTEBOOK],
-                cwd=self.there,
-                env=self.environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self.log.open("w"),
-                text=True,
-            )
+            with self.log.open("w") as log:
+                self.notebook = subprocess.Popen(
+                    [sys.executable, "-c", _NOTEBOOK],
+                    cwd=self.there,
+                    env=self.environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                )
         assert self.notebook.stdin is not None
         assert self.notebook.stdout is not None
         self.notebook.stdin.write(json.dumps(text) + "\n")
@@ -136,9 +137,8 @@ class Reader:
 
     def close(self) -> None:
         if self.notebook is not None:
-            assert self.notebook.stdin is not None
-            self.notebook.stdin.close()
-            self.notebook.wait(60)
+            self.notebook.communicate(timeout=60)
+            self.notebook = None
 
 
 @contextmanager

@@ -135,7 +135,8 @@ class Tagger(nn.Module):  # words (B, L) -> states (B, L, 8) and tags (B, L, 3)
 
     def forward(self, words):
         states = self.encoder(self.vectors(words))
-        return {"states": states, "tags": self.tags(states)}
+        tags = self.tags(states)
+        return {"logits": tags.mean(1), "states": states, "tags": tags}
 
 
 def tagger(num_classes=3):
