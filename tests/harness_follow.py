@@ -17,20 +17,22 @@ TRAINING = ("teach", "train", "compare", "sweep")
 
 # Blocks of Python share their names, as in a notebook. What they print comes back on a copy of the output.
 _NOTEBOOK = """
-import contextlib, io, json, os, sys, traceback
-answers = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)
-names = vars(sys.modules["__main__"])
-for line in sys.stdin:
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-        try:
-            exec(compile(json.loads(line), "<page>", "exec"), names)
-            done = True
-        except BaseException:
-            done = False
-            traceback.print_exc()
-    print(json.dumps([done, told.getvalue()]), file=answers, flush=True)
+def answer():
+    import contextlib, io, json, os, sys, traceback, types
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    page = sys.modules["__main__"] = types.ModuleType("__main__")
+    for line in sys.stdin:
+        told, done = io.StringIO(), True
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+            try:
+                exec(compile(json.loads(line), "<page>", "exec"), vars(page))
+            except BaseException:
+                done = False
+                traceback.print_exc()
+        print(json.dumps([done, told.getvalue()]), file=answers, flush=True)
+
+answer()
 """
 
 
