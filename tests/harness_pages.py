@@ -134,7 +134,7 @@ _NUMBER = re.compile(r"[0-9a-f]{12,}|[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 def masked(line: str) -> str:
     """A line without what differs between machines: times, sizes, numbers, and the room that they take."""
-    return " ".join(_NUMBER.sub("0", _SIZE.sub("0 B", _TIME.sub("0 s", line))).split())
+    return re.sub("─+", "─", " ".join(_NUMBER.sub("0", _SIZE.sub("0 B", _TIME.sub("0 s", line))).split()))
 
 
 def missing(shown: tuple[str, ...], printed: str) -> str | None:
