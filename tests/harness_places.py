@@ -342,6 +342,7 @@ PLACES: dict[str, Place] = {
         instead=smaller(
             "docs/training.md",
             {
+                "--epochs 30": "--epochs 1",
                 'T=4, loss="kl")': 'T=4, loss="kl", epochs=1)',
                 'alpha="1:0.5:cosine")': 'alpha="1:0.5:cosine", epochs=1)',
             },
