@@ -133,7 +133,9 @@ def published(there: Path) -> None:
     for name in ("resnet50", "resnet18", "mobilenet_v3_small", "mobilenet_v2"):
         weights = torchvision.models.get_model_weights(name).DEFAULT
         torch.manual_seed(0)
-        state = torchvision.models.get_model(name).state_dict()
+        # residual branches begin with 0, so that a few steps of fine-tuning from random parameters don't diverge
+        still = {"zero_init_residual": True} if name.startswith("resnet") else {}
+        state = torchvision.models.get_model(name, **still).state_dict()
         torch.save(state, folder / weights.url.rpartition("/")[2])
 
 
