@@ -118,7 +118,9 @@ def _refuse_unnamed(folder: Path, options: Mapping[str, Any], specification: Spe
 
 
 def _end_with_parent() -> None:
-    while sys.stdin.readline():
+    # Not sys.stdin.readline(): while it waits, it holds the lock of sys.stdin, and a process of --workers that is
+    # forked meanwhile closes its copy of sys.stdin, for which it would wait for ever.
+    while os.read(sys.stdin.fileno(), 1024):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 
