@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.softcache-ready
 
-.PHONY: setup demo test check bench torture dist clean
+.PHONY: setup demo test check bench torture dist docs-commands clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,12 @@ dist: setup
 	@$(BIN)/python -m build
 	@$(BIN)/python -m twine check --strict dist/*
 	@$(BIN)/python .ci/try_wheel.py dist/*.whl
+
+# Every command and block of Python in README.md and docs/ runs, in order; what can't run here is listed at the end.
+docs-commands: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-e '.[loops,s3,test-stores,export,report,tensorboard,sweep,compress]'
+	@$(BIN)/python -m pytest tests/test_pages_followed.py -m 'docs or not docs' -n 2 --dist load
 
 bench: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'

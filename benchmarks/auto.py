@@ -2,10 +2,10 @@
 
     python -m benchmarks.auto --place DIR --data-dir DATA_DIR --letters letter-recognition.csv
 
-For each set a teacher is taught and asked as docs/defaults.md and docs/tables.md say, and students are trained three
-times: by the defaults, as the best row of these pages says (what hands picked), and as the search says. All of them
-hold out the same tenth of the rows and have the same seeds, which the search didn't see; they are compared on the test
-split. The search is given a budget; its seconds are those of the whole command.
+For each set a teacher is taught and asked as docs/defaults.md and docs/tutorials/tables.md say, and students are
+trained three times: by the defaults, as the best row of these pages says (what hands picked), and as the search says.
+All of them hold out the same tenth of the rows and have the same seeds, which the search didn't see; they are compared
+on the test split. The search is given a budget; its seconds are those of the whole command.
 """
 
 from __future__ import annotations

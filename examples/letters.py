@@ -3,7 +3,7 @@
     pip install scikit-learn
     python examples/letters.py letter-recognition.csv      # of UCI: a letter and 16 whole numbers in each line
 
-docs/tables.md has what comes out. Writes into letters/, caches/ and runs/.
+docs/tutorials/tables.md has what comes out. Writes into letters/, caches/ and runs/.
 """
 
 import functools

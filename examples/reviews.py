@@ -2,7 +2,7 @@
 
     python examples/reviews.py train.tsv test.tsv     # a sentence, a tab and 0 or 1 in each line
 
-docs/text.md has what comes out on SST-2. Writes into reviews/, teachers/, caches/ and runs/.
+docs/tutorials/text.md has what comes out on SST-2. Writes into reviews/, teachers/, caches/ and runs/.
 """
 
 from collections import Counter

@@ -2,7 +2,7 @@
 
     python examples/spoken_digits.py fsdd.npz     # samples (n,) int16 at 8 kHz, offsets (N + 1,), label (N,), test (N,)
 
-docs/sound.md has what comes out. Writes into digits-spoken/, teachers/, caches/ and runs/.
+docs/tutorials/sound.md has what comes out. Writes into digits-spoken/, teachers/, caches/ and runs/.
 """
 
 import itertools

@@ -22,6 +22,15 @@ from softcache.models._open import open_network
 from softcache.views._open import open_viewed
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """`make docs-commands` ends with what it didn't run, and why, and with what stood for what."""
+    if any("test_pages_followed" in argument for argument in config.args):
+        import harness_places  # reads all pages
+
+        for line in harness_places.set_aside():
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

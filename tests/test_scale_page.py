@@ -1,11 +1,10 @@
-"""The commands of docs/scale.md: the command line takes them, and numbered jobs divide the whole of the work."""
+"""docs/scale.md: numbered jobs divide the whole of the work, and the figures are those of `softcache plan`."""
 
 from __future__ import annotations
 
 import os
 import re
 import runpy
-import shlex
 import subprocess
 import textwrap
 from pathlib import Path
@@ -64,13 +63,6 @@ def test_the_kubernetes_job_computes_all_parts(environment):
     assert folded is not None
     script = " ".join(textwrap.dedent(folded[1]).split("\n"))
     all_parts(["sh", "-c", script], environment, {"JOB_COMPLETION_INDEX": "{number}"}, first=0)
-
-
-def test_the_command_line_takes_all_other_commands():
-    """The blocks in backticks are above; what is indented is for the shell as it stands."""
-    page = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
-    commands = re.findall(r"^    .*?softcache (dump [^#\n]*)", page, re.MULTILINE)
-    assert [given(shlex.split(one))["on"] for one in commands] == [None, None, "ray"]
 
 
 def test_the_figures_are_those_that_plan_prints_now(here: Path) -> None:

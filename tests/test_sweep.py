@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from harness_many import BRITTLE, DATASET, OPENED, QUICK, digests, scores, small_cache
+from harness_readers import pets
 from harness_train import STUDENT, command, config, same, weights
 
 from softcache.config.record import read_record
@@ -24,6 +25,7 @@ from softcache.config.train import TrainConfig
 from softcache.errors import SoftcacheError, UsageError
 from softcache.stages._cohort import train_cohort
 from softcache.stages._worker import work
+from softcache.stages.dump import dump
 from softcache.stages.sweep import Swept, plan_sweep, sweep
 from softcache.stages.train import train
 from softcache.sweeping.folder import ManyFolder
@@ -263,3 +265,23 @@ def test_a_process_joins_a_sweep(cache: str, tmp_path: Path, capfd: pytest.Captu
     found = json.loads(capfd.readouterr().out)
     assert [row["val"] for row in found["rows"]] == [row.to_json()["val"] for row in done.table.rows]
     assert found["chosen"] is None
+
+
+@pytest.mark.timeout(120)
+def test_students_of_picture_files_have_processes_that_decode(tmp_path: Path, small_teacher) -> None:
+    """These are forked while a thread waits for the sweep's process to end."""
+    pets(tmp_path, train=4, test=2)
+    data = f"folder:{tmp_path / 'pets'}"
+    teacher = small_teacher(tmp_path / "teacher", dataset=data)
+    made = dump(teacher, dataset=data, size=8, views=1, out=str(tmp_path / "cache"))
+    grid: dict[str, Any] = {"student": "cifar:resnet8", "loss": "kl", "T": [1, 2], "epochs": 1, "val_fraction": 0.25}
+    done = sweep(
+        cache=str(made.folder),
+        workers=1,
+        start_method="fork",
+        processes=2,
+        out=str(tmp_path / "sweep"),
+        batch_size=4,
+        **grid,
+    )
+    assert [len(row.vals) for row in done.table.rows] == [1, 1]

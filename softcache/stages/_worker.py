@@ -125,7 +125,9 @@ def _leave(number: int, frame: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    while sys.stdin.readline():
+    # Not sys.stdin.readline(): while it waits, it holds the lock of sys.stdin, and a process of --workers that is
+    # forked meanwhile closes its copy of sys.stdin, for which it would wait for ever.
+    while os.read(sys.stdin.fileno(), 1024):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 

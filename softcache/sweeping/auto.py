@@ -46,8 +46,8 @@ def point_of(options: TrainConfig) -> Point:
 
 def portfolio(default: Point, fixed: Collection[str]) -> list[Point]:
     """What is tried first, the likeliest first: ``default``, what is trained where nothing is searched, and settings
-    that were the best of those that docs/defaults.md and docs/tables.md compare on some set. ``fixed``: options that
-    were given, which stay."""
+    that were the best of those that docs/defaults.md and docs/tutorials/tables.md compare on some set. ``fixed``:
+    options that were given, which stay."""
     others: list[Point] = []
     if default.loss in (("dist",), ("kl",)) and "loss" not in fixed:
         others = [_of("kl", default.lr), _of("kl", default.lr, T=1.0, alpha=4.0, beta=1.0)]
