@@ -155,7 +155,7 @@ compress = option(
     multiple=True,
     metavar="zstd|COLUMN=zstd",
     help="Compress shards without loss, zstd or zstd:level=1..19 for all columns, or COLUMN=zstd:level=3 and "
-    "COLUMN=none for one; repeatable; needs softcache[compress].  [default: not compressed, or as the cache has it]",
+    "COLUMN=none for one; repeatable; needs the extra [compress].  [default: not compressed, or as the cache has it]",
 )
 
 
@@ -288,7 +288,7 @@ log_ = option(
     multiple=True,
     metavar="TRACKER",
     help="Tell a tracker of the training while it runs: tensorboard, trackio, wandb, mlflow; with options: "
-    "wandb:project=pets, mlflow:uri=http://host:5000; repeatable; each needs its extra, softcache[wandb].",
+    "wandb:project=pets, mlflow:uri=http://host:5000; repeatable; each needs its extra, such as [wandb].",
 )
 json_ = flag("--json", "json_", help="Print the result as JSON.")
 

@@ -28,7 +28,7 @@ _NUMBERED = re.compile(r"(-seed\d+)?-[0-9a-f]{8}$")
 class Student:
     """A run. ``asked``: its options, in a sweep as they were asked for, else as they are recorded; ``lines``: of
     ``metrics.jsonl``; ``row``: of a comparison what it is, else empty; ``phase``: of a search whether it was tried or
-    trained again; ``source``: the folder that was named."""
+    trained again; ``source``: the folder that was named; ``together``: students of its loop, which share its time."""
 
     name: str
     folder: Path
@@ -40,6 +40,7 @@ class Student:
     lines: list[dict[str, Any]]
     row: str = ""
     phase: str = ""
+    together: int = 1
 
     @property
     def alone(self) -> bool:
@@ -54,8 +55,15 @@ class Student:
 
     @property
     def seconds(self) -> float | None:
-        """Of its training, once it is finished."""
-        return _number((self.outcome.result or {}).get("seconds"))
+        """Its share of the time of its training, once it is finished."""
+        taken = _number((self.outcome.result or {}).get("seconds"))
+        return None if taken is None else taken / self.together
+
+    @property
+    def epochs_seconds(self) -> float:
+        """Its share of the time of all epochs so far, with the evaluations between them."""
+        values = (_number(line.get(name)) for line in self.lines for name in ("epoch_s", "eval_s"))
+        return sum(value for value in values if value is not None) / self.together
 
     @property
     def samples(self) -> int:
@@ -105,13 +113,13 @@ def _many(folder: Path, specification: Specification) -> Source:
     comparing = specification.command == "compare"
     again = set(_names(document.get("rows"))) if "searched" in document else set()
     students = []
-    for name, options in _runs(many):
+    for name, options, together in _runs(many):
         own = many.run_folder(name)
         record = read_record(own) if (own / CONFIG).exists() else None
         row = _NUMBERED.sub("", name).replace("-", " ") if comparing else ""
         phase = (AGAIN if name in again else SEARCHED) if again else ""
         found = many.outcome(name), read_lines(own / METRICS)
-        students.append(Student(name, own, folder, _seed(options), options, record, *found, row, phase))
+        students.append(Student(name, own, folder, _seed(options), options, record, *found, row, phase, together))
     if not students:
         raise SoftcacheError(f"{folder} has no students yet: wait until its softcache {specification.command} has some")
     chosen = document.get("chosen")
@@ -149,13 +157,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _runs(many: ManyFolder) -> Iterator[tuple[str, dict[str, Any]]]:
+def _runs(many: ManyFolder) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """Name, options, and how many are trained in one loop with it."""
     seen = set()
     for cohort in many.cohorts():
-        for name, options in read_cohort(cohort):
+        runs = read_cohort(cohort)
+        for name, options in runs:
             if name not in seen:
                 seen.add(name)
-                yield name, options
+                yield name, options, len(runs)
 
 
 def _document(path: Path) -> dict[str, Any]:

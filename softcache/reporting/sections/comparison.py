@@ -167,5 +167,7 @@ def _notes(findings: Findings, gains: bool, several: bool) -> list[str]:
         found.append(f"{left:,} of {counted(len(findings.students), 'student')} {was} not finished when this was made.")
     total = sum(student.seconds or 0.0 for student in findings.students)
     if len(findings.students) > 1 and total:
-        found.append(f"All students together took {duration(total)} of training.")
+        shared = any(student.together > 1 for student in findings.students)
+        note = " Students of one loop share its time evenly." if shared else ""
+        found.append(f"All students together took {duration(total)} of training.{note}")
     return found

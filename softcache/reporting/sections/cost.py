@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from softcache.console import counted, duration, rate
 from softcache.dumping.spent import Spent, spent_on
@@ -19,7 +19,7 @@ TITLE = "What it cost"
 
 def section(findings: Findings) -> Section:
     students = [own for own in findings.students if own.lines]
-    seconds = sum(_seconds(own.lines) for own in students)
+    seconds = sum(own.epochs_seconds for own in students)
     distilled = [own for own in students if not own.alone]
     asked = sum(own.samples for own in distilled)
     if not students or not asked:
@@ -67,12 +67,6 @@ def _words(spent: Spent, keys: int, once: float, asked: int, live: float, traini
     return text + (
         f"{ratio:.3g} times as long." if ratio >= 1 else f"{ratio:.2g} of that: more students make up for it."
     )
-
-
-def _seconds(lines: list[dict[str, Any]]) -> float:
-    """All epochs of a run, with the evaluations between them."""
-    values = [line.get(name) for line in lines for name in ("epoch_s", "eval_s")]
-    return sum(float(value) for value in values if isinstance(value, (int, float)))
 
 
 def _paint(axes: Axes, bars: dict[str, tuple[float, str]]) -> None:
