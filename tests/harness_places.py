@@ -15,12 +15,10 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import click
 from harness_follow import Place
-from harness_pages import NAMES, ROOT, Step, arguments, steps
+from harness_pages import NAMES, ROOT, Step, steps
 from harness_readers import any_data, nets, newcomer, pets, pictures, preset
 
-from softcache.cli._main import main
 from softcache.stages.copy import copy
 
 # Networks of the pages, and smaller ones that stand for them: paths first, because names of folders have a dash.
@@ -51,31 +49,9 @@ ELSEWHERE = {
     r"^#!/bin/bash\n#SBATCH": "needs Slurm; tests/test_scale_page.py runs the script with its numbers",
 }
 
-COMING, NOT_YET = ("report", "export"), "is not there yet"  # commands that pages speak of before they are there
-
-
-def main_eval() -> click.Command:
-    found = main.get_command(main.make_context("softcache", ["info"]), "eval")
-    assert found is not None
-    return found
-
-
-def coming(step: Step) -> bool:
-    """Whether a step needs a command that isn't there yet."""
-    there = main.list_commands(main.make_context("softcache", ["info"]))
-    given = arguments(step.text) if step.kind == "shell" and not step.text.startswith("#!") else None
-    needed = {name for name in COMING if given and given[0] == name}
-    if given and given[:2] == ["eval", "sweeps/cifar-resnet8-1"] and main_eval().params[0].nargs == 1:
-        needed.add("eval of several runs")
-    if "InferenceSession(" in step.text and step.page != "docs/data.md":
-        needed.add("export")
-    return bool(needed - set(there))
-
 
 def why_not(step: Step, place: Place) -> str | None:
     """The reason for which a step isn't run, or None."""
-    if coming(step):
-        return NOT_YET
     if step.kind == "measured":
         return ELSEWHERE[r"\{\w+\}"]
     for pattern, reason in ELSEWHERE.items():
@@ -100,9 +76,8 @@ def smaller(page: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def three_students(there: Path, variables: Mapping[str, str]) -> None:
     """The file that runs anywhere is there, and so is the page."""
-    if not set(COMING) - set(main.list_commands(main.make_context("softcache", ["info"]))):
-        assert (there.parent / "there" / "pets.onnx").stat().st_size > 0
-        assert "<html" in (there.parent / "there" / "report.html").read_text(encoding="utf-8")
+    assert (there.parent / "there" / "pets.onnx").stat().st_size > 0
+    assert "<html" in (there.parent / "there" / "report.html").read_text(encoding="utf-8")
 
 
 ASKED = ("softcache teach --model cifar:resnet8 --epochs 1", "softcache dump --teacher cifar:resnet8")

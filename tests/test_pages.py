@@ -17,7 +17,7 @@ import click
 import pytest
 from harness_follow import Place
 from harness_pages import NAMES, ROOT, Step, arguments, masked, missing, steps, words
-from harness_places import COMING, ELSEWHERE, NOT_YET, PLACES, why_not
+from harness_places import ELSEWHERE, PLACES, why_not
 
 from softcache.cli._main import main, run
 
@@ -87,8 +87,6 @@ COMMANDS = [
 @pytest.mark.parametrize("step", COMMANDS)
 def test_the_command_line_takes_what_a_page_says(step: Step, here: Path) -> None:
     for given in as_given(step):
-        if why_not(step, Place()) == NOT_YET:
-            pytest.skip(given[0])
         parse([word.strip("{}") for word in given])
 
 
@@ -98,8 +96,6 @@ def test_commands_in_sentences_have_options_that_exist(name: str) -> None:
         if step.kind != "mention":
             continue
         given = arguments(re.sub(r"\[[^\]]*\]|…", "", step.text))
-        if given and given[0] in COMING:
-            continue
         if given and not given[0].isupper():
             found, rest = command_of(given)
             known = (
@@ -135,8 +131,7 @@ def test_options_in_sentences_exist(name: str) -> None:
     mine = {step.text for step in ALL[name] if step.text.startswith(("python ", "softcache "))}
     elsewhere = {word for text in mine for word in re.findall(r"--[\w-]+", text) if text.startswith("python ")}
     named = set(re.findall(r"`(--[a-zA-Z][\w-]*)", text))
-    if not any(why_not(step, Place()) == NOT_YET for step in ALL[name]):
-        assert named <= known | elsewhere | FOREIGN | examples(text), name
+    assert named <= known | elsewhere | FOREIGN | examples(text), name
 
 
 def examples(text: str) -> set[str]:
@@ -178,7 +173,7 @@ def test_installations_are_written_in_one_way_and_name_extras_that_exist() -> No
     """Nothing is released, so that pip needs the clone: `pip install -e '.[s3]'`."""
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
-    extras = set(settings["options.extras_require"]) | set(COMING)
+    extras = set(settings["options.extras_require"])
     for name in NAMES:
         text = (ROOT / name).read_text(encoding="utf-8")
         assert "softcache[" not in text, f"{name}: an extra of a release that isn't there"
