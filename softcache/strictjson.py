@@ -1,8 +1,10 @@
-"""JSON from files that may come from anyone: everything that can be wrong with it is a ``ValueError`` of one line."""
+"""JSON as softcache writes it, and from files that may come from anyone: everything that can be wrong with these is a
+``ValueError`` of one line."""
 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 MAX_DEPTH = 100
@@ -26,6 +28,22 @@ def loads(text: bytes | str) -> Any:
         return value
     except (ValueError, RecursionError, MemoryError) as error:
         raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+
+
+def dumps(value: Any, *, indent: int | None = None) -> str:
+    """What ``loads`` takes: a number that JSON doesn't have, such as the NaN of a training that went wrong, is null."""
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _refuse_depth(value: Any) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from softcache.cli import _main
 from softcache.config.several import SETTLED
-from softcache.config.sweep import SweepConfig, divided, read_specification
+from softcache.config.sweep import SweepConfig, absolute_options, divided, read_specification
 from softcache.config.train import TrainConfig
 from softcache.errors import NotNamedError, SoftcacheError, UsageError
 from softcache.stages._worker import work
@@ -79,6 +79,17 @@ def test_a_typo_on_the_command_line_names_the_nearest(here: Path, capfd: pytest.
     Path("sweep.json").write_text(json.dumps({"options": {"epoch": 3}}))
     assert command("sweep", "--spec", "sweep.json") == 2
     assert "--spec sweep.json has no option 'epoch' of softcache sweep: did you mean epochs" in capfd.readouterr().err
+
+
+def test_a_cache_may_be_named_as_train_names_it(here: Path) -> None:
+    """By its name in ``caches/``, as far as nothing here has it."""
+    (here / "caches" / "mine").mkdir(parents=True)
+    (here / "caches" / "mine" / "cache.json").touch()
+    found = absolute_options({"cache": (("mine",), "s3://b/c"), "hint_cache": ("elsewhere",)})
+    assert found == {
+        "cache": ((str(here / "caches" / "mine"),), "s3://b/c"),
+        "hint_cache": (str(here / "elsewhere"),),
+    }
 
 
 def test_names_of_runs_are_readable_and_of_one_run_each() -> None:

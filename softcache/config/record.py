@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -59,7 +58,7 @@ class Record(Generic[Config]):
         values = {own.name: getattr(self, own.name) for own in dataclasses.fields(self)}
         options = {name: value for name, value in self.options.to_json().items() if name not in _UNRECORDED}
         document = {"version": VERSION, **values, "options": options}
-        replace_file(folder / CONFIG, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+        replace_file(folder / CONFIG, (strictjson.dumps(document, indent=1) + "\n").encode())
 
 
 def read_record(folder: Path) -> Record[Any]:

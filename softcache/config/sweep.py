@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from softcache import strictjson
+from softcache.addresses import is_address
 from softcache.atomic import replace_file
+from softcache.config.folders import pick_cache
 from softcache.config.given import FOLLOWED
 from softcache.config.options import Options
 from softcache.config.resume import MOVABLE
@@ -23,6 +25,7 @@ from softcache.errors import SoftcacheError, UsageError, nearest
 from softcache.remembered import absolute, follow_all, is_plain, remember
 
 VERSION = 1
+_CACHES = ("cache", "hint_cache", "strong_cache")
 Config = TypeVar("Config", bound="ManyConfig")
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _TIME = re.compile(rf"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
@@ -254,6 +257,8 @@ def _texts(value: Any) -> Iterator[str]:
 def _made_absolute(value: Any, name: str) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(_made_absolute(one, name) for one in value)
+    if value is not None and name in _CACHES and not is_address(str(value)):
+        value = pick_cache(str(value), option=f"--{name.replace('_', '-')}")  # it may be a name in caches/
     return absolute(str(value), name) if value is not None else None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from softcache import strictjson
 from softcache.atomic import check_in_place, open_in_place, replace_file
 from softcache.training.objective import LossValues
 from softcache.training.ranks import Ranks
@@ -85,14 +86,14 @@ class Lines:
         self._path, self._lines = path, list(lines)
 
     def __enter__(self) -> Callable[[dict[str, Any]], None]:
-        _write_anew(self._path, [json.dumps(line) for line in self._lines])
+        _write_anew(self._path, [strictjson.dumps(line) for line in self._lines])
         return self._write
 
     def __exit__(self, *exception: object) -> None:
         """Nothing is left to be written."""
 
     def _write(self, line: dict[str, Any]) -> None:
-        _append(self._path, [json.dumps(line)])
+        _append(self._path, [strictjson.dumps(line)])
 
 
 class StepLines:
@@ -125,7 +126,7 @@ class StepLines:
         steps = zip(self._held, values, strict=True)
         lines = [{"step": step, **named(some, gone)} for (step, _, gone), some in steps]
         if self._ranks.first:
-            _append(self._path, [json.dumps(line) for line in lines])
+            _append(self._path, [strictjson.dumps(line) for line in lines])
         self._held.clear()
         return lines
 
