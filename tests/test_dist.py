@@ -25,6 +25,7 @@ from harness_train import command
 import softcache
 
 ROOT = Path(__file__).parents[1]
+DATA = ("presets/*.json", "reporting/assets/*")  # files of the package that are no code
 # Of a checkout, what is made in it.
 MADE = ("__pycache__", ".git", ".venv", "build", "dist", "*.egg-info", ".*_cache", ".hypothesis", "runs", "caches")
 
@@ -48,7 +49,7 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(dist: Path) -> None:
     found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     package = Path(softcache.__file__).parent
     code = {path.relative_to(package.parent) for path in package.rglob("*.py")}
-    data = {path.relative_to(package.parent) for path in package.glob("presets/*.json")}
+    data = {path.relative_to(package.parent) for kind in DATA for path in package.glob(kind)}
     digits = {
         f"softcache/_data/{path.name}" for path in (ROOT / "data").iterdir() if path.suffix in (".npz", ".md", ".py")
     }

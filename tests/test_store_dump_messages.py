@@ -81,6 +81,7 @@ def test_the_size_is_that_of_what_is_stored(
     """Also where shards are still here that have been stored."""
     with monkeypatch.context() as patched:
         patched.setattr(Uploading, "done", lambda uploading, names: None)
+        patched.setattr(Uploading, "clear", lambda uploading: None)
         done = dumped(place, address)
     assert list((place / "staging").rglob("view-*/*.h5"))
     assert done.info["bytes"] == copy(address, tmp_path / "copy").bytes

@@ -58,7 +58,9 @@ def flops(network: Network, inputs: Inputs) -> int | None:
         with warnings.catch_warnings():
             # Said of a switch that stays as it is.
             warnings.filterwarnings("ignore", "TF32 acceleration", UserWarning)
-            fused = torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False)
+            now = torch.backends.cudnn
+            as_it_is = {"deterministic": now.deterministic, "allow_tf32": now.allow_tf32}
+            fused = torch.backends.mkldnn.flags(enabled=False), now.flags(enabled=False, **as_it_is)
             with fused[0], fused[1], FlopCounterMode(display=False) as counter:
                 network.eval().outputs(inputs, [])
     finally:
