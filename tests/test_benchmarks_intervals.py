@@ -106,6 +106,7 @@ def test_a_run_is_kept_at_once_and_never_made_again(tmp_path: Path, monkeypatch:
     assert json.loads(file.read_text().splitlines()[-1])["top1"] == 0.5
 
 
+@pytest.mark.torture
 def test_a_run_is_softcache_itself(tmp_path: Path) -> None:
     command = "train --student cifar:resnet8 --dataset digits --size 8 --alpha 0 --epochs 1 {fast}"
     wanted, options = trials("t", {"a": command}, (3,)), running(tmp_path / "t.jsonl")

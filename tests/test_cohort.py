@@ -229,7 +229,8 @@ assert all(isinstance(one, Trained) for one in done), done
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.torture)])
+@pytest.mark.torture
+@pytest.mark.parametrize("kills", [20])
 def test_a_cohort_that_is_killed_goes_on_to_the_same_bits(cache: str, tmp_path: Path, kills: int) -> None:
     command, said = [sys.executable, "-c", CHILD, str(Path(__file__).parent), cache], tmp_path / "said"
 

@@ -79,6 +79,7 @@ def test_a_teacher_that_has_changed_is_not_that_of_the_cache(done: Compared, cac
         file.write_bytes(kept)
 
 
+@pytest.mark.torture
 def test_generations_go_on_while_held_out_rows_say_so(cache: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = compare(student=STUDENT, cache=cache, seeds=2, generations=3, out=str(out), **OPTIONS)

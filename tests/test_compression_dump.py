@@ -25,7 +25,7 @@ from softcache.stages.verify import verify
 
 pytest.importorskip("zstandard")
 
-KILLS = [2, pytest.param(100, id="100", marks=pytest.mark.torture)]
+KILLS = [1, pytest.param(100, id="100", marks=pytest.mark.torture)]
 COMPRESS = ("--hint", "body.0", "--compress", "zstd", "--compress", "hint.body.0=zstd:level=3,rows=16")
 
 

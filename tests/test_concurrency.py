@@ -374,7 +374,7 @@ def test_looking_for_stale_locks_refuses_no_writer_that_starts(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("locks", ["locks", "no locks"])
+@pytest.mark.parametrize("locks", ["locks", pytest.param("no locks", marks=pytest.mark.torture)])
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc whether a process has ended")
 def test_never_two_hold_a_lock_that_is_taken_released_and_killed_all_the_time(tmp_path, locks):
     """Eight processes, of which one a moment is killed while it holds the lock or is about to: each holder makes a

@@ -253,7 +253,7 @@ def test_a_store_takes_it_and_a_training_reads_it_from_there(
         assert same(*(weights(tmp_path / f"{where}-{shuffle[:4]}") for where in ("far", "near")))
 
 
-@pytest.mark.parametrize("step", [6, 12, pytest.param(25, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("step", [12, *(pytest.param(k, marks=pytest.mark.torture) for k in (6, 25))])
 def test_a_dump_that_is_killed_has_the_same_bytes(setting: Setting, warm: Warm, tmp_path: Path, step: int) -> None:
     more = ("--hint", "body.2:rows=0.2:codec=int8", "--hint", "head:in:rows=0.6", "--views", "2")
     assert warm.run(setting.command(tmp_path / "whole", *more, base=True)).status == 0

@@ -234,7 +234,7 @@ def test_the_example_trains(here: Path) -> None:
     make_teacher(here / "teacher")
     digits = open_viewed("digits", "train").samples
     assert digits.images is not None
-    np.savez("few.npz", train_images=digits.images[:200], train_labels=digits.labels[:200])
+    np.savez("few.npz", train_images=digits.images[:128], train_labels=digits.labels[:128])
     make_cache(here / "caches" / "digits", here / "teacher", dataset="arrays:few.npz")
     done = subprocess.run(
         [sys.executable, str(EXAMPLE), "--epochs", "2", "--batch-size", "32", "--workers", "1"],

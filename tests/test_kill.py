@@ -152,7 +152,8 @@ def test_a_dump_of_ragged_columns_is_killed_before_any_step(words, warm, tmp_pat
     check(folder, expected)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(30, marks=pytest.mark.torture)])
+@pytest.mark.torture
+@pytest.mark.parametrize("kills", [30])
 def test_killed_while_a_cache_is_extended(setting, warm, undisturbed, tmp_path, kills):
     expected, seconds, _ = undisturbed
     died, number = 0, 0

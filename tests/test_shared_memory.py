@@ -30,7 +30,7 @@ def _allowed() -> None:
 @pytest.mark.parametrize(
     ("memory", "start"),
     [
-        pytest.param("ro", "fork", id="read-only"),
+        pytest.param("ro", "fork", marks=pytest.mark.torture),
         pytest.param("size=64k", "spawn", id="too small"),
         pytest.param("ro", "spawn", marks=pytest.mark.torture),
         pytest.param("size=64k", "fork", marks=pytest.mark.torture),

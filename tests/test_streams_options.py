@@ -124,7 +124,7 @@ def test_two_accumulated_batches_are_one_of_twice_the_size(here: Path, cache: Pa
         assert (whole[key] - halves[key]).abs().max() < 1e-4 * moved
 
 
-@pytest.mark.parametrize("options", [{"amp": "bf16"}, {"channels_last": True}])
+@pytest.mark.parametrize("options", [pytest.param({"amp": "bf16"}, marks=pytest.mark.torture), {"channels_last": True}])
 def test_amp_and_channels_last_learn_as_well(here: Path, cache: Path, options: dict) -> None:
     common = {**SMALL, "cache": (str(cache),), "optimizer": "adamw", "lr": 2e-3}
     plain = train(**common, amp="off", channels_last=False, out="plain").lines

@@ -164,7 +164,8 @@ def begin(arguments: list[str], folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-m", "softcache", *arguments], stdout=output, stderr=output)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.torture)])
+@pytest.mark.torture
+@pytest.mark.parametrize("kills", [10])
 def test_a_sweep_that_is_killed_at_any_moment_goes_on_as_if_it_hadn_t_been(
     swept: tuple[Swept, Path], cache: str, tmp_path: Path, kills: int
 ) -> None:

@@ -225,7 +225,8 @@ def test_one_rank_writes_and_speaks(undisturbed: tuple[Path, str], made: Path, t
     assert evaluate(str(folder), compare=False)["top1"] == ours[-1]["test_top1"]
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.torture)])
+@pytest.mark.torture
+@pytest.mark.parametrize("kills", [10])
 def test_a_rank_that_is_killed_is_started_again_and_ends_as_undisturbed(
     kills: int, undisturbed: tuple[Path, str], made: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
