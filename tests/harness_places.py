@@ -130,6 +130,11 @@ PLACES: dict[str, Place] = {
         skip={"softcache dump --teacher outside.py:service": "asks a service; tests/test_teacher_service.py has one"},
         short=True,
     ),
+    "docs/export.md": Place(
+        commands=(*ASKED, "softcache train --student cifar:resnet8 --epochs 1 --out runs/resnet18-1"),
+        needs=("onnxruntime", "onnxscript", "torchao"),
+        instead={'"model.pt2"': '"exports/resnet18-1/model.pt2"'},
+    ),
     "docs/features.md": Place(
         prepare=nets,
         skip={"python examples/features.py": "needs Fashion-MNIST; tests/test_examples_cases.py has small files"},
@@ -142,6 +147,19 @@ PLACES: dict[str, Place] = {
         needs=("optuna",), mentions=True, instead={"--budget 4m": "--budget 30s"}, after=cohort_tables
     ),
     "docs/ranks.md": Place(commands=ASKED),
+    "docs/report.md": Place(
+        commands=(
+            "softcache teach --model cifar:resnet20 --epochs 1",
+            "softcache dump --teacher cifar:resnet20",
+            "softcache sweep --student cifar:resnet8 --T 1,4 --loss kl --epochs 1",
+            "softcache train --student cifar:resnet8 --epochs 1",
+        ),
+        needs=("matplotlib",),
+        instead={
+            "--epochs 12": "--epochs 1",
+            "--T 1,2,4,8 --alpha 0,0.5,0.9 --seeds 3 --epochs 10": "--T 1,4 --alpha 0,0.9 --epochs 1",
+        },
+    ),
     "docs/scale.md": Place(
         commands=("softcache teach --model cifar:resnet8 --dataset folder:pets --size 32 --epochs 1",),
         prepare=pets,
@@ -159,6 +177,10 @@ PLACES: dict[str, Place] = {
         store=True,
         short=True,
         after=one_pin,
+    ),
+    "docs/tracking.md": Place(
+        needs=("tensorboard", "trackio", "wandb", "mlflow"),
+        skip={"tensorboard --logdir": "is a server that runs until it is stopped"},
     ),
     "docs/training.md": Place(
         commands=ASKED,
