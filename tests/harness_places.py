@@ -178,10 +178,7 @@ PLACES: dict[str, Place] = {
         short=True,
         after=one_pin,
     ),
-    "docs/tracking.md": Place(
-        needs=("tensorboard", "trackio", "wandb", "mlflow"),
-        skip={"tensorboard --logdir": "is a server that runs until it is stopped"},
-    ),
+    "docs/tracking.md": Place(needs=("tensorboard", "trackio", "wandb", "mlflow")),
     "docs/training.md": Place(
         commands=ASKED,
         prepare=preset,

@@ -61,6 +61,14 @@ def test_all_weights_of_layers_are_int8(trained: Path, tmp_path: Path) -> None:
     assert sorted(int8) == sorted(weights)
 
 
+def test_weights_in_float32_are_not_kept_beside_those_of_int8(trained: Path, tmp_path: Path) -> None:
+    made = export(trained, format="torch-export", out=tmp_path / "x.pt2", quantize="int8", calibrate=64)
+    program = torch.export.load(made.out)
+    matrices = [tensor for tensor in program.state_dict.values() if tensor.dim() > 1]
+    assert matrices
+    assert {tensor.dtype for tensor in matrices} == {torch.int8}
+
+
 def test_dynamic_int8_of_linear_layers_needs_no_rows(tmp_path: Path) -> None:
     folder = tmp_path / "table"
     folder.mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import sys
 import threading
 import time
@@ -30,6 +31,7 @@ from softcache.tracking._kept import TRACKING, Kept, KeptFile
 from softcache.tracking._names import configuration, scalars
 from softcache.tracking._specs import canonical_trackers, check_trackers
 from softcache.tracking._tracker import TrackedRun
+from softcache.tracking.tensorboard import Tensorboard
 from softcache.training.ranks import Ranks
 
 
@@ -424,13 +426,42 @@ def test_signatures_are_not_told() -> None:
 
 
 def test_places_of_this_machine_are_written_in_full(here: Path) -> None:
-    made = TrainConfig(log=("tensorboard:dir=logs", "mlflow:uri=sqlite:///runs.db", "mlflow:uri=mlruns"))
+    made = TrainConfig(log=("tensorboard:dir=logs", "mlflow:uri=sqlite:///runs.db", "mlflow:uri=databricks"))
     assert made.log == (
         f"tensorboard:dir={here}/logs",
         f"mlflow:uri=sqlite:///{here}/runs.db,experiment=softcache",
-        f"mlflow:uri={here}/mlruns,experiment=softcache",
+        "mlflow:uri=databricks,experiment=softcache",
     )
     assert TrainConfig.of(**json.loads(json.dumps(made.to_json()))).log == made.log
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("mlflow:uri=mlruns", "MLflow keeps runs in no folder any more: write uri=sqlite:///runs.db"),
+        ("tensorboard:dir=logs", "a,b/logs has a comma, which separates options"),
+        ("mlflow:uri=sqlite:///runs.db", "a,b/runs.db has a comma, which separates options"),
+    ],
+)
+def test_a_place_that_can_not_be_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch, log: str, said: str) -> None:
+    (here / "a,b").mkdir()
+    monkeypatch.chdir(here / "a,b")
+    with pytest.raises(UsageError, match=re.escape(said)):
+        TrainConfig(log=(log,))
+
+
+def test_two_runs_of_one_name_are_two_in_one_folder_of_tensorboard(here: Path) -> None:
+    """One that goes on finds its own again."""
+    pytest.importorskip("tensorboard")
+    tracker = Tensorboard(dir="logs")
+    keys = []
+    for key in (None, None, "second"):
+        run = TrackedRun(here, "run", "train", key=keys[1] if key else None)
+        opened = tracker.open(run)
+        opened.close("finished", {})
+        keys.append(opened.key)
+    assert keys[0] != keys[1] == keys[2]
+    assert sorted(path.name for path in (here / "logs").iterdir()) == ["run", f"run-{keys[1]}"]
 
 
 def test_a_place_that_only_a_run_names_is_not_written_to(

@@ -9,7 +9,7 @@ import click
 from softcache.cli import _options
 from softcache.cli._options import flag, option, section, words
 from softcache.cli._print import as_json, percent, rows
-from softcache.console import size
+from softcache.console import decimal_size
 
 
 @_options.command("export")
@@ -68,7 +68,7 @@ def command(run: str, json_: bool = False, **options: Any) -> None:
     for file in found.files:
         same = f"top-1 equal on {percent(file.difference.same)} of {file.difference.samples} samples"
         lines += [
-            (file.format, f"{file.path} ({size(file.bytes)}, {document['numbers']})"),
+            (file.format, f"{file.path} ({decimal_size(file.bytes)}, {document['numbers']})"),
             ("  outputs", f"differ by at most {file.difference.largest:.2g} of {file.difference.scale:.3g}; {same}"),
             ("  a sample", f"{1000 * file.seconds:.2f} ms, PyTorch as it is {1000 * file.eager_seconds:.2f} ms"),
         ]

@@ -71,4 +71,13 @@ def quantized(program: ExportedProgram, calibration: Batches) -> nn.Module:
         prepared = prepare_pt2e(program.module(), _Layers())
         for batch in calibration:
             prepared(*batch)
-        return convert_pt2e(prepared)
+        return _without_unused(convert_pt2e(prepared))
+
+
+def _without_unused(made: GraphModule) -> GraphModule:
+    """Without the weights in float32 that those of int8 were made from, which would be saved too."""
+    used = {node.target for node in made.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in (*made.named_parameters(), *made.named_buffers()) if name not in used]:
+        owner, _, last = name.rpartition(".")
+        delattr(made.get_submodule(owner), last)
+    return made

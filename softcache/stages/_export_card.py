@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 SHOWN = 50  # names of classes
 LENGTH = 8  # of the example's rows, where they have lengths of their own
 UNKNOWN = "not recorded"
+_PLAIN = re.compile(r"[A-Za-z][\w.+-]*")
 
 
 def card_of(
@@ -28,12 +31,12 @@ def card_of(
     """``document``: what the files say of themselves. ``usages``: code that loads each."""
     front = ["tags:", "- softcache", "- knowledge-distillation"]
     if document["license"] is not None:
-        front.insert(0, f"license: {document['license']}")
+        front.insert(0, f"license: {_in_yaml(document['license'])}")
     loading = "\n\n".join(
         f"### {one.path.name}\n\n```python\n{example(document, graph)}\n{usage}\n```"
         for one, usage in zip(files, usages, strict=True)
     )
-    return f"""---
+    return _without_markup(f"""---
 {chr(10).join(front)}
 ---
 
@@ -70,7 +73,7 @@ The variable `{document["output"]["name"]}` is the result. The inputs are made u
     {document["command"]}
 
 Paths are left out of this command: a name in it may be that of a file or a folder.
-"""
+""")
 
 
 def example(document: Mapping[str, Any], graph: Graph) -> str:
@@ -242,3 +245,16 @@ def _numbers(values: Sequence[float]) -> str:
 
 def _listed(sizes: Sequence[int]) -> str:
     return ", ".join(map(str, sizes[:-1])) + (f" and {sizes[-1]}" if len(sizes) > 1 else str(sizes[-1]))
+
+
+def _in_yaml(text: str) -> str:
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+
+
+def _without_markup(text: str) -> str:
+    """Names of classes and the like may be anybody's: outside of code a ``<`` begins no element."""
+    found, coded = [], False
+    for line in text.split("\n"):
+        coded = coded != line.startswith("```")
+        found.append(line if coded or line.startswith("    ") else line.replace("<", "&lt;"))
+    return "\n".join(found)

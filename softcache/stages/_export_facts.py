@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from softcache.config.train import TrainConfig
 from softcache.errors import SoftcacheError
 from softcache.exporting._graph import Graph
 from softcache.inputs import WHITE
-from softcache.remembered import folder_identity, follow_all, portable
+from softcache.remembered import folder_identity, follow_all, portable, portable_recipe
 from softcache.stages.compare import teacher_test
 from softcache.sweeping.command import train_command
 from softcache.views._open import Viewed
 from softcache.views._viewed import ViewedDataset
 
+_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 # Options that change nothing of what is learnt, or are only of the machine.
 _ASIDE = {"out", "download", "data_dir", "device", "workers", "profile", "log_every", "resident", "start_method"}
 
@@ -40,7 +42,7 @@ def document_of(
     as its owner says it.
     """
     network = graph.network
-    return {
+    found = {
         "softcache": __version__,
         "model": portable(network.spec),
         "inputs": [{"name": one.name, "dtype": one.dtype, "shape": list(one.shape)} for one in graph.inputs],
@@ -61,6 +63,17 @@ def document_of(
             "python": platform.python_version(),
         },
     }
+    return _in_a_line(found)
+
+
+def _in_a_line(value: Any) -> Any:
+    """Without line breaks and other characters that steer what shows them: records may be anybody's, and a card is
+    published."""
+    if isinstance(value, dict):
+        return {name: _in_a_line(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_in_a_line(one) for one in value]
+    return _STEERING.sub(" ", value) if isinstance(value, str) else value
 
 
 def command_of(options: Options) -> str:
@@ -70,7 +83,9 @@ def command_of(options: Options) -> str:
         default = type(options).__dataclass_fields__[name].default
         if name in _ASIDE or value in ([], list(default) if isinstance(default, tuple) else default):
             continue
-        if name in FOLLOWED:
+        if name == "augment":
+            value = portable_recipe(value)
+        elif name in FOLLOWED:
             value = [nameable(one) for one in value] if isinstance(value, list) else nameable(value)
         chosen[name] = value
     command = train_command(chosen)

@@ -36,6 +36,7 @@ from softcache.stages._export_facts import document_of, leading_score
 from softcache.stages._export_options import is_file, open_formats, refuse_taken
 from softcache.stream.inputs import pick_inputs
 from softcache.training.evaluation import evaluate_networks
+from softcache.userfile import one_line
 from softcache.views._open import Viewed, open_viewed
 
 log = logging.getLogger(__name__)
@@ -223,9 +224,16 @@ def _write(
     max_drop: float | None,
 ) -> Exported:
     """One file, compared. Errors: ``ModelError`` where it computes something else."""
-    made.write(graph, path, document, calibration)
-    _flush(path)
-    run = made.load(path, graph)
+    try:
+        made.write(graph, path, document, calibration)
+        _flush(path)
+        run = made.load(path, graph)
+    except (SoftcacheError, OSError):
+        raise
+    except Exception as error:  # of a library, of whatever kind
+        raise ModelError(
+            f"{name} can't be made of {graph.network.spec}: {one_line(error)[:300]}; nothing was written"
+        ) from error
     difference = compare(graph, run, _batches(viewed))
     before = after = None
     if calibration is None:

@@ -70,7 +70,7 @@ class Courier:
             self._done.set()
             log.warning(
                 f"{self._spec} doesn't answer, so it lacks some of {self._run.folder}: a run that is resumed sends "
-                "what is missing"
+                "the epochs that are missing"
             )
 
     def _work(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from softcache.addresses import printable
+from softcache.errors import UsageError
 from softcache.tracking._tracker import Value
 
 FINAL = "final/"  # begins the names of what a run came to
@@ -23,6 +24,13 @@ def scalars(line: Mapping[str, Any], axis: str) -> dict[str, float]:
     if found.get("samples") and found.get("epoch_s"):
         found["samples_per_s"] = found["samples"] / found["epoch_s"]
     return found
+
+
+def refuse_comma(path: str, option: str) -> str:
+    """``path``. Errors: ``UsageError`` where it can't be an option of a spec, in which commas separate options."""
+    if "," in path:
+        raise UsageError(f"--log {option}=…: {path} has a comma, which separates options: name a path without one")
+    return path
 
 
 def configuration(values: Mapping[str, Any]) -> dict[str, Value]:

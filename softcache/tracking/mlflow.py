@@ -1,4 +1,4 @@
-"""``mlflow``: runs in MLflow, on a tracking server, in a database or in a folder."""
+"""``mlflow``: runs in MLflow, on a tracking server or in a database."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from softcache.errors import UsageError
-from softcache.tracking._names import FINAL, numbers
+from softcache.tracking._names import FINAL, numbers, refuse_comma
 from softcache.tracking._tracker import OpenRun, Status, TrackedRun, Value
 
 EXPERIMENT = "softcache"
 SQLITE = "sqlite:///"
+PROFILES = ("databricks", "databricks-uc", "uc")  # servers that MLflow knows by these names
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 MOST_METRICS, MOST_PARAMS, LONGEST = 1000, 100, 6000  # that MLflow takes at once, and of a text
 _REFUSED = re.compile(r"[^\w.\- :/]")  # what MLflow refuses in the name of a metric
@@ -24,7 +25,7 @@ _REFUSED = re.compile(r"[^\w.\- :/]")  # what MLflow refuses in the name of a me
 
 @dataclass(frozen=True)
 class Mlflow:
-    """``uri``: of the tracking server, a database or a folder, by default ``$MLFLOW_TRACKING_URI``, else MLflow's own
+    """``uri``: of the tracking server or a database, by default ``$MLFLOW_TRACKING_URI``, else MLflow's own
     default. ``experiment``: in which the runs are."""
 
     package: ClassVar[str] = "mlflow"
@@ -40,10 +41,14 @@ class Mlflow:
                 "config.json: leave uri out and set MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD"
             )
-        before = SQLITE if self.uri.startswith(SQLITE) else ""
-        path = self.uri.removeprefix(before)
-        if before or ":" not in path:  # a database or a folder of this machine
-            object.__setattr__(self, "uri", before + os.path.abspath(os.path.expanduser(path)))
+        if self.uri.startswith(SQLITE):  # a database of this machine
+            path = os.path.abspath(os.path.expanduser(self.uri.removeprefix(SQLITE)))
+            object.__setattr__(self, "uri", SQLITE + refuse_comma(path, "mlflow:uri"))
+        elif ":" not in self.uri and self.uri not in PROFILES:
+            raise UsageError(
+                f"--log mlflow:uri={self.uri} is a folder, and MLflow keeps runs in no folder any more: "
+                "write uri=sqlite:///runs.db, or the address of a server"
+            )
 
     def load(self) -> None:
         importlib.import_module("mlflow.tracking")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from softcache.atomic import check_no_link
-from softcache.tracking._names import FINAL, numbers
+from softcache.tracking._names import FINAL, numbers, refuse_comma
 from softcache.tracking._tracker import OpenRun, Status, TrackedRun, Value
 
 FOLDER = "tensorboard"
@@ -19,30 +20,35 @@ FOLDER = "tensorboard"
 @dataclass(frozen=True)
 class Tensorboard:
     """Event files in ``RUN/tensorboard``, so that ``tensorboard --logdir runs`` shows all runs; with ``dir`` in
-    ``dir/NAME``, or ``dir/GROUP/NAME`` for students of a sweep or comparison."""
+    ``dir/NAME``, or ``dir/GROUP/NAME`` for students of a sweep or comparison; where another run has that name already,
+    a few letters are added to it."""
 
     package: ClassVar[str] = "tensorboard"
     dir: str | None = None
 
     def __post_init__(self) -> None:
         if self.dir is not None:
-            object.__setattr__(self, "dir", os.path.abspath(os.path.expanduser(self.dir)))
+            path = os.path.abspath(os.path.expanduser(self.dir))
+            object.__setattr__(self, "dir", refuse_comma(path, "tensorboard:dir"))
 
     def load(self) -> None:
         importlib.import_module("torch.utils.tensorboard")
 
     def open(self, run: TrackedRun) -> OpenRun:
         check_no_link(run.folder / FOLDER)
-        place = run.folder / FOLDER if self.dir is None else Path(self.dir, run.group or "", run.name)
-        return _Open(place, run)
+        if self.dir is None:
+            return _Open(run.folder / FOLDER, FOLDER, run)
+        above, key = Path(self.dir, run.group or ""), run.key or FOLDER
+        if run.key is None and (above / run.name).exists():  # runs of several folders may be called alike
+            key = secrets.token_hex(3)
+        return _Open(above / (run.name if key == FOLDER else f"{run.name}-{key}"), key, run)
 
 
 class _Open:
-    key = FOLDER
-
-    def __init__(self, place: Path, run: TrackedRun):
+    def __init__(self, place: Path, key: str, run: TrackedRun):
         from torch.utils.tensorboard import SummaryWriter
 
+        self.key = key
         self._writer: Any = SummaryWriter(str(place))
         self._config = dict(run.config)
         if run.key is None:
