@@ -295,3 +295,30 @@ def test_one_option_that_varies_is_a_line_and_two_are_a_map(tmp_path: Path) -> N
                 if [config(other)["options"][key] for key in ("T", "alpha")] == [options["T"], options["alpha"]]
             ]
             assert f"{100 * statistics.mean(twins):.2f}" in drawn
+
+
+def test_runs_of_different_data_are_refused(tmp_path: Path) -> None:
+    kinds = {
+        "one": ("folder:/a/shapes", "ab"),
+        "moved": ("folder:/b/shapes", "ab"),
+        "other": ("digits", "cd"),
+        "newer": ("folder:/a/shapes", "ef"),
+    }
+    for name, (spec, fingerprint) in kinds.items():
+        data = {"spec": spec, "split": "train", "rows": 9, "fingerprint": fingerprint * 32}
+        write_run(tmp_path / name, {"T": 4.0, "loss": ("kl",)}, np.random.default_rng(0), 1, data=data)
+    out = str(tmp_path / "report.html")
+    report(str(tmp_path / "one"), str(tmp_path / "moved"), out=out)
+    with pytest.raises(UsageError, match=r"are of different data \(folder:shapes, digits\): make a report for each"):
+        report(str(tmp_path / "one"), str(tmp_path / "other"), out=out)
+    with pytest.raises(UsageError, match=r"different data \(folder:shapes abababab…, folder:shapes efefefef…\)"):
+        report(str(tmp_path / "one"), str(tmp_path / "newer"), out=out)
+
+
+def test_a_student_on_labels_alone_is_told_to_have_no_teacher(trained: Path, tmp_path: Path) -> None:
+    """It was never trained from a cache, so none is asked for."""
+    train(STUDENT, out=str(tmp_path / "run"), alpha=0, dataset="digits", size=SIZE, **QUICK)
+    report(str(tmp_path / "run"), out=str(tmp_path / "report.html"))
+    text = parsed(tmp_path / "report.html").sections["calibration"]
+    assert "the students weren't trained by one; --teacher names one that they are compared with" in text
+    assert "--cache" not in text

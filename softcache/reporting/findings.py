@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from softcache.errors import UsageError
+from softcache.remembered import portable
 from softcache.reporting.elements import Element
 from softcache.reporting.settings import Setting, grouped
 from softcache.reporting.students import Source, Student, recorded
@@ -101,17 +103,34 @@ def accuracy(found: Predictions) -> float:
 
 
 def findings_of(sources: Sequence[Source], made: str) -> Findings:
-    """Without a cache and predictions. A folder that is named twice, or lies in another that is named, counts once."""
+    """Without a cache and predictions. A folder that is named twice, or lies in another that is named, counts once.
+
+    Errors: ``UsageError`` for runs of different data.
+    """
     several = len(sources) > 1
     students: dict[str, Student] = {}
     for source in sources:
         for student in source.students:
             # Options as a sweep was asked for them can't be compared with those that other runs have recorded.
             students.setdefault(str(student.folder.resolve()), recorded(student) if several else student)
+    _refuse_several_datasets(list(students.values()))
     settings = grouped(list(students.values()))
     best, chosen_by = _best(sources, settings)
     leading = next((s.outcome.leading for s in students.values() if s.outcome.result is not None), "")
     return Findings(list(sources), settings, best, chosen_by, _alone(settings, best), leading, made)
+
+
+def _refuse_several_datasets(students: Sequence[Student]) -> None:
+    """Errors: ``UsageError``. A dataset may have been read from several places."""
+    found: dict[tuple[str, str], str] = {}
+    for student in students:
+        if student.record is not None and student.record.data is not None:
+            spec = portable(str(student.record.data.get("spec")))
+            found.setdefault((spec, student.fingerprint), spec)
+    prints = {fingerprint for _, fingerprint in found if fingerprint}
+    if len({spec for spec, _ in found}) > 1 or len(prints) > 1:
+        names = [spec if list(found.values()).count(spec) == 1 else f"{spec} {own[:8]}…" for spec, own in found]
+        raise UsageError(f"these runs are of different data ({', '.join(names)}): make a report for each")
 
 
 def _best(sources: Sequence[Source], settings: Sequence[Setting]) -> tuple[Setting | None, str]:

@@ -54,6 +54,12 @@ class Student:
             return False
 
     @property
+    def fingerprint(self) -> str:
+        """That of the data that it was trained on, empty where it isn't recorded."""
+        data = self.record.data if self.record is not None else None
+        return str((data or {}).get("fingerprint") or "")
+
+    @property
     def seconds(self) -> float | None:
         """Its share of the time of its training, once it is finished."""
         taken = _number((self.outcome.result or {}).get("seconds"))
