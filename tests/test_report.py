@@ -322,3 +322,35 @@ def test_a_student_on_labels_alone_is_told_to_have_no_teacher(trained: Path, tmp
     text = parsed(tmp_path / "report.html").sections["calibration"]
     assert "the students weren't trained by one; --teacher names one that they are compared with" in text
     assert "--cache" not in text
+
+
+def test_labels_alone_that_a_sweep_chose_are_chosen(tmp_path: Path) -> None:
+    """The report looks into a setting that learns from a teacher, and doesn't say that the sweep chose it."""
+    folder = tmp_path / "chosen"
+    alone = [run.name for run in made_sweep(folder) if run.options["alpha"] == 0]
+    document = {"version": 1, "sweep": "chosen", "score": "top1", "rows": [], "chosen": {"runs": alone}}
+    (folder / "table.json").write_text(json.dumps(document))
+    report(str(folder), out=str(tmp_path / "report.html"))
+    found = parsed(tmp_path / "report.html")
+    marks = {row["alpha"]: row[""] for row in found.columns("comparison") if row[""]}
+    assert marks.pop("0") == "chosen: labels alone"
+    assert list(marks.values()) == ["shown"]
+    assert (
+        "it has the highest mean on held-out rows, of those that learn from a teacher; the sweep chose labels alone."
+        in found.sections["comparison"]
+    )
+
+
+def test_what_a_live_teacher_took_is_said(trained: Path, tmp_path: Path) -> None:
+    live: dict[str, Any] = {"online": True, "teacher": str(trained / "teacher"), "dataset": "digits", "size": SIZE}
+    train(STUDENT, out=str(tmp_path / "live"), loss="kl", T=2, alpha=0.9, **live, **QUICK)
+    report(str(tmp_path / "live"), out=str(tmp_path / "report.html"))
+    page = parsed(tmp_path / "report.html")
+    assert "without a teacher" not in page.sections["header"] + page.sections["cost"]
+    assert "with the teacher running" in page.sections["header"]
+    assert "In 1 training the teacher was running, and took" in page.sections["cost"]
+    runs = [str(trained / "distilled-0"), str(tmp_path / "live")]
+    report(*runs, cache=str(trained / "cache"), out=str(tmp_path / "report.html"))
+    cost = parsed(tmp_path / "report.html").sections["cost"]
+    assert "1 distilled student saw" in cost
+    assert "In 1 training the teacher was running, and took" in cost

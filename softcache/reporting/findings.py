@@ -46,8 +46,9 @@ class Said:
 @dataclass(frozen=True)
 class Findings:
     """``settings``: all of them; ``best``: the one that the report looks into; ``chosen_by``: how it was chosen, as the
-    end of a sentence; ``alone``: the setting on labels alone beside it; ``leading``: the score that is compared
-    (``top1``); ``cache``: that the best was trained from, and ``no_cache`` why it isn't there. ``made``: when."""
+    end of a sentence; ``chosen``: names of the runs that a sweep chose, which may be others; ``alone``: the setting on
+    labels alone beside it; ``leading``: the score that is compared (``top1``); ``cache``: that the best was trained
+    from, and ``no_cache`` why it isn't there. ``made``: when."""
 
     sources: list[Source]
     settings: list[Setting]
@@ -59,6 +60,13 @@ class Findings:
     cache: Cache | None = None
     no_cache: str = ""
     said: Said = field(default_factory=Said)
+    chosen: frozenset[str] = frozenset()
+
+    def is_chosen(self, setting: Setting) -> bool:
+        """Whether it is the one that a sweep chose or, where none has chosen yet, the one that is looked into."""
+        if not self.chosen:
+            return setting is self.best
+        return any(student.name in self.chosen for student in setting.students)
 
     @property
     def students(self) -> list[Student]:
@@ -115,9 +123,11 @@ def findings_of(sources: Sequence[Source], made: str) -> Findings:
             students.setdefault(str(student.folder.resolve()), recorded(student) if several else student)
     _refuse_several_datasets(list(students.values()))
     settings = grouped(list(students.values()))
-    best, chosen_by = _best(sources, settings)
+    chosen = frozenset(sources[0].chosen) if len(sources) == 1 else frozenset()
+    chosen &= {student.name for student in students.values()}
+    best, chosen_by = _best(settings, chosen)
     leading = next((s.outcome.leading for s in students.values() if s.outcome.result is not None), "")
-    return Findings(list(sources), settings, best, chosen_by, _alone(settings, best), leading, made)
+    return Findings(list(sources), settings, best, chosen_by, _alone(settings, best), leading, made, chosen=chosen)
 
 
 def _refuse_several_datasets(students: Sequence[Student]) -> None:
@@ -133,16 +143,20 @@ def _refuse_several_datasets(students: Sequence[Student]) -> None:
         raise UsageError(f"these runs are of different data ({', '.join(names)}): make a report for each")
 
 
-def _best(sources: Sequence[Source], settings: Sequence[Setting]) -> tuple[Setting | None, str]:
+def _best(settings: Sequence[Setting], chosen: frozenset[str]) -> tuple[Setting | None, str]:
     """The setting that is looked into, never chosen by the test split."""
     distilled = [own for own in settings if not own.alone and any(s.outcome.result for s in own.students)]
     if not distilled:
         done = [own for own in settings if any(s.outcome.result for s in own.students)]
         return (done[0], "it is the first that is done") if done else (None, "")
-    chosen = {name for source in sources for name in source.chosen} if len(sources) == 1 else set()
-    for setting in distilled:
-        if any(student.name in chosen for student in setting.students):
-            return setting, "the sweep chose it by its mean on held-out rows"
+    picked = next((own for own in settings if any(student.name in chosen for student in own.students)), None)
+    if picked is not None and not picked.alone:
+        return picked, "the sweep chose it by its mean on held-out rows"
+    best, why = _best_distilled(distilled)
+    return best, f"{why}, of those that learn from a teacher; the sweep chose labels alone" if picked else why
+
+
+def _best_distilled(distilled: Sequence[Setting]) -> tuple[Setting, str]:
     complete = [own for own in distilled if own.complete and own.scores("val")]
     if complete:
         return max(complete, key=lambda own: own.mean("val") or 0.0), "it has the highest mean on held-out rows"

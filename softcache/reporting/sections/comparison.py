@@ -127,10 +127,11 @@ def mark(role: str, text: str | None = None) -> Element:
 
 def _marks(findings: Findings, setting: Setting) -> list[Element | str]:
     found: list[Element | str] = []
+    chosen = findings.is_chosen(setting)
     if setting is findings.best:
-        found.append(mark("student", "chosen"))
+        found.append(mark("student", "chosen" if chosen else "shown"))
     elif setting.alone:
-        found.append(mark("alone", "labels alone"))
+        found.append(mark("alone", "chosen: labels alone" if chosen else "labels alone"))
     errors = [student.outcome for student in setting.students if student.outcome.error is not None]
     early = [own for own in errors if own.pruned]
     if early:
