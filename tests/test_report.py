@@ -354,3 +354,26 @@ def test_what_a_live_teacher_took_is_said(trained: Path, tmp_path: Path) -> None
     cost = parsed(tmp_path / "report.html").sections["cost"]
     assert "1 distilled student saw" in cost
     assert "In 1 training the teacher was running, and took" in cost
+
+
+def test_a_gain_is_above_labels_alone_of_the_same_student_and_labels(tmp_path: Path) -> None:
+    made_sweep(tmp_path / "two", student=("cifar:resnet8", "cifar:resnet14"), T=(4.0,), alpha=(0.0, 0.9))
+    report(str(tmp_path / "two"), out=str(tmp_path / "report.html"))
+    rows = parsed(tmp_path / "report.html").columns("comparison")
+    alone = {row["student"]: row for row in rows if "labels alone" in row[""]}
+    means = {name: float(row["held-out top-1, %"].split()[0]) for name, row in alone.items()}
+    gains = {row["student"]: row for row in rows if row not in alone.values()}
+    assert len(gains) == len(means) == 2
+    for student, row in gains.items():
+        known = float(row["held-out top-1, %"].split()[0]) - means[student]
+        assert float(row["gain over labels alone"].split()[0].replace("−", "-")) == pytest.approx(known, abs=0.011)
+    options = {"student": "cifar:resnet8", "val_fraction": 0.1}
+    for name, own in (("few", {"alpha": 0, "label_fraction": 0.1}), ("all", {"loss": ("kl",), "T": 4.0})):
+        write_run(tmp_path / name, {**options, **own}, np.random.default_rng(0), 1)
+    report(str(tmp_path / "few"), str(tmp_path / "all"), out=str(tmp_path / "report.html"))
+    page = parsed(tmp_path / "report.html")
+    rows = page.columns("comparison")
+    assert {row["label fraction"] for row in rows} == {"0.1", "1"}
+    assert "gain over labels alone" not in rows[0]
+    assert "gain over labels alone" not in page.sections["header"]
+    assert "No student on labels alone has the same student, share of labels" in page.sections["comparison"]

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from softcache.config.train import TrainConfig
 from softcache.errors import UsageError
 from softcache.remembered import portable
 from softcache.reporting.elements import Element
-from softcache.reporting.settings import Setting, grouped
+from softcache.reporting.settings import COMMON, Setting, grouped
 from softcache.reporting.students import Source, Student, recorded
 
 if TYPE_CHECKING:
@@ -127,7 +128,9 @@ def findings_of(sources: Sequence[Source], made: str) -> Findings:
     chosen &= {student.name for student in students.values()}
     best, chosen_by = _best(settings, chosen)
     leading = next((s.outcome.leading for s in students.values() if s.outcome.result is not None), "")
-    return Findings(list(sources), settings, best, chosen_by, _alone(settings, best), leading, made, chosen=chosen)
+    return Findings(
+        list(sources), settings, best, chosen_by, alone_beside(settings, best), leading, made, chosen=chosen
+    )
 
 
 def _refuse_several_datasets(students: Sequence[Student]) -> None:
@@ -169,12 +172,18 @@ def _best_distilled(distilled: Sequence[Setting]) -> tuple[Setting, str]:
     return distilled[0], "it is the first that learns from a teacher, as no rows were held out to choose by"
 
 
-def _alone(settings: Sequence[Setting], best: Setting | None) -> Setting | None:
-    """The setting on labels alone of the same student as the best, or else the first."""
-    found = [own for own in settings if own.alone and own is not best]
-    if best is None or not found:
+def alone_beside(settings: Sequence[Setting], setting: Setting | None) -> Setting | None:
+    """The setting on labels alone that differs from ``setting`` in nothing that a gain would be taken for."""
+    found = [own for own in settings if own.alone and own is not setting]
+    if setting is None:
         return found[0] if found else None
-    return next((own for own in found if own.option("student") == best.option("student")), found[0])
+    return next((own for own in found if _common(own) == _common(setting)), None)
+
+
+def _common(setting: Setting) -> list[object]:
+    defaults = TrainConfig()
+    found = [setting.option(name) for name in COMMON]
+    return [getattr(defaults, name) if value is None else value for name, value in zip(COMMON, found, strict=True)]
 
 
 Section = Element | Left

@@ -16,8 +16,8 @@ from softcache.stages._subject import Opener, Subject
 
 WHO = ("student", "alone", "teacher")
 NO_ALONE = (
-    "No student on labels alone is among these runs, so what the teacher is worth to each class can't be seen: "
-    "softcache compare trains both."
+    "No student on labels alone that can be compared is among these runs, so what the teacher is worth to each class "
+    "can't be seen: softcache compare trains both."
 )
 
 
