@@ -295,3 +295,85 @@ def test_one_option_that_varies_is_a_line_and_two_are_a_map(tmp_path: Path) -> N
                 if [config(other)["options"][key] for key in ("T", "alpha")] == [options["T"], options["alpha"]]
             ]
             assert f"{100 * statistics.mean(twins):.2f}" in drawn
+
+
+def test_runs_of_different_data_are_refused(tmp_path: Path) -> None:
+    kinds = {
+        "one": ("folder:/a/shapes", "ab"),
+        "moved": ("folder:/b/shapes", "ab"),
+        "other": ("digits", "cd"),
+        "newer": ("folder:/a/shapes", "ef"),
+    }
+    for name, (spec, fingerprint) in kinds.items():
+        data = {"spec": spec, "split": "train", "rows": 9, "fingerprint": fingerprint * 32}
+        write_run(tmp_path / name, {"T": 4.0, "loss": ("kl",)}, np.random.default_rng(0), 1, data=data)
+    out = str(tmp_path / "report.html")
+    report(str(tmp_path / "one"), str(tmp_path / "moved"), out=out)
+    with pytest.raises(UsageError, match=r"are of different data \(folder:shapes, digits\): make a report for each"):
+        report(str(tmp_path / "one"), str(tmp_path / "other"), out=out)
+    with pytest.raises(UsageError, match=r"different data \(folder:shapes abababab…, folder:shapes efefefef…\)"):
+        report(str(tmp_path / "one"), str(tmp_path / "newer"), out=out)
+
+
+def test_a_student_on_labels_alone_is_told_to_have_no_teacher(trained: Path, tmp_path: Path) -> None:
+    """It was never trained from a cache, so none is asked for."""
+    train(STUDENT, out=str(tmp_path / "run"), alpha=0, dataset="digits", size=SIZE, **QUICK)
+    report(str(tmp_path / "run"), out=str(tmp_path / "report.html"))
+    text = parsed(tmp_path / "report.html").sections["calibration"]
+    assert "the students weren't trained by one; --teacher names one that they are compared with" in text
+    assert "--cache" not in text
+
+
+def test_labels_alone_that_a_sweep_chose_are_chosen(tmp_path: Path) -> None:
+    """The report looks into a setting that learns from a teacher, and doesn't say that the sweep chose it."""
+    folder = tmp_path / "chosen"
+    alone = [run.name for run in made_sweep(folder) if run.options["alpha"] == 0]
+    document = {"version": 1, "sweep": "chosen", "score": "top1", "rows": [], "chosen": {"runs": alone}}
+    (folder / "table.json").write_text(json.dumps(document))
+    report(str(folder), out=str(tmp_path / "report.html"))
+    found = parsed(tmp_path / "report.html")
+    marks = {row["alpha"]: row[""] for row in found.columns("comparison") if row[""]}
+    assert marks.pop("0") == "chosen: labels alone"
+    assert list(marks.values()) == ["shown"]
+    assert (
+        "it has the highest mean on held-out rows, of those that learn from a teacher; the sweep chose labels alone."
+        in found.sections["comparison"]
+    )
+
+
+def test_what_a_live_teacher_took_is_said(trained: Path, tmp_path: Path) -> None:
+    live: dict[str, Any] = {"online": True, "teacher": str(trained / "teacher"), "dataset": "digits", "size": SIZE}
+    train(STUDENT, out=str(tmp_path / "live"), loss="kl", T=2, alpha=0.9, **live, **QUICK)
+    report(str(tmp_path / "live"), out=str(tmp_path / "report.html"))
+    page = parsed(tmp_path / "report.html")
+    assert "without a teacher" not in page.sections["header"] + page.sections["cost"]
+    assert "with the teacher running" in page.sections["header"]
+    assert "In 1 training the teacher was running, and took" in page.sections["cost"]
+    runs = [str(trained / "distilled-0"), str(tmp_path / "live")]
+    report(*runs, cache=str(trained / "cache"), out=str(tmp_path / "report.html"))
+    cost = parsed(tmp_path / "report.html").sections["cost"]
+    assert "1 distilled student saw" in cost
+    assert "In 1 training the teacher was running, and took" in cost
+
+
+def test_a_gain_is_above_labels_alone_of_the_same_student_and_labels(tmp_path: Path) -> None:
+    made_sweep(tmp_path / "two", student=("cifar:resnet8", "cifar:resnet14"), T=(4.0,), alpha=(0.0, 0.9))
+    report(str(tmp_path / "two"), out=str(tmp_path / "report.html"))
+    rows = parsed(tmp_path / "report.html").columns("comparison")
+    alone = {row["student"]: row for row in rows if "labels alone" in row[""]}
+    means = {name: float(row["held-out top-1, %"].split()[0]) for name, row in alone.items()}
+    gains = {row["student"]: row for row in rows if row not in alone.values()}
+    assert len(gains) == len(means) == 2
+    for student, row in gains.items():
+        known = float(row["held-out top-1, %"].split()[0]) - means[student]
+        assert float(row["gain over labels alone"].split()[0].replace("−", "-")) == pytest.approx(known, abs=0.011)
+    options = {"student": "cifar:resnet8", "val_fraction": 0.1}
+    for name, own in (("few", {"alpha": 0, "label_fraction": 0.1}), ("all", {"loss": ("kl",), "T": 4.0})):
+        write_run(tmp_path / name, {**options, **own}, np.random.default_rng(0), 1)
+    report(str(tmp_path / "few"), str(tmp_path / "all"), out=str(tmp_path / "report.html"))
+    page = parsed(tmp_path / "report.html")
+    rows = page.columns("comparison")
+    assert {row["label fraction"] for row in rows} == {"0.1", "1"}
+    assert "gain over labels alone" not in rows[0]
+    assert "gain over labels alone" not in page.sections["header"]
+    assert "No student on labels alone has the same student, share of labels" in page.sections["comparison"]

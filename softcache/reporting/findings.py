@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from softcache.config.train import TrainConfig
+from softcache.errors import UsageError
+from softcache.remembered import portable
 from softcache.reporting.elements import Element
-from softcache.reporting.settings import Setting, grouped
+from softcache.reporting.settings import COMMON, Setting, grouped
 from softcache.reporting.students import Source, Student, recorded
 
 if TYPE_CHECKING:
@@ -44,8 +47,9 @@ class Said:
 @dataclass(frozen=True)
 class Findings:
     """``settings``: all of them; ``best``: the one that the report looks into; ``chosen_by``: how it was chosen, as the
-    end of a sentence; ``alone``: the setting on labels alone beside it; ``leading``: the score that is compared
-    (``top1``); ``cache``: that the best was trained from, and ``no_cache`` why it isn't there. ``made``: when."""
+    end of a sentence; ``chosen``: names of the runs that a sweep chose, which may be others; ``alone``: the setting on
+    labels alone beside it; ``leading``: the score that is compared (``top1``); ``cache``: that the best was trained
+    from, and ``no_cache`` why it isn't there. ``made``: when."""
 
     sources: list[Source]
     settings: list[Setting]
@@ -57,6 +61,13 @@ class Findings:
     cache: Cache | None = None
     no_cache: str = ""
     said: Said = field(default_factory=Said)
+    chosen: frozenset[str] = frozenset()
+
+    def is_chosen(self, setting: Setting) -> bool:
+        """Whether it is the one that a sweep chose or, where none has chosen yet, the one that is looked into."""
+        if not self.chosen:
+            return setting is self.best
+        return any(student.name in self.chosen for student in setting.students)
 
     @property
     def students(self) -> list[Student]:
@@ -101,29 +112,54 @@ def accuracy(found: Predictions) -> float:
 
 
 def findings_of(sources: Sequence[Source], made: str) -> Findings:
-    """Without a cache and predictions. A folder that is named twice, or lies in another that is named, counts once."""
+    """Without a cache and predictions. A folder that is named twice, or lies in another that is named, counts once.
+
+    Errors: ``UsageError`` for runs of different data.
+    """
     several = len(sources) > 1
     students: dict[str, Student] = {}
     for source in sources:
         for student in source.students:
             # Options as a sweep was asked for them can't be compared with those that other runs have recorded.
             students.setdefault(str(student.folder.resolve()), recorded(student) if several else student)
+    _refuse_several_datasets(list(students.values()))
     settings = grouped(list(students.values()))
-    best, chosen_by = _best(sources, settings)
+    chosen = frozenset(sources[0].chosen) if len(sources) == 1 else frozenset()
+    chosen &= {student.name for student in students.values()}
+    best, chosen_by = _best(settings, chosen)
     leading = next((s.outcome.leading for s in students.values() if s.outcome.result is not None), "")
-    return Findings(list(sources), settings, best, chosen_by, _alone(settings, best), leading, made)
+    return Findings(
+        list(sources), settings, best, chosen_by, alone_beside(settings, best), leading, made, chosen=chosen
+    )
 
 
-def _best(sources: Sequence[Source], settings: Sequence[Setting]) -> tuple[Setting | None, str]:
+def _refuse_several_datasets(students: Sequence[Student]) -> None:
+    """Errors: ``UsageError``. A dataset may have been read from several places."""
+    found: dict[tuple[str, str], str] = {}
+    for student in students:
+        if student.record is not None and student.record.data is not None:
+            spec = portable(str(student.record.data.get("spec")))
+            found.setdefault((spec, student.fingerprint), spec)
+    prints = {fingerprint for _, fingerprint in found if fingerprint}
+    if len({spec for spec, _ in found}) > 1 or len(prints) > 1:
+        names = [spec if list(found.values()).count(spec) == 1 else f"{spec} {own[:8]}…" for spec, own in found]
+        raise UsageError(f"these runs are of different data ({', '.join(names)}): make a report for each")
+
+
+def _best(settings: Sequence[Setting], chosen: frozenset[str]) -> tuple[Setting | None, str]:
     """The setting that is looked into, never chosen by the test split."""
     distilled = [own for own in settings if not own.alone and any(s.outcome.result for s in own.students)]
     if not distilled:
         done = [own for own in settings if any(s.outcome.result for s in own.students)]
         return (done[0], "it is the first that is done") if done else (None, "")
-    chosen = {name for source in sources for name in source.chosen} if len(sources) == 1 else set()
-    for setting in distilled:
-        if any(student.name in chosen for student in setting.students):
-            return setting, "the sweep chose it by its mean on held-out rows"
+    picked = next((own for own in settings if any(student.name in chosen for student in own.students)), None)
+    if picked is not None and not picked.alone:
+        return picked, "the sweep chose it by its mean on held-out rows"
+    best, why = _best_distilled(distilled)
+    return best, f"{why}, of those that learn from a teacher; the sweep chose labels alone" if picked else why
+
+
+def _best_distilled(distilled: Sequence[Setting]) -> tuple[Setting, str]:
     complete = [own for own in distilled if own.complete and own.scores("val")]
     if complete:
         return max(complete, key=lambda own: own.mean("val") or 0.0), "it has the highest mean on held-out rows"
@@ -136,12 +172,18 @@ def _best(sources: Sequence[Source], settings: Sequence[Setting]) -> tuple[Setti
     return distilled[0], "it is the first that learns from a teacher, as no rows were held out to choose by"
 
 
-def _alone(settings: Sequence[Setting], best: Setting | None) -> Setting | None:
-    """The setting on labels alone of the same student as the best, or else the first."""
-    found = [own for own in settings if own.alone and own is not best]
-    if best is None or not found:
+def alone_beside(settings: Sequence[Setting], setting: Setting | None) -> Setting | None:
+    """The setting on labels alone that differs from ``setting`` in nothing that a gain would be taken for."""
+    found = [own for own in settings if own.alone and own is not setting]
+    if setting is None:
         return found[0] if found else None
-    return next((own for own in found if own.option("student") == best.option("student")), found[0])
+    return next((own for own in found if _common(own) == _common(setting)), None)
+
+
+def _common(setting: Setting) -> list[object]:
+    defaults = TrainConfig()
+    found = [setting.option(name) for name in COMMON]
+    return [getattr(defaults, name) if value is None else value for name, value in zip(COMMON, found, strict=True)]
 
 
 Section = Element | Left

@@ -20,6 +20,8 @@ from softcache.sweeping.grid import shown
 
 # Options that say where and how a student is trained, and nothing of what it learns.
 _INDIFFERENT = frozenset({*MOVABLE, "seed", "out", "resume", "test", "log_every", "verify_reads", "at_once"})
+# What a setting and labels alone must have in common for a gain to be the teacher's.
+COMMON = ("student", "label_fraction", "val_fraction", "order_seed")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def grouped(students: Sequence[Student]) -> list[Setting]:
         groups.setdefault(json.dumps(key, sort_keys=True, default=str), []).append(student)
     # Students on labels alone have no loss, no T and a rate of their own: that sets them apart, and no options do.
     firsts = [members[0] for members in groups.values()]
-    names = _ordered({name for alone in (False, True) for name in _differing(firsts, alone)})
+    differing = {name for alone in (False, True) for name in _differing(firsts, alone)}
+    names = _ordered(differing | {n for n in COMMON if len({str(one.asked.get(n)) for one in firsts}) > 1})
     if all(first.row for first in firsts):
         names = []  # the rows of a comparison have names
     found = []

@@ -54,6 +54,23 @@ class Student:
             return False
 
     @property
+    def online(self) -> bool:
+        """Whether its teacher ran in its training."""
+        return bool(self.asked.get("online"))
+
+    @property
+    def teacher_seconds(self) -> float:
+        """Of the time of its epochs so far what its live teacher took."""
+        values = (_number(line.get("teacher_s")) for line in self.lines)
+        return sum(value for value in values if value is not None) / self.together
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the data that it was trained on, empty where it isn't recorded."""
+        data = self.record.data if self.record is not None else None
+        return str((data or {}).get("fingerprint") or "")
+
+    @property
     def seconds(self) -> float | None:
         """Its share of the time of its training, once it is finished."""
         taken = _number((self.outcome.result or {}).get("seconds"))

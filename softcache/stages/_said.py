@@ -16,8 +16,8 @@ from softcache.stages._subject import Opener, Subject
 
 WHO = ("student", "alone", "teacher")
 NO_ALONE = (
-    "No student on labels alone is among these runs, so what the teacher is worth to each class can't be seen: "
-    "softcache compare trains both."
+    "No student on labels alone that can be compared is among these runs, so what the teacher is worth to each class "
+    "can't be seen: softcache compare trains both."
 )
 
 
@@ -66,7 +66,8 @@ def _of_teacher(findings: Findings, asked: EvalConfig, opener: Opener, subject: 
     teachers = Teachers(opener)
     if findings.cache is not None and asked.cache is None and asked.teacher is None:
         return teachers.of_cache(findings.cache, subject.split).said
-    if findings.no_cache and asked.cache is None and asked.teacher is None and not _online(subject):
+    recorded = subject.record is not None and subject.record.caches
+    if recorded and findings.no_cache and asked.cache is None and asked.teacher is None and not _online(subject):
         raise SoftcacheError(
             "the cache that says who it is can't be opened; name it, or one of the split, with --cache"
         )

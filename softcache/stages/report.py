@@ -200,7 +200,8 @@ def _figures(findings: Findings) -> list[tuple[str, str, str]]:
     found += [(f"teacher, {title(leading)}", with_unit(leading, v), n) for n, v in list(findings.teachers.items())[:1]]
     seconds = [own.seconds for own in best.students if own.seconds is not None]
     if seconds:
-        found.append(("training of a student", duration(statistics.mean(seconds)), "without a teacher running"))
+        how = "with the teacher running" if best.students[0].online else "without a teacher running"
+        found.append(("training of a student", duration(statistics.mean(seconds)), how))
     return found
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from softcache.console import counted, duration
 from softcache.reporting.elements import Element, cell, element, head, paragraph, table
-from softcache.reporting.findings import Findings, Section
+from softcache.reporting.findings import Findings, Section, alone_beside
 from softcache.reporting.numbers import difference, score, spread, title, unit
 from softcache.reporting.settings import Setting, told_option
 from softcache.reporting.students import AGAIN, SEARCHED
@@ -61,16 +61,15 @@ def _ordered(findings: Findings) -> list[Setting]:
 
 
 def gained(findings: Findings) -> dict[int, Paired]:
-    """By the id of a setting: what it is above the one on labels alone, over the seeds that both have."""
-    if findings.alone is None:
-        return {}
+    """By the id of a setting: what it is above that on labels alone beside it, over the seeds that both have."""
+    bases = {id(own): alone_beside(findings.settings, own) for own in findings.settings if not own.alone}
+    pairs = [(own, base) for own in findings.settings if (base := bases.get(id(own))) is not None]
+    on = "test" if any(own.scores("test") and base.scores("test") for own, base in pairs) else "val"
     found = {}
-    base = findings.alone
-    on = "test" if base.scores("test") and any(s.scores("test") for s in findings.settings if not s.alone) else "val"
-    for setting in findings.settings:
+    for setting, base in pairs:
         ours, theirs = setting.scores(on), base.scores(on)
         seeds = sorted(ours.keys() & theirs.keys())
-        if setting is not base and not setting.alone and seeds:
+        if seeds:
             found[id(setting)] = paired([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
     return found
 
@@ -127,10 +126,11 @@ def mark(role: str, text: str | None = None) -> Element:
 
 def _marks(findings: Findings, setting: Setting) -> list[Element | str]:
     found: list[Element | str] = []
+    chosen = findings.is_chosen(setting)
     if setting is findings.best:
-        found.append(mark("student", "chosen"))
+        found.append(mark("student", "chosen" if chosen else "shown"))
     elif setting.alone:
-        found.append(mark("alone", "labels alone"))
+        found.append(mark("alone", "chosen: labels alone" if chosen else "labels alone"))
     errors = [student.outcome for student in setting.students if student.outcome.error is not None]
     early = [own for own in errors if own.pruned]
     if early:
@@ -156,10 +156,15 @@ def _notes(findings: Findings, gains: bool, several: bool) -> list[str]:
             "A gain is the mean over pairs of students of one seed, in points, with half of its 95 % interval "
             "(Student's paired t) where there are at least two pairs."
         )
-    elif findings.alone is None:
+    elif not any(setting.alone for setting in findings.settings):
         found.append(
             "No student was trained on labels alone, so what the teacher is worth can't be seen here: softcache "
             "compare trains both, and softcache train --alpha 0 such a student."
+        )
+    elif any(not setting.alone for setting in findings.settings):
+        found.append(
+            "No student on labels alone has the same student, share of labels, held-out rows and order of rows as one "
+            "that learns from a teacher, so what the teacher is worth can't be seen here."
         )
     left = sum(student.outcome.result is None and student.outcome.error is None for student in findings.students)
     if left:

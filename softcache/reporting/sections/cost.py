@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from softcache.console import counted, duration, rate
@@ -9,6 +10,7 @@ from softcache.dumping.spent import Spent, spent_on
 from softcache.reporting.elements import element, paragraph
 from softcache.reporting.figure import INK, MUTED, STUDENT, TEACHER, figure
 from softcache.reporting.findings import Findings, Left, Section
+from softcache.reporting.students import Student
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,11 +28,19 @@ def section(findings: Findings) -> Section:
         return Left(
             "No student that learns from a teacher has finished an epoch yet, so there are no times to compare."
         )
-    spent = spent_on(findings.cache) if findings.cache is not None else None
     training = paragraph(
         f"{counted(len(students), 'student')} {'was' if len(students) == 1 else 'were'} trained in "
         f"{duration(seconds)}, evaluations included, processes beside each other added up."
     )
+    live = [own for own in students if own.online]
+    if live:
+        training = element("div", training, paragraph(_words_online(live)))
+    students = [own for own in students if not own.online]
+    distilled = [own for own in distilled if not own.online]
+    if not distilled:
+        return training
+    seconds, asked = sum(own.epochs_seconds for own in students), sum(own.samples for own in distilled)
+    spent = spent_on(findings.cache) if findings.cache is not None else None
     if findings.cache is None:
         return element(
             "div", training, paragraph("What the teacher cost isn't known, as the cache isn't at hand.", class_="left")
@@ -39,10 +49,10 @@ def section(findings: Findings) -> Section:
         text = "Its cache doesn't say how long the dump took; softcache dump notes it in each cache that it makes."
         return element("div", training, paragraph("What the teacher cost isn't known. " + text, class_="left"))
     keys = findings.cache.rows * findings.cache.views
-    once, live = spent.seconds_of(keys), spent.seconds_of(asked)
+    once, in_loop = spent.seconds_of(keys), spent.seconds_of(asked)
     bars = {
         "teacher, once for the cache": (once, TEACHER),
-        f"teacher, live in {counted(len(distilled), 'training')}": (live, TEACHER),
+        f"teacher, live in {counted(len(distilled), 'training')}": (in_loop, TEACHER),
         f"{counted(len(students), 'student')}, without a teacher": (seconds, STUDENT),
     }
     drawn = figure(
@@ -53,7 +63,12 @@ def section(findings: Findings) -> Section:
         width=640.0,
         height=150.0,
     )
-    return element("div", paragraph(_words(spent, keys, once, asked, live, len(distilled))), training, drawn)
+    return element("div", paragraph(_words(spent, keys, once, asked, in_loop, len(distilled))), training, drawn)
+
+
+def _words_online(students: Sequence[Student]) -> str:
+    took = duration(sum(own.teacher_seconds for own in students))
+    return f"In {counted(len(students), 'training')} the teacher was running, and took {took} of the time."
 
 
 def _words(spent: Spent, keys: int, once: float, asked: int, live: float, trainings: int) -> str:

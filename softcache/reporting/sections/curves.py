@@ -68,6 +68,13 @@ def series(setting: Setting, name: str) -> dict[int, list[float]]:
     return dict(sorted(found.items()))
 
 
+def _name(findings: Findings) -> str:
+    """Of the setting that is looked into."""
+    if len(findings.settings) == 1:
+        return "student"
+    return "chosen" if findings.best is not None and findings.is_chosen(findings.best) else "shown"
+
+
 def _has(findings: Findings, name: str) -> bool:
     return any(line.get(name) is not None for student in findings.students for line in student.lines)
 
@@ -76,7 +83,7 @@ def _paint(axes: Axes, findings: Findings, name: str, label: str, leading: str) 
     from matplotlib.ticker import MaxNLocator, NullLocator
 
     named = [
-        (findings.best, STUDENT, "chosen" if len(findings.settings) > 1 else "student"),
+        (findings.best, STUDENT, _name(findings)),
         (findings.alone, ALONE, "labels alone"),
     ]
     others = [own for own in findings.settings if all(own is not one for one, _, _ in named)][:MANY]
