@@ -164,6 +164,20 @@ def test_several_teachers_have_to_be_told_apart(there: Path, tmp_path: Path) -> 
     assert "agreement" in evaluate(str(tmp_path / "run"), teacher=str(tmp_path / "other"))
 
 
+def test_a_run_whose_teacher_is_gone_says_nothing_of_another_run(there: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    shutil.copytree(there / "runs" / "four", theirs)
+    record = json.loads((theirs / "config.json").read_text())
+    elsewhere = str(tmp_path / "nowhere")
+    record["options"]["cache"] = [elsewhere]
+    record["caches"][0]["path"] = elsewhere
+    (theirs / "config.json").write_text(json.dumps(record))
+    with allowing_too([STUDENT]):
+        first, own = evaluate_all([str(theirs), str(there / "runs" / "four")]).models
+    assert first.left_out is not None
+    assert (own.left_out, "agreement" in own.beside) == (None, True)
+
+
 # Several runs.
 
 
