@@ -17,6 +17,11 @@ _ADDRESS = re.compile(r"((?:s3|gs|az|https?)(?=:/)|[A-Za-z][A-Za-z0-9+.\-]+(?=:/
 # Anywhere in a text: what lies before an @ in the first part of an address, and what follows a question mark.
 _USER = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.\-]+://)[^/?#\s]*@")
 _QUERY = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.\-]+://[^\s?#'\"<>]*)[?#][^\s'\"<>]+")
+# Control characters move the cursor, set a terminal's title or can't be in a page, halves of characters can't be
+# written, and marks of direction would show a text in another order than it has.
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
 SIGNED = "?…"  # stands for a query string
 SCHEMES = ("s3", "gs", "az", "hf", "https")
 
@@ -57,6 +62,16 @@ def printable(text: object) -> str:
     for query in _queries.values():
         shown = shown.replace(query, "…")
     return _QUERY.sub(rf"\1{SIGNED}", _USER.sub(r"\1", shown))
+
+
+def visible(text: object) -> str:
+    """A text from anywhere as people may be shown it, on a terminal or a page: ``printable``, and a mark in place of
+    each character that isn't one to look at.
+
+    >>> visible("a\\x1b[31mb")
+    'a�[31mb'
+    """
+    return _HIDDEN.sub("\ufffd", printable(text))
 
 
 def without_secret(path: str | os.PathLike[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import shutil
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from harness_train import STUDENT, command, fit, lines, make_cache, make_teacher
 
+from softcache.cli._print import rows, table
 from softcache.config.record import read_record
 from softcache.errors import SoftcacheError
 from softcache.models._open import open_network
@@ -164,6 +166,20 @@ def test_several_teachers_have_to_be_told_apart(there: Path, tmp_path: Path) -> 
     assert "agreement" in evaluate(str(tmp_path / "run"), teacher=str(tmp_path / "other"))
 
 
+def test_a_run_whose_teacher_is_gone_says_nothing_of_another_run(there: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    shutil.copytree(there / "runs" / "four", theirs)
+    record = json.loads((theirs / "config.json").read_text())
+    elsewhere = str(tmp_path / "nowhere")
+    record["options"]["cache"] = [elsewhere]
+    record["caches"][0]["path"] = elsewhere
+    (theirs / "config.json").write_text(json.dumps(record))
+    with allowing_too([STUDENT]):
+        first, own = evaluate_all([str(theirs), str(there / "runs" / "four")]).models
+    assert first.left_out is not None
+    assert (own.left_out, "agreement" in own.beside) == (None, True)
+
+
 # Several runs.
 
 
@@ -258,6 +274,44 @@ def test_json_and_csv_say_the_same(there: Path, tmp_path: Path, capsys: pytest.C
     assert {line["class"] for line in classes} == {str(digit) for digit in range(10)}
 
 
+def test_a_place_for_the_numbers_is_looked_at_before_anything_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def late(**_: Any) -> None:
+        raise AssertionError("models were evaluated")
+
+    monkeypatch.setattr("softcache.stages.eval.evaluate_all", late)
+    (tmp_path / "link.csv").symlink_to(tmp_path / "there.csv")
+    for name, status in (("none/numbers.csv", 2), (".", 2), ("link.csv", 1)):
+        assert command("-q", "eval", "any", "--csv", tmp_path / name) == status
+    assert "models were evaluated" not in capsys.readouterr().err
+
+
+def test_numbers_are_shown_though_they_cant_be_written(
+    there: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("softcache.cli.eval.replace_file", full)
+    run = there / "runs" / "alone"
+    assert command("-q", "eval", run, "--no-compare", "--csv", tmp_path / "numbers.csv") == 1
+    out, err = capsys.readouterr()
+    assert "parameters" in out
+    assert f"can't write --csv {tmp_path / 'numbers.csv'}: No space left on device" in err
+
+
+def test_a_name_from_anywhere_stays_in_its_cell(capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "\x1b]0;title\x07\x1b[31ma\u202eb\r\nc\ud800"
+    table(["class", "rows"], [[hostile, "1"], ["d", "2"]])
+    rows([(hostile, hostile), ("teacher", "https://me:word@host/cache?sig=abc")])
+    header, _, first, second, *pairs = capsys.readouterr().out.split("\n")
+    assert not {"\x1b", "\x07", "\u202e", "\r"} & set(first + "".join(pairs))
+    assert "]0;title" in first
+    assert first.index("1", first.index("c")) == second.index("2") == header.index("rows"), "columns are in line"
+    assert "https://host/cache?…" in pairs[1]
+
+
 # What can't be.
 
 
@@ -279,7 +333,9 @@ def test_json_and_csv_say_the_same(there: Path, tmp_path: Path, capsys: pytest.C
         (["runs/four", "--split", "val"], 2, "--split must be train or test, is 'val'"),
         (["runs/four", "--amp", "fp8"], 2, "--amp must be auto, off, bf16 or fp16"),
         (["runs/four", "--json", "--csv", "-"], 2, "--json and --csv - would both print"),
-        (["runs/four", "--csv", "none/numbers.csv"], 1, "can't write --csv none/numbers.csv"),
+        (["runs/four", "--csv", "runs"], 2, "--csv runs is a folder: name a file, such as runs/evaluation.csv"),
+        (["runs/four", "--csv", "none/numbers.csv"], 2, "--csv none/numbers.csv: there is no folder none"),
+        (["runs/four", "--csv", "s3://bucket/numbers.csv"], 2, "is an address, and has to be a folder of this machine"),
         (["runs/four", "--teacher", "resnet18"], 1, "no weights for resnet18"),
     ],
 )

@@ -14,12 +14,13 @@ import pytest
 import torch
 from harness_browser import CHROMIUM, browser
 from harness_report import is_self_contained, made_sweep, parsed
+from harness_train import command
 
 from softcache.evaluating.predictions import Predictions
 from softcache.reporting.elements import element, plain
 from softcache.reporting.findings import Findings, Left, Said, findings_of
 from softcache.reporting.page import page, parts
-from softcache.reporting.sections import calibration, classes, disagreement
+from softcache.reporting.sections import calibration, classes, disagreement, temperature
 from softcache.reporting.students import read_source
 from softcache.views._open import open_viewed, view_samples
 
@@ -89,6 +90,61 @@ def test_files_of_a_sweep_from_anywhere_give_one_line_or_text(tmp_path: Path) ->
     done = page("t", "a", [], [(part, part.section(made)) for part in parts()])
     (tmp_path / "page.html").write_bytes(done)
     assert [tag for tag, _ in parsed(tmp_path / "page.html").tags].count("script") == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"result": {}}, "result is not what a run came to"),
+        ({"result": {"test_top1": 0.5, "seconds": 1.0}}, "result is not what a run came to"),
+        ({"result": {"val_top1": 0.5, "test_top1": "x"}}, "result is not what a run came to"),
+        ({"result": {"val_top1": True}}, "result is not what a run came to"),
+        ({"result": [0.5]}, "result is not what a run came to"),
+        ({"caches": ["x"]}, "caches doesn't say the path and the cache id of each"),
+        ({"caches": [{"path": "x"}]}, "caches doesn't say the path and the cache id of each"),
+        ({"caches": [{"path": "x", "cache_id": 5}]}, "caches doesn't say the path and the cache id of each"),
+    ],
+)
+def test_a_record_that_no_run_wrote_is_refused_in_a_line(
+    changed: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every = made_sweep(tmp_path / "sweep", T=(1.0, 4.0), alpha=(0.5,))
+    folder = tmp_path / "sweep" / "runs" / every[0].name
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    for named in (folder, tmp_path / "sweep"):
+        assert command("-q", "report", named, "--out", tmp_path / "page.html") == 1
+        out, err = capsys.readouterr()
+        assert (out, len(err.strip().splitlines())) == ("", 1)
+        assert f"{path}: {message}" in err
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("T", ["0", "nan", "inf", "-1", "1e999"])
+def test_a_temperature_that_no_loss_can_have_is_left_out_of_the_map(T: str, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    made_sweep(folder, T=(1.0, 2.0, 8.0), alpha=(0.5,))
+    (path,) = (folder / "cohorts").glob("*.json")
+    cohort = json.loads(path.read_text())
+    hostile = [run for run in cohort["runs"] if run["options"]["T"] in (2.0, "2.0", "2")]
+    assert hostile
+    for run in hostile:
+        run["options"]["T"] = T
+    path.write_text(json.dumps(cohort))
+    section = temperature.section(findings_of([read_source(str(folder))], "now"))
+    assert not isinstance(section, Left)
+    told = " ".join(section.itertext()) + " ".join(str(one.attrib) for one in section.iter())
+    assert "1: " in told
+    assert "8: " in told
+    assert f"{T}: " not in told
+
+
+@pytest.mark.parametrize("rows", [5, "text", {"runs": ["a"]}, [5, {"runs": 5}], True])
+def test_a_table_of_anything_names_no_runs(rows: Any, tmp_path: Path) -> None:
+    made_sweep(tmp_path / "sweep", T=(1.0, 4.0), alpha=(0.5,))
+    (tmp_path / "sweep" / "table.json").write_text(json.dumps({"rows": rows, "searched": [], "chosen": rows}))
+    source = read_source(str(tmp_path / "sweep"))
+    assert {student.phase for student in source.students} == {""}
 
 
 def test_the_policy_names_the_script_by_its_hash(tmp_path: Path) -> None:

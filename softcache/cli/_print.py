@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
+
+from softcache.addresses import visible
 
 
 def percent(share: float | None) -> str:
@@ -24,16 +27,23 @@ def lost(error: Mapping[str, float]) -> str:
 
 def rows(pairs: Sequence[tuple[str, object]]) -> None:
     """Names and values in two columns."""
-    width = max(len(name) for name, _ in pairs)
-    for name, value in pairs:
-        click.echo(f"{name.ljust(width)}  {value}")
+    names = [_cell(name) for name, _ in pairs]
+    width = max(map(len, names))
+    for name, (_, value) in zip(names, pairs, strict=True):
+        click.echo(f"{name.ljust(width)}  {_cell(value)}")
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     """Columns as wide as their widest cell; nothing is cut, whatever the terminal's width."""
-    widths = [max(len(str(line[k])) for line in [header, *lines]) for k in range(len(header))]
-    for line in [header, ["─" * width for width in widths], *lines]:
-        click.echo("  ".join(str(cell).ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    names, *cells = [[_cell(cell) for cell in line] for line in (header, *lines)]
+    widths = [max(len(line[k]) for line in [names, *cells]) for k in range(len(names))]
+    for line in [names, ["─" * width for width in widths], *cells]:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(text: object) -> str:
+    """A text from anywhere in its one line."""
+    return re.sub("[\t\r\n]", "\ufffd", visible(text))
 
 
 def as_json(value: Any) -> None:

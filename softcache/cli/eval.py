@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from softcache.addresses import visible
+from softcache.atomic import check_in_place, replace_file
 from softcache.cli import _options
 from softcache.cli._options import flag, option, section
 from softcache.cli._print import as_json, rows, table
 from softcache.errors import SoftcacheError, UsageError
+from softcache.localfiles import local_path
+
+if TYPE_CHECKING:
+    from softcache.sweeping.evaluation import Evaluation
 
 
 @_options.command("eval")
@@ -53,36 +60,52 @@ def command(models: tuple[str, ...] = (), json_: bool = False, csv_: str | None 
     split beside the one that the run was trained from, or the teacher is run where its parameters are at hand.
     """
     from softcache.stages.eval import evaluate_all
-    from softcache.sweeping.evaluation_lines import at_length, heading, of_classes, tables, told_setting
 
     if json_ and csv_ == "-":
         raise UsageError("--json and --csv - would both print: give --csv a file, or leave one out")
+    path = None if csv_ in (None, "-") else _target(csv_)
     found = evaluate_all(models=models, **options)
-    if csv_ is not None:
-        _write(csv_, found.csv())
     if json_:
         alone = len(models) == 1 and found.models[0].model == models[0]
         as_json(found.models[0].to_json() if alone else found.to_json())
-    if json_ or csv_ == "-":
-        return
+    elif csv_ == "-":
+        click.echo(found.csv(), nl=False)
+    else:
+        _print(found, per_class=bool(options.get("per_class")))
+    if path is not None:  # at last: what was found is on the screen, whatever becomes of the file
+        _write(path, found.csv())
+
+
+def _print(found: Evaluation, *, per_class: bool) -> None:
+    from softcache.sweeping.evaluation_lines import at_length, heading, of_classes, tables, told_setting
+
     rows(heading(found))
     for each in [at_length(found.rows[0])] if len(found.rows) == 1 else tables(found):
         click.echo("")
         table(*each)
-    for row in found.rows if options.get("per_class") else []:
-        click.echo(f"\n{told_setting(row)}" if len(found.rows) > 1 else "")
+    for row in found.rows if per_class else []:
+        click.echo(f"\n{visible(told_setting(row))}" if len(found.rows) > 1 else "")
         table(*of_classes(row))
     if any(len(row.models) > 1 for row in found.rows):
         click.echo("\n± is the standard deviation of a single run over seeds")
 
 
-def _write(path: str, text: str) -> None:
-    from softcache.atomic import replace_file
+def _target(named: str) -> Path:
+    """Where ``--csv`` writes. Errors: ``UsageError`` for a folder, and where there is no folder for the file or nothing
+    can be written into it; ``SoftcacheError`` for a link and for what is no file."""
+    path = local_path(named, "--csv")
+    if path.is_dir():
+        raise UsageError(f"--csv {named} is a folder: name a file, such as {path / 'evaluation.csv'}")
+    if not path.parent.is_dir():
+        raise UsageError(f"--csv {named}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"--csv {named}: nothing can be written into {path.parent}")
+    check_in_place(path)
+    return path
 
-    if path == "-":
-        click.echo(text, nl=False)
-        return
+
+def _write(path: Path, text: str) -> None:
     try:
-        replace_file(Path(path), text.encode())
+        replace_file(path, text.encode())
     except OSError as error:
         raise SoftcacheError(f"can't write --csv {path}: {error.strerror or error}") from None

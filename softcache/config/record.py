@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -86,7 +87,34 @@ def read_record(folder: Path) -> Record[Any]:
     for name, kind in (("losses", list), ("hints", list), ("caches", list), ("start", dict), ("versions", dict)):
         if not isinstance(values.get(name, kind()), kind):
             raise SoftcacheError(f"{path}: {name} is not a {kind.__name__}")
+    if not all(_names_a_cache(entry) for entry in values.get("caches", ())):
+        raise SoftcacheError(f"{path}: caches doesn't say the path and the cache id of each")
+    if values["command"] == "train" and not _is_result(values.get("result")):
+        raise SoftcacheError(f"{path}: result is not what a run came to: numbers, and one on held-out rows among them")
     return Record(**{**values, "options": options_from(values["options"], values["command"], path)})
+
+
+def _names_a_cache(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in ("path", "cache_id"))
+
+
+def _is_result(result: Any) -> bool:
+    """Whether it is that of a run, or none yet: its scores are numbers or null, that on held-out rows among them."""
+    if result is None:
+        return True
+    if not isinstance(result, dict) or not any(name.startswith("val_") for name in result):
+        return False
+    scores = [value for name, value in result.items() if name.startswith(("val_", "test_"))]
+    return all(value is None or is_number(value) for value in scores)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a file is a finite number, and no ``true`` or ``false``.
+
+    >>> is_number(0.5), is_number(True), is_number(1e999)
+    (True, False, False)
+    """
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def options_from(options: dict[str, Any], command: str, path: Path) -> Any:

@@ -3,20 +3,14 @@ markup."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from xml.etree import ElementTree
 
-from softcache.addresses import printable
+from softcache.addresses import visible
 
 Element = ElementTree.Element
 Child = Element | str | None
 MOST = 400  # characters of a text that a folder names
-# Control characters can't be in a page at all, halves of characters can't be written, and marks of direction would
-# show a text in another order than it has.
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-)
 
 
 def plain(text: object, most: int = MOST) -> str:
@@ -25,8 +19,8 @@ def plain(text: object, most: int = MOST) -> str:
     >>> plain("a\\x00b"), plain("abcdef", most=3)
     ('a�b', 'ab…')
     """
-    shown = _HIDDEN.sub("\ufffd", printable(text))
-    return shown if len(shown) <= most else shown[: most - 1] + "…"
+    whole = visible(text)
+    return whole if len(whole) <= most else whole[: most - 1] + "…"
 
 
 def element(tag: str, *children: Child, **attributes: object) -> Element:

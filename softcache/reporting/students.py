@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from softcache import strictjson
-from softcache.config.record import CONFIG, Record, read_record
+from softcache.config.record import CONFIG, Record, is_number, read_record
 from softcache.config.sweep import Specification, read_specification, specification_file
 from softcache.errors import SoftcacheError, UsageError
 from softcache.localfiles import local_path
@@ -198,7 +198,9 @@ def _document(path: Path) -> dict[str, Any]:
 
 def _names(rows: Any) -> Sequence[str]:
     """Those of the runs in rows of a table."""
-    found = [row.get("runs") for row in rows or () if isinstance(row, dict)]
+    if not isinstance(rows, list):
+        return []
+    found = [row.get("runs") for row in rows if isinstance(row, dict)]
     return [str(name) for names in found if isinstance(names, list) for name in names]
 
 
@@ -208,4 +210,4 @@ def _seed(options: Mapping[str, Any]) -> int:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    return float(value) if is_number(value) else None

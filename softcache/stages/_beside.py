@@ -44,7 +44,8 @@ class Teachers:
 
     def __init__(self, opener: Opener):
         self._opener = opener
-        self._found: dict[tuple[object, ...], Teacher | SoftcacheError] = {}
+        self._found: dict[tuple[object, ...], Teacher] = {}
+        self._missing: dict[tuple[object, ...], SoftcacheError] = {}
 
     def of(self, subject: Subject) -> Teacher | None:
         """None for a subject that has no teacher, and where nobody named one.
@@ -64,15 +65,16 @@ class Teachers:
             assert subject.record is not None
             ids = tuple(entry["cache_id"] for entry in subject.record.caches)
             key = (id(split), ids, options.online, options.teacher, options.teacher_weights)
-        if key not in self._found:
+        # What can't be had from one folder may be had from another: each names the places of its caches by itself.
+        within = (*key, subject.folder)
+        if key not in self._found and within not in self._missing:
             try:
                 self._found[key] = self._open(subject)
             except SoftcacheError as error:
-                self._found[key] = error
-        found = self._found[key]
-        if isinstance(found, SoftcacheError):
-            raise found
-        return found
+                self._missing[within] = error
+        if key not in self._found:
+            raise self._missing[within]
+        return self._found[key]
 
     def _open(self, subject: Subject) -> Teacher:
         asked, split = self._opener.asked, subject.split

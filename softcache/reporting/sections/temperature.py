@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -77,9 +78,12 @@ def _numbers(setting: Setting) -> dict[str, float]:
     }.items():
         value = next((own for own in values if own is not None), None)
         try:
-            found[name] = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
             continue
+        # Anyone may have written them, and the axes have room for what a loss can have.
+        if math.isfinite(number) and (number > 0 if name == "T" else number >= 0):
+            found[name] = number
     return found
 
 
