@@ -348,6 +348,7 @@ def test_what_a_live_teacher_took_is_said(trained: Path, tmp_path: Path) -> None
     page = parsed(tmp_path / "report.html")
     assert "without a teacher" not in page.sections["header"] + page.sections["cost"]
     assert "with the teacher running" in page.sections["header"]
+    assert page.columns("comparison")[0]["trained"].endswith("teacher")
     assert "In 1 training the teacher was running, and took" in page.sections["cost"]
     runs = [str(trained / "distilled-0"), str(tmp_path / "live")]
     report(*runs, cache=str(trained / "cache"), out=str(tmp_path / "report.html"))
@@ -377,3 +378,10 @@ def test_a_gain_is_above_labels_alone_of_the_same_student_and_labels(tmp_path: P
     assert "gain over labels alone" not in rows[0]
     assert "gain over labels alone" not in page.sections["header"]
     assert "No student on labels alone has the same student, share of labels" in page.sections["comparison"]
+
+
+def test_a_teacher_that_is_named_has_its_own_name(trained: Path, tmp_path: Path) -> None:
+    report(str(trained / "alone-0"), teacher=str(trained / "distilled-1"), out=str(tmp_path / "report.html"))
+    row = next(row for row in parsed(tmp_path / "report.html").columns("comparison") if row[""] == "teacher")
+    assert row["trained"].endswith("distilled-1")
+    assert row["test top-1, %"] == f"{100 * evaluate(str(trained / 'distilled-1'), size=SIZE)['top1']:.2f}"

@@ -31,13 +31,15 @@ class Left:
 @dataclass(frozen=True)
 class Said:
     """What networks say of a split's clean rows. ``viewed``: the split; ``student``: the best setting's first,
-    ``alone``: the first on labels alone, ``teacher``; ``missing``: why one of these isn't there, by the same names."""
+    ``alone``: the first on labels alone, ``teacher``, a network of the name ``teacher_name``; ``missing``: why one of
+    these isn't there, by the same names."""
 
     viewed: Viewed | None = None
     student: Predictions | None = None
     alone: Predictions | None = None
     teacher: Predictions | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
+    teacher_name: str = ""
 
     def why(self, name: str) -> str:
         """A sentence on what isn't there."""
@@ -77,9 +79,9 @@ class Findings:
     def teachers(self) -> dict[str, float]:
         """Scores on the test split, by the teacher's name: that a comparison knows of, or else of what it says here."""
         known = {name: score for source in self.sources for name, score in source.teachers.items()}
-        if known or self.cache is None or self.said.teacher is None:
+        if known or self.said.teacher is None:
             return known
-        return {self.cache.manifest.identity.teacher.spec: accuracy(self.said.teacher)}
+        return {portable(self.said.teacher_name): accuracy(self.said.teacher)}
 
     @property
     def on(self) -> str:

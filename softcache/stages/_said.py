@@ -11,7 +11,7 @@ from softcache.errors import SoftcacheError
 from softcache.evaluating.predictions import Predictions
 from softcache.reporting.findings import Findings, Said
 from softcache.reporting.students import Student
-from softcache.stages._beside import Teachers
+from softcache.stages._beside import Teacher, Teachers
 from softcache.stages._subject import Opener, Subject
 
 WHO = ("student", "alone", "teacher")
@@ -41,6 +41,7 @@ def said_of(findings: Findings, asked: EvalConfig) -> Said:
             return Said(missing=dict.fromkeys(WHO, f"The student or its {asked.split} split isn't at hand: {error}."))
         found: dict[str, Predictions] = {"student": student}
         missing: dict[str, str] = {}
+        name = ""
         if findings.alone is None:
             missing["alone"] = NO_ALONE
         else:
@@ -50,10 +51,11 @@ def said_of(findings: Findings, asked: EvalConfig) -> Said:
             except SoftcacheError as error:
                 missing["alone"] = f"The student in {alone.folder} can't be run: {error}."
         try:
-            found["teacher"] = _of_teacher(findings, asked, opener, subject)
+            teacher = _of_teacher(findings, asked, opener, subject)
+            found["teacher"], name = teacher.said, teacher.name
         except SoftcacheError as error:
             missing["teacher"] = f"What the teacher says of the {asked.split} split isn't at hand: {error}."
-    return Said(subject.split.viewed, missing=missing, **found)
+    return Said(subject.split.viewed, missing=missing, teacher_name=name, **found)
 
 
 def _done(students: Sequence[Student]) -> Student:
@@ -61,11 +63,11 @@ def _done(students: Sequence[Student]) -> Student:
     return next((own for own in students if own.outcome.result is not None), students[0])
 
 
-def _of_teacher(findings: Findings, asked: EvalConfig, opener: Opener, subject: Subject) -> Predictions:
-    """Of what was named, of the cache that the students were trained from, or of their live teacher."""
+def _of_teacher(findings: Findings, asked: EvalConfig, opener: Opener, subject: Subject) -> Teacher:
+    """That of what was named, of the cache that the students were trained from, or of their live teacher."""
     teachers = Teachers(opener)
     if findings.cache is not None and asked.cache is None and asked.teacher is None:
-        return teachers.of_cache(findings.cache, subject.split).said
+        return teachers.of_cache(findings.cache, subject.split)
     recorded = subject.record is not None and subject.record.caches
     if recorded and findings.no_cache and asked.cache is None and asked.teacher is None and not _online(subject):
         raise SoftcacheError(
@@ -74,7 +76,7 @@ def _of_teacher(findings: Findings, asked: EvalConfig, opener: Opener, subject: 
     found = teachers.of(subject)
     if found is None:
         raise SoftcacheError("the students weren't trained by one; --teacher names one that they are compared with")
-    return found.said
+    return found
 
 
 def _online(subject: Subject) -> bool:
