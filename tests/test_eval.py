@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import io
 import json
@@ -16,12 +17,14 @@ import torch
 import torch.nn.functional as F
 from harness_train import STUDENT, command, fit, lines, make_cache, make_teacher
 
-from softcache.cli._print import rows, table
+from softcache.cli._print import numbered, rows, table
 from softcache.config.record import read_record
 from softcache.errors import SoftcacheError
 from softcache.models._open import open_network
 from softcache.remembered import allowing_too
 from softcache.stages.eval import evaluate, evaluate_all
+from softcache.sweeping.evaluation import Evaluation
+from softcache.sweeping.evaluation_lines import heading, tables
 from softcache.sweeping.folder import ManyFolder
 from softcache.sweeping.grid import Combination, Run
 from softcache.views._open import open_viewed
@@ -241,6 +244,46 @@ def test_tables_fit_80_columns_and_have_the_figures(there: Path, capsys: pytest.
     assert "KL(teacher‖student) at T=4" in alone
     assert "latency, batch 32" in alone
     assert all(len(line) <= 80 for line in alone.split("\n\n", 1)[1].splitlines()), alone
+
+
+def test_teachers_of_one_name_are_told_apart(there: Path, tmp_path: Path) -> None:
+    found = evaluate_all([str(there / "runs" / name) for name in ("four", "one", "alone")])
+    assert [name for name, _ in heading(found)].count("teacher") == 1
+    first, second, third = found.models
+    assert second.teacher is not None
+    assert second.teacher.scores is not None
+    other = dataclasses.replace(
+        second.teacher,
+        scores=dataclasses.replace(second.teacher.scores, top1=0.125),  # type: ignore[arg-type]
+        cost={"parameters": 12_000, "flops": None},
+    )
+    several = Evaluation.of([first, dataclasses.replace(second, teacher=other), third])
+    name = there / "teacher"
+    told = [(label, text) for label, text in heading(several) if label.startswith("teacher")]
+    assert told == [("teacher 1", f"{name} (run now)"), ("teacher 2", f"{name} (run now)")]
+    scores, *_, costs = tables(several)
+    of_teachers = [line for line in scores[1] if line[0].startswith("teacher")]
+    assert [line[0] for line in of_teachers] == ["teacher 1", "teacher 2"]
+    assert "12.50 %" in of_teachers[1]
+    assert "12.50 %" not in of_teachers[0]
+    assert [line[0] for line in costs[1] if line[0].startswith("teacher")] == ["teacher 1 teacher", "teacher 2 teacher"]
+
+
+def test_a_list_of_settings_that_is_too_wide_is_wrapped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header = ["setting", *(f"option_{number}" for number in range(12))]
+    lines = [["[1]", *["some-value"] * 12], ["[2]", *["–"] * 11, "other"], ["[10]", *["–"] * 12]]
+    monkeypatch.setenv("COLUMNS", "60")
+    numbered(header, lines)
+    shown = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 60 for line in shown)
+    assert " ".join(" ".join(shown).split()) == " ".join([
+        "[1]", *(f"option_{number}=some-value" for number in range(12)), "[2] option_11=other", "[10] –",
+    ])  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "400")
+    numbered(header, lines)
+    assert capsys.readouterr().out.splitlines()[0].split() == header
 
 
 def test_classes_make_up_the_accuracy(there: Path) -> None:

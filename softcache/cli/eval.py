@@ -12,7 +12,7 @@ from softcache.addresses import visible
 from softcache.atomic import check_in_place, replace_file
 from softcache.cli import _options
 from softcache.cli._options import flag, option, section
-from softcache.cli._print import as_json, rows, table
+from softcache.cli._print import as_json, numbered, rows, table
 from softcache.errors import SoftcacheError, UsageError
 from softcache.localfiles import local_path
 
@@ -77,9 +77,13 @@ def command(models: tuple[str, ...] = (), json_: bool = False, csv_: str | None 
 
 
 def _print(found: Evaluation, *, per_class: bool) -> None:
-    from softcache.sweeping.evaluation_lines import at_length, heading, of_classes, tables, told_setting
+    from softcache.sweeping.evaluation_lines import at_length, heading, legend, of_classes, tables, told_setting
 
     rows(heading(found))
+    listed = legend(found) if len(found.rows) > 1 else None
+    if listed is not None:
+        click.echo("")
+        numbered(*listed)
     for each in [at_length(found.rows[0])] if len(found.rows) == 1 else tables(found):
         click.echo("")
         table(*each)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from softcache.sweeping.evaluation import BESIDE, Evaluated, EvaluatedRow, Evaluation
+from softcache.sweeping.evaluation import BESIDE, Evaluated, EvaluatedRow, Evaluation, OfTeacher
 from softcache.sweeping.table import told_mean
 from softcache.training.scores import TITLES
 
@@ -36,8 +36,9 @@ def heading(evaluation: Evaluation) -> list[tuple[str, str]]:
         samples = first.scores.samples if first.scores is not None else None
         many = f", {samples:,} samples" if samples is not None else ", without labels"
         found.append(("data", f"{first.dataset}/{first.split}{many}"))
-    teachers = dict.fromkeys((one.teacher.name, one.teacher.source) for one in evaluation.models if one.teacher)
-    found += [("teacher", f"{name} ({source})") for name, source in teachers]
+    several = len({one.dataset for one in evaluation.models}) > 1
+    for label, teacher, dataset in _teachers(evaluation).values():
+        found.append((label, f"{teacher.name} ({teacher.source}{f', on {dataset}' if several else ''})"))
     reasons = dict.fromkeys(one.left_out for one in evaluation.models if one.left_out is not None)
     found += [("teacher", f"not compared: {reason}") for reason in reasons]
     return found
@@ -67,17 +68,16 @@ def at_length(row: EvaluatedRow) -> Table:
 
 def tables(evaluation: Evaluation) -> list[Table]:
     """Several rows: beside the labels, beside the teacher, and what the networks cost."""
-    names, settings, legend = _settings(evaluation.rows)
-    found = [legend] if legend is not None else []
+    names, settings, _ = _settings(evaluation.rows)
+    found = []
     beside = [name for name in BESIDE if any(row.values(name) for row in evaluation.rows)]
     scores = [name for name in SHOWN if any(row.values(name) for row in evaluation.rows)][:3]
-    teachers = {one.teacher.name: one.teacher for one in evaluation.models if one.teacher is not None}
     if scores:
         lines = []
-        for teacher in teachers.values():
+        for label, teacher, _ in _teachers(evaluation).values():
             numbers = teacher.to_json()
             own = [told_mean([numbers[n]] if numbers.get(n) is not None else [], n) for n in scores]
-            lines.append(["teacher", *[""] * (len(names) - 1), "", *own])
+            lines.append([label, *[""] * (len(names) - 1), "", *own])
         for row, setting in zip(evaluation.rows, settings, strict=True):
             own = [told_mean(row.values(name), name) for name in scores]
             lines.append([*setting, str(len(row.models)), *own])
@@ -91,6 +91,11 @@ def tables(evaluation: Evaluation) -> list[Table]:
         found.append(([*names, *(SHORT[name] for name in beside), ""], lines))
     found.append(_cost_table(evaluation))
     return found
+
+
+def legend(evaluation: Evaluation) -> Table | None:
+    """What the numbers of the settings in ``tables`` stand for; None where the tables say it by themselves."""
+    return _settings(evaluation.rows)[2]
 
 
 def of_classes(row: EvaluatedRow) -> Table:
@@ -121,6 +126,21 @@ def told_count(number: int | None) -> str:
     return str(number)
 
 
+def _teachers(evaluation: Evaluation) -> dict[Hashable, tuple[str, OfTeacher, str]]:
+    """The teachers that there are, each with its dataset and what tables call it: numbered where they are several."""
+    found: dict[Hashable, tuple[OfTeacher, str]] = {}
+    for one in evaluation.models:
+        if one.teacher is not None:
+            found.setdefault(_known_by(one.teacher, one.dataset), (one.teacher, one.dataset))
+    labels = [f"teacher {number}" for number in range(1, len(found) + 1)] if len(found) > 1 else ["teacher"]
+    return {key: (label, *own) for label, (key, own) in zip(labels, found.items(), strict=False)}
+
+
+def _known_by(teacher: OfTeacher, dataset: str) -> Hashable:
+    """What tells teachers apart: networks of one name may have different parameters."""
+    return teacher.name, teacher.source, dataset, teacher.scores
+
+
 def _settings(rows: Sequence[EvaluatedRow]) -> tuple[list[str], list[list[str]], Table | None]:
     """Columns that tell rows apart, their values in each row and, where they are too wide to be repeated in every
     table, a table of them."""
@@ -140,13 +160,14 @@ def _cost_table(evaluation: Evaluation) -> Table:
     """A line a network: those of one spec and one cost are the same."""
     found: dict[tuple[str, ...], list[str]] = {}
     timed = any("latency" in one.cost for one in evaluation.models)
+    teachers = _teachers(evaluation)
     for one in evaluation.models:
         own = _cost_line(one.cost, timed)
         name = (one.setting or {}).get("student") or one.model
         label = f"student {_short(str(name))}" if one.setting is not None else _short(one.model)
         found.setdefault((label, *own[:2]), [label, *own])
         if one.teacher is not None and one.teacher.cost is not None:
-            label = f"teacher {_short(one.teacher.name)}"
+            label = f"{teachers[_known_by(one.teacher, one.dataset)][0]} {_short(one.teacher.name)}"
             found.setdefault((label,), [label, *_cost_line(one.teacher.cost, timed)])
     times = ["latency, batch 1", "batch 32"] if timed else []
     return ["network", "parameters", "FLOPs", *times], list(found.values())
