@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import importlib.util
 import json
@@ -21,7 +22,7 @@ Batches = Sequence[Sequence[Tensor]]  # each as a Runner takes it
 DOCUMENT = "softcache.json"  # where a format keeps files beside the network, the name of what is said of it
 
 
-class Format:
+class Format(abc.ABC):
     """What the one dataclass of a file in ``softcache/exporting`` is; its fields are the options that it has.
 
     suffix: of its files. computes: whether the file has the computation too; else it has parameters alone, and who
@@ -36,6 +37,7 @@ class Format:
     needs: ClassVar[Mapping[str, str]] = {}
     int8_needs: ClassVar[Mapping[str, str]] = {}
 
+    @abc.abstractmethod
     def write(self, graph: Graph, path: Path, document: Mapping[str, Any], calibration: Batches | None) -> None:
         """Writes the network and what is said of it, JSON values by name.
 
@@ -44,16 +46,15 @@ class Format:
 
         Errors: ``ModelError`` of one line where the format can't hold this network.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def load(self, path: Path, graph: Graph) -> Runner:
         """What the file computes, for comparison. It must be a file that this process has just written."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def usage(self, graph: Graph, file: str, *, int8: bool) -> str:
         """Python code that loads ``file`` and computes ``logits``, or the output's name, from variables that have the
         names of the graph's inputs: NumPy arrays. It doesn't import softcache where the file computes."""
-        raise NotImplementedError
 
     def beside(self, graph: Graph) -> Mapping[str, bytes]:
         """Other files of a folder that has this one, by name."""

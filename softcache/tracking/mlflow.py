@@ -97,9 +97,10 @@ def _experiment(client: Any, name: str) -> str:
     """The id of the experiment, which is made where it isn't there."""
     found = client.get_experiment_by_name(name)
     if found is None:
+        refused = importlib.import_module("mlflow.exceptions").MlflowException
         try:
             return str(client.create_experiment(name))
-        except Exception:
+        except refused:
             # Another process has made it in the meantime, or it can't be made: then it isn't there now either.
             found = client.get_experiment_by_name(name)
             if found is None:
