@@ -67,7 +67,10 @@ def written() -> str:
 
 
 def _rows(command: click.Command, context: click.Context) -> Iterator[Row]:
-    for option in command.get_params(context):
+    # Help's names are the context's: a command keeps the help option of its first use, which may have been without one.
+    helps = ", ".join(sorted(context.help_option_names, key=len))
+    yield Row(helps, str(context.info_name), "—", "Show this message and exit.")
+    for option in command.params:
         if isinstance(option, click.Option) and not option.hidden:
             shown = option.get_help_record(context)
             assert shown is not None
