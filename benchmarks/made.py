@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torchvision
 from PIL import Image
 
 from softcache.cache.reader import Cache
@@ -203,6 +204,20 @@ def make_imagenet(folder: Path, rows: int, classes: int, side: int = 40) -> str:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
     return f"folder:{folder}"
+
+
+def make_downloads(home: Path) -> None:
+    """Random parameters in the files of ``home`` in which torchvision keeps the weights that it has downloaded, for the
+    networks that the README names."""
+    folder = home / ".cache" / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    for name in ("resnet50", "resnet18", "mobilenet_v3_small", "mobilenet_v2"):
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        torch.manual_seed(0)
+        # residual branches begin with 0, so that a few steps of fine-tuning from random parameters don't diverge
+        still = {"zero_init_residual": True} if name.startswith("resnet") else {}
+        state = torchvision.models.get_model(name, **still).state_dict()
+        torch.save(state, folder / weights.url.rpartition("/")[2])
 
 
 def pick_device(name: str) -> torch.device:

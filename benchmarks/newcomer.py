@@ -3,6 +3,7 @@
     python -m benchmarks.newcomer                              # digits, 32 pixels
     python -m benchmarks.newcomer --pictures pets --size 224   # your own class folders
     python -m benchmarks.newcomer --installed                  # with the packages of this environment
+    python -m benchmarks.newcomer --made-weights               # with random parameters, where there is no network
 
 Clones this repository into a temporary folder, makes an environment there, runs the commands of README.md's section
 "From your pictures to a file that runs anywhere" one after the other, and prints the seconds of each.
@@ -24,6 +25,8 @@ import numpy as np
 from PIL import Image
 
 import softcache
+from benchmarks.made import make_downloads
+from benchmarks.measure import in_words, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTION = "## From your pictures to a file that runs anywhere"
@@ -58,7 +61,10 @@ def write_digits(folder: Path, split: str = "train") -> None:
 @click.option("--pictures", type=click.Path(exists=True, file_okay=False), help="Class folders.  [default: digits]")
 @click.option("--size", default=32, show_default=True, help="Side of what the networks see, in pixels.")
 @click.option("--installed", is_flag=True, help="Use the packages of this environment; skip pip.")
-def main(pictures: str | None, size: int, installed: bool) -> None:
+@click.option(
+    "--made-weights", is_flag=True, help="Random parameters where those of ImageNet are kept once downloaded."
+)
+def main(pictures: str | None, size: int, installed: bool, made_weights: bool) -> None:
     with tempfile.TemporaryDirectory() as place:
         clone, folder = Path(place) / "softcache", Path(place) / "softcache" / "pets"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
@@ -72,6 +78,12 @@ def main(pictures: str | None, size: int, installed: bool) -> None:
             binaries = clone / ".venv" / "bin"
         path = os.pathsep.join([str(binaries), os.environ["PATH"]])
         environment = {**os.environ, "PATH": path, "PYTHONPATH": str(clone)}
+        if made_weights:
+            environment = {
+                name: value for name, value in environment.items() if name not in ("TORCH_HOME", "XDG_CACHE_HOME")
+            }
+            environment["HOME"] = str(Path(place) / "home")
+            make_downloads(Path(place) / "home")
         whole = 0.0
         for command in todo:
             began = time.monotonic()
@@ -82,6 +94,7 @@ def main(pictures: str | None, size: int, installed: bool) -> None:
             if done.returncode:
                 sys.exit(f"stopped: status {done.returncode}")
         print(f"{whole:8.1f} s  in all")
+        print(in_words(machine()))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from harness_pages import ROOT, steps
 from PIL import Image
 
 import softcache
+from benchmarks.made import make_downloads
 
 
 def pets(there: Path, folder: str = "pets", train: int = 12, test: int = 4) -> None:
@@ -126,19 +126,6 @@ def any_data(there: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), there / "teacher.onnx")
 
 
-def published(there: Path) -> None:
-    """Files in the places where torchvision keeps the weights that it has downloaded, with random parameters."""
-    folder = there.parent / "home" / ".cache" / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    for name in ("resnet50", "resnet18", "mobilenet_v3_small", "mobilenet_v2"):
-        weights = torchvision.models.get_model_weights(name).DEFAULT
-        torch.manual_seed(0)
-        # residual branches begin with 0, so that a few steps of fine-tuning from random parameters don't diverge
-        still = {"zero_init_residual": True} if name.startswith("resnet") else {}
-        state = torchvision.models.get_model(name, **still).state_dict()
-        torch.save(state, folder / weights.url.rpartition("/")[2])
-
-
 def pictures(there: Path) -> None:
     """The folder that docs/tutorials/pictures.md makes, by its own lines."""
     block = next(step for step in steps("docs/tutorials/pictures.md") if step.kind == "python")
@@ -147,7 +134,7 @@ def pictures(there: Path) -> None:
 
 def newcomer(there: Path) -> None:
     """A folder of pictures, and weights of ImageNet as if they had been downloaded."""
-    published(there)
+    make_downloads(there.parent / "home")
     pets(there, train=30, test=10)
     for split in ("train", "test"):  # class folders directly in the folder
         for name in ("bird", "cat", "dog"):
