@@ -34,7 +34,9 @@ class Record(Generic[Config]):
     """``command``: ``teach`` or ``train``. ``options``: those of the command, with absolute paths. ``model``: what is
     needed to build the network again. ``data``: what it was trained on, as ``describe_data`` says it. ``start``: where
     its first parameters came from. ``losses``, ``hints``: terms of the loss with their weights and temperatures,
-    spelled out. ``caches``: path and cache id of each. ``view_numbers``: the recorded views that it is trained on.
+    spelled out. ``caches``: path and cache id of each. ``teachers``: those that it learns from, live or by their
+    caches, each with its ``teacher``, a spec, and ``weights``, the fingerprint of its parameters; none of a run on
+    labels alone. ``view_numbers``: the recorded views that it is trained on.
     ``live``: precision and memory format of a live teacher.
     ``result``: what it came to, once it is finished."""
 
@@ -46,6 +48,7 @@ class Record(Generic[Config]):
     losses: list[dict[str, Any]] = field(default_factory=list)
     hints: list[dict[str, Any]] = field(default_factory=list)
     caches: list[dict[str, str]] = field(default_factory=list)
+    teachers: list[dict[str, str]] = field(default_factory=list)
     view_numbers: list[int] | None = None
     held_out_rows: int = 0
     live: dict[str, Any] | None = None

@@ -47,6 +47,7 @@ def evaluate_all(config: EvalConfig) -> Evaluation:
     names = [name for model in config.models for name in _runs_in(model)]
     found = []
     with reproducible(tf32=config.tf32):
+        teachers.refuse_others(names)
         for first in range(0, len(names), AT_ONCE):
             subjects = [opener.subject(name) for name in names[first : first + AT_ONCE]]
             _refuse_without_labels(subjects, config)
