@@ -343,6 +343,19 @@ def test_parse_gives_what_was_rendered() -> None:
     assert parse(render(document), Path("cache.json")) == document
 
 
+def test_where_a_missing_column_is_added_can_be_written_to(folder: Path) -> None:
+    """A dump writes neither over https nor to the hub: the cache is copied first."""
+    manifest = Manifest.load(folder)
+    for where in ("caches/one", "s3://bucket/one"):
+        assert manifest.lacking(where, "embedding").endswith(
+            f": add it with: softcache dump … --out {where} --output embedding"
+        )
+    for where in ("https://host/one", "hf://datasets/me/one"):
+        assert manifest.lacking(where, "hint.layer9").endswith(
+            f": add it with: softcache copy {where} FOLDER && softcache dump … --out FOLDER --hint layer9"
+        )
+
+
 def test_info_lists_the_sound_beside_the_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
