@@ -120,7 +120,7 @@ def _evaluated(subject: Subject, said: Predictions, teachers: Teachers, opener: 
         opener.cost(subject).to_json(),
         None if teacher is None else _of_teacher(teacher, opener),
         tuple(_classes(split.dataset, said, teacher)) if config.per_class else (),
-        None if subject.record is None or options is None else setting_of(subject.record),
+        None if subject.record is None or options is None else setting_of(options.to_json(), subject.record),
         None if options is None else options.seed,
         left_out,
     )
