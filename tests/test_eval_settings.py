@@ -35,6 +35,8 @@ def test_columns_are_the_options_that_differ() -> None:
         for T, alpha, beta in (("4", "0.5", "0.5"), ("1", "0.9", "0.1"))
     ]
     assert varied(settings) == [{"T": "4", "alpha": "0.5"}, {"T": "1", "alpha": "0.9"}], "beta is 1 - alpha"
+    settings[1]["beta"] = None
+    assert list(varied(settings)[0]) == ["T", "alpha"], "so it is where nobody gave it"
     settings[1]["beta"] = "1"
     assert list(varied(settings)[0]) == ["T", "alpha", "beta"]
     assert varied(settings[:1]) == [{}]

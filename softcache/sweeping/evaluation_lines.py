@@ -111,8 +111,8 @@ def of_classes(row: EvaluatedRow, evaluation: Evaluation) -> Table:
             line.append(told_mean([] if teacher is None else [teacher], "top1"))
             line.append("–" if student is None or teacher is None else f"{100 * (student - teacher):+.2f} points")
         lines.append(line)
-    teacher = f"teacher {_taught_by(row, teachers)}" if len(teachers) > 1 else "teacher"
-    return ["class", "rows", "student", *([teacher, "difference"] if taught else [])], lines
+    name = f"teacher {_taught_by(row, teachers)}" if len(teachers) > 1 else "teacher"
+    return ["class", "rows", "student", *([name, "difference"] if taught else [])], lines
 
 
 def told_setting(row: EvaluatedRow) -> str:

@@ -128,9 +128,12 @@ def _pattern(values: Sequence[str]) -> list[int]:
 
 
 def _follows(setting: Mapping[str, Any]) -> bool:
-    """Whether ``beta`` is 1 - ``alpha``."""
+    """Whether ``beta`` is 1 - ``alpha``, which it is where nobody gave it."""
     try:
-        return abs(1 - float(setting.get("alpha", "")) - float(setting.get("beta", ""))) < 1e-9
+        return (
+            setting.get("beta") is None
+            or abs(1 - float(setting.get("alpha", "")) - float(setting.get("beta", ""))) < 1e-9
+        )
     except (TypeError, ValueError):
         return False
 
