@@ -129,12 +129,12 @@ def _pattern(values: Sequence[str]) -> list[int]:
 
 def _follows(setting: Mapping[str, Any]) -> bool:
     """Whether ``beta`` is 1 - ``alpha``, which it is where nobody gave it."""
+    alpha, beta = setting.get("alpha"), setting.get("beta")
+    if beta is None:
+        return True
     try:
-        return (
-            setting.get("beta") is None
-            or abs(1 - float(setting.get("alpha", "")) - float(setting.get("beta", ""))) < 1e-9
-        )
-    except (TypeError, ValueError):
+        return abs(1 - float(str(alpha)) - float(str(beta))) < 1e-9
+    except ValueError:
         return False
 
 
