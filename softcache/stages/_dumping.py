@@ -166,7 +166,8 @@ def open_dump(begun: Begun, device: torch.device, *, divided: bool) -> Opened | 
     )
     weights = weights_fingerprint(network, keep=not dry_run)  # before its dtype changes
     some = viewed.clean(np.arange(2) % len(viewed))
-    if config.dtype in (None, "float32"):  # in another one it may not fit the device as it is
+    # A cache that is there shows that it can; and parameters in another dtype may not fit the device as they are.
+    if existing is None and config.dtype in (None, "float32"):
         refuse_other_inputs(network.to(device), some.to(device), viewed.inputs, samples.spec, "--dataset")
     arithmetic = pick_arithmetic(
         network,
