@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.made import STATES, make_cache, make_ragged
 from benchmarks.measure import Result, Row, arguments, paired, ratio, timed
-from softcache.cache.reader import ColumnReader
+from softcache.cache.column_reader import ColumnReader
 from softcache.cache.schema import LOGITS
 
 BATCH, CLASSES = 256, 1000

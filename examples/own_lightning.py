@@ -1,4 +1,4 @@
-"""A student in Lightning that reads a cache. Needs: pip install 'softcache[loops]'
+"""A student in Lightning that reads a cache. Needs: pip install -e '.[loops]'
 
 softcache teach --model resnet50
 softcache dump --teacher resnet50
@@ -21,7 +21,7 @@ from softcache.functional import dist
 try:
     import lightning
 except ModuleNotFoundError:
-    sys.exit("error: lightning is not installed: pip install 'softcache[loops]'")
+    sys.exit("error: lightning is not installed: pip install -e '.[loops]'")
 
 MEAN, STD = [0.5] * 3, [0.25] * 3  # of three channels, so that grey pictures get three too
 

@@ -1,4 +1,4 @@
-"""A student in a transformers Trainer that reads a cache. Needs: pip install 'softcache[loops]'
+"""A student in a transformers Trainer that reads a cache. Needs: pip install -e '.[loops]'
 
 softcache teach --model resnet50
 softcache dump --teacher resnet50
@@ -21,7 +21,7 @@ from softcache.functional import dist
 try:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 except ModuleNotFoundError:
-    sys.exit("error: transformers is not installed: pip install 'softcache[loops]'")
+    sys.exit("error: transformers is not installed: pip install -e '.[loops]'")
 
 MEAN, STD = [0.5] * 3, [0.25] * 3  # of three channels, so that grey pictures get three too
 

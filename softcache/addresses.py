@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from softcache.errors import UsageError, nearest
@@ -24,6 +25,8 @@ _HIDDEN = re.compile(
 )
 SIGNED = "?…"  # stands for a query string
 SCHEMES = ("s3", "gs", "az", "hf", "https")
+DUMPED = ("s3", "gs", "az")  # what a dump can be written to: on the hub each file would be a commit
+COPIED = (*DUMPED, "hf")  # and a copy, which is one commit
 
 _queries: dict[str, str] = {}  # of signed addresses, by the address without it
 
@@ -94,6 +97,34 @@ def without_secret(path: str | os.PathLike[str]) -> str:
     if mark and query and query != SIGNED[1:]:
         _queries[f"{scheme}://{place.rstrip('/')}"] = query.partition("#")[0]
     return f"{scheme}://{place.rstrip('/')}{SIGNED if mark else ''}"
+
+
+def refuse_unwritable(text: str | os.PathLike[str], option: str, schemes: Sequence[str]) -> None:
+    """Errors: ``UsageError`` for an address whose scheme is none of ``schemes``, with what can be written to."""
+    match = _ADDRESS.match(os.fspath(text))
+    if match is None or match[1].lower() in schemes:
+        return
+    scheme, shown = match[1].lower(), printable(text)
+    if scheme not in (*SCHEMES, "http"):
+        raise UsageError(f"{option} {shown}: softcache knows no {scheme}://{nearest(scheme, schemes)}")
+    *most, last = (f"{one}://" for one in schemes)
+    raise UsageError(
+        f"{option} {shown}: softcache writes nothing to {scheme}:// addresses, only into folders and to "
+        f"{', '.join(most)} and {last}"
+    )
+
+
+def adding_to(where: str) -> tuple[str, str]:
+    """What a command line that adds to a cache begins with, and the ``--out`` of its dump: a cache at an address that a
+    dump can't write to has to be copied first.
+
+    >>> adding_to("caches/one"), adding_to("https://host/one")
+    (('', 'caches/one'), ('softcache copy https://host/one FOLDER && ', 'FOLDER'))
+    """
+    match = _ADDRESS.match(where)
+    if match is None or match[1].lower() in DUMPED:
+        return "", where
+    return f"softcache copy {where} FOLDER && ", "FOLDER"
 
 
 def parse_address(text: str | os.PathLike[str], option: str = "the address") -> Address:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from softcache.errors import DatasetError, MissingExtraError, ModelError, SoftcacheError, UsageError
+from softcache.errors import DatasetError, ModelError, SoftcacheError, UsageError
+from softcache.extras import missing_extra
 
 Kind = Literal["model", "dataset"]
 
@@ -90,7 +91,7 @@ def require(owner: str, *packages: str) -> None:
     """Errors: ``MissingExtraError`` where one of the packages isn't installed."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(f"{owner} needs {package}: pip install 'softcache[hf]'")
+            raise missing_extra(f"{owner} needs {package}", "hf")
 
 
 @contextlib.contextmanager

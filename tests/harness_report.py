@@ -54,7 +54,9 @@ def write_run(folder: Path, options: dict[str, Any], random: np.random.Generator
     result = {"test_top1": None, "val_top1": float(scores[-1]), "seconds": float(random.uniform(20, 40))}
     model = {"spec": "cifar:resnet8", "classes": 10, "weights": "student.safetensors"}
     data = {"spec": "digits", "split": "train", "rows": 1438, "fingerprint": "ab" * 32}
-    kept = {"losses": [{"loss": "kl", "weight": "1", "T": str(options.get("T"))}], "data": data, "result": result}
+    taught = options.get("T") is not None  # else it learns from labels alone
+    losses = [{"loss": "kl", "weight": "1", "T": str(options["T"])}] if taught else []
+    kept = {"losses": losses, "data": data, "result": result}
     Record("train", TrainConfig.of(**options), model, **{**kept, **record}).save(folder)
 
 

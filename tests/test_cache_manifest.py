@@ -343,6 +343,19 @@ def test_parse_gives_what_was_rendered() -> None:
     assert parse(render(document), Path("cache.json")) == document
 
 
+def test_where_a_missing_column_is_added_can_be_written_to(folder: Path) -> None:
+    """A dump writes neither over https nor to the hub: the cache is copied first."""
+    manifest = Manifest.load(folder)
+    for where in ("caches/one", "s3://bucket/one"):
+        assert manifest.lacking(where, "embedding").endswith(
+            f": add it with: softcache dump … --out {where} --output embedding"
+        )
+    for where in ("https://host/one", "hf://datasets/me/one"):
+        assert manifest.lacking(where, "hint.layer9").endswith(
+            f": add it with: softcache copy {where} FOLDER && softcache dump … --out FOLDER --hint layer9"
+        )
+
+
 def test_info_lists_the_sound_beside_the_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -358,3 +371,37 @@ def test_info_lists_the_sound_beside_the_damaged(
     bad, good = json.loads(capsys.readouterr().out)
     assert set(bad) == {"path", "error"}
     assert good["rows"] == 20
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_info_fits_the_terminal(
+    columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ("caches/cifar-resnet20-digits-train", "caches/one")
+    for name in names:
+        small_cache(Path(name))
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert run(["info"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= columns
+    assert [line.split()[0] for line in shown if line.startswith("caches/")] == list(names)
+    known = json.loads(_info_json(capsys))[0]
+    for value in (known["teacher"], f"{known['dataset']}/{known['split']}", "complete=yes" if columns == 80 else "yes"):
+        assert sum(value in line for line in shown) == 2
+
+
+def test_info_of_a_damaged_cache_alone_has_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small_cache(Path("caches/bad"))
+    Path("caches/bad/cache.json").write_text("{")
+    assert run(["info"]) == 0
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("can't be read: caches/bad/cache.json is damaged")
+
+
+def _info_json(capsys: pytest.CaptureFixture[str]) -> str:
+    assert run(["info", "--json"]) == 0
+    return capsys.readouterr().out

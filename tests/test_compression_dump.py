@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from softcache.cache.reader import Cache
 from softcache.errors import CacheError, MissingExtraError, UsageError
+from softcache.extras import install_command
 from softcache.stages.dump import dump
 from softcache.stages.plan import plan
 from softcache.stages.train import train
@@ -151,7 +153,7 @@ def test_a_dump_without_the_package_is_refused_before_the_teacher_runs(
 ) -> None:
     teacher = small_teacher("teacher")
     monkeypatch.setitem(sys.modules, "zstandard", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'softcache\[compress\]'"):
+    with pytest.raises(MissingExtraError, match=re.escape(install_command("compress"))):
         dump(teacher, compress=("zstd",), views=1, workers=0, out="cache")
     assert not Path("cache").exists()
     assert plan(teacher, compress=("zstd",), views=1).columns[0].compress is not None

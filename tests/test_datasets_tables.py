@@ -16,6 +16,7 @@ from PIL import Image
 from softcache.datasets._fraction import split_fraction, with_fraction
 from softcache.datasets._open import open_samples
 from softcache.errors import DatasetError, SoftcacheError
+from softcache.extras import install_command
 
 needs_pyarrow = pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="needs the extra [parquet]")
 
@@ -260,7 +261,7 @@ def test_without_pyarrow_the_extra_is_named(pets):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == "softcache: a parquet: dataset needs pyarrow: pip install 'softcache[parquet]'\n"
+    assert done.stderr == f"softcache: a parquet: dataset needs pyarrow: {install_command('parquet')}\n"
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from softcache.cache.reader import Cache
 from softcache.cache.writer import Block
 from softcache.dumping.units import Units
 from softcache.errors import MissingExtraError, SoftcacheError, UsageError
+from softcache.extras import install_command
 from softcache.stages.dump import dump
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
@@ -466,7 +467,7 @@ def test_combinations_with_a_cluster_that_make_no_sense_are_refused(monkeypatch)
 
 def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=re.escape("pip install 'softcache[ray]'")):
+    with pytest.raises(MissingExtraError, match=re.escape(install_command("ray"))):
         dump(on="ray")
 
 

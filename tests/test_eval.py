@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from harness_train import STUDENT, command, fit, lines, make_cache, make_teacher
 
-from softcache.cli._print import numbered, rows, table
+from softcache.cli._print import fitted, rows, table
 from softcache.config.record import read_record
 from softcache.errors import SoftcacheError
 from softcache.models._open import open_network
 from softcache.remembered import allowing_too
 from softcache.stages.eval import evaluate, evaluate_all
 from softcache.sweeping.evaluation import Evaluation
-from softcache.sweeping.evaluation_lines import heading, tables
+from softcache.sweeping.evaluation_lines import at_length, heading, of_classes, tables
 from softcache.sweeping.folder import ManyFolder
 from softcache.sweeping.grid import Combination, Run
 from softcache.views._open import open_viewed
@@ -267,6 +267,18 @@ def test_teachers_of_one_name_are_told_apart(there: Path, tmp_path: Path) -> Non
     assert "12.50 %" in of_teachers[1]
     assert "12.50 %" not in of_teachers[0]
     assert [line[0] for line in costs[1] if line[0].startswith("teacher")] == ["teacher 1 teacher", "teacher 2 teacher"]
+    # Each row says which of them it is compared with; where there is one, or a row is compared with none, it doesn't.
+    compared = [line[header.index("teacher")] for header, lines in [tables(several)[1]] for line in lines]
+    assert compared == ["1", "2", "1"]
+    none = dataclasses.replace(third, teacher=None)
+    header, lines = tables(Evaluation.of([first, dataclasses.replace(second, teacher=other), none]))[1]
+    assert [line[header.index("teacher")] for line in lines] == ["1", "2", "–"]
+    assert "teacher" not in tables(found)[1][0]
+    both = Evaluation.of([first, dataclasses.replace(first, seed=9, teacher=other)])
+    assert at_length(both)[0] == ["", "student", "teacher 1"]
+    assert of_classes(both.rows[0], both)[0][3] == "teacher 1, 2"
+    assert of_classes(several.rows[1], several)[0][3] == "teacher 2"
+    assert of_classes(found.rows[1], found)[0][3] == "teacher"
 
 
 def test_a_list_of_settings_that_is_too_wide_is_wrapped(
@@ -275,15 +287,22 @@ def test_a_list_of_settings_that_is_too_wide_is_wrapped(
     header = ["setting", *(f"option_{number}" for number in range(12))]
     lines = [["[1]", *["some-value"] * 12], ["[2]", *["–"] * 11, "other"], ["[10]", *["–"] * 12]]
     monkeypatch.setenv("COLUMNS", "60")
-    numbered(header, lines)
+    fitted(header, lines)
     shown = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 60 for line in shown)
     assert " ".join(" ".join(shown).split()) == " ".join([
         "[1]", *(f"option_{number}=some-value" for number in range(12)), "[2] option_11=other", "[10] –",
     ])  # fmt: skip
     monkeypatch.setenv("COLUMNS", "400")
-    numbered(header, lines)
+    fitted(header, lines)
     assert capsys.readouterr().out.splitlines()[0].split() == header
+    # Where the first cells are wide, what follows them is as wide as the terminal.
+    monkeypatch.setenv("COLUMNS", "60")
+    fitted(header, [["folder/" * 4, *["some-value"] * 12], ["b", *["–"] * 12]])
+    first, *told, second, nothing = capsys.readouterr().out.splitlines()
+    assert (first, second, nothing) == ("folder/" * 4, "b", "  –")
+    assert " ".join(" ".join(told).split()) == " ".join(f"option_{number}=some-value" for number in range(12))
+    assert all(line.startswith("  o") and len(line) <= 60 for line in told)
 
 
 def test_classes_make_up_the_accuracy(there: Path) -> None:

@@ -24,6 +24,7 @@ from softcache.cache.manifest import Manifest
 from softcache.cli.train import command as train_command_line
 from softcache.errors import ModelError, UsageError
 from softcache.exporting._format import format_names
+from softcache.extras import install_command
 from softcache.stages._export_facts import wilson
 from softcache.stages.export import BATCHES, export
 from softcache.views._open import open_viewed
@@ -331,4 +332,4 @@ def test_a_missing_package_is_told_with_its_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert command("export", place / "run", "--format", "onnx") == 1
-    assert "--format onnx needs onnxscript: pip install 'softcache[export]'" in capsys.readouterr().err
+    assert f"--format onnx needs onnxscript: {install_command('export')}" in capsys.readouterr().err

@@ -43,8 +43,8 @@ ROWS = [
     "lowest",
 ]
 LOWEST = {
-    "addresses", "atomic", "distributed", "console", "device", "errors", "fields", "hub", "inputs", "localfiles",
-    "locks", "ragged", "remembered", "strictjson", "threads", "userfile", "_version",
+    "addresses", "atomic", "distributed", "console", "device", "errors", "extras", "fields", "hub", "inputs",
+    "localfiles", "locks", "ragged", "remembered", "strictjson", "threads", "userfile", "_version",
 }  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import urllib.request
 
@@ -17,6 +18,7 @@ from torch import nn
 from softcache import registry
 from softcache.datasets._open import open_samples
 from softcache.errors import MissingExtraError, ModelError, SoftcacheError, UsageError
+from softcache.extras import install_command
 from softcache.models._layers import list_layers
 from softcache.models._network import logits_of
 from softcache.models._open import open_network, weights_file
@@ -368,16 +370,16 @@ def test_timm_networks_are_timms_own():
 
 def test_without_timm_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(MissingExtraError, match=r"softcache\[timm\]"):
+    with pytest.raises(MissingExtraError, match=re.escape(f"timm: networks need timm: {install_command('timm')}")):
         open_network("timm:test_resnet", classes=10, statistics=GREY)
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(MissingExtraError, match=r"needs transformers: pip install 'softcache\[hf\]'"):
+    with pytest.raises(MissingExtraError, match=re.escape(f"needs transformers: {install_command('hf')}")):
         open_network("hf:org/name", classes=10, statistics=GREY)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match=r"needs datasets: pip install 'softcache\[hf\]'"):
+    with pytest.raises(MissingExtraError, match=re.escape(f"needs datasets: {install_command('hf')}")):
         open_samples("hf:org/name", "train")
 
 

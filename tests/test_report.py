@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from softcache.cache.reader import Cache
 from softcache.config.sweep import Specification
 from softcache.dumping.spent import keep_spent, spent_on
 from softcache.errors import MissingExtraError, SoftcacheError, UsageError
+from softcache.extras import install_command
 from softcache.stages.eval import evaluate
 from softcache.stages.report import report
 from softcache.stages.train import train
@@ -242,7 +244,7 @@ def test_the_extra_is_named_where_matplotlib_is_missing(
     sweep: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'softcache\[report\]'"):
+    with pytest.raises(MissingExtraError, match=re.escape(install_command("report"))):
         report(str(sweep))
     assert not list(here.iterdir())
 

@@ -100,9 +100,9 @@ def test_files_of_a_sweep_from_anywhere_give_one_line_or_text(tmp_path: Path) ->
         ({"result": {"val_top1": 0.5, "test_top1": "x"}}, "result is not what a run came to"),
         ({"result": {"val_top1": True}}, "result is not what a run came to"),
         ({"result": [0.5]}, "result is not what a run came to"),
-        ({"caches": ["x"]}, "caches doesn't say the path and the cache id of each"),
-        ({"caches": [{"path": "x"}]}, "caches doesn't say the path and the cache id of each"),
-        ({"caches": [{"path": "x", "cache_id": 5}]}, "caches doesn't say the path and the cache id of each"),
+        ({"caches": ["x"]}, 'caches: entry 1 is not an object, but "x"'),
+        ({"caches": [{"path": "x"}]}, "caches: entry 1 has no 'cache_id'"),
+        ({"caches": [{"path": "x", "cache_id": 5}]}, "caches: 'cache_id' of entry 1 is not a text, but 5"),
     ],
 )
 def test_a_record_that_no_run_wrote_is_refused_in_a_line(

@@ -201,10 +201,11 @@ def test_a_bucket_that_is_missing_is_named(cache: Path, faults: Proxy, capfd: py
 @pytest.mark.parametrize(
     ("target", "what"),
     [
-        ("http://host/cache", "use https://"),
+        ("http://host/cache", "nothing to http:// addresses, only into folders and to s3://, gs://, az:// and hf://"),
         ("s4://bucket/cache", "knows no s4://: did you mean s3"),
         ("s3://", "names no folder"),
-        ("https://host/cache", "writes nothing to https"),
+        ("https://host/cache", "nothing to https:// addresses, only into folders and to s3://, gs://, az:// and hf://"),
+        ("ftp://host/cache", "softcache knows no ftp://: there are az, gs, hf, s3"),
         (f"s3://me:{SECRET_KEY}@bucket/cache", "leave them out of the address"),
         (f"s3://bucket/cache?X-Amz-Signature={SECRET_KEY}", "only https:// addresses may have a query"),
     ],

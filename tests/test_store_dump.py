@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from test_store_systems import memory as memory
 
 from softcache.cache.listing import LISTING
 from softcache.config.dump import DumpConfig
+from softcache.console import size
 from softcache.errors import LockedError
 from softcache.locks import locked
 from softcache.stages._to_store import writing_to_store
@@ -51,8 +53,8 @@ def address(server: Server, faults: Proxy) -> str:
 def stored(address: str) -> dict[str, str]:
     """Name → sha256 of every shard in the store, and of rows and samples."""
     store = open_store(address, "the test")
-    named = {name: size for name, size in store.files().items() if name.startswith(("view-", "rows.", "samples."))}
-    return {name: str(store.sha256(name, size)) for name, size in named.items()}
+    named = {name: count for name, count in store.files().items() if name.startswith(("view-", "rows.", "samples."))}
+    return {name: str(store.sha256(name, count)) for name, count in named.items()}
 
 
 def run(warm: Warm, setting: Setting, address: str, faults: Proxy, here: Path, *more: str, **how: object) -> str:
@@ -238,9 +240,15 @@ def test_only_one_of_many_gets_the_lock(address: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["--out", "https://host/cache"], "writes nothing to https"),
+        (
+            ["--out", "https://host/cache"],
+            "nothing to https:// addresses, only into folders and to s3://, gs:// and az://",
+        ),
         (["--out", "s3://bucket/cache", "--part", "1/2"], "one process at a time dumps into a store"),
-        (["--out", "http://host/cache"], "use https://"),
+        (
+            ["--out", "http://host/cache"],
+            "nothing to http:// addresses, only into folders and to s3://, gs:// and az://",
+        ),
         (["--out", "hf://datasets/someone/cache"], "dump into a folder, and softcache copy it there"),
     ],
 )
@@ -295,10 +303,15 @@ def test_a_dry_run_writes_nothing_into_the_store(
         faults.requests.clear()
         said = run(warm, setting, address, faults, tmp_path, "--dry-run")  # beside a dump
         assert address in said
+        # nobody knows what is free there, and this machine's disk is not what the cache lies on
+        assert not re.search(r"^free", said, re.M)
+        assert re.search(rf"^already there +{re.escape(size(0))}$", said, re.M)
         assert {method for method, _ in faults.requests} <= {"GET", "HEAD"}
     run(warm, setting, address, faults, tmp_path)
     faults.requests.clear()
-    run(warm, setting, address, faults, tmp_path, "--dry-run", "--views", "3")
+    said = run(warm, setting, address, faults, tmp_path, "--dry-run", "--views", "3")
+    there = sum(count for name, count in open_store(address, "the test").files().items() if name.endswith(".h5"))
+    assert re.search(rf"^already there +{re.escape(size(there))}$", said, re.M)
     assert {method for method, _ in faults.requests} <= {"GET", "HEAD"}
 
 

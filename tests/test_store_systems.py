@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from harness_store import same_files
 
 from softcache.cache.listing import LISTING
 from softcache.errors import IntegrityError, MissingExtraError, StoreError
+from softcache.extras import install_command
 from softcache.stages.copy import copy
 from softcache.store.local import Local
 from softcache.store.opened import open_store
@@ -112,7 +114,7 @@ def test_a_missing_package_is_named_with_its_extra(scheme: str, extra: str, monk
     for package in ("s3fs", "gcsfs", "adlfs"):
         monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules["fsspec.registry"].__dict__["_registry"], scheme, raising=False)
-    with pytest.raises(MissingExtraError, match=rf"{scheme}:// needs .*: pip install 'softcache\[{extra}\]'"):
+    with pytest.raises(MissingExtraError, match=rf"{scheme}:// needs .*: {re.escape(install_command(extra))}"):
         open_store(f"{scheme}://bucket/cache", "--cache")
 
 

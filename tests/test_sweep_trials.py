@@ -17,6 +17,7 @@ from harness_train import STUDENT, command, lines, same, weights
 
 from softcache.config.train import TrainConfig
 from softcache.errors import PrunedError, UsageError
+from softcache.extras import install_command
 from softcache.stages._cohort import train_cohort
 from softcache.stages.sweep import Swept, sweep
 from softcache.stages.train import Trained, train
@@ -84,7 +85,7 @@ def test_without_optuna_one_line_names_the_extra(cache: str, here: Path) -> None
     arguments = ["sweep", "--cache", cache, "--student", STUDENT, "--trials", "3", "--T", "1..4", "--device", "cpu"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("softcache: --trials needs Optuna: pip install 'softcache[sweep]'")
+    assert done.stderr.splitlines()[-1].startswith(f"softcache: --trials needs Optuna: {install_command('sweep')}")
 
 
 # Rounds.

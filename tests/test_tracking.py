@@ -20,6 +20,7 @@ from softcache import registry
 from softcache.config.parsed import parse
 from softcache.config.train import TrainConfig
 from softcache.errors import MissingExtraError, SoftcacheError, UsageError
+from softcache.extras import install_command
 from softcache.stages._cohort import train_cohort
 from softcache.stages._tracked import tracked
 from softcache.stages._training import prepare
@@ -377,7 +378,7 @@ def test_a_missing_package_names_its_extra(name: str, cache: Path, here: Path, m
     package = registry.component("tracking", name).package  # type: ignore[attr-defined]
     find = __import__("importlib.util").util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda wanted: None if wanted == package else find(wanted))
-    with pytest.raises(MissingExtraError, match=rf"--log {name} needs {package}: pip install 'softcache\[{name}\]'"):
+    with pytest.raises(MissingExtraError, match=re.escape(f"--log {name} needs {package}: {install_command(name)}")):
         fit(here / "run", cache=cache, log=name)
     assert not (here / "run").exists()
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from softcache.errors import IntegrityError, MissingExtraError
+from softcache.errors import IntegrityError
+from softcache.extras import missing_extra
 
 FRAME_BYTES = 64  # that a frame may have beside its numbers, whatever they are, and a 256th of them
 
@@ -33,7 +34,7 @@ def zstandard() -> Any:
     try:
         import zstandard
     except ImportError:
-        raise MissingExtraError("a compressed column needs zstandard: pip install 'softcache[compress]'") from None
+        raise missing_extra("a compressed column needs zstandard", "compress") from None
     return zstandard
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from softcache import strictjson
+from softcache.addresses import adding_to
 from softcache.atomic import replace_file
 from softcache.cache.schema import (
     COLUMN,
@@ -97,9 +98,10 @@ class Manifest:
                 outputs,
                 f"--output {shlex.quote(column)}",
             )
+        first, place = adding_to(where)
         return (
             f"{where} has no {what} (it has {', '.join(known) or 'none'}): "
-            f"add it with: softcache dump … --out {where} {option}"
+            f"add it with: {first}softcache dump … --out {place} {option}"
         )
 
     def save(self, folder: Path) -> None:

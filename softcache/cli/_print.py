@@ -43,19 +43,22 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def numbered(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """A table whose first column numbers its lines; where the terminal is too narrow for it, an entry a line,
-    ``[1]  name=value …``, in as many lines as it needs."""
+def fitted(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """A table; where the terminal is too narrow for it, an entry for each line, ``FIRST  name=value …``, in as many
+    lines as it needs. Where the first cells are wide, they have lines of their own. Nothing is cut."""
     room = shutil.get_terminal_size().columns
     cells = [[_cell(cell) for cell in line] for line in (header, *lines)]
     if sum(max(map(len, column)) + 2 for column in zip(*cells, strict=True)) - 2 <= room:
         table(header, lines)
         return
-    width = max(len(line[0]) for line in cells[1:]) + 2
+    wide = max(len(line[0]) for line in cells[1:]) > room // 4
+    width = 2 if wide else max(len(line[0]) for line in cells[1:]) + 2
     for first, *values in cells[1:]:
         told = " ".join(f"{name}={value}" for name, value in zip(cells[0][1:], values, strict=True) if value != "–")
         wrapped = textwrap.wrap(told, max(room - width, 20), break_long_words=False, break_on_hyphens=False) or ["–"]
-        for mark, text in zip([first, *[""] * len(wrapped)], wrapped, strict=False):
+        if wide:
+            click.echo(first)
+        for mark, text in zip(["" if wide else first, *[""] * len(wrapped)], wrapped, strict=False):
             click.echo(f"{mark.ljust(width)}{text}")
 
 

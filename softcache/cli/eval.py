@@ -12,7 +12,7 @@ from softcache.addresses import visible
 from softcache.atomic import check_in_place, replace_file
 from softcache.cli import _options
 from softcache.cli._options import flag, option, section
-from softcache.cli._print import as_json, numbered, rows, table
+from softcache.cli._print import as_json, fitted, rows, table
 from softcache.errors import SoftcacheError, UsageError
 from softcache.localfiles import local_path
 
@@ -83,13 +83,13 @@ def _print(found: Evaluation, *, per_class: bool) -> None:
     listed = legend(found) if len(found.rows) > 1 else None
     if listed is not None:
         click.echo("")
-        numbered(*listed)
-    for each in [at_length(found.rows[0])] if len(found.rows) == 1 else tables(found):
+        fitted(*listed)
+    for each in [at_length(found)] if len(found.rows) == 1 else tables(found):
         click.echo("")
         table(*each)
     for row in found.rows if per_class else []:
         click.echo(f"\n{visible(told_setting(row))}" if len(found.rows) > 1 else "")
-        table(*of_classes(row))
+        table(*of_classes(row, found))
     if any(len(row.models) > 1 for row in found.rows):
         click.echo("\n± is the standard deviation of a single run over seeds")
 

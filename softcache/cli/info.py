@@ -9,7 +9,7 @@ import click
 
 from softcache.cli import _options
 from softcache.cli._options import section
-from softcache.cli._print import as_json, lost, percent, rows, table
+from softcache.cli._print import as_json, fitted, lost, percent, rows
 from softcache.console import of_rows, size
 from softcache.errors import CacheError
 
@@ -32,16 +32,15 @@ def command(cache: str | None = None, json_: bool = False, **stores: Any) -> Non
         elif not found:
             click.echo("there is no cache in caches/: make one with softcache dump --teacher resnet50")
         else:
-            table(
-                ["cache", "teacher", "data", "rows", "views", "holds", "size", "complete"],
+            lines = [
                 [
-                    [
-                        f["path"], f["teacher"], f"{f['dataset']}/{f['split']}", f"{f['rows']:,}", str(f["views"]),
-                        ", ".join(f["columns"]), size(f["bytes"]), "yes" if f["complete"] else "no",
-                    ]
-                    for f in found if "error" not in f
-                ],
-            )  # fmt: skip
+                    f["path"], f["teacher"], f"{f['dataset']}/{f['split']}", f"{f['rows']:,}", str(f["views"]),
+                    ", ".join(f["columns"]), size(f["bytes"]), "yes" if f["complete"] else "no",
+                ]
+                for f in found if "error" not in f
+            ]  # fmt: skip
+            if lines:
+                fitted(["cache", "teacher", "data", "rows", "views", "holds", "size", "complete"], lines)
             for broken in found:
                 if "error" in broken:
                     click.echo(f"can't be read: {broken['error']}")

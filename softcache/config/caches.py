@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from softcache.addresses import adding_to
 from softcache.cache.reader import Cache
 from softcache.cache.schema import hint_column
 from softcache.errors import CacheError, UsageError
@@ -84,10 +85,11 @@ def find_hints(layers: Sequence[str], caches: Sequence[Cache]) -> dict[str, Cach
 def _lacking(layer: str, caches: Sequence[Cache]) -> str:
     held = "; ".join(f"{c.where} has {', '.join(c.manifest.hints) or 'none'}" for c in caches)
     cache = caches[0]
+    first, place = adding_to(cache.where)
     made, dataset = cache.manifest.state.made, cache.manifest.identity.dataset
     command = [
         "softcache", "dump", "--teacher", made.get("teacher", cache.manifest.identity.teacher.spec),
         "--dataset", made.get("dataset", dataset.spec), "--split", dataset.split,
-        "--hint", layer, "--out", cache.where,
+        "--hint", layer, "--out", place,
     ]  # fmt: skip
-    return f"no cache has the hint {layer!r} ({held}): add it with `{shlex.join(map(str, command))}`"
+    return f"no cache has the hint {layer!r} ({held}): add it with `{first}{shlex.join(map(str, command))}`"

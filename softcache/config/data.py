@@ -29,6 +29,7 @@ from softcache.config.teachers import default_data, find_teacher
 from softcache.config.train import TrainConfig
 from softcache.device import DTYPES
 from softcache.dumping.forward import Forward
+from softcache.dumping.identity import weights_fingerprint
 from softcache.dumping.shapes import Shapes, SignalShape
 from softcache.dumping.signals import Signal
 from softcache.errors import CacheError, UsageError
@@ -36,6 +37,7 @@ from softcache.losses.hints._shapes import Shape
 from softcache.models._arithmetic import Arithmetic
 from softcache.models._network import Network
 from softcache.ragged import Int64, places_of
+from softcache.remembered import portable
 from softcache.stream.batches import TargetSource
 from softcache.stream.both import BothTargets
 from softcache.stream.mean import MeanTargets
@@ -54,7 +56,8 @@ class TrainingData:
 
     ``outputs``: name of an output that is learnt → the caches that it is read from, in the order given, the network of
     ``--online`` instead where there are none; ``hints``: teacher's layer → the cache that has it; ``live``: the
-    network of ``--online``; ``named``, ``lent``: the caches of ``--cache`` and ``--hint-cache``; ``views``: the
+    network of ``--online``, and ``live_weights`` the fingerprint of its parameters; ``named``, ``lent``: the caches of
+    ``--cache`` and ``--hint-cache``; ``views``: the
     recorded views that are visited, None for a fresh one every epoch; ``averaged``: those whose mean is the target of a
     fresh view; with ``views`` beside it, for a share of each batch. ``close``: by a cache's folder, the rows whose
     pixels may differ from what its teacher saw; None where none may. ``strong``: what each row is seen in beside a view
@@ -67,6 +70,7 @@ class TrainingData:
     outputs: dict[str, list[Cache]] = field(default_factory=dict)
     hints: dict[str, Cache] = field(default_factory=dict)
     live: Network | None = None
+    live_weights: str = ""
     named: list[Cache] = field(default_factory=list)
     lent: list[Cache] = field(default_factory=list)
     averaged: tuple[int, ...] = ()
@@ -84,6 +88,17 @@ class TrainingData:
         """Those that were named or are read, each once."""
         strong = [self.strong.cache] if self.strong is not None else []
         return list({cache.folder: cache for cache in [*self.named, *self.lent, *self.all_caches, *strong]}.values())
+
+    @property
+    def teachers(self) -> list[dict[str, str]]:
+        """Those that targets are of, as a record has them: their specs, and the fingerprints of their parameters."""
+        if self.live is not None:
+            return [{"teacher": portable(self.live.spec), "weights": self.live_weights}]
+        found: dict[str, dict[str, str]] = {}
+        for cache in self.every_cache:
+            teacher = cache.manifest.identity.teacher
+            found.setdefault(teacher.weights, {"teacher": teacher.spec, "weights": teacher.weights})
+        return list(found.values())
 
     @property
     def all_caches(self) -> list[Cache]:
@@ -297,8 +312,10 @@ def _open_without_cache(parsed: Parsed) -> TrainingData:
         return TrainingData(viewed, dataset, _first(options.views))
     assert options.teacher is not None
     live = find_teacher(options.teacher, viewed.samples, weights=options.teacher_weights, size=options.teacher_size)
+    weights = weights_fingerprint(live)  # before its dtype changes
     live = live.to(DTYPES[options.dtype])
-    return TrainingData(viewed, dataset, _first(options.views or default_views(viewed.recipe)), live=live)
+    views = _first(options.views or default_views(viewed.recipe))
+    return TrainingData(viewed, dataset, views, live=live, live_weights=weights)
 
 
 def _open_cache(name: str | None, options: TrainConfig, option: str) -> Cache:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,6 +19,7 @@ from softcache.config.options import Options, refuse_unknown
 from softcache.config.teach import TeachConfig
 from softcache.config.train import TrainConfig
 from softcache.errors import SoftcacheError, UsageError
+from softcache.losses._schedule import Schedule
 from softcache.remembered import absolute
 
 CONFIG = "config.json"
@@ -26,6 +28,13 @@ VERSION = 1
 KINDS: dict[str, type[Options]] = {"teach": TeachConfig, "train": TrainConfig}
 # Where a folder lies and that it is gone on with are no part of what it is.
 _UNRECORDED = ("out", "resume")
+# Lists of objects → the texts that each entry has.
+_ENTRIES = {
+    "losses": ("loss", "weight", "T"),
+    "hints": ("hint", "weight"),
+    "caches": ("path", "cache_id"),
+    "teachers": ("teacher", "weights"),
+}
 Config = TypeVar("Config", bound=Options)
 
 
@@ -34,7 +43,9 @@ class Record(Generic[Config]):
     """``command``: ``teach`` or ``train``. ``options``: those of the command, with absolute paths. ``model``: what is
     needed to build the network again. ``data``: what it was trained on, as ``describe_data`` says it. ``start``: where
     its first parameters came from. ``losses``, ``hints``: terms of the loss with their weights and temperatures,
-    spelled out. ``caches``: path and cache id of each. ``view_numbers``: the recorded views that it is trained on.
+    spelled out. ``caches``: path and cache id of each. ``teachers``: those that it learns from, live or by their
+    caches, each with its ``teacher``, a spec, and ``weights``, the fingerprint of its parameters; none of a run on
+    labels alone. ``view_numbers``: the recorded views that it is trained on.
     ``live``: precision and memory format of a live teacher.
     ``result``: what it came to, once it is finished."""
 
@@ -46,6 +57,7 @@ class Record(Generic[Config]):
     losses: list[dict[str, Any]] = field(default_factory=list)
     hints: list[dict[str, Any]] = field(default_factory=list)
     caches: list[dict[str, str]] = field(default_factory=list)
+    teachers: list[dict[str, str]] = field(default_factory=list)
     view_numbers: list[int] | None = None
     held_out_rows: int = 0
     live: dict[str, Any] | None = None
@@ -84,18 +96,57 @@ def read_record(folder: Path) -> Record[Any]:
         isinstance(values.get(n), dict) for n in ("options", "model")
     ):
         raise SoftcacheError(f"{path} is not the record of a run or a teacher")
-    for name, kind in (("losses", list), ("hints", list), ("caches", list), ("start", dict), ("versions", dict)):
-        if not isinstance(values.get(name, kind()), kind):
-            raise SoftcacheError(f"{path}: {name} is not a {kind.__name__}")
-    if not all(_names_a_cache(entry) for entry in values.get("caches", ())):
-        raise SoftcacheError(f"{path}: caches doesn't say the path and the cache id of each")
+    for name, texts in _ENTRIES.items():
+        _refuse_entries(f"{path}: {name}", values.get(name, []), texts)
+    for name, (is_one, what) in _VALUES.items():
+        if name in values and not is_one(values[name]):
+            raise SoftcacheError(f"{path}: {name} is not {what}, but {_brief(values[name])}")
     if values["command"] == "train" and not _is_result(values.get("result")):
         raise SoftcacheError(f"{path}: result is not what a run came to: numbers, and one on held-out rows among them")
     return Record(**{**values, "options": options_from(values["options"], values["command"], path)})
 
 
-def _names_a_cache(entry: Any) -> bool:
-    return isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in ("path", "cache_id"))
+def _refuse_entries(where: str, entries: Any, texts: Sequence[str]) -> None:
+    """Errors: ``SoftcacheError`` for what is no list of objects that have these ``texts``, where weights and
+    temperatures are schedules."""
+    if not isinstance(entries, list):
+        raise SoftcacheError(f"{where} is not a list, but {_brief(entries)}")
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict):
+            raise SoftcacheError(f"{where}: entry {number} is not an object, but {_brief(entry)}")
+        for name in texts:
+            if name not in entry:
+                raise SoftcacheError(f"{where}: entry {number} has no {name!r}")
+            if not isinstance(entry[name], str):
+                raise SoftcacheError(f"{where}: {name!r} of entry {number} is not a text, but {_brief(entry[name])}")
+        for name in {"weight", "T"} & set(texts):
+            try:
+                Schedule.parse(entry[name])
+            except UsageError as error:
+                raise SoftcacheError(f"{where}: {name!r} of entry {number}: {error}") from None
+
+
+def _brief(value: Any) -> str:
+    """A value of a file as JSON has it, cut where it is long.
+
+    >>> _brief(None), _brief([1.5, "a"])
+    ('null', '[1.5, "a"]')
+    """
+    text = strictjson.dumps(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def _is_live(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, dict)
+        and value.keys() == {"amp", "channels_last"}
+        and isinstance(value["amp"], str)
+        and isinstance(value["channels_last"], bool)
+    )
+
+
+def _are_views(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(type(own) is int and own >= 0 for own in value))
 
 
 def _is_result(result: Any) -> bool:
@@ -115,6 +166,17 @@ def is_number(value: Any) -> bool:
     (True, False, False)
     """
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# What else a record has → whether a value is one, and what it has to be.
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "data": (lambda value: value is None or isinstance(value, dict), "an object"),
+    "start": (lambda value: isinstance(value, dict), "an object"),
+    "versions": (lambda value: isinstance(value, dict), "an object"),
+    "live": (_is_live, "precision and memory format of a live teacher"),
+    "view_numbers": (_are_views, "a list of numbers of views"),
+    "held_out_rows": (lambda value: type(value) is int and value >= 0, "a number of rows"),
+}
 
 
 def options_from(options: dict[str, Any], command: str, path: Path) -> Any:

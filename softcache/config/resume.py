@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
-from softcache.cache.reader import Cache
+from softcache.config.data import TrainingData
 from softcache.config.given import followed_options
 from softcache.config.record import Record, read_record
+from softcache.config.teachers import refuse_other_teacher
 from softcache.config.train import TrainConfig
 from softcache.errors import CacheError, SoftcacheError, UsageError
 from softcache.localfiles import local_path
@@ -37,9 +37,13 @@ def resumed(options: TrainConfig) -> tuple[TrainConfig, Record[TrainConfig]]:
     return dataclasses.replace(followed_options(folder, record.options, anew), **anew), record
 
 
-def refuse_other_caches(folder: Path, record: Record[TrainConfig], caches: Sequence[Cache]) -> None:
-    """Errors: ``CacheError`` where the caches are not those that the run in ``folder`` began with."""
+def refuse_other_targets(folder: Path, record: Record[TrainConfig], data: TrainingData) -> None:
+    """Errors: ``CacheError`` where the caches are not those that the run in ``folder`` began with, ``ModelError`` where
+    its live teacher has other parameters by now."""
+    if data.live is not None:
+        cure = "the run can go on with these alone"
+        refuse_other_teacher(folder, record, f"{data.live.spec} has by now", data.live_weights, cure)
     began = {str(entry["path"]): entry["cache_id"] for entry in record.caches}
-    for cache in caches:
+    for cache in data.every_cache:
         if cache.manifest.cache_id not in began.values():
             raise CacheError(f"{cache.where} is not the cache that {folder} began with: they are {', '.join(began)}")

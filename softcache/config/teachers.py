@@ -11,7 +11,7 @@ from typing import Any
 from softcache.cache.reader import Cache
 from softcache.config.folders import slug, teacher_folder
 from softcache.config.given import recorded_dataset_of, recorded_teacher
-from softcache.config.record import TEACHER_FILE, read_record, recorded_options
+from softcache.config.record import TEACHER_FILE, Record, read_record, recorded_options
 from softcache.datasets._fraction import same_fraction, split_fraction
 from softcache.datasets._index import describe_data
 from softcache.datasets._open import open_samples
@@ -192,3 +192,12 @@ def check_own(network: Network, caches: Sequence[Cache], spec: str) -> None:
             f"{spec} has parameters {found[:12]}…, {caches[0].where} was made with "
             f"{caches[0].manifest.identity.teacher.weights[:12]}…: give those with --teacher or --teacher-weights"
         )
+
+
+def refuse_other_teacher(folder: Path, record: Record[Any], given: str, weights: str, cure: str) -> None:
+    """Errors: ``ModelError`` where parameters with the fingerprint ``weights`` are of none of the teachers that the run
+    in ``folder`` has learnt from, by its ``record``. A run on labels alone has learnt from none and is compared with
+    any. ``given``: what the parameters are of, as the beginning of a sentence; ``cure``: what to do."""
+    if record.teachers and all(one["weights"] != weights for one in record.teachers):
+        own = " and ".join(f"{one['teacher']} with parameters {one['weights'][:12]}…" for one in record.teachers)
+        raise ModelError(f"{given} parameters {weights[:12]}…, but {folder} learnt from {own}: {cure}")

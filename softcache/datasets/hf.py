@@ -1,4 +1,4 @@
-"""``hf:NAME_OR_PATH``: datasets of the Hugging Face hub, where ``datasets`` is installed (``softcache[hf]``)."""
+"""``hf:NAME_OR_PATH``: datasets of the Hugging Face hub, where ``datasets`` is installed (the extra ``hf``)."""
 
 from __future__ import annotations
 

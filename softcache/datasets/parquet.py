@@ -12,7 +12,8 @@ from softcache.datasets._fraction import check_fraction
 from softcache.datasets._outputs import Outputs, asked_outputs
 from softcache.datasets._samples import Samples
 from softcache.datasets._table import Table, pick_columns, read_table_file, table_samples
-from softcache.errors import DatasetError, MissingExtraError
+from softcache.errors import DatasetError
+from softcache.extras import missing_extra
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Parquet:
 
 def _read(path: Path, outputs: Outputs | None) -> Table:
     if importlib.util.find_spec("pyarrow") is None:
-        raise MissingExtraError("a parquet: dataset needs pyarrow: pip install 'softcache[parquet]'")
+        raise missing_extra("a parquet: dataset needs pyarrow", "parquet")
     import pyarrow as pa
     import pyarrow.parquet as pq
 

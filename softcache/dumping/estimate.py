@@ -30,10 +30,11 @@ class Estimate:
     """Counts of keys and bytes, and speeds in keys per second.
 
     ``keys``: all keys of the cache; ``missing``: those still to be computed. ``bytes_per_key``: column → bytes.
-    ``total``: bytes of all shards as files; ``existing``: of the files in the folder; ``needed``: of the shards still
-    to be written; ``free``: free on the disk. Speeds are those of making pixels in one process, of the teacher, and of
-    both together with ``workers`` processes; 0 where nothing was timed. ``at_most``: whether a column is compressed, so
-    that ``total`` and ``needed`` are the most that it can be, and ``bytes_per_key`` what is compressed.
+    ``total``: bytes of all shards as files; ``existing``: of those that are there; ``needed``: of the shards still to
+    be written; ``free``: free on the disk, None of an object store, whose room nobody knows. Speeds are those of making
+    pixels in one process, of the teacher, and of both together with ``workers`` processes; 0 where nothing was timed.
+    ``at_most``: whether a column is compressed, so that ``total`` and ``needed`` are the most that it can be, and
+    ``bytes_per_key`` what is compressed.
     """
 
     keys: int
@@ -42,7 +43,7 @@ class Estimate:
     total: int
     existing: int
     needed: int
-    free: int
+    free: int | None
     pixels_per_second: float = 0.0
     teacher_per_second: float = 0.0
     keys_per_second: float = 0.0
@@ -63,8 +64,9 @@ class Estimate:
             ("all shards", f"{most}{size(self.total)}"),
             ("already there", size(self.existing)),
             ("to write", f"{most}{size(self.needed)}"),
-            ("free", size(self.free)),
         ]
+        if self.free is not None:
+            rows.append(("free", size(self.free)))
         if self.keys_per_second:
             by = f"{self.workers} worker processes" if self.workers else "this process"
             rows.append(
@@ -156,7 +158,7 @@ def speeds(forward: Forward, viewed: Viewed, grid: Grid) -> tuple[float, float]:
 def refuse_too_large(guess: Estimate, folder: Path, elsewhere: str = "another --out") -> None:
     """Errors: ``CacheError`` where what is still to be written doesn't fit on the disk. ``elsewhere``: how to write to
     another one. What is compressed may fit."""
-    if guess.needed > guess.free and not guess.at_most:
+    if guess.free is not None and guess.needed > guess.free and not guess.at_most:
         raise CacheError(
             f"{folder} needs {size(guess.needed)} more and there are {size(guess.free)} free: fewer --views or hints, "
             f"a smaller --codec, or {elsewhere}"

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from softcache.console import counted
-from softcache.errors import MissingExtraError, SoftcacheError, UsageError
+from softcache.errors import SoftcacheError, UsageError
+from softcache.extras import missing_extra
 
 ADDRESS = "RAY_ADDRESS"
 REACHED_S = 10.0  # that a cluster has to answer in
@@ -67,7 +68,7 @@ def connected(device: str, threads: int) -> Iterator[RayCluster]:
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError:
-        raise MissingExtraError("--on ray needs Ray: pip install 'softcache[ray]'") from None
+        raise missing_extra("--on ray needs Ray", "ray") from None
     if ray.is_initialized():
         yield RayCluster(ray, device, threads)
         return

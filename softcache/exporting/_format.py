@@ -13,8 +13,9 @@ from typing import Any, ClassVar, cast
 from torch import Tensor
 
 from softcache import registry
-from softcache.errors import MissingExtraError, UsageError, nearest
+from softcache.errors import UsageError, nearest
 from softcache.exporting._graph import Graph
+from softcache.extras import missing_extra
 
 # From the tensors of a graph's inputs, in their order, to its output, on the CPU.
 Runner = Callable[[Sequence[Tensor]], Tensor]
@@ -75,7 +76,7 @@ def open_format(name: str, options: Mapping[str, Any], *, int8: bool) -> Format:
     for package, extra in {**found.needs, **(found.int8_needs if int8 else {})}.items():
         if importlib.util.find_spec(package) is None:
             what = f"--format {name}" + (" with --quantize int8" if package in found.int8_needs else "")
-            raise MissingExtraError(f"{what} needs {package}: pip install 'softcache[{extra}]'")
+            raise missing_extra(f"{what} needs {package}", extra)
     known = {own.name for own in dataclasses.fields(cast(Any, found))}
     return found(**{key: value for key, value in options.items() if key in known})
 

@@ -98,6 +98,12 @@ class Network(nn.Module):
         positional, named = self.arguments(self.standardized(inputs))
         return self.model(*positional, **named)
 
+    @property
+    def takes(self) -> list[str]:
+        """Names of the inputs that the architecture's forward has parameters for."""
+        inside = self.model.backbone if isinstance(self.model, Through) else self.model
+        return _parameters(type(inside).forward)[0]
+
     def arguments(self, fields: Fields) -> tuple[list[Tensor], dict[str, Tensor]]:
         """How inputs that are no pictures go to the architecture: each by the parameter of its name. One input alone is
         the first argument where no parameter has its name. Masks go to parameters of their names, where there are any.

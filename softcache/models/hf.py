@@ -1,4 +1,4 @@
-"""``hf:NAME_OR_PATH``: the networks of transformers, where it is installed (``pip install "softcache[hf]"``)."""
+"""``hf:NAME_OR_PATH``: the networks of transformers, where it is installed (the extra ``hf``)."""
 
 from __future__ import annotations
 

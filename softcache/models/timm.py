@@ -1,4 +1,4 @@
-"""``timm:NAME``: the networks of timm, where it is installed (``pip install "softcache[timm]"``)."""
+"""``timm:NAME``: the networks of timm, where it is installed (the extra ``timm``)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from softcache.errors import MissingExtraError, ModelError, UsageError, nearest
+from softcache.errors import ModelError, UsageError, nearest
+from softcache.extras import missing_extra
 from softcache.models._checkpoint import looks_like_file
 from softcache.models._source import Weights, file_weights
 
@@ -89,5 +90,5 @@ def _timm() -> ModuleType:
     try:
         import timm
     except ImportError as error:
-        raise MissingExtraError('timm is not installed: pip install "softcache[timm]"') from error
+        raise missing_extra("timm: networks need timm", "timm") from error
     return timm

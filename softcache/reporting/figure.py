@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from softcache.errors import MissingExtraError
+from softcache.extras import missing_extra
 from softcache.reporting.elements import Element, element, plain
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise MissingExtraError("softcache report needs matplotlib: pip install 'softcache[report]'") from None
+        raise missing_extra("softcache report needs matplotlib", "report") from None
 
 
 def figure(

@@ -10,8 +10,9 @@ from softcache.config.train import TrainConfig
 from softcache.errors import UsageError
 from softcache.remembered import portable
 from softcache.reporting.elements import Element
-from softcache.reporting.settings import COMMON, Setting, grouped
+from softcache.reporting.settings import Setting, settings_of
 from softcache.reporting.students import Source, Student, recorded
+from softcache.sweeping.settings import COMMON
 
 if TYPE_CHECKING:
     from softcache.cache.reader import Cache
@@ -125,7 +126,7 @@ def findings_of(sources: Sequence[Source], made: str) -> Findings:
             # Options as a sweep was asked for them can't be compared with those that other runs have recorded.
             students.setdefault(str(student.folder.resolve()), recorded(student) if several else student)
     _refuse_several_datasets(list(students.values()))
-    settings = grouped(list(students.values()))
+    settings = settings_of(list(students.values()), by_record=several)
     chosen = frozenset(sources[0].chosen) if len(sources) == 1 else frozenset()
     chosen &= {student.name for student in students.values()}
     best, chosen_by = _best(settings, chosen)

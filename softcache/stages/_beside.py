@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from softcache.addresses import is_address
 from softcache.cache.manifest import find_caches
@@ -15,16 +16,18 @@ from softcache.cache.schema import LOGITS
 from softcache.config.given import recorded_caches, recorded_live_teacher, recorded_teacher
 from softcache.config.opening import Opening
 from softcache.config.record import Record
-from softcache.config.teachers import check_own, find_teacher
+from softcache.config.teachers import check_own, find_teacher, refuse_other_teacher
 from softcache.config.train import TrainConfig
 from softcache.device import DTYPES
 from softcache.errors import CacheError, ModelError, SoftcacheError
 from softcache.evaluating.predictions import Predictions, cached_predictions
 from softcache.models._arithmetic import Arithmetic
 from softcache.models._network import Network
+from softcache.models._weights import fingerprint
 from softcache.stages._subject import Cost, Opener, Split, Subject
 
 log = logging.getLogger(__name__)
+NAME_ANOTHER = "name a teacher of that run with --teacher, or with --cache what it said of the split"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +49,33 @@ class Teachers:
         self._opener = opener
         self._found: dict[tuple[object, ...], Teacher] = {}
         self._missing: dict[tuple[object, ...], SoftcacheError] = {}
+        self._cache: Cache | None = None  # of --cache
+        self._named: dict[int, Subject] = {}  # of --teacher, by its split
+
+    def refuse_others(self, models: Sequence[str]) -> None:
+        """Looks at the parameters of what ``--cache`` or ``--teacher`` names, before anything is computed.
+
+        Errors: ``ModelError`` where they aren't those of a teacher that a run among ``models`` has learnt from; what
+        speaks against opening them.
+        """
+        asked = self._opener.asked
+        for model in models if asked.cache is not None or asked.teacher is not None else ():
+            folder, record, split = self._opener.data(model)
+            if folder is None or record is None or not (record.losses or record.hints):
+                continue
+            if not record.teachers:
+                log.warning(
+                    f"{folder} doesn't say which parameters its teacher had, because an older softcache made it: "
+                    f"whether they are those of {asked.cache or asked.teacher} isn't checked"
+                )
+                continue
+            if asked.cache is not None:
+                refuse_cache(folder, record, self._cache_named(asked.cache))
+                continue
+            network = self._teacher_named(str(asked.teacher), split).network
+            refuse_other_teacher(
+                folder, record, f"--teacher {asked.teacher} has", fingerprint(network.model.state_dict()), NAME_ANOTHER
+            )
 
     def of(self, subject: Subject) -> Teacher | None:
         """None for a subject that has no teacher, and where nobody named one.
@@ -78,11 +108,11 @@ class Teachers:
 
     def _open(self, subject: Subject) -> Teacher:
         asked, split = self._opener.asked, subject.split
-        where = Opening(asked.expect, asked.local_cache, asked.local_size)
         if asked.cache is not None:
-            return _cached(where.open(asked.cache, option="--cache"), split)
+            return _cached(self._cache_named(asked.cache), split)
         if asked.teacher is not None:
-            opened = self._opener.on(split, asked.teacher, asked.teacher_weights, option="--teacher-weights")
+            opened = self._teacher_named(asked.teacher, split)
+            del self._named[id(split)]  # what it says is kept, and no more
             return self._live(opened)
         folder, record, options = subject.folder, subject.record, subject.options
         assert folder is not None
@@ -96,7 +126,23 @@ class Teachers:
                 f"{folder} was trained from {len(names)} caches, and it is compared with one teacher: name it with "
                 "--teacher, or its cache with --cache"
             )
-        return self.of_cache(where.open(names[0]), split)
+        return self.of_cache(self._where.open(names[0]), split)
+
+    @property
+    def _where(self) -> Opening:
+        asked = self._opener.asked
+        return Opening(asked.expect, asked.local_cache, asked.local_size)
+
+    def _cache_named(self, name: str) -> Cache:
+        if self._cache is None:
+            self._cache = self._where.open(name, option="--cache")
+        return self._cache
+
+    def _teacher_named(self, name: str, split: Split) -> Subject:
+        if id(split) not in self._named:
+            weights = self._opener.asked.teacher_weights
+            self._named[id(split)] = self._opener.on(split, name, weights, option="--teacher-weights")
+        return self._named[id(split)]
 
     def of_cache(self, recorded: Cache, split: Split) -> Teacher:
         """The teacher that ``recorded`` was made with: what a cache of the split beside it says, else run now.
@@ -115,6 +161,8 @@ class Teachers:
         """That of ``--online``, in the arithmetic of the training."""
         spec, weights = recorded_live_teacher(folder, options)
         network = find_teacher(spec, split.viewed.samples, weights=weights, size=options.teacher_size)
+        cure = "name that teacher with --teacher, or with --cache what it said of the split"
+        refuse_other_teacher(folder, record, f"{spec} has by now", fingerprint(network.model.state_dict()), cure)
         arithmetic = Arithmetic(**record.live) if record.live is not None else Arithmetic("off", False)
         return self._live(self._moved(spec, network, arithmetic, options.dtype, split))
 
@@ -142,6 +190,14 @@ class Teachers:
     def _moved(self, spec: str, network: Network, arithmetic: Arithmetic, dtype: str, split: Split) -> Subject:
         moved = network.to(self._opener.device, DTYPES.get(dtype, DTYPES["float32"]))
         return Subject(spec, arithmetic.apply(moved), arithmetic, split)
+
+
+def refuse_cache(folder: Path, record: Record[Any], cache: Cache) -> None:
+    """Errors: ``ModelError`` where ``--cache`` names one that none of the run's teachers made."""
+    teacher = cache.manifest.identity.teacher
+    refuse_other_teacher(
+        folder, record, f"--cache {cache.where} is of {teacher.spec} with", teacher.weights, NAME_ANOTHER
+    )
 
 
 def _of_split(recorded: Cache, split: Split) -> Teacher | None:

@@ -19,7 +19,7 @@ from softcache.config.folders import make_folder
 from softcache.config.given import FOLLOWED
 from softcache.config.parsed import Parsed, parse
 from softcache.config.record import CONFIG, Record, absolute_paths
-from softcache.config.resume import MOVABLE, refuse_other_caches, resumed
+from softcache.config.resume import MOVABLE, refuse_other_targets, resumed
 from softcache.config.train import TrainConfig
 from softcache.console import counted
 from softcache.device import reproducible
@@ -208,7 +208,7 @@ def _prepare(group: Sequence[_Member]) -> None:
             own = material if _reads_same_views(member.parsed, material, numbers) else None
             member.prepared = prepare(member.parsed, begun, member.record, own)
             if member.record is not None:
-                refuse_other_caches(member.folder, member.record, member.prepared.data.every_cache)
+                refuse_other_targets(member.folder, member.record, member.prepared.data)
             member.order = order_of(member.prepared)
         except SoftcacheError as error:
             member.outcome = error

@@ -60,6 +60,7 @@ from softcache.inputs import bucket_input
 from softcache.localfiles import local_path
 from softcache.models._arithmetic import Arithmetic, pick_arithmetic
 from softcache.models._network import Network
+from softcache.models._takes import refuse_other_inputs
 from softcache.views._open import Viewed, view_samples
 
 log = logging.getLogger(__name__)
@@ -161,16 +162,16 @@ def open_dump(begun: Begun, device: torch.device, *, divided: bool) -> Opened | 
     config, folder, viewed, existing = begun.config, begun.folder, begun.viewed, begun.existing
     samples, dry_run = viewed.samples, config.dry_run
     network = find_teacher(
-        config.teacher,
-        samples,
-        weights=config.teacher_weights,
-        normalize=config.normalize,
-        size=config.teacher_size,
+        config.teacher, samples, weights=config.teacher_weights, normalize=config.normalize, size=config.teacher_size
     )
     weights = weights_fingerprint(network, keep=not dry_run)  # before its dtype changes
+    some = viewed.clean(np.arange(2) % len(viewed))
+    # A cache that is there shows that it can; and parameters in another dtype may not fit the device as they are.
+    if existing is None and config.dtype in (None, "float32"):
+        refuse_other_inputs(network.to(device), some.to(device), viewed.inputs, samples.spec, "--dataset")
     arithmetic = pick_arithmetic(
         network,
-        viewed.clean(np.arange(2) % len(viewed)),
+        some,
         config.batch_size or default_batch(viewed, device.type),
         device,
         amp=config.amp or "auto",
@@ -207,14 +208,9 @@ def open_dump(begun: Begun, device: torch.device, *, divided: bool) -> Opened | 
     network = arithmetic.apply(network.to(device, DTYPES[numerics.dtype])).eval()
     forward = Forward(network, columns, device, amp=numerics.amp, compiled=numerics.compile)
     with reproducible(tf32=numerics.tf32):
+        grid = identity.grid
         records = columns_to_keep(
-            forward,
-            viewed,
-            begun.signals,
-            config.codec,
-            identity.grid.block_rows,
-            existing,
-            config.compressions,
+            forward, viewed, begun.signals, config.codec, grid.block_rows, existing, config.compressions
         )
     kept = layouts(records, begun.signals, config.codec, existing)
     undecided = {name: bound for name, bound in begun.bounds.items() if name not in held}

@@ -203,6 +203,7 @@ def record_of(prepared: Prepared) -> Record[TrainConfig]:
         ],
         hints=[{"hint": str(term), "weight": str(term.weight_schedule())} for term in parsed.hints],
         caches=[{"path": cache.place, "cache_id": cache.manifest.cache_id} for cache in data.every_cache],
+        teachers=[] if parsed.labels_alone else data.teachers,
         view_numbers=data.recorded_views,
         held_out_rows=len(prepared.rows.held),
         live=None if prepared.live is None else dataclasses.asdict(prepared.live),

@@ -91,6 +91,13 @@ class Opener:
     def subject(self, model: str) -> Subject:
         """Errors: ``ModelError`` where there are no parameters for it, ``DatasetError`` where its data can't be had,
         ``UsageError`` for a run that has learnt no logits."""
+        return self.on(self.data(model)[2], model, self.asked.weights, normalize=self.asked.normalize)
+
+    def data(self, model: str) -> tuple[Path | None, Record[Any] | None, Split]:
+        """The folder and the record of a run or a teacher, None of a spec; and the inputs that it is evaluated on.
+
+        Errors: as ``subject``, but for those of parameters, which aren't opened.
+        """
         asked, folder = self.asked, known_folder(model)
         record = read_record(folder) if folder is not None and (folder / CONFIG).exists() else None
         if record is not None and isinstance(record.options, TrainConfig):
@@ -100,7 +107,7 @@ class Opener:
         split = self.split(dataset, size, data_dir)
         if folder is not None and record is not None:
             remember_data(folder, record.options, dataset)
-        return self.on(split, model, asked.weights, normalize=asked.normalize)
+        return folder, record, split
 
     def split(self, dataset: str, size: int | None, data_dir: str | None) -> Split:
         """The clean inputs of the split that is asked for."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from softcache.addresses import DUMPED, refuse_unwritable
 from softcache.atomic import is_temporary, replace_file
 from softcache.cache.constants import constants_name
 from softcache.cache.listing import LISTING, MAX_LISTING_BYTES, is_cache_file, names_of
@@ -24,7 +25,6 @@ from softcache.config.folders import make_folder
 from softcache.errors import CacheError, UsageError
 from softcache.localfiles import cache_folder, local_path
 from softcache.locks import locked
-from softcache.store.https import Https
 from softcache.store.local import Local
 from softcache.store.lock import StoreLock
 from softcache.store.opened import open_store
@@ -65,14 +65,13 @@ def writing_to_store(config: DumpConfig) -> Iterator[tuple[DumpConfig, Goal]]:
     Errors: ``UsageError`` for an address that can't be written to, ``LockedError`` where another process dumps there.
     """
     assert config.out is not None
-    store = open_store(config.out, "--out")
-    if isinstance(store, Https):
-        raise UsageError(f"--out {store.where}: softcache writes nothing to https:// addresses, only to s3, gs, az, hf")
-    if store.where.startswith("hf://"):
+    if config.out.startswith("hf://"):
         raise UsageError(
-            f"--out {store.where}: a dump isn't written to the hub, where each file would be a commit and all that a "
+            f"--out {config.out}: a dump isn't written to the hub, where each file would be a commit and all that a "
             "published copy leaves out would be in it: dump into a folder, and softcache copy it there"
         )
+    refuse_unwritable(config.out, "--out", DUMPED)
+    store = open_store(config.out, "--out")
     with contextlib.ExitStack() as held:
         if config.dry_run:
             folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="softcache-dry-run-")))

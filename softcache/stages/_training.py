@@ -28,6 +28,7 @@ from softcache.losses._terms import Term, refuse_few_classes, refuse_kind, refus
 from softcache.models._arithmetic import Arithmetic, pick_arithmetic
 from softcache.models._network import Network
 from softcache.models._open import open_network
+from softcache.models._takes import refuse_other_inputs
 from softcache.ragged import own_places
 from softcache.stages._material import Material
 from softcache.tracking._specs import check_trackers
@@ -154,6 +155,9 @@ def prepare(
     if options.sync_bn:
         _synchronize_batch_norms(network, hint_losses, device, material.ranks)
     keep_frozen_still(network)
+    refuse_other_inputs(
+        network.to(device), sample.to(device), data.viewed.inputs, data.dataset, "--dataset, or a --cache of it"
+    )
     live = _live_arithmetic(data, options, device, record)
     pretrained = options.weights is not None or parsed.copied is not None
     options = options.settled(network, rows.length, pretrained=pretrained, distilled=not parsed.labels_alone)

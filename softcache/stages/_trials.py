@@ -18,7 +18,8 @@ from softcache import strictjson
 from softcache.atomic import replace_file
 from softcache.config.folders import make_folder
 from softcache.console import counted
-from softcache.errors import MissingExtraError, SoftcacheError, UsageError
+from softcache.errors import SoftcacheError, UsageError
+from softcache.extras import missing_extra
 from softcache.stages._many import Settled, Trainers
 from softcache.stages._pruning import bars, scores
 from softcache.sweeping.folder import ROUNDS, ManyFolder
@@ -191,5 +192,5 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise MissingExtraError("--trials needs Optuna: pip install 'softcache[sweep]'") from None
+        raise missing_extra("--trials needs Optuna", "sweep") from None
     return optuna

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from softcache.addresses import is_address, without_secret
+from softcache.addresses import COPIED, is_address, refuse_unwritable, without_secret
 from softcache.atomic import remove_dead_temporaries
 from softcache.cache.listing import LISTING, MAX_LISTING_BYTES, Listed, Listing, check_expected, is_cache_file, names_of
 from softcache.cache.locks import writing
@@ -125,9 +125,8 @@ def _opened(source: str | Path, target: str | Path) -> tuple[Store, Store]:
     """Errors: ``UsageError`` for a target that can't be written to, or lies in the source or around it."""
     source, target = without_secret(source), without_secret(target)
     origin = open_store(source if is_address(source) else pick_cache(source, option="SOURCE"), "SOURCE")
+    refuse_unwritable(target, "TARGET", COPIED)
     goal = open_store(target, "TARGET")
-    if isinstance(goal, Https):
-        raise UsageError(f"TARGET {goal.where}: softcache writes nothing to https:// addresses, only to s3, gs, az, hf")
     one, other = (os.path.realpath(s.folder) if isinstance(s, Local) else s.where for s in (origin, goal))
     if one == other or f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/"):
         raise UsageError(f"{goal.where} and {origin.where} lie in one another: copy to another place")

@@ -48,6 +48,7 @@ from softcache.stages._measured import keeping_errors
 from softcache.stages._on_ray import Shared, dump_on_ray
 from softcache.stages._standing import told
 from softcache.stages._to_store import announce, writing_to_store
+from softcache.store.store import Store
 
 
 @dataclass
@@ -89,10 +90,18 @@ def _dump_to_store(asked: DumpConfig, part: tuple[int, int]) -> Dumped:
     with writing_to_store(asked) as (here, goal):
         done = _dump(here, part, began)
         if asked.dry_run:
-            return dataclasses.replace(done, info={"path": goal.store.where})
+            return dataclasses.replace(
+                done, info={"path": goal.store.where}, estimate=_in_store(done.estimate, goal.store)
+            )
         pin = goal.finish(here.named_codec)
         info = describe(Cache(done.folder, codec=here.named_codec))  # now that all of it is stored
     return dataclasses.replace(done, info={**info, "pin": pin})
+
+
+def _in_store(guess: Estimate | None, store: Store) -> Estimate | None:
+    """The estimate of a dump into a store, by what lies there: this machine's disk keeps a few shards for a while."""
+    stored = sum(count for name, count in store.files().items() if name.endswith(".h5"))
+    return guess and dataclasses.replace(guess, existing=stored, free=None)
 
 
 def _dump(asked: DumpConfig, part: tuple[int, int], began: float) -> Dumped:

@@ -47,6 +47,7 @@ def evaluate_all(config: EvalConfig) -> Evaluation:
     names = [name for model in config.models for name in _runs_in(model)]
     found = []
     with reproducible(tf32=config.tf32):
+        teachers.refuse_others(names)
         for first in range(0, len(names), AT_ONCE):
             subjects = [opener.subject(name) for name in names[first : first + AT_ONCE]]
             _refuse_without_labels(subjects, config)
@@ -119,7 +120,7 @@ def _evaluated(subject: Subject, said: Predictions, teachers: Teachers, opener: 
         opener.cost(subject).to_json(),
         None if teacher is None else _of_teacher(teacher, opener),
         tuple(_classes(split.dataset, said, teacher)) if config.per_class else (),
-        None if subject.record is None or options is None else setting_of(subject.record),
+        None if subject.record is None or options is None else setting_of(options.to_json(), subject.record),
         None if options is None else options.seed,
         left_out,
     )

@@ -16,7 +16,8 @@ from torch.utils.data import Dataset, Sampler
 
 from softcache.cache.agreement.digests import PixelCheck
 from softcache.cache.column import OFFSET
-from softcache.cache.reader import Cache, ColumnReader
+from softcache.cache.column_reader import ColumnReader
+from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, hint_column
 from softcache.cache.shares import filled, own_mask
 from softcache.config.data import open_data

@@ -10,6 +10,7 @@ from softcache.config.teachers import default_data, known_folder, own_teacher
 from softcache.models._hooks import classifier_path
 from softcache.models._layers import list_layers
 from softcache.models._open import open_network
+from softcache.models._takes import refuse_other_inputs
 from softcache.views._open import open_viewed
 
 FLOAT16_BYTES = 2
@@ -40,8 +41,10 @@ def layers(
         pictures=samples.pictures,
         seed=0,
     )
+    some = viewed.clean(np.arange(2))
+    refuse_other_inputs(network, some, viewed.inputs, samples.spec, "--dataset")
     found = []
-    for layer in list_layers(network, viewed.clean(np.arange(2))):
+    for layer in list_layers(network, some):
         count = int(np.prod(layer.shape)) * FLOAT16_BYTES
         found.append({"layer": layer.path, "module": layer.kind, "shape": list(layer.shape), "bytes": count})
     classifier = classifier_path(network.model, network.classes)

@@ -29,7 +29,8 @@ from softcache.reporting.numbers import difference, title, unit, with_unit
 from softcache.reporting.page import MARK, Part, page, parts
 from softcache.reporting.sections.comparison import gained
 from softcache.reporting.students import Student, read_source
-from softcache.stages._said import said_of, split_cache
+from softcache.stages._beside import refuse_cache
+from softcache.stages._said import said_of, shown_student, split_cache
 
 log = logging.getLogger(__name__)
 OUT = "report.html"
@@ -66,7 +67,8 @@ def report(
     ``workers``: of the networks that are run: the best student, one on labels alone, and the teacher.
 
     A page of softcache that is there is replaced. Errors: ``UsageError`` where another file has the name,
-    ``SoftcacheError`` for folders that are none of the three, ``MissingExtraError`` without matplotlib.
+    ``SoftcacheError`` for folders that are none of the three, ``ModelError`` where ``cache`` or ``teacher`` isn't the
+    teacher of the students, ``MissingExtraError`` without matplotlib.
     """
     began = time.monotonic()
     refuse_several("report")
@@ -83,6 +85,7 @@ def report(
         findings = findings_of(sources, made)
         found, why = _training_cache(findings, caches)
         _refuse_idle(caches, found)
+        _refuse_other_teachers(findings, caches, found)
         asked = EvalConfig(
             models=tuple(runs),
             cache=split_cache(caches, SPLIT),
@@ -148,6 +151,15 @@ def _refuse_idle(caches: Sequence[Cache], used: Cache | None) -> None:
                 f"{SPLIT} split: it is of the {cache.manifest.identity.dataset.split} split, and its id is "
                 f"{cache.manifest.cache_id[:12]}…"
             )
+
+
+def _refuse_other_teachers(findings: Findings, caches: Sequence[Cache], used: Cache | None) -> None:
+    """Errors: ``ModelError`` for a cache of the test split that none of the teachers made that the students learnt from
+    whom the report looks into."""
+    first = shown_student(findings)
+    for cache in caches:
+        if cache is not used and first is not None and first.record is not None:
+            refuse_cache(first.folder, first.record, cache)
 
 
 def _recorded_cache(student: Student) -> Cache:

@@ -28,6 +28,7 @@ from softcache.losses._terms import refuse_few_classes
 from softcache.models._folder import describe, save_network
 from softcache.models._network import Network
 from softcache.models._open import open_network, pure
+from softcache.models._takes import refuse_other_inputs
 from softcache.stages._tracked import tracked_run
 from softcache.stream.batches import Stream
 from softcache.stream.inputs import pick_inputs
@@ -109,6 +110,8 @@ def teach(config: TeachConfig) -> Taught:
         new_classifier=True,
     )
     network.refuse_untrainable()
+    some = train.clean(np.arange(2) % len(train))
+    refuse_other_inputs(network.to(device), some.to(device), train.inputs, config.dataset, "--dataset")
     if config.freeze:
         if config.weights is None:
             raise UsageError("--freeze trains the classifier alone: give the rest of the network with --weights")
@@ -116,7 +119,7 @@ def teach(config: TeachConfig) -> Taught:
     config = config.settled(network, int(labelled(train.samples.labels).sum()), pretrained=config.weights is not None)
     make_folder(folder)
     with training_into(folder, "the same command"), reproducible(tf32=config.tf32):
-        config = config.with_arithmetic(network, train.clean(np.arange(2) % len(train)), device)
+        config = config.with_arithmetic(network, some, device)
         return _teach(network, train, test, config, folder, device)
 
 

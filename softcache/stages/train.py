@@ -10,7 +10,7 @@ from softcache.config.folders import make_folder, new_folder
 from softcache.config.options import command
 from softcache.config.parsed import parse
 from softcache.config.record import CONFIG, Record
-from softcache.config.resume import refuse_other_caches, resumed
+from softcache.config.resume import refuse_other_targets, resumed
 from softcache.config.train import TrainConfig
 from softcache.console import silent
 from softcache.device import reproducible
@@ -77,7 +77,7 @@ def _prepared(options: TrainConfig, record: Record[TrainConfig] | None, begun: B
     start = record.start if (begun.folder / CHECKPOINT).exists() else None
     prepared = prepare(parse(options), start, record, ranks=ranks)
     begun.refuse_other(prepared, record)
-    refuse_other_caches(begun.folder, record, prepared.data.every_cache)
+    refuse_other_targets(begun.folder, record, prepared.data)
     return refuse_ranks(prepared)
 
 

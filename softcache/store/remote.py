@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from softcache.addresses import Address
-from softcache.errors import IntegrityError, MissingExtraError, StoreError
+from softcache.errors import IntegrityError, StoreError
+from softcache.extras import missing_extra
 from softcache.store.retry import Patience, persistently
 from softcache.store.store import PIECE, write_pieces
 
@@ -53,7 +54,7 @@ class Fsspec:
 
             fsspec.get_filesystem_class(address.scheme)
         except ImportError:
-            raise MissingExtraError(f"{address.scheme}:// needs {package}: pip install 'softcache[{extra}]'") from None
+            raise missing_extra(f"{address.scheme}:// needs {package}", extra) from None
 
         opened = functools.partial(_opened, address.scheme)
         return cls(opened, address.path, str(address), address.scheme, patience)

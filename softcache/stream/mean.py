@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from softcache.cache.reader import Cache, ColumnReader
+from softcache.cache.column_reader import ColumnReader
+from softcache.cache.reader import Cache
 from softcache.fields import Inputs
 from softcache.losses._target import Target
 from softcache.ragged import on_device

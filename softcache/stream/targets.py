@@ -17,7 +17,8 @@ import torch
 
 from softcache.cache.blocks import BlockReader
 from softcache.cache.column import DIGEST, OFFSET
-from softcache.cache.reader import Cache, ColumnReader
+from softcache.cache.column_reader import ColumnReader
+from softcache.cache.reader import Cache
 from softcache.cache.schema import LOGITS, hint_column
 from softcache.cache.shares import own_values
 from softcache.device import autocast

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from softcache.sweeping.evaluation import BESIDE, Evaluated, EvaluatedRow, Evaluation, OfTeacher
@@ -44,8 +44,9 @@ def heading(evaluation: Evaluation) -> list[tuple[str, str]]:
     return found
 
 
-def at_length(row: EvaluatedRow) -> Table:
-    """Everything that is known of models of one setting, beside their teacher."""
+def at_length(evaluation: Evaluation) -> Table:
+    """Everything that is known of models of one setting, which are all that there are, beside the first's teacher."""
+    (row,) = evaluation.rows
     first, teacher = row.first, row.first.teacher
     lines = []
     theirs = teacher.to_json() if teacher is not None else {}
@@ -58,7 +59,7 @@ def at_length(row: EvaluatedRow) -> Table:
     for name in BESIDE:
         if row.values(name):
             lines.append([_beside_title(name, row), told_mean(row.values(name), name), ""])
-    header = ["", "student", "teacher"]
+    header = ["", "student", "teacher 1" if len(_teachers(evaluation)) > 1 else "teacher"]
     if teacher is None:
         header, lines = ["", "model"], [line[:2] for line in lines]
     elif not first.setting:
@@ -68,7 +69,7 @@ def at_length(row: EvaluatedRow) -> Table:
 
 def tables(evaluation: Evaluation) -> list[Table]:
     """Several rows: beside the labels, beside the teacher, and what the networks cost."""
-    names, settings, _ = _settings(evaluation.rows)
+    names, settings, _ = _settings(evaluation)
     found = []
     beside = [name for name in BESIDE if any(row.values(name) for row in evaluation.rows)]
     scores = [name for name in SHOWN if any(row.values(name) for row in evaluation.rows)][:3]
@@ -83,24 +84,26 @@ def tables(evaluation: Evaluation) -> list[Table]:
             lines.append([*setting, str(len(row.models)), *own])
         found.append(([*names, "runs", *(SHORT.get(name, TITLES[name]) for name in scores)], lines))
     if beside:
-        lines = []
+        lines, teachers = [], _teachers(evaluation)
+        several = ["teacher"] if len(teachers) > 1 else []
         for row, setting in zip(evaluation.rows, settings, strict=True):
             T = row.first.beside.get("kl_temperature")
-            own = [told_mean(row.values(name), name) for name in beside]
+            own = [_taught_by(row, teachers)] if several else []
+            own += [told_mean(row.values(name), name) for name in beside]
             lines.append([*setting, *own, f"T={T:g}" if T is not None and "kl_T" in beside else ""])
-        found.append(([*names, *(SHORT[name] for name in beside), ""], lines))
+        found.append(([*names, *several, *(SHORT[name] for name in beside), ""], lines))
     found.append(_cost_table(evaluation))
     return found
 
 
 def legend(evaluation: Evaluation) -> Table | None:
     """What the numbers of the settings in ``tables`` stand for; None where the tables say it by themselves."""
-    return _settings(evaluation.rows)[2]
+    return _settings(evaluation)[2]
 
 
-def of_classes(row: EvaluatedRow) -> Table:
+def of_classes(row: EvaluatedRow, evaluation: Evaluation) -> Table:
     """Each class: its rows, and how many of them student and teacher recognize, as means over seeds."""
-    lines, taught = [], row.first.teacher is not None
+    lines, taught, teachers = [], row.first.teacher is not None, _teachers(evaluation)
     for place, own in enumerate(row.first.classes):
         student, teacher = (row.class_accuracy(place, of) for of in ("student", "teacher"))
         line = [own.name, f"{own.rows:,}", told_mean([] if student is None else [student], "top1")]
@@ -108,7 +111,8 @@ def of_classes(row: EvaluatedRow) -> Table:
             line.append(told_mean([] if teacher is None else [teacher], "top1"))
             line.append("–" if student is None or teacher is None else f"{100 * (student - teacher):+.2f} points")
         lines.append(line)
-    return ["class", "rows", "student", *(["teacher", "difference"] if taught else [])], lines
+    name = f"teacher {_taught_by(row, teachers)}" if len(teachers) > 1 else "teacher"
+    return ["class", "rows", "student", *([name, "difference"] if taught else [])], lines
 
 
 def told_setting(row: EvaluatedRow) -> str:
@@ -141,13 +145,22 @@ def _known_by(teacher: OfTeacher, dataset: str) -> Hashable:
     return teacher.name, teacher.source, dataset, teacher.scores
 
 
-def _settings(rows: Sequence[EvaluatedRow]) -> tuple[list[str], list[list[str]], Table | None]:
+def _taught_by(row: EvaluatedRow, teachers: Mapping[Hashable, tuple[str, OfTeacher, str]]) -> str:
+    """The numbers of the teachers that models of a row are compared with; a dash where they are compared with none."""
+    known = [_known_by(one.teacher, one.dataset) for one in row.models if one.teacher is not None]
+    labels = [teachers[key][0].removeprefix("teacher ") for key in dict.fromkeys(known)]
+    return ", ".join(labels) or "–"
+
+
+def _settings(evaluation: Evaluation) -> tuple[list[str], list[list[str]], Table | None]:
     """Columns that tell rows apart, their values in each row and, where they are too wide to be repeated in every
     table, a table of them."""
+    rows = evaluation.rows
     names = list(rows[0].varied)
+    room = ROOM - (len("teacher") + 2 if len(_teachers(evaluation)) > 1 else 0)
     values = [list(row.varied.values()) for row in rows]
     width = sum(max(len(cell) for cell in column) + 2 for column in zip(names, *values, strict=True))
-    if names and width <= ROOM:
+    if names and width <= room:
         return names, values, None
     numbers = [[f"[{number}]"] for number in range(1, len(rows) + 1)]
     if not names:

@@ -6,7 +6,8 @@ import importlib.util
 from collections.abc import Sequence
 
 from softcache import registry
-from softcache.errors import MissingExtraError, UsageError
+from softcache.errors import UsageError
+from softcache.extras import missing_extra
 from softcache.tracking._tracker import Tracker
 
 KIND = "tracking"
@@ -39,5 +40,5 @@ def check_trackers(specs: Sequence[str]) -> None:
     for spec in specs:
         name, tracker = registry.split_spec(spec)[0], parse_tracker(spec)
         if importlib.util.find_spec(tracker.package) is None:
-            raise MissingExtraError(f"--log {name} needs {tracker.package}: pip install 'softcache[{name}]'")
+            raise missing_extra(f"--log {name} needs {tracker.package}", name)
         tracker.load()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from softcache.cache.reader import ColumnReader
+from softcache.cache.column_reader import ColumnReader
 from softcache.datasets._labels import Labels, label_kind, labelled
 from softcache.errors import SoftcacheError
 from softcache.evaluating.predictions import Judged, predict
