@@ -74,7 +74,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    """A process that has imported everything and forks a command at a time."""
+    """Runs commands in processes that don't import torch anew."""
     with Warm(tmp_path_factory.mktemp("warm")) as warm:
         yield warm
 
