@@ -51,7 +51,9 @@ PRELOADED = (
 )  # fmt: skip
 READ_AT_START = ("PYTHON", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "LD_", "TORCH_", "MALLOC_")
 NOT_READ = ("PYTHONPATH", "TORCH_HOME", "TORCH_CPP_LOG_LEVEL", "TORCHELASTIC")
+# So that this module can stand for ``subprocess`` in another one.
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
+TimeoutExpired = subprocess.TimeoutExpired
 
 
 class _Server:
@@ -172,7 +174,7 @@ class _Forked:
         end, pause = None if timeout is None else time.monotonic() + timeout, 0.001
         while (status := self.poll()) is None:
             if end is not None and time.monotonic() > end:
-                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+                raise TimeoutExpired(self.args, timeout or 0.0)
             time.sleep(pause)
             pause = min(2 * pause, 0.02)
         return status
@@ -210,7 +212,7 @@ class _Forked:
         for reader in readers:
             reader.join(timeout)
             if reader.is_alive():
-                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+                raise TimeoutExpired(self.args, timeout or 0.0)
         for stream in (self.stdout, self.stderr):
             if stream is not None:
                 stream.close()
@@ -348,6 +350,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for what it has forked, and for the one that asks it
     for name in PRELOADED:
         importlib.import_module(name)
+    with contextlib.suppress(ImportError):  # of an extra
+        importlib.import_module("s3fs")
     gc.collect()
     gc.freeze()  # or each collection in what it forks would copy the memory that both share
     job = _serve(socket.socket(fileno=int(sys.argv[1])))
