@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import harness_process
 import numpy as np
 import pytest
 import torch
@@ -268,7 +269,7 @@ def _children(pid: int) -> list[int]:
 def test_an_error_of_all_ranks_is_said_once(
     undisturbed: tuple[Path, str], made: Path, environment: dict[str, str]
 ) -> None:
-    done = subprocess.run(
+    done = harness_process.run(
         torchrun(*command(made, undisturbed[0], epochs=5)), env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode != 0
