@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pickle
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import harness_process
 import numpy as np
 import pytest
 import torch
@@ -236,7 +236,7 @@ def test_the_example_trains(here: Path) -> None:
     assert digits.images is not None
     np.savez("few.npz", train_images=digits.images[:128], train_labels=digits.labels[:128])
     make_cache(here / "caches" / "digits", here / "teacher", dataset="arrays:few.npz")
-    done = subprocess.run(
+    done = harness_process.run(
         [sys.executable, str(EXAMPLE), "--epochs", "2", "--batch-size", "32", "--workers", "1"],
         capture_output=True,
         text=True,
@@ -247,6 +247,6 @@ def test_the_example_trains(here: Path) -> None:
     assert losses[1] < losses[0]
     state = torch.load("student.pt", weights_only=True)
     torchvision.models.resnet18(num_classes=10).load_state_dict(state)
-    wrong = subprocess.run([sys.executable, str(EXAMPLE), "--cache", "nowhere"], capture_output=True, text=True)
+    wrong = harness_process.run([sys.executable, str(EXAMPLE), "--cache", "nowhere"], capture_output=True, text=True)
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("error: ")
