@@ -261,5 +261,13 @@ def times(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path.relative_to(folder)): (stat.st_ino, stat.st_mtime_ns) for path, stat in stats.items()}
 
 
+def remove_unsigned_locks(folder: Path) -> None:
+    """For after a kill at a random moment: a process that dies between making a lock's file and signing it leaves one
+    that nobody may take over, so whoever knows that it is gone removes it, as softcache's message says."""
+    for lock in folder.glob(".*.lock*"):
+        if lock.stat().st_size == 0:
+            lock.unlink()
+
+
 def temporaries(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob(".*.part"))

@@ -40,6 +40,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
+import numpy as np
+import torch
+
 # What commands import in their course, among it what torch leaves until the first optimizer and the first count of
 # operations, which takes longer than many a command.
 PRELOADED = (
@@ -299,25 +302,28 @@ def _become(job: dict[str, Any], places: list[str]) -> None:
     importlib.invalidate_caches()
     here = importlib.machinery.PathFinder.find_spec("softcache")
     loaded = sys.modules["softcache"].__file__
+    for generator in (torch.default_generator, np.random):  # ``random`` sees to it itself
+        generator.seed()
     assert here is None or os.path.samefile(str(here.origin), str(loaded)), f"{here} is another softcache than {loaded}"
     sys.orig_argv, sys.argv = list(job["args"]), [kind or what, *arguments]
     if kind == "-m":
         runpy.run_module(what, run_name="__main__", alter_sys=True)
-    elif kind == "-c":
-        main = types.ModuleType("__main__")
-        sys.modules["__main__"] = main
-        exec(compile(what, "<string>", "exec"), main.__dict__)
     else:
-        runpy.run_path(what, run_name="__main__")
+        main, name, code = types.ModuleType("__main__"), "<string>", what.encode()
+        if not kind:
+            name = main.__file__ = os.path.abspath(what)
+            code = Path(name).read_bytes()
+        sys.modules["__main__"] = main
+        exec(compile(code, name, "exec"), main.__dict__)
 
 
 def _lived(run: Callable[[], None]) -> int:
-    """The exit status of a process that ran this, as the interpreter gives it."""
+    """The exit status of a process that ran this, as the interpreter gives it; minus a signal that it dies of."""
     try:
         run()
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):
-            return end.code or 0
+            return (end.code or 0) & 0xFF
         print(end.code, file=sys.stderr)
         return 1
     except BaseException as error:
@@ -331,9 +337,7 @@ def _lived(run: Callable[[], None]) -> int:
 
 def _end(status: int) -> NoReturn:
     """As the interpreter ends, but for the modules: to take them apart costs more than many a command."""
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+    threading._shutdown()  # type: ignore[attr-defined]  # tells pools of threads to end, and waits for threads
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(BrokenPipeError):
@@ -341,7 +345,7 @@ def _end(status: int) -> NoReturn:
     if status < 0:
         signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
-    os._exit(status & 0xFF)
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -278,10 +278,9 @@ def test_a_dump_removes_nothing_of_the_users(
         assert path.read_bytes() == b"mine"
     one, _ = [path for path in (tmp_path / "staging").iterdir() if (path / "cache.json").exists()]
     (one / "notes.txt").write_text("mine too")
-    for name in open_store(address, "the test").files():
-        open_store(address, "the test").delete(name)
-    for name in open_store(other, "the test").files():
-        open_store(other, "the test").delete(name)
+    for store in (open_store(address, "the test"), open_store(other, "the test")):
+        for name in store.files():
+            store.delete(name)
     run(warm, setting, address, faults, tmp_path)
     run(warm, setting, other, faults, tmp_path, "--views", "1")
     assert (one / "notes.txt").read_text() == "mine too"
