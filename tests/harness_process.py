@@ -289,7 +289,7 @@ def _serve(asking: socket.socket) -> dict[str, Any]:
 
 def _become(job: dict[str, Any], places: list[str]) -> None:
     """Runs the job's command in this process. ``places``: where modules are found, but for what a command adds."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where pytest itself ignores it, in the background
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.chdir(job["cwd"])
     os.environ.clear()
