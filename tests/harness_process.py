@@ -100,12 +100,13 @@ def _send(to: socket.socket, message: Any, streams: Sequence[int] = ()) -> None:
 def _receive(whence: socket.socket) -> tuple[Any, list[int]]:
     """The message and its streams. Errors: ``EOFError`` where the other side is gone."""
     head, streams, _, _ = socket.recv_fds(whence, 8, 3)
-    if len(head) != 8:
-        raise EOFError("the process that forks, or the one that asks it, is gone")
-    left, parts = struct.unpack("<Q", head)[0], []
+    left, parts = struct.unpack("<Q", head)[0] if len(head) == 8 else 1, []
     while left:
-        parts.append(whence.recv(min(left, 2**20)))
-        left -= len(parts[-1])
+        part = whence.recv(min(left, 2**20))
+        if not part:
+            raise EOFError("the process that forks, or the one that asks it, is gone")
+        parts.append(part)
+        left -= len(part)
     return json.loads(b"".join(parts)), streams
 
 
@@ -129,8 +130,8 @@ class _Forked:
     ) -> None:  # fmt: skip
         self.args, self.returncode = [os.fspath(argument) for argument in args], cast("int | None", None)
         assert self.args[0] == sys.executable, f"{self.args[0]} is not this Python: start it with subprocess"
-        environment = dict(os.environ if env is None else env)
-        _refuse_what_was_read(environment, _server().environment)
+        environment, self._server = dict(os.environ if env is None else env), _server()
+        _refuse_what_was_read(environment, self._server.environment)
         given, streams, theirs, opened = (stdin, stdout, stderr), [], [], cast("list[Any]", [None, None, None])
         for number, wanted in enumerate(given):
             if wanted is None:
@@ -153,7 +154,7 @@ class _Forked:
         self._text = text
         job = {"args": self.args, "cwd": os.fspath(cwd or os.getcwd()), "env": environment}
         try:
-            self.pid: int = _server().ask({"start": job}, theirs)
+            self.pid: int = self._server.ask({"start": job}, theirs)
         finally:
             for stream in streams:
                 os.close(stream)
@@ -170,7 +171,10 @@ class _Forked:
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            self.returncode = _server().ask({"poll": self.pid})
+            try:
+                self.returncode = self._server.ask({"poll": self.pid})
+            except (EOFError, OSError):  # the process that forks was given up, and has killed all that it forked
+                self.returncode = -signal.SIGKILL
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
