@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import harness_process
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,8 @@ from softcache.config.teach import TeachConfig
 from softcache.console import show_messages
 from softcache.models._folder import describe, save_network
 from softcache.models._open import open_network
+from softcache.stages import _crew
+from softcache.threads import NUMBER
 from softcache.views._open import open_viewed
 
 
@@ -32,8 +35,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+def _one_thread() -> Iterator[None]:
+    """Here and in the processes that tests start: several at a time run tests on as many processors."""
     torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patched:
+        for name in NUMBER:
+            patched.setenv(name, "1")
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -74,12 +82,20 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    """A process that has imported everything and forks a command at a time."""
+    """Runs commands in processes that don't import torch anew."""
     with Warm(tmp_path_factory.mktemp("warm")) as warm:
         yield warm
 
 
 @pytest.fixture(scope="module")
+def forked_crew() -> Iterator[None]:
+    """The processes of sweeps don't import torch anew."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_crew, "subprocess", harness_process)
+        yield
+
+
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A process that speaks S3."""
     pytest.importorskip("moto")
@@ -97,7 +113,7 @@ def faults(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         yield made
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_teacher() -> Callable[..., str]:
     """Writes a folder with a random teacher whose logits are as wide as a trained one's; returns its path."""
 

@@ -13,12 +13,12 @@ import random
 import resource
 import signal
 import struct
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import harness_process
 import numpy as np
 from harness_cache import make_cache, make_ragged
 
@@ -280,7 +280,7 @@ def run(mode: str, folder: Path, *, seed: int, cases: int, batch: int = 500) -> 
         first = len(verdicts)
         count = min(batch, cases - first)
         command = [sys.executable, __file__, mode, str(folder), str(seed), str(first), str(count)]
-        child = subprocess.run(command, capture_output=True, text=True)
+        child = harness_process.run(command, capture_output=True, text=True)
         lines = child.stdout.splitlines()
         verdicts += lines
         if len(lines) < count:

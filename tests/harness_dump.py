@@ -1,13 +1,12 @@
 """Dumps in processes of their own that can be killed: for the tests of kills, signals, full disks and concurrency.
 
-``Warm`` is a process that has imported everything and forks one child a command, so that a hundred kills don't
-import torch a hundred times. The child runs the real command line. Nothing here is a test.
+``Warm`` runs the real command line in processes that don't import torch anew (``harness_process``), so that a hundred
+kills don't import it a hundred times. Nothing here is a test.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import harness_process
 import numpy as np
 
 ROWS, CLASSES, SHARD_ROWS, BATCH = 300, 7, 64, 8
@@ -158,37 +158,55 @@ class Ended:
     output: str
 
 
-class Warm:
-    """Forks children that run ``softcache`` commands. Not one of them outlives it."""
+# ``prepare`` and the arguments of softcache come as arguments. In a process group of its own, as from a shell.
+COMMAND = """
+import os, sys
+os.setpgid(0, 0)
+import torch
+torch.set_num_threads(1)
+exec(sys.argv[1], {})
+from softcache.cli._main import run
+sys.exit(run(sys.argv[2:]))
+"""
 
-    def __init__(self, folder: Path, *, threads: int = 1):
+
+class Warm:
+    """Runs ``softcache`` commands in processes of ``harness_process``. Not one of them outlives it."""
+
+    def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        self._started: dict[int, tuple[Any, Path]] = {}
         self._count = 0
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self._ask({})["ready"]
 
     def __enter__(self) -> Warm:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(20)
-        self._process.stdout.close()
+        for process, _ in self._started.values():
+            process.kill()
+            process.wait(20)
 
     def start(self, arguments: list[str], *, prepare: str = "", env: dict[str, str] | None = None) -> int:
         """The pid of a child, in a process group of its own. ``prepare``: Python that it runs first."""
         self._count += 1
-        job = {"arguments": arguments, "prepare": prepare, "env": env or {}}
-        return self._ask({"start": job, "output": str(self.folder / f"output-{self._count}.txt")})["pid"]
+        output = self.folder / f"output-{self._count}.txt"
+        command = [sys.executable, "-c", COMMAND, prepare, *arguments]
+        with open(output, "wb") as file:
+            process = harness_process.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env={**os.environ, **(env or {})}
+            )
+        self._started[process.pid] = process, output
+        return process.pid
 
     def wait(self, pid: int, timeout: float = 180.0) -> Ended:
         """Ends the child with SIGKILL after ``timeout`` seconds."""
-        return Ended(**self._ask({"wait": pid, "timeout": timeout}))
+        process, output = self._started.pop(pid)
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        return Ended(process.wait(20), output.read_text(errors="replace"))
 
     def run(self, arguments: list[str], *, kill_after: float | None = None, number: int = signal.SIGKILL,
             prepare: str = "", env: dict[str, str] | None = None) -> Ended:  # fmt: skip
@@ -198,15 +216,6 @@ class Warm:
             time.sleep(kill_after)
             os.kill(pid, number)  # not yet waited for, so the pid is still this child's
         return self.wait(pid)
-
-    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(message) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        assert line, "the process that forks has died"
-        return json.loads(line)
 
 
 # A child kills itself with SIGKILL just before its n-th step that another process could see.
@@ -252,71 +261,13 @@ def times(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path.relative_to(folder)): (stat.st_ino, stat.st_mtime_ns) for path, stat in stats.items()}
 
 
+def remove_unsigned_locks(folder: Path) -> None:
+    """For after a kill at a random moment: a process that dies between making a lock's file and signing it leaves one
+    that nobody may take over, so whoever knows that it is gone removes it, as softcache's message says."""
+    for lock in folder.glob(".*.lock*"):
+        if lock.stat().st_size == 0:
+            lock.unlink()
+
+
 def temporaries(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob(".*.part"))
-
-
-def _serve(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-    import softcache.cli.convert
-    import softcache.cli.dump
-    import softcache.cli.info
-    import softcache.cli.train
-    import softcache.stages.convert
-    import softcache.stages.dump
-    import softcache.stages.train  # noqa: F401
-
-    outputs: dict[int, str] = {}
-    for line in sys.stdin:
-        message = json.loads(line)
-        if "start" in message:
-            pid = os.fork()
-            if pid == 0:
-                _child(message["start"], message["output"])
-            outputs[pid] = message["output"]
-            reply: dict[str, Any] = {"pid": pid}
-        elif "wait" in message:
-            pid, end = message["wait"], time.monotonic() + message["timeout"]
-            while True:
-                found, status = os.waitpid(pid, os.WNOHANG)
-                if found:
-                    break
-                if time.monotonic() > end:
-                    os.kill(pid, signal.SIGKILL)
-                time.sleep(0.001)
-            text = Path(outputs.pop(pid)).read_text(errors="replace")
-            reply = {"status": os.waitstatus_to_exitcode(status), "output": text}
-        else:
-            reply = {"ready": True}
-        print(json.dumps(reply), flush=True)
-    for pid in outputs:
-        os.kill(pid, signal.SIGKILL)
-
-
-def _child(job: dict[str, Any], output: str) -> None:
-    """Never returns."""
-    try:
-        os.setpgid(0, 0)
-        fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(fd, 1)
-        os.dup2(fd, 2)
-        os.environ.update(job["env"])
-        exec(job["prepare"], {})
-        from softcache.cli._main import run
-
-        status = run(job["arguments"])
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(99)
-
-
-if __name__ == "__main__":
-    _serve(int(sys.argv[1]))

@@ -1,16 +1,18 @@
-"""Trainings in float64, without batch norm, on one rank or under torchrun on several.
+"""Trainings in float64, without batch norm, on one rank or on several, as torchrun starts them.
 
-``torchrun … harness_ranks.py FOLDER`` trains every case of ``FOLDER/cases.json`` and keeps what each rank ended with.
+``harness_ranks.py FOLDER`` trains every case of ``FOLDER/cases.json`` and keeps what this rank ended with.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
+import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
 
+import harness_process
 import torch
 from torch import nn
 
@@ -75,8 +77,19 @@ def on_ranks(cases: dict[str, dict[str, Any]], folder: Path, ranks: int = 2) -> 
     """What each rank ends with in each case."""
     folder.mkdir()
     (folder / "cases.json").write_text(json.dumps(cases))
-    done = subprocess.run(torchrun(__file__, folder, ranks=ranks), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    of_all = meeting | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(ranks))
+    started, command = [], [sys.executable, __file__, str(folder)]
+    for rank in range(ranks):
+        of_one = dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
+        with open(folder / f"said-{rank}.txt", "wb") as said:
+            environment = {**os.environ, **of_all, **of_one}
+            started.append(harness_process.Popen(command, env=environment, stdout=said, stderr=said))
+    ended = [process.wait() for process in started]
+    assert ended == [0] * ranks, "\n".join((folder / f"said-{rank}.txt").read_text() for rank in range(ranks))
     return {
         name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(ranks)] for name in cases
     }

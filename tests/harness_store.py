@@ -138,6 +138,7 @@ def proxy(target: str) -> Iterator[Proxy]:
 class _Threads(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128  # of 5, further ones are dropped on a busy machine, and tried again after up to a minute
 
     def handle_error(self, request: object, client_address: object) -> None:
         pass  # clients that were killed

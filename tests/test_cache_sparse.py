@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import harness_process
 import numpy as np
 import pytest
 from harness_damage import small_cache
@@ -33,7 +34,7 @@ def imports() -> int:
         "import softcache.stages.verify, softcache.cli.verify\n"
         "print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
     )
-    return 1024 * int(subprocess.check_output([sys.executable, "-c", code]))
+    return 1024 * int(harness_process.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
 
 
 def sparse(path: Path, attributes: Attributes, arrays: Arrays) -> None:
@@ -155,7 +156,7 @@ def test_rows_are_allocated_once_the_shard_has_been_compared(folder: Path) -> No
     )
     if sys.platform != "linux":
         pytest.skip("memory is limited through /proc")
-    ended = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    ended = harness_process.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
     assert "IntegrityError" in ended.stderr.splitlines()[-1]
 
 
@@ -211,7 +212,7 @@ def test_verify_of_a_sparse_tebibyte_ends_when_it_is_told_to(
 
 def start(folder: Path, *options: str, **streams: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "softcache", "verify", str(folder), *options]
-    return subprocess.Popen(command, text=True, **streams)
+    return harness_process.Popen(command, text=True, **streams)
 
 
 def memory(process: subprocess.Popen[str]) -> int:

@@ -192,9 +192,17 @@ class Stopped(Exception):
     pass
 
 
+@pytest.fixture(scope="module")
+def whole(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of a cohort that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    train_cohort(configs(cache, folder))
+    return folder
+
+
 @pytest.mark.parametrize("saves", [1, 2, 3, 5, 9])
 def test_a_cohort_that_is_interrupted_goes_on_to_the_same_bits(
-    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
+    cache: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
 ) -> None:
     """Between the checkpoints of its students too, where some are an epoch ahead of others."""
     count, save = [0], learner.save_checkpoint
@@ -211,8 +219,7 @@ def test_a_cohort_that_is_interrupted_goes_on_to_the_same_bits(
             train_cohort(configs(cache, tmp_path / "parts"))
     done = train_cohort(configs(cache, tmp_path / "parts"))
     assert all(isinstance(one, Trained) for one in done)
-    train_cohort(configs(cache, tmp_path / "whole"))
-    assert_same_runs(tmp_path / "whole", tmp_path / "parts")
+    assert_same_runs(whole, tmp_path / "parts")
 
 
 CHILD = """

@@ -18,7 +18,10 @@ from softcache.errors import UsageError
 from softcache.stages.compare import Compared, compare
 from softcache.stages.train import train
 
-pytestmark = pytest.mark.timeout(600)  # processes that import torch, on a machine that is busy with other work
+pytestmark = [
+    pytest.mark.timeout(600),  # on a machine that is busy with other work
+    pytest.mark.usefixtures("forked_crew"),
+]
 OPTIONS: dict[str, Any] = {"loss": "kl", "T": 2, "alpha": 0.9, **QUICK}
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from filelock import Timeout
 from harness_cache import make_cache
-from harness_dump import LOCKS_FOR_ALL, NO_LOCKS, Setting, Warm, shards, temporaries
+from harness_dump import LOCKS_FOR_ALL, NO_LOCKS, Setting, Warm, remove_unsigned_locks, shards, temporaries
 
 import softcache.cache.locks
 import softcache.cache.writer
@@ -135,6 +135,7 @@ def test_parts_that_are_killed_and_started_again(setting, warm, undisturbed, tmp
             os.kill(pid, 9)
         for pid in pids:
             warm.wait(pid)
+        remove_unsigned_locks(folder)
     assert warm.run(setting.command(folder)).status == 0  # alone: another division of the work
     check(folder, undisturbed)
 

@@ -120,6 +120,19 @@ class NumpyArrays(Format):
 }
 
 
+# Commands by name, as a text of JSON, and what they print.
+ONE_BY_ONE = """
+import contextlib, io, json, sys
+from softcache.cli._main import run
+said = {}
+for name, command in json.loads(sys.argv[1]).items():
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert run(command.split()) == 0, command
+    said[name] = printed.getvalue()
+print(json.dumps(said))
+"""
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with one file more for each component."""
@@ -133,26 +146,27 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_loss_a_codec_a_dataset_and_a_format_are_one_file_each(checkout: Path, tmp_path: Path) -> None:
-    def run(*arguments: str) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "softcache", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    run("teach", "--model", "cifar:resnet8", "--dataset", "stripes", "--epochs", "3", "--out", "teacher")
-    run("dump", "--teacher", "teacher", "--codec", "rounded:step=0.02", "--views", "1", "--out", "cache")
-    found = json.loads(
-        run("train", "--student", "cifar:resnet8", "--cache", "cache", "--loss", "squared:scale=8", "--epochs", "3",
-            "--out", "run", "--json")
-    )  # fmt: skip
-    assert found["test_top1"] is not None
+    commands = {
+        "teach": "teach --model cifar:resnet8 --dataset stripes --epochs 3 --out teacher",
+        "dump": "dump --teacher teacher --codec rounded:step=0.02 --views 1 --out cache",
+        "train": "train --student cifar:resnet8 --cache cache --loss squared:scale=8 --epochs 3 --out run --json",
+        "export": "export run --format numpy-arrays -o out.npz",
+        "info": "info cache --json",
+        "losses": "losses",
+        "verify": "verify cache --teacher teacher",
+    }
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    process = [sys.executable, "-c", ONE_BY_ONE, json.dumps(commands)]
+    done = subprocess.run(process, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert json.loads(said["train"])["test_top1"] is not None
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())
     assert recorded["losses"][0]["loss"] == "squared:scale=8"
     assert recorded["options"]["dataset"] == "stripes"
-    assert "out.npz" in run("export", "run", "--format", "numpy-arrays", "-o", "out.npz")
+    assert "out.npz" in said["export"]
     with np.load(tmp_path / "out.npz") as arrays:
         assert set(arrays.files) == set(load_file(tmp_path / "run" / "student.safetensors"))
-    assert json.loads(run("info", "cache", "--json"))["columns"]["logits"]["codec"] == "rounded:step=0.02"
-    assert "squared" in run("losses")
-    assert run("verify", "cache", "--teacher", "teacher").rstrip().endswith("every byte is as it was written")
+    assert json.loads(said["info"])["columns"]["logits"]["codec"] == "rounded:step=0.02"
+    assert "squared" in said["losses"]
+    assert said["verify"].rstrip().endswith("every byte is as it was written")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import harness_process
 import numpy as np
 import pytest
 from PIL import Image
@@ -259,7 +259,7 @@ def test_without_pyarrow_the_extra_is_named(pets):
         "from softcache.cli._main import run\n"
         f"sys.exit(run(['--quiet', 'layers', '--dataset', 'parquet:{pets / 'pets.parquet'}']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = harness_process.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == f"softcache: a parquet: dataset needs pyarrow: {install_command('parquet')}\n"
 

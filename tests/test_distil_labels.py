@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import harness_process
 import numpy as np
 import pytest
 import torch
@@ -104,7 +104,7 @@ print([hashlib.sha256(part.tobytes()).hexdigest() for part in found])
 
 
 def test_mixed_views_are_the_same_in_another_process(capsys: pytest.CaptureFixture[str]) -> None:
-    theirs = subprocess.run([sys.executable, "-c", MIXES], capture_output=True, text=True, check=True).stdout
+    theirs = harness_process.run([sys.executable, "-c", MIXES], capture_output=True, text=True, check=True).stdout
     names: dict[str, Any] = {}
     exec(MIXES, names)
     assert theirs == capsys.readouterr().out

@@ -54,7 +54,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[ViewedDatas
     return found
 
 
-def stream_of(recorded: Any, keep: str = "held", *, strong: ViewedDataset | None = None) -> Stream:
+def stream_of(recorded: Any, keep: str = "held", *, strong: ViewedDataset | None = None, rows: int = 480) -> Stream:
+    """Of the first rows."""
     (weak_viewed, weak, _), (strong_viewed, strong_cache, _) = recorded
     blocks = WINDOWS if keep == "blocks" else None
     held: dict[str, Any] = {"hold": keep == "held", "blocks": blocks}
@@ -63,16 +64,15 @@ def stream_of(recorded: Any, keep: str = "held", *, strong: ViewedDataset | None
         ResidentInputs(weak_viewed, CPU) if keep == "held" else WorkerInputs(weak_viewed, CPU, 0),
         WorkerInputs(strong or strong_viewed, CPU, 0),
     ]
-    rows = np.arange(len(weak_viewed))
-    plan = Plan(rows, BATCH, 7, tuple(range(VIEWS)), windows=blocks, per_image=2, paired=True)
+    plan = Plan(np.arange(rows), BATCH, 7, tuple(range(VIEWS)), windows=blocks, per_image=2, paired=True)
     labels = weak_viewed.samples.labels
     return Stream(weak_viewed, PairedInputs(*sources), plan, CPU, visible=labels, teacher=PairedTargets(*targets))
 
 
 @pytest.mark.parametrize("keep", ["held", "mapped", "blocks"])
 def test_a_batch_has_each_row_in_both_views_with_the_targets_of_each(recorded: Any, keep: str) -> None:
-    stream = stream_of(recorded, keep)
-    rows = np.arange(len(recorded[0][0]))
+    rows = np.arange(302)  # the last batch and the last block have fewer than the others
+    stream = stream_of(recorded, keep, rows=len(rows))
     for pair in range(4):  # of epochs, which share an order
         seen = []
         for epoch in (2 * pair, 2 * pair + 1):
@@ -173,7 +173,7 @@ def test_a_step_s_loss_is_that_of_the_two_views_together(
 def test_memory_and_workers_have_no_say_in_the_student(made: Path, tmp_path: Path) -> None:
     flip = {"strong_cache": str(made / "flipped"), "views": 1}  # whose views are made by indexing too
     for number, more in enumerate(({}, flip)):
-        common = asked(made, shuffle="block", **more)
+        common = asked(made, shuffle="block", epochs=4 - 2 * number, **more)
         fit(tmp_path / f"auto{number}", **common)
         fit(tmp_path / f"workers{number}", **{**common, "resident": "off", "workers": 1})
         assert same(weights(tmp_path / f"auto{number}"), weights(tmp_path / f"workers{number}"))

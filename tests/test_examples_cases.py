@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import harness_process
 import numpy as np
 import pytest
 import torch
@@ -114,7 +114,7 @@ def test_last_layer(here: Path) -> None:
 
 def test_missing_data_are_one_line(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "mnist.py"), "--data-dir", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = harness_process.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(
         r"error: no complete mnist in .*--download fetches it, --data-dir says where it is\n", done.stderr

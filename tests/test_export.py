@@ -6,12 +6,12 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import harness_process
 import numpy as np
 import pytest
 import torch
@@ -261,7 +261,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next(place: Path, tmp_path:
     folder = make_trained(tmp_path / "t", f"{tmp_path / 'deadly.py'}:deadly")
     into = tmp_path / "into"
     code = f"import softcache; softcache.export({str(folder)!r}, format='torchscript', out={str(into / 'out')!r})"
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "DEADLY": "1"}, check=False)
+    done = harness_process.run([sys.executable, "-c", code], env={**os.environ, "DEADLY": "1"})
     assert done.returncode == -signal.SIGKILL
     (left,) = into.iterdir()
     assert left.name.startswith(".out~")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import harness_process
 import numpy as np
 import pytest
 import torch
@@ -562,7 +562,8 @@ def test_names_on_the_hub_become_commits(here: Path) -> None:
     (here / "hub/models--org--teacher/refs/v1").write_text(COMMIT)
     into_hub_cache(here / "hub", "dataset", "org/reviews", here / "plain", other)
     places = {"HF_HUB_CACHE": str(here / "hub"), "HF_DATASETS_CACHE": str(here / "prepared"), "HF_HUB_OFFLINE": "1"}
-    ran = subprocess.run([sys.executable, "-c", HUB], env={**os.environ, **places}, capture_output=True, text=True)
+    environment = {**os.environ, **places}
+    ran = harness_process.run([sys.executable, "-c", HUB], env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
     assert f"hf:org/teacher,revision={COMMIT}" in lines
@@ -620,7 +621,8 @@ def test_the_hub_is_asked_for_what_is_needed_and_a_branch_that_moved_is_noticed(
         with served(repositories) as (address, asked):
             places = {"HF_ENDPOINT": address, "HF_HOME": str(here / "home")}
             environment = {**os.environ, **places}
-            ran.append(subprocess.run([sys.executable, "-c", ONLINE], env=environment, capture_output=True, text=True))
+            command = [sys.executable, "-c", ONLINE]
+            ran.append(harness_process.run(command, env=environment, capture_output=True, text=True))
         assert any(line.endswith("/config.json") for line in asked)
         assert not any(line.endswith(("/own.py", "/pytorch_model.bin")) for line in asked)
     first, second = ran

@@ -59,16 +59,27 @@ def test_every_hint_loss_is_here() -> None:
     assert set(LAYERS) == set(registry.names("losses.hints"))
 
 
+# A batch of twelve has 0.6 rows in the mean.
+SPARSE: dict[str, Any] = {
+    "hint": (*terms(":rows=0.05"), *terms(":rows=0.3", "fitnet")), "alpha": "0", "beta": "1", "epochs": 1,
+    "batch_size": 12,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def live(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a live teacher."""
+    teacher = {"teacher": str(made / "teacher"), "online": True, "dtype": "float64", "augment": "none", "size": SIZE}
+    folder = tmp_path_factory.mktemp("live") / "run"
+    fit(folder, views=1, **teacher, **SPARSE)
+    return folder
+
+
 @pytest.mark.parametrize("how", [{}, {"resident": "off", "shuffle": "full"}, {"workers": 1, "resident": "off"}])
-def test_cached_equals_live_to_the_bit(made: Path, tmp_path: Path, how: dict[str, Any]) -> None:
-    """A batch of twelve has 0.6 rows in the mean."""
-    learning = {"hint": (*terms(":rows=0.05"), *terms(":rows=0.3", "fitnet")), "alpha": "0", "beta": "1", "epochs": 1}
-    learning |= {"batch_size": 12}
-    fit(tmp_path / "cached", cache=made / "cache", **learning, **how)
-    live = {"teacher": str(made / "teacher"), "online": True, "dtype": "float64", "augment": "none", "size": SIZE}
-    fit(tmp_path / "online", views=1, **live, **learning)
+def test_cached_equals_live_to_the_bit(made: Path, live: Path, tmp_path: Path, how: dict[str, Any]) -> None:
+    fit(tmp_path / "cached", cache=made / "cache", **SPARSE, **how)
     for name in ("student.safetensors", REGRESSORS_FILE):
-        cached, online = weights(tmp_path / "cached", name), weights(tmp_path / "online", name)
+        cached, online = weights(tmp_path / "cached", name), weights(live, name)
         assert same(cached, online)
         assert all(torch.isfinite(values).all() for values in cached.values())
 

@@ -18,6 +18,7 @@ from harness_dump import (
     Setting,
     Warm,
     make_words_setting,
+    remove_unsigned_locks,
     shards,
     temporaries,
     times,
@@ -88,6 +89,7 @@ def test_bytes_are_the_same_however_often_a_dump_is_killed(setting, warm, undist
         deaths, moments = 0, Moments(17 + number, 1.1 * seconds)
         while True:
             ended = warm.run(setting.command(folder), kill_after=moments.next(), env={"FORWARDS": str(log)})
+            remove_unsigned_locks(folder)
             assert ended.status in (0, -9), ended.output
             after = times(folder)
             # a finished shard is never written again, and never lost
@@ -168,6 +170,7 @@ def test_killed_while_a_cache_is_extended(setting, warm, undisturbed, tmp_path, 
             while True:
                 command = setting.command(folder, *more, base=True)
                 ended = warm.run(command, kill_after=moments.next())
+                remove_unsigned_locks(folder)
                 assert ended.status in (0, -9), ended.output
                 after = times(folder)
                 assert {name: after[name] for name in whole} == whole

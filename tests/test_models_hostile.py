@@ -6,13 +6,13 @@ import io
 import json
 import pickle
 import struct
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import harness_process
 import pytest
 import torch
 
@@ -137,7 +137,7 @@ def in_a_gibibyte(path: Path) -> str:
         f"resource.setrlimit(resource.RLIMIT_AS, (used + {BYTES}, used + {BYTES}))\n"
         "try:\n    load_state(sys.argv[1])\nexcept ModelError as error:\n    print('ModelError:', error)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)
+    done = harness_process.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -12,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import harness_process
 import pytest
 from harness_store import Proxy, Server
 from harness_train import HINTS, STUDENT, command, config, fit, lines, make_cache, make_teacher, same, weights
@@ -152,7 +152,7 @@ def test_a_killed_fetch_leaves_nothing_that_is_taken_for_whole(
     options = ["--cache", address, "--hint", HINT, "--local-cache", "local", "--epochs", "2", "--seed", "3"]
     arguments = ["train", "--student", STUDENT, *options, "--batch-size", "128", "--workers", "0", "--out"]
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    process = subprocess.Popen(
+    process = harness_process.Popen(
         [sys.executable, "-c", code, *arguments, "killed"], env={**os.environ, "PYTHONPATH": path}, cwd=here
     )
     assert faults.reached.wait(60)

@@ -48,7 +48,8 @@ def caches(digits: ViewedDataset, tmp_path_factory: pytest.TempPathFactory) -> d
 def pixel_source(viewed: ViewedDataset, way: str):
     if way in ("resident", "host"):
         return ResidentInputs(viewed, CPU, host=way == "host")
-    return WorkerInputs(viewed, CPU, 0 if way == "workers 0" else 2, start=way if way in ("fork", "spawn") else "auto")
+    count = {"workers 0": 0, "spawn": 1}.get(way, 2)  # a spawned one imports torch, two seconds of a processor
+    return WorkerInputs(viewed, CPU, count, start=way if way in ("fork", "spawn") else "auto")
 
 
 def batches_of(viewed: ViewedDataset, caches: dict, way: str, keep: str, plan: Plan, epochs: int = 2) -> list:

@@ -138,7 +138,7 @@ def test_every_way_to_make_pixels_gives_the_same_batches(digits: ViewedDataset, 
         other: InputSource = ResidentInputs(digits, CPU, host=True)
     else:
         start = way if way in ("fork", "spawn") else "auto"
-        other = WorkerInputs(digits, CPU, 0 if way == "workers 0" else 2, start=start)
+        other = WorkerInputs(digits, CPU, {"workers 0": 0, "spawn": 1}.get(way, 2), start=start)
     found, expected = batches(other), batches(ResidentInputs(digits, CPU))
     assert len(found) == 2 * plan.steps
     for ours, theirs in zip(expected, found, strict=True):

@@ -23,9 +23,10 @@ from softcache.training.profiling import TRACE, WAIT, WARMUP, Profile, bottlenec
 SMALL = {"student": "cifar:resnet8", "epochs": 2, "warmup": 0.0}
 
 
-@pytest.fixture
-def cache(here: Path, small_teacher) -> Path:
-    return dump(small_teacher("teacher"), size=8, views=2, out="cache").folder
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, small_teacher) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    return dump(small_teacher(folder / "teacher"), size=8, views=2, out=folder / "cache").folder
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -30,7 +30,10 @@ from softcache.stages.sweep import Swept, plan_sweep, sweep
 from softcache.stages.train import train
 from softcache.sweeping.folder import ManyFolder
 
-pytestmark = pytest.mark.timeout(600)  # processes that import torch, on a machine that is busy with other work
+pytestmark = [
+    pytest.mark.timeout(600),  # processes that import torch, on a machine that is busy with other work
+    pytest.mark.usefixtures("forked_crew"),
+]
 GRID: dict[str, Any] = {"student": STUDENT, "loss": ["kl", "mse"], "T": [1, 4], "alpha": [0, 0.9], "seeds": 2, **QUICK}
 
 

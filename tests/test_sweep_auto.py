@@ -23,7 +23,10 @@ from softcache.stages.sweep import Swept, sweep
 from softcache.stages.train import train
 from softcache.sweeping.auto import FACTORS, Point, neighbours, point_of, portfolio
 
-pytestmark = pytest.mark.timeout(600)  # processes that import torch, on a machine that is busy with other work
+pytestmark = [
+    pytest.mark.timeout(600),  # processes that import torch, on a machine that is busy with other work
+    pytest.mark.usefixtures("forked_crew"),
+]
 DEFAULT = Point(("dist",), 4.0, 1.0, 1.0, 0.2)
 BUDGET = 60.0
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import harness_process
 import pytest
 from harness_many import QUICK, digests, small_cache
 from harness_train import STUDENT, command, lines, same, weights
@@ -24,7 +24,10 @@ from softcache.stages.train import Trained, train
 from softcache.sweeping.space import Range, is_range, rounded, space
 
 optuna = pytest.importorskip("optuna")
-pytestmark = pytest.mark.timeout(600)  # processes that import torch, on a machine that is busy with other work
+pytestmark = [
+    pytest.mark.timeout(600),  # processes that import torch, on a machine that is busy with other work
+    pytest.mark.usefixtures("forked_crew"),
+]
 SEARCH: dict[str, Any] = {"student": STUDENT, "lr": "0.001..0.3", "T": "1..8", "loss": ["kl", "dist"], "trials": 8}
 
 
@@ -83,7 +86,7 @@ def test_what_trials_refuse(cache: str, here: Path, capfd: pytest.CaptureFixture
 def test_without_optuna_one_line_names_the_extra(cache: str, here: Path) -> None:
     code = "import sys; sys.modules['optuna'] = None; from softcache.cli._main import run; sys.exit(run(sys.argv[1:]))"
     arguments = ["sweep", "--cache", cache, "--student", STUDENT, "--trials", "3", "--T", "1..4", "--device", "cpu"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    done = harness_process.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"softcache: --trials needs Optuna: {install_command('sweep')}")
 
@@ -131,7 +134,8 @@ def test_a_search_that_is_killed_at_any_moment_draws_what_it_would_have_drawn(
     rng, died = random.Random(3), 0
     while True:
         with open(log, "ab") as output:
-            process = subprocess.Popen([sys.executable, "-m", "softcache", *arguments], stdout=output, stderr=output)
+            started = [sys.executable, "-m", "softcache", *arguments]
+            process = harness_process.Popen(started, stdout=output, stderr=output)
         if died < kills:
             time.sleep(rng.uniform(0.4, 1) * searched.seconds)
             died += process.poll() is None

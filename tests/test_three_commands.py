@@ -27,7 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("first")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert run(["teach", "--model", SMALL, "--epochs", "3"]) == 0
+        assert run(["teach", "--model", SMALL, "--epochs", "1"]) == 0
         # In float32, so that plain h5py and torch can say what is to be there.
         kept = ["--views", "2", "--hint", "layer3", "--hint", "fc:in", "--amp", "off"]
         assert run(["dump", "--teacher", SMALL, *kept]) == 0
@@ -143,7 +143,7 @@ def test_plain_h5py_reads_the_whole_cache(there: Path) -> None:
 
 
 def test_running_again_keeps_and_extends(there: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert said(capfd, "teach", "--model", SMALL, "--epochs", "3")["kept"] is True
+    assert said(capfd, "teach", "--model", SMALL, "--epochs", "1")["kept"] is True
     assert said(capfd, "dump", "--teacher", SMALL)["computed_keys"] == 0
     before = (there / "caches/cifar-resnet8-digits-train/view-0001/logits-00000.h5").stat().st_mtime_ns
     assert said(capfd, "dump", "--teacher", SMALL, "--views", "3")["computed_keys"] == 1438

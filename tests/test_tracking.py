@@ -277,7 +277,7 @@ def test_a_damaged_file_of_keys_begins_anew_with_a_warning(
 # Many students.
 
 
-def test_each_student_of_a_sweep_is_a_run_of_its_group(cache: Path, here: Path) -> None:
+def test_each_student_of_a_sweep_is_a_run_of_its_group(cache: Path, here: Path, forked_crew: None) -> None:
     """Its processes are real ones, so that a tracker is needed that others can read."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

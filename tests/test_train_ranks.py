@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import harness_process
 import numpy as np
 import pytest
 import torch
@@ -47,7 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
     "relations": {
         "loss": ["dist", "kl"],
         "hint": ["sp:teacher=layer1,student=layer1"]
-        + [f"{name}:teacher=fc:in,student=fc:in" for name in ("rkd", "pkt", "cc")],
+        + [f"{name}:teacher=fc:in,student=fc:in" for name in ("rkd", "pkt", "cc")], "epochs": 1,
     },
     "regressors": {"hint": [FITNET, "vid:teacher=layer2,student=layer2", "at:teacher=layer1,student=layer1,weight=1"]},
     "crd": {"loss": ["kl"], "hint": [CRD]},
@@ -66,7 +67,7 @@ CASES: dict[str, dict[str, Any]] = {
     # Batches of 13 have none or a few rows of the share, and many ranks none.
     "a share of the rows": {
         "hint": [FITNET.replace("layer1,", "layer1:rows=0.1,", 1), "vid:teacher=layer2:rows=0.1,student=layer2"],
-        "loss": ["kl"], "cache": "shares", "batch_size": 13,
+        "loss": ["kl"], "cache": "shares", "batch_size": 13, "epochs": 1,
     },
     "relations of a share": {
         "hint": [f"{name}:teacher=fc:in:rows=0.1,student=fc:in" for name in ("sp", "rkd", "pkt", "cc")]
@@ -268,7 +269,7 @@ def _children(pid: int) -> list[int]:
 def test_an_error_of_all_ranks_is_said_once(
     undisturbed: tuple[Path, str], made: Path, environment: dict[str, str]
 ) -> None:
-    done = subprocess.run(
+    done = harness_process.run(
         torchrun(*command(made, undisturbed[0], epochs=5)), env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode != 0

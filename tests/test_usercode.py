@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import harness_process
 import pytest
 import torch
 from harness_train import STUDENT, command, config, lines, make_cache, make_teacher, same, weights
@@ -371,7 +370,7 @@ def test_the_names_of_installed_components_stay_as_they_were():
 
 def test_help_and_the_table_of_losses_import_no_code_of_ones_own(here):
     (here / "own.py").write_text("open('was-run', 'w').close()")
-    done = subprocess.run([sys.executable, "-m", "softcache", "losses"], capture_output=True, env=os.environ)
+    done = harness_process.run([sys.executable, "-m", "softcache", "losses"], capture_output=True)
     assert done.returncode == 0
     assert not (here / "was-run").exists()
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
+import harness_process
 import numpy as np
 import pytest
 from harness_damage import files_of, small_cache
@@ -254,7 +254,7 @@ def test_a_repair_that_is_killed_is_begun_again(dumped: Callable[[], Path]) -> N
     hurt = [cache.shard_path(view, "logits", 1) for view in range(2)]
     for path in hurt:
         _flip(path, _offset(path, "digest"))
-    child = subprocess.run(
+    child = harness_process.run(
         [sys.executable, "-c", KILLED_REPAIR, str(folder)], capture_output=True, text=True, check=True
     )
     states = [json.loads(line.replace("'", '"')) for line in child.stdout.splitlines()]
