@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from softcache.device import reproducible
 from softcache.errors import ModelError, SoftcacheError
 from softcache.fields import Inputs
 from softcache.models._network import Network
@@ -15,19 +16,19 @@ MOST = 200  # characters of what it raised
 
 
 def refuse_other_inputs(
-    network: Network, inputs: Inputs, given: Mapping[str, object], dataset: str, options: str
+    network: Network, inputs: Inputs, given: Mapping[str, object], dataset: str, options: str, *, tf32: bool = False
 ) -> None:
     """Runs the network on ``inputs``, some samples on its own device, in evaluation mode.
 
     A network of text that is given pictures, or one of tables with another number of columns, would raise whatever
     torch raises in the middle of it. ``given``: the inputs of ``dataset``, for the message; ``options``: what other
-    data is named with.
+    data is named with; ``tf32``: as the network is going to be run.
 
     Errors: ``ModelError`` with what the network takes and what the dataset gives.
     """
     modes = [(module, module.training) for module in network.modules()]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # which leaves no trace
+        with reproducible(tf32=tf32), torch.no_grad(), torch.random.fork_rng(devices=[]):  # which leaves no trace
             network.eval().outputs(inputs, [])
     except (SoftcacheError, torch.OutOfMemoryError):
         raise

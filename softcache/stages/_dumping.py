@@ -168,7 +168,9 @@ def open_dump(begun: Begun, device: torch.device, *, divided: bool) -> Opened | 
     some = viewed.clean(np.arange(2) % len(viewed))
     # A cache that is there shows that it can; and parameters in another dtype may not fit the device as they are.
     if existing is None and config.dtype in (None, "float32"):
-        refuse_other_inputs(network.to(device), some.to(device), viewed.inputs, samples.spec, "--dataset")
+        refuse_other_inputs(
+            network.to(device), some.to(device), viewed.inputs, samples.spec, "--dataset", tf32=bool(config.tf32)
+        )
     arithmetic = pick_arithmetic(
         network,
         some,

@@ -156,8 +156,9 @@ def prepare(
         _synchronize_batch_norms(network, hint_losses, device, material.ranks)
     keep_frozen_still(network)
     refuse_other_inputs(
-        network.to(device), sample.to(device), data.viewed.inputs, data.dataset, "--dataset, or a --cache of it"
-    )
+        network.to(device), sample.to(device), data.viewed.inputs, data.dataset, "--dataset, or a --cache of it",
+        tf32=options.tf32,
+    )  # fmt: skip
     live = _live_arithmetic(data, options, device, record)
     pretrained = options.weights is not None or parsed.copied is not None
     options = options.settled(network, rows.length, pretrained=pretrained, distilled=not parsed.labels_alone)

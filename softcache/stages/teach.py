@@ -111,7 +111,9 @@ def teach(config: TeachConfig) -> Taught:
     )
     network.refuse_untrainable()
     some = train.clean(np.arange(2) % len(train))
-    refuse_other_inputs(network.to(device), some.to(device), train.inputs, config.dataset, "--dataset")
+    refuse_other_inputs(
+        network.to(device), some.to(device), train.inputs, config.dataset, "--dataset", tf32=config.tf32
+    )
     if config.freeze:
         if config.weights is None:
             raise UsageError("--freeze trains the classifier alone: give the rest of the network with --weights")
