@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -17,6 +18,10 @@ from harness_train import command
 from test_store_systems import memory as memory
 
 from softcache.cache.listing import LISTING
+from softcache.cache.locks import MANIFEST_LOCK, PATIENCE_S
+from softcache.cache.reader import Cache
+from softcache.cache.schema import VIRTUAL
+from softcache.cache.writer import update_state
 from softcache.config.dump import DumpConfig
 from softcache.console import size
 from softcache.errors import LockedError
@@ -162,6 +167,26 @@ def test_bytes_are_the_same_however_often_an_upload_is_killed(
             if rng.random() < 0.3 and (here / "staging").exists():
                 shutil.rmtree(here / "staging")
         check(address, undisturbed, here)
+
+
+def test_a_lock_that_a_killed_dump_had_not_signed_is_no_obstacle(
+    setting: Setting, warm: Warm, undisturbed: dict[str, str], address: str, faults: Proxy, tmp_path: Path
+) -> None:
+    """The manifest's lock is a file, and who made it dies before it says whose it is. Nobody can tell then that its
+    holder is gone, but under the lock of the address nobody else is at work."""
+    run(warm, setting, address, faults, tmp_path)
+    store, (staging,) = open_store(address, "the test"), (tmp_path / "staging").iterdir()
+    for name in (LISTING, VIRTUAL):
+        store.delete(name)
+    (staging / VIRTUAL).unlink()
+    # as before the end of a dump, which changes the manifest once more
+    assert Cache(staging).manifest.state.teacher_top1 is not None
+    update_state(staging, lambda state: dataclasses.replace(state, teacher_top1=None))
+    (staging / MANIFEST_LOCK).touch()
+    began = time.monotonic()
+    run(warm, setting, address, faults, tmp_path)
+    assert time.monotonic() - began < PATIENCE_S / 2
+    check(address, undisturbed, tmp_path)
 
 
 def test_two_writers_do_not_mix(

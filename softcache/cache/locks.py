@@ -88,6 +88,13 @@ def remove_locks_of(folder: Path, pid: int, host: str) -> None:
             log.info(f"removed {name} of process {pid} on {host}, which is gone")
 
 
+def remove_locks(folder: Path) -> None:
+    """Removes the manifest's locks, by whoever knows that no process is at work in this folder. One that was killed
+    before it had signed such a lock would be waited for."""
+    for name in (MANIFEST_LOCK, FITTING_LOCK):
+        (folder / name).unlink(missing_ok=True)
+
+
 def is_lock(name: str) -> bool:
     """Whether a file in a cache's folder belongs to one of these locks."""
     return name.startswith((MANIFEST_LOCK, FITTING_LOCK)) or _LOCK.match(name) is not None

@@ -14,7 +14,7 @@ from softcache.addresses import DUMPED, refuse_unwritable
 from softcache.atomic import is_temporary, replace_file
 from softcache.cache.constants import constants_name
 from softcache.cache.listing import LISTING, MAX_LISTING_BYTES, is_cache_file, names_of
-from softcache.cache.locks import is_lock
+from softcache.cache.locks import is_lock, remove_locks
 from softcache.cache.manifest import Manifest
 from softcache.cache.reader import Cache
 from softcache.cache.schema import MANIFEST, MAX_MANIFEST_BYTES, ROWS, SAMPLES, VIRTUAL
@@ -82,6 +82,7 @@ def writing_to_store(config: DumpConfig) -> Iterator[tuple[DumpConfig, Goal]]:
             # First this machine's, which is free at once where its process has been killed.
             held.enter_context(locked(folder / LOCK, what))
             check = held.enter_context(StoreLock(store, what)).check
+            remove_locks(folder)  # under these two locks nobody else is at work in it
         manifest = _begin(store, folder)
         uploading = Uploading(store, folder, manifest, check)
         held.enter_context(stored_from(folder, uploading))

@@ -177,10 +177,16 @@ def _done(folder: Path, config: DumpConfig, began: float, keys: int = 0) -> Dump
     if not keys and os.access(folder, os.W_OK):
         remove_stale_locks(folder)
         if dead_temporaries(folder) or not is_current(cache):
-            # a dump was killed between its last shard and its end; or another is at work, which does this then
-            with contextlib.suppress(LockedError), told(folder), writing(folder, _part(config)):
-                remove_leftovers(folder)
-                finish(folder, config.named_codec)
+            # a dump was killed between its last shard and its end
+            with contextlib.ExitStack() as held:
+                try:
+                    held.enter_context(writing(folder, _part(config)))
+                except LockedError:  # another is at work, which does this then
+                    pass
+                else:
+                    with told(folder):
+                        remove_leftovers(folder)
+                        finish(folder, config.named_codec)
             cache = Cache(folder, codec=config.named_codec)
     return Dumped(
         folder,
