@@ -105,8 +105,8 @@ def measured(name: str, case: Case, place: Path, options: argparse.Namespace) ->
         **found,
         "auto": tests(done),
         "drawn": tests(again),
-        "setting": in_words(chosen(done)),
-        "drawn_setting": in_words(chosen(drawn)),
+        "setting": spelled(chosen(done)),
+        "drawn_setting": spelled(chosen(drawn)),
         "students": students,
         "seconds": seconds,
         "drawn_seconds": drawn["seconds"] + again["seconds"],
@@ -118,7 +118,7 @@ def chosen(swept: dict[str, Any]) -> dict[str, str]:
     return {option: swept["chosen"][option] for option in SETTINGS if option in swept["chosen"]}
 
 
-def in_words(settings: dict[str, str]) -> str:
+def spelled(settings: dict[str, str]) -> str:
     return " ".join(f"{option} {value}" for option, value in settings.items())
 
 

@@ -65,8 +65,8 @@ class Teachers:
                 continue
             if not record.teachers:
                 log.warning(
-                    f"{folder} doesn't say which parameters its teacher had, because an older softcache made it: "
-                    f"whether they are those of {asked.cache or asked.teacher} isn't checked"
+                    f"the record of {folder} doesn't say which parameters its teacher had: whether they are those of "
+                    f"{asked.cache or asked.teacher} isn't checked"
                 )
                 continue
             if asked.cache is not None:
