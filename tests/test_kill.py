@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import sys
 import time
@@ -24,7 +25,11 @@ from harness_dump import (
     times,
 )
 
+from softcache.cache import locks
+from softcache.cache.locks import MANIFEST_LOCK
 from softcache.cache.reader import Cache
+from softcache.cache.writer import update_state
+from softcache.cli._main import run
 from softcache.dumping.pipeline import QUEUE_LIMIT
 
 KILLS = pytest.param(100, id="100", marks=pytest.mark.torture)
@@ -223,6 +228,22 @@ def test_killed_between_the_last_shard_and_the_end(setting, warm, undisturbed, t
     assert not (tmp_path / "log").exists(), "the teacher ran for nothing"
     check(folder, undisturbed[0])
     assert cache.layout("logits").width == CLASSES
+
+
+def test_an_end_that_waits_for_a_lock_in_vain_says_so(setting, warm, tmp_path, monkeypatch, capfd):
+    """Of a process that died before it had signed the manifest's lock, a file, nobody can tell that it is gone."""
+    folder = tmp_path / "cache"
+    resume(warm, setting.command(folder))
+    (folder / "cache.h5").unlink()
+    update_state(folder, lambda state: dataclasses.replace(state, teacher_top1=None))
+    (folder / MANIFEST_LOCK).touch()
+    monkeypatch.setattr(locks, "PATIENCE_S", 0.2)
+    assert run(setting.command(folder)) == 1
+    assert f"if it is gone already, remove {folder / MANIFEST_LOCK}" in capfd.readouterr().err
+    (folder / MANIFEST_LOCK).unlink()
+    assert run(setting.command(folder)) == 0
+    assert (folder / "cache.h5").exists()
+    assert Cache(folder).manifest.state.teacher_top1 is not None
 
 
 # Kills itself when a file has been written, and is about to take this name.
