@@ -9,9 +9,8 @@ judged on training rows that are held out: no test split is looked at. Runs are 
 one, and the same command goes on with what is missing; ``--cases``, ``--rows`` and ``--seeds`` do a part.
 ``benchmarks.defaults_page`` writes docs/defaults.md. All of CIFAR-100 has a script of its own, ``benchmarks.cifar100``.
 
-The last two sets say how far the defaults of distilled students hold elsewhere: only the rate of students alone was
-chosen on them. ``--pretrained`` is a network of CIFAR-100's classes, which is the teacher of 5,000 and of 10,000 of its
-rows, and which is fine-tuned to other sets.
+The last sets say how far the defaults hold elsewhere. ``--pretrained`` is a network of CIFAR-100's classes, which is
+the teacher of 5,000 and of 10,000 of its rows, and which is fine-tuned to other sets.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.cifar100 import divide, softcache
-from benchmarks.cifar100_rows import optimized
-from benchmarks.rows import RESULTS, Trial, add_running, chosen, run, trials
+from benchmarks.cifar100_rows import VIEWS, optimized, row
+from benchmarks.rows import RESULTS, Trial, add_running, chosen, recorded, run, trials
 from softcache.config.presets import as_given, open_preset
 
 FILE = RESULTS / "defaults.jsonl"
@@ -38,7 +37,7 @@ NETWORKS = f"{Path(__file__).resolve().parent / 'networks.py'}:"
 class Data:
     """``rows``: of the training split, the first ones in a random order, for training; the ``held_out`` next ones are
     tested on. ``teacher`` is taught for ``epochs``; with 0 it is a network that was trained elsewhere, or
-    there is none, and only students without one are trained."""
+    there is none, and only students without one are trained. ``views``: so many are recorded; None: as by default."""
 
     source: str
     rows: int
@@ -47,14 +46,15 @@ class Data:
     size: int
     teacher: str
     epochs: int
+    views: int | None = None
 
 
 @dataclass(frozen=True)
 class Case:
     """What is trained on which data, and by which preset. ``epochs``: the same in all ways; ``batch``: of the ways by
     hand. ``labels``: the share of the rows whose labels students see; the teacher has seen all of them.
-    ``distilled_chosen_on``: whether defaults of distilled students were chosen by it; where not, only the rate of
-    students alone was."""
+    ``distilled_chosen_on``: whether defaults of distilled students were chosen by it, and ``alone_chosen_on`` those of
+    students on labels alone."""
 
     data: str
     student: str
@@ -63,8 +63,11 @@ class Case:
     epochs: int
     labels: float = 1.0
     distilled_chosen_on: bool = True
+    alone_chosen_on: bool = True
 
 
+PRETRAINED = "{pretrained} --weights {weights}"
+VIEWED = ("cifar5000", "fashionmnist2500", "taught_flowers32")
 # One for each size of set that the preset tells apart, but for large ones, for which there is CIFAR-100. The digits are
 # as they come, 8 pixels wide: every student is right about 98 % of them or more, unless it has few labels.
 DATA = {
@@ -72,12 +75,15 @@ DATA = {
     "flowers": Data("flowers", 540, 180, "rrc+flip", 64, "resnet34", 30),
     "fashionmnist": Data("fashionmnist", 12_000, 10_000, "crop:pad=4+flip", 32, "cifar:resnet20", 20),
     "fashionmnist2500": Data("fashionmnist", 2_500, 10_000, "crop:pad=4+flip", 32, "cifar:resnet20", 40),
-    "cifar10000": Data("cifar100", 10_000, 5_000, "crop:pad=4+flip", 32, "{pretrained} --teacher-weights {weights}", 0),
-    "cifar5000": Data("cifar100", 5_000, 5_000, "crop:pad=4+flip", 32, "{pretrained} --teacher-weights {weights}", 0),
+    "cifar10000": Data("cifar100", 10_000, 5_000, "crop:pad=4+flip", 32, PRETRAINED, 0),
+    "cifar5000": Data("cifar100", 5_000, 5_000, "crop:pad=4+flip", 32, PRETRAINED, 0),
     "flowers32": Data("flowers", 540, 180, "rrc+flip", 32, "", 0),
+    "taught_flowers32": Data("flowers", 540, 180, "rrc+flip", 32, PRETRAINED, 12),
 }
-PRETRAINED = "{pretrained} --weights {weights}"
+# Of which targets and numbers of views are compared: each with a cache of all of those views.
+DATA |= {f"{name}_views": replace(DATA[name], views=max(VIEWS)) for name in VIEWED}
 FEWER, DEEPER = "cifar100, 5,000 rows", "cifar100, 10,000 rows, a deeper student"
+FINE_TUNED = "flowers, a fine-tuned teacher"
 CASES = {
     "digits": Case("digits", "cifar:resnet8", "convnet", 32, 8),
     "digits, 5 % of the labels": Case("digits", "cifar:resnet8", "convnet", 32, 8, 0.05),
@@ -89,6 +95,9 @@ CASES = {
     "fashionmnist, 2,500 rows": Case("fashionmnist2500", "cifar:resnet8", "convnet", 32, 8),
     FEWER: Case("cifar5000", "cifar:resnet8", "convnet", 64, 12, distilled_chosen_on=False),
     DEEPER: Case("cifar10000", "cifar:resnet20", "convnet", 64, 12, distilled_chosen_on=False),
+    FINE_TUNED: Case(
+        "taught_flowers32", "cifar:resnet8", "convnet", 32, 24, distilled_chosen_on=False, alone_chosen_on=False
+    ),
 }
 # optimizer, learning rate, weight decay, schedule
 RECIPES = {
@@ -129,7 +138,8 @@ LOSSES = {
 }
 DEFAULT, DISTILLED = "alone, default", "distilled, dist"  # the rows of those who say nothing
 FLOAT32 = f"{DEFAULT}, float32"
-TARGETS = {kind: f"--targets {kind} {LOSSES['dist']}" for kind in ("mean", "both")}
+KINDS = ("matched", "mean", "both")
+TARGETS = {kind: f"--targets {kind} {LOSSES['dist']}" for kind in KINDS[1:]}
 
 
 def rows(name: str) -> list[Trial]:
@@ -160,6 +170,16 @@ def rows(name: str) -> list[Trial]:
     return trials(name, table, SEEDS)
 
 
+def viewed(name: str) -> list[Trial]:
+    """The same student from 1 to 8 recorded views with each kind of targets, optimized by default."""
+    case = CASES[name]
+    distilled = {**open_preset(case.preset).at(DATA[case.data].rows, distilled=True), "epochs": None}
+    cached = f"train --student {case.student} --cache {{{case.data}_views_cache}} --epochs {case.epochs}"
+    how = f"{as_given(distilled)} {LOSSES['dist']}"
+    table = {row(kind, v): f"{cached} --targets {kind} --views {v} {how}" for v in VIEWS for kind in KINDS}
+    return trials(f"{name}, views", table, SEEDS)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", default="", help="only those whose names match this regular expression")
@@ -175,9 +195,14 @@ def main() -> None:
     paths = {"networks": NETWORKS, **pretrained(options)}
     if "weights" not in paths and any("{weights}" in CASES[n].student + DATA[CASES[n].data].teacher for n in names):
         raise SystemExit("--pretrained and --pretrained-weights are missing; --cases leaves out what needs them")
-    for name in {CASES[name].data: None for name in names}:
-        paths |= prepare(name, place, options)
-    run(chosen([trial for name in names for trial in rows(name)], options), place, paths, options)
+    wanted = [trial for name in names for trial in rows(name)]
+    wanted += [trial for name in names if CASES[name].data in VIEWED for trial in viewed(name)]
+    wanted, done = chosen(wanted, options), recorded(options.results)
+    missing = " ".join(trial.command for trial in wanted if trial.key not in done)
+    for name in DATA:
+        if re.search(rf"{{{name}(_cache)?}}", missing):
+            paths |= prepare(name, place, options)
+    run(wanted, place, paths, options)
 
 
 def pretrained(options: argparse.Namespace) -> dict[str, str]:
@@ -193,19 +218,21 @@ def pretrained(options: argparse.Namespace) -> dict[str, str]:
 
 def prepare(name: str, place: Path, options: argparse.Namespace) -> Mapping[str, str]:
     """A set, its teacher and its cache; what stands for them in commands."""
-    data = DATA[name]
+    data, taught = DATA[name], name.removesuffix("_views")
     source = {"flowers": options.flowers, "cifar100": options.cifar100}.get(data.source, data.source)
     if source is None:
         raise SystemExit("--flowers says where that set is; --cases leaves it out")
-    divide(place / name, source, data.held_out, options, rows=data.rows)
-    dataset, cache, teacher = f"arrays:{place / name}", place / f"{name}-cache", f"{place / name}-teacher"
+    divide(place / taught, source, data.held_out, options, rows=data.rows)
+    dataset, cache, teacher = f"arrays:{place / taught}", place / f"{name}-cache", f"{place / taught}-teacher"
     how = f"--dataset {dataset} --size {data.size} --augment {data.augment}"
+    network = data.teacher.format(**pretrained(options))
     if data.epochs:
-        softcache(f"teach --model {data.teacher} {how} --epochs {data.epochs} --out {teacher}", place, options)
+        softcache(f"teach --model {network} {how} --epochs {data.epochs} --out {teacher}", place, options)
     else:
-        teacher = data.teacher.format(**pretrained(options))
+        teacher = network.replace("--weights", "--teacher-weights")
     if data.teacher:
-        softcache(f"dump --teacher {teacher} {how} --out {cache}", place, options)
+        views = "" if data.views is None else f" --views {data.views}"
+        softcache(f"dump --teacher {teacher} {how}{views} --out {cache}", place, options)
     return {name: dataset, f"{name}_cache": str(cache)}
 
 
