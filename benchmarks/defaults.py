@@ -53,8 +53,7 @@ class Data:
 class Case:
     """What is trained on which data, and by which preset. ``epochs``: the same in all ways; ``batch``: of the ways by
     hand. ``labels``: the share of the rows whose labels students see; the teacher has seen all of them.
-    ``distilled_chosen_on``: whether defaults of distilled students were chosen by it, and ``alone_chosen_on`` those of
-    students on labels alone."""
+    ``distilled_chosen_on``: whether defaults of distilled students were chosen by it."""
 
     data: str
     student: str
@@ -63,7 +62,6 @@ class Case:
     epochs: int
     labels: float = 1.0
     distilled_chosen_on: bool = True
-    alone_chosen_on: bool = True
 
 
 PRETRAINED = "{pretrained} --weights {weights}"
@@ -95,9 +93,7 @@ CASES = {
     "fashionmnist, 2,500 rows": Case("fashionmnist2500", "cifar:resnet8", "convnet", 32, 8),
     FEWER: Case("cifar5000", "cifar:resnet8", "convnet", 64, 12, distilled_chosen_on=False),
     DEEPER: Case("cifar10000", "cifar:resnet20", "convnet", 64, 12, distilled_chosen_on=False),
-    FINE_TUNED: Case(
-        "taught_flowers32", "cifar:resnet8", "convnet", 32, 24, distilled_chosen_on=False, alone_chosen_on=False
-    ),
+    FINE_TUNED: Case("taught_flowers32", "cifar:resnet8", "convnet", 32, 24, distilled_chosen_on=False),
 }
 # optimizer, learning rate, weight decay, schedule
 RECIPES = {

@@ -13,8 +13,24 @@ from typing import Any
 from benchmarks.cifar100 import FILE as CIFAR100
 from benchmarks.cifar100_figures import Runs
 from benchmarks.cifar100_page import commands, pooled, runs_of, table, unfinished
-from benchmarks.cifar100_rows import TABLES
-from benchmarks.defaults import CASES, DATA, DEEPER, DEFAULT, DISTILLED, FEWER, FILE, FLOAT32, PRETRAINED, Case, rows
+from benchmarks.cifar100_rows import TABLES, VIEWS, row
+from benchmarks.defaults import (
+    CASES,
+    DATA,
+    DEEPER,
+    DEFAULT,
+    DISTILLED,
+    FEWER,
+    FILE,
+    FINE_TUNED,
+    FLOAT32,
+    KINDS,
+    PRETRAINED,
+    VIEWED,
+    Case,
+    rows,
+    viewed,
+)
 from benchmarks.intervals import difference
 from benchmarks.rows import recorded
 from softcache.config.presets import open_preset
@@ -77,6 +93,32 @@ def best_alone(runs: Runs) -> str | None:
     return max(alone, key=alone.__getitem__) if len(alone) > 1 else None
 
 
+def views(name: str, done: Mapping[str, dict[str, Any]]) -> str:
+    """What a student of a set reaches by kind of targets and number of recorded views, as means with intervals where
+    rows have several runs, and without a teacher."""
+    trials, alone = viewed(name), runs_of(rows(name), done).get(DEFAULT)
+    runs = runs_of(trials, done)
+    spread = pooled(runs)
+    lines = [
+        f"| targets | {' | '.join(f'{v} view' + 's' * (v > 1) for v in VIEWS)} |",
+        f"| --- |{' --- |' * len(VIEWS)}",
+    ]
+    for kind in KINDS:
+        cells = [mean_of(runs, row(kind, v)) for v in VIEWS]
+        if spread is not None:
+            found = [runs.get(row(kind, v)) for v in VIEWS]
+            cells = [f"{c} ± {spread.half_width(len(f)):.2f}" if f else c for c, f in zip(cells, found, strict=True)]
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    counts = sorted({len(values) for values in runs.values()})
+    said = [f"Runs of each: {' to '.join(str(count) for count in counts[:: max(len(counts) - 1, 1)])}."]
+    if spread is not None:
+        said.append(f"A single run scatters by {spread.deviation:.2f} points ({spread.freedom} degrees of freedom).")
+    if alone is not None:
+        said.append(f"On labels alone a student has {statistics.mean(alone):.2f} % ({len(alone)} runs).")
+    shown = ["\n".join(lines), "", " ".join(said)] if runs else ["Not run yet."]
+    return "\n".join([f"### {name}", "", *shown, "", commands(trials), "", *unfinished(trials, done)])
+
+
 def rates(sets: Mapping[str, Runs]) -> str:
     """A line for each set: what students alone reach at the default rate and at those on both sides of it, as means
     with the numbers of their runs."""
@@ -124,14 +166,16 @@ def page(done: Mapping[str, dict[str, Any]], cifar100: Mapping[str, dict[str, An
     each = {name: runs_of(rows(name), done) for name in CASES}
     sets |= {name: (runs, DEFAULT, DISTILLED) for name, runs in each.items()}
     middle, fewer, deep = {name: each[name] for name in MIDDLE}, each[FEWER], each[DEEPER]
-    fashion = each["fashionmnist"]
+    fashion, taught = each["fashionmnist"], each[FINE_TUNED]
+    over_views = "\n\n".join(views(name, done) for name, case in CASES.items() if case.data in VIEWED)
     return f"""# What was measured of the defaults
 
 How a network is optimized where nothing is said is in the presets ([training.md](training.md#presets)). This page has
-the tables that `convnet` and the default loss were chosen on, for each size of set that the preset tells apart: ways to
-optimize a student on labels alone, and losses and targets. Each row of a set has the same epochs. What runs are missing
-is said; `python -m benchmarks.cifar100` and `python -m benchmarks.defaults` make them. Targets and numbers of views on
-CIFAR-100 are in [real.md](real.md).
+the tables that `convnet` and the default loss were chosen on, for each size of set that the preset tells apart, and
+those that the other presets were tried on: ways to optimize a student on labels alone, and losses and targets. Each row
+of a set has the same epochs. What runs are missing is said; `python -m benchmarks.cifar100` and
+`python -m benchmarks.defaults` make them. A row's runs may have been made on several machines, each with a teacher that
+the same command had taught there. Targets and numbers of views on all of CIFAR-100 are in [real.md](real.md).
 
 What was chosen, and why:
 
@@ -164,8 +208,10 @@ What was chosen, and why:
   {apart(fewer, f"{LOW}, float32", LOW) or NOT_RUN} points at the rate 0.2, and by
   {apart(fewer, FLOAT32, DEFAULT) or NOT_RUN} at the default.
 - **Where a student can't gain**: on the digits with all labels, where students alone and their teacher are both right
-  about 99 %; and on the flowers, whose teacher, a network that saw the same 540 photographs, is right about 76 % of the
-  others, as students alone are when they are optimized well.
+  about 99 %; and on the flowers from a teacher that saw nothing but the same 540 photographs, and is right about 76 %
+  of the others, as students alone are when they are optimized well. From a network that had learnt from CIFAR-100
+  before, and was fine-tuned to these photographs, a student by the defaults gains
+  {said(taught, DISTILLED, DEFAULT)} points.
 
 Most rows are one run, of seed 0: differences of a point between two of them may be chance. The best by hand is the
 best of up to ten ways in hindsight, so that it looks a little better than it is.
@@ -198,10 +244,19 @@ A `cifar:resnet20`, 6 epochs.
 
 ## Sets that the defaults of distilled students were not chosen on
 
-The same rows with another teacher: how far the choices for distilled students hold elsewhere. The rate for labels alone
-was chosen on these sets too.
+The same rows with other teachers: how far the choices for distilled students hold elsewhere. The rate for labels alone
+was chosen on the rows of CIFAR-100 too. The flowers are the same photographs as above, at half the width, with another
+student, and a teacher that had learnt from CIFAR-100 before.
 
 {others}
+
+## Targets and numbers of views
+
+Students as above, distilled by default with each kind of targets from 1 to 8 recorded views. *Matched*: recorded views
+and what the teacher said of each. *Mean*: fresh views in every epoch, and the mean of what the teacher said of the
+recorded ones. *Both*: one half of each batch is of either kind.
+
+{over_views}
 
 All runs: [benchmarks/results](../benchmarks/results). This page is written by `python -m benchmarks.defaults_page`.
 """

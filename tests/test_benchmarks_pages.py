@@ -71,7 +71,9 @@ def test_the_page_of_the_defaults_says_what_was_not_run() -> None:
     page = defaults_page.page({}, {})
     for name in defaults_page.CASES:
         assert f"## {name}\n" in page
-    assert page.count("Not run yet.") == len(defaults_page.CASES) + 2  # those of CIFAR-100
+    views = sum(case.data in defaults_page.VIEWED for case in defaults_page.CASES.values())
+    assert views == len(defaults_page.VIEWED)
+    assert page.count("Not run yet.") == len(defaults_page.CASES) + 2 + views  # two of CIFAR-100
 
 
 def test_figures_in_the_words_of_the_page_of_the_defaults_are_those_of_the_runs() -> None:
@@ -86,6 +88,23 @@ def test_figures_in_the_words_of_the_page_of_the_defaults_are_those_of_the_runs(
     assert "is at most 1.00 points behind the best way that was tried on the same set" in page
     assert "by (not run yet) points on the 5,000 rows and by 6.00 on the 10,000." in page
     assert f"| {defaults_page.DEEPER} | 31.00 (1) | 30.00 (1) | 29.00 (1) |" in page
+
+
+def test_targets_are_shown_over_the_number_of_views() -> None:
+    name, reached = "cifar100, 5,000 rows", {"matched": 0.2, "mean": 0.3}
+    done = {
+        trial.key: {"key": trial.key, "top1": reached[kind] + trial.seed / 1000}
+        for trial in defaults_page.viewed(name)
+        for kind, _, views in [trial.name.partition(", ")]
+        if kind in reached and views in ("2 views", "8 views")
+    }
+    page = defaults_page.views(name, done)
+    # Three seeds a tenth of a point apart in four rows: t of 8 degrees of freedom is 2.306; 2.306 · 0.1 / √3 = 0.13.
+    assert "| matched |  | 20.10 ± 0.13 |  | 20.10 ± 0.13 |" in page
+    assert "| mean |  | 30.10 ± 0.13 |  | 30.10 ± 0.13 |" in page
+    assert "| both |  |  |  |  |" in page
+    assert "Runs of each: 3. A single run scatters by 0.10 points (8 degrees of freedom)." in page
+    assert "- Not run yet: 24 of 36 runs." in page
 
 
 def test_a_student_in_float32_is_not_the_best_way_by_hand() -> None:
