@@ -100,11 +100,20 @@ def dump(cache: Path, teacher: str, data: str, how: str, options: argparse.Names
         append(options.results, {**record, "seconds": made["seconds"], "threads": options.threads, **made_by()})
 
 
-def divide(folder: Path, source: str, held_out: int, options: argparse.Namespace, *, rows: int | None = None) -> None:
+def divide(
+    folder: Path,
+    source: str,
+    held_out: int,
+    options: argparse.Namespace,
+    *,
+    rows: int | None = None,
+    classes: int | None = None,
+) -> None:
     """The training rows but for the last ``held_out``, which become the test split; with 0 the set as it is.
 
     ``rows``: train on so many of a fixed random order, so that of a set that is sorted by class all classes are there,
-    and test on the ``held_out`` next ones. Images must be of one size.
+    and test on the ``held_out`` next ones. ``classes``: of the rows of the first ones alone. Images must be of one
+    size.
     """
     if (folder / "classes.txt").exists():
         return
@@ -116,13 +125,15 @@ def divide(folder: Path, source: str, held_out: int, options: argparse.Namespace
     except SoftcacheError as error:
         raise SystemExit(f"error: {error}") from None
     order = np.arange(len(train)) if rows is None else np.random.default_rng(0).permutation(len(train))
-    end = len(train) - held_out if rows is None else rows
+    if classes is not None:
+        order = order[train.labels[order] < classes]
+    end = len(order) - held_out if rows is None else rows
     folder.mkdir(exist_ok=True)
     kept, tested = order[:end], order[end : end + held_out] if held_out else np.arange(len(test))
     for split, samples, chosen_rows in (("train", train, kept), ("test", test, tested)):
         np.save(folder / f"{split}_images.npy", np.stack([samples.image(int(row)) for row in chosen_rows]))
         np.save(folder / f"{split}_labels.npy", samples.labels[chosen_rows])
-    (folder / "classes.txt").write_text("\n".join(train.classes) + "\n")
+    (folder / "classes.txt").write_text("\n".join(train.classes[:classes]) + "\n")
 
 
 def softcache(command: str, place: Path, options: argparse.Namespace) -> dict[str, Any]:

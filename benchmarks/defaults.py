@@ -37,7 +37,8 @@ NETWORKS = f"{Path(__file__).resolve().parent / 'networks.py'}:"
 class Data:
     """``rows``: of the training split, the first ones in a random order, for training; the ``held_out`` next ones are
     tested on. ``teacher`` is taught for ``epochs``; with 0 it is a network that was trained elsewhere, or
-    there is none, and only students without one are trained. ``views``: so many are recorded; None: as by default."""
+    there is none, and only students without one are trained. ``views``: so many are recorded; None: as by default.
+    ``classes``: rows of the first ones alone; None: of all."""
 
     source: str
     rows: int
@@ -47,6 +48,7 @@ class Data:
     teacher: str
     epochs: int
     views: int | None = None
+    classes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,12 @@ DATA = {
     "cifar5000": Data("cifar100", 5_000, 5_000, "crop:pad=4+flip", 32, PRETRAINED, 0),
     "flowers32": Data("flowers", 540, 180, "rrc+flip", 32, "", 0),
     "taught_flowers32": Data("flowers", 540, 180, "rrc+flip", 32, PRETRAINED, 12),
+    "ten_classes": Data("cifar100", 3_200, 1_800, "rrc+flip", 48, PRETRAINED, 6, classes=10),
 }
 # Of which targets and numbers of views are compared: each with a cache of all of those views.
 DATA |= {f"{name}_views": replace(DATA[name], views=max(VIEWS)) for name in VIEWED}
 FEWER, DEEPER = "cifar100, 5,000 rows", "cifar100, 10,000 rows, a deeper student"
-FINE_TUNED = "flowers, a fine-tuned teacher"
+FINE_TUNED, WIDE = "flowers, a fine-tuned teacher", "cifar100, 3,200 rows of ten classes, a ResNet-18"
 CASES = {
     "digits": Case("digits", "cifar:resnet8", "convnet", 32, 8),
     "digits, 5 % of the labels": Case("digits", "cifar:resnet8", "convnet", 32, 8, 0.05),
@@ -93,6 +96,7 @@ CASES = {
     "fashionmnist, 2,500 rows": Case("fashionmnist2500", "cifar:resnet8", "convnet", 32, 8),
     FEWER: Case("cifar5000", "cifar:resnet8", "convnet", 64, 12, distilled_chosen_on=False),
     DEEPER: Case("cifar10000", "cifar:resnet20", "convnet", 64, 12, distilled_chosen_on=False),
+    WIDE: Case("ten_classes", "resnet18", "convnet", 64, 8, distilled_chosen_on=False),
     FINE_TUNED: Case("taught_flowers32", "cifar:resnet8", "convnet", 32, 24, distilled_chosen_on=False),
 }
 # optimizer, learning rate, weight decay, schedule
@@ -160,7 +164,10 @@ def rows(name: str) -> list[Trial]:
         table["alone, sgd 0.2, float32"] = f"{table['alone, sgd 0.2']} --amp off --no-channels-last"
     for what, options in (LOSSES | TARGETS if data.teacher else {}).items():
         table[f"distilled, {what}"] = f"{cached} --epochs {case.epochs} {as_given(distilled)} {options}"
-    for factor, rate in ((0.5, "half the rate"), (2, "twice the rate")) if data.teacher else ():
+    rates = {0.5: "half the rate", 2: "twice the rate"}
+    if case.student == "resnet18":  # wide networks take smaller rates
+        rates |= {0.25: "a quarter of the rate", 0.125: "an eighth of the rate"}
+    for factor, rate in rates.items() if data.teacher else ():
         ours = as_given({**distilled, "lr": factor * distilled["lr"]})
         table[f"{DISTILLED}, {rate}"] = f"{cached} --epochs {case.epochs} {ours} {LOSSES['dist']}"
     return trials(name, table, SEEDS)
@@ -218,7 +225,7 @@ def prepare(name: str, place: Path, options: argparse.Namespace) -> Mapping[str,
     source = {"flowers": options.flowers, "cifar100": options.cifar100}.get(data.source, data.source)
     if source is None:
         raise SystemExit("--flowers says where that set is; --cases leaves it out")
-    divide(place / taught, source, data.held_out, options, rows=data.rows)
+    divide(place / taught, source, data.held_out, options, rows=data.rows, classes=data.classes)
     dataset, cache, teacher = f"arrays:{place / taught}", place / f"{name}-cache", f"{place / taught}-teacher"
     how = f"--dataset {dataset} --size {data.size} --augment {data.augment}"
     network = data.teacher.format(**pretrained(options))
