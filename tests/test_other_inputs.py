@@ -67,15 +67,19 @@ def test_what_it_takes_and_what_is_given_are_named(
     assert [path.name for path in here.iterdir() if path.name != "__pycache__"] == ["nets.py"]
 
 
-def test_a_teacher_of_other_inputs_is_not_dumped(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("arguments", [["dump"], ["train", "--student", STUDENT, "--online"]], ids=" ".join)
+def test_a_teacher_of_other_inputs_is_not_asked(
+    arguments: list[str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (here / "nets.py").write_text(NETS)
     torch.save(
         {"embed.weight": torch.zeros(256, 8), "fc.weight": torch.zeros(10, 8), "fc.bias": torch.zeros(10)}, "w.pt"
     )
-    assert command("-q", "dump", "--teacher", "nets.py:Reader", "--teacher-weights", "w.pt") == 1
+    assert command("-q", *arguments, "--teacher", "nets.py:Reader", "--teacher-weights", "w.pt") == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "nets.py:Reader can't compute on digits: it takes tokens, tokens_mask, and digits gives pixels" in line
     assert not (here / "caches").exists()
+    assert not (here / "runs").exists()
 
 
 def test_a_network_that_fits_is_as_it_was() -> None:

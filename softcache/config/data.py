@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from softcache.cache.agreement.data import check_dataset, check_together
@@ -36,6 +37,7 @@ from softcache.errors import CacheError, UsageError
 from softcache.losses.hints._shapes import Shape
 from softcache.models._arithmetic import Arithmetic
 from softcache.models._network import Network
+from softcache.models._takes import refuse_other_inputs
 from softcache.ragged import Int64, places_of
 from softcache.remembered import portable
 from softcache.stream.batches import TargetSource
@@ -312,6 +314,9 @@ def _open_without_cache(parsed: Parsed) -> TrainingData:
         return TrainingData(viewed, dataset, _first(options.views))
     assert options.teacher is not None
     live = find_teacher(options.teacher, viewed.samples, weights=options.teacher_weights, size=options.teacher_size)
+    if options.dtype == "float32":  # parameters in another dtype may be too many for float32
+        some = viewed.clean(np.arange(2) % len(viewed))
+        refuse_other_inputs(live, some, viewed.inputs, viewed.samples.spec, "--dataset", tf32=options.tf32)
     weights = weights_fingerprint(live)  # before its dtype changes
     live = live.to(DTYPES[options.dtype])
     views = _first(options.views or default_views(viewed.recipe))
