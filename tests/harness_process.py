@@ -54,6 +54,8 @@ PRELOADED = (
 )  # fmt: skip
 READ_AT_START = ("PYTHON", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "LD_", "TORCH_", "MALLOC_")
 NOT_READ = ("PYTHONPATH", "TORCH_HOME", "TORCH_CPP_LOG_LEVEL", "TORCHELASTIC")
+# scikit-learn sets these when a test first imports it; they are for the OpenMP of Intel's compilers, torch has GNU's.
+NOT_READ += ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
 # So that this module can stand for ``subprocess`` in another one.
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 TimeoutExpired = subprocess.TimeoutExpired
