@@ -204,7 +204,7 @@ def main() -> None:
     missing = " ".join(trial.command for trial in wanted if trial.key not in done)
     for name in DATA:
         if re.search(rf"{{{name}(_cache)?}}", missing):
-            paths |= prepare(name, place, options)
+            paths |= prepare(name, place, options, asked=f"{{{name}_cache}}" in missing)
     run(wanted, place, paths, options)
 
 
@@ -219,8 +219,8 @@ def pretrained(options: argparse.Namespace) -> dict[str, str]:
     }
 
 
-def prepare(name: str, place: Path, options: argparse.Namespace) -> Mapping[str, str]:
-    """A set, its teacher and its cache; what stands for them in commands."""
+def prepare(name: str, place: Path, options: argparse.Namespace, *, asked: bool) -> Mapping[str, str]:
+    """A set and, where its teacher is ``asked``, that and its cache; what stands for them in commands."""
     data, taught = DATA[name], name.removesuffix("_views")
     source = {"flowers": options.flowers, "cifar100": options.cifar100}.get(data.source, data.source)
     if source is None:
@@ -229,13 +229,14 @@ def prepare(name: str, place: Path, options: argparse.Namespace) -> Mapping[str,
     dataset, cache, teacher = f"arrays:{place / taught}", place / f"{name}-cache", f"{place / taught}-teacher"
     how = f"--dataset {dataset} --size {data.size} --augment {data.augment}"
     network = data.teacher.format(**pretrained(options))
+    if not asked:
+        return {name: dataset}
     if data.epochs:
         softcache(f"teach --model {network} {how} --epochs {data.epochs} --out {teacher}", place, options)
     else:
         teacher = network.replace("--weights", "--teacher-weights")
-    if data.teacher:
-        views = "" if data.views is None else f" --views {data.views}"
-        softcache(f"dump --teacher {teacher} {how}{views} --out {cache}", place, options)
+    views = "" if data.views is None else f" --views {data.views}"
+    softcache(f"dump --teacher {teacher} {how}{views} --out {cache}", place, options)
     return {name: dataset, f"{name}_cache": str(cache)}
 
 
