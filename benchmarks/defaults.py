@@ -84,7 +84,8 @@ DATA = {
 # Of which targets and numbers of views are compared: each with a cache of all of those views.
 DATA |= {f"{name}_views": replace(DATA[name], views=max(VIEWS)) for name in VIEWED}
 FEWER, DEEPER = "cifar100, 5,000 rows", "cifar100, 10,000 rows, a deeper student"
-FINE_TUNED, WIDE = "flowers, a fine-tuned teacher", "cifar100, 3,200 rows of ten classes, a ResNet-18"
+FINE_TUNED = "flowers, a fine-tuned teacher"
+WIDE, MOBILE = (f"cifar100, 3,200 rows of ten classes, {network}" for network in ("a ResNet-18", "a MobileNetV3"))
 CASES = {
     "digits": Case("digits", "cifar:resnet8", "convnet", 32, 8),
     "digits, 5 % of the labels": Case("digits", "cifar:resnet8", "convnet", 32, 8, 0.05),
@@ -96,7 +97,8 @@ CASES = {
     "fashionmnist, 2,500 rows": Case("fashionmnist2500", "cifar:resnet8", "convnet", 32, 8),
     FEWER: Case("cifar5000", "cifar:resnet8", "convnet", 64, 12, distilled_chosen_on=False),
     DEEPER: Case("cifar10000", "cifar:resnet20", "convnet", 64, 12, distilled_chosen_on=False),
-    WIDE: Case("ten_classes", "resnet18", "convnet", 64, 8, distilled_chosen_on=False),
+    WIDE: Case("ten_classes", "resnet18", "convnet", 64, 8),
+    MOBILE: Case("ten_classes", "mobilenet_v3_small", "convnet", 64, 8),
     FINE_TUNED: Case("taught_flowers32", "cifar:resnet8", "convnet", 32, 24, distilled_chosen_on=False),
 }
 # optimizer, learning rate, weight decay, schedule
