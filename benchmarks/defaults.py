@@ -65,6 +65,11 @@ class Case:
     labels: float = 1.0
     distilled_chosen_on: bool = True
 
+    @property
+    def small(self) -> bool:
+        """Whether presets take the student for a small network."""
+        return self.student.startswith("cifar:")
+
 
 PRETRAINED = "{pretrained} --weights {weights}"
 VIEWED = ("cifar5000", "fashionmnist2500", "taught_flowers32")
@@ -149,7 +154,7 @@ def rows(name: str) -> list[Trial]:
     case = CASES[name]
     data = DATA[case.data]
     by_default, distilled = (
-        {**open_preset(case.preset).at(data.rows, distilled=d), "epochs": None} for d in (False, True)
+        {**open_preset(case.preset).at(data.rows, distilled=d, small=case.small), "epochs": None} for d in (False, True)
     )
     where = f"--dataset {{{case.data}}} --size {data.size} --augment {data.augment}"
     alone = f"train --student {case.student} {where} --alpha 0"
@@ -162,13 +167,14 @@ def rows(name: str) -> list[Trial]:
         ways[recipe] = optimized(optimizer, lr, decay, batch=case.batch, schedule=schedule)
     table = {f"alone, {way}": f"{alone} --epochs {case.epochs} {options}" for way, options in ways.items()}
     table[FLOAT32] = f"{table[DEFAULT]} --amp off --no-channels-last"
-    if case.batch == 64 and case.preset == "convnet":  # what it is like at the rate of distilled students
+    if case.batch == 64 and case.small:  # what it is like at the rate of distilled students
         table["alone, sgd 0.2, float32"] = f"{table['alone, sgd 0.2']} --amp off --no-channels-last"
     for what, options in (LOSSES | TARGETS if data.teacher else {}).items():
         table[f"distilled, {what}"] = f"{cached} --epochs {case.epochs} {as_given(distilled)} {options}"
     rates = {0.5: "half the rate", 2: "twice the rate"}
-    if case.student == "resnet18":  # wide networks take smaller rates
-        rates |= {0.25: "a quarter of the rate", 0.125: "an eighth of the rate"}
+    if case.data == "ten_classes":  # with the rates of small networks too
+        table["alone, sgd 0.3"] = table["alone, sgd 0.2"].replace("--lr 0.2", "--lr 0.3")
+        rates[0.2 / distilled["lr"]] = "the rate of small networks"
     for factor, rate in rates.items() if data.teacher else ():
         ours = as_given({**distilled, "lr": factor * distilled["lr"]})
         table[f"{DISTILLED}, {rate}"] = f"{cached} --epochs {case.epochs} {ours} {LOSSES['dist']}"
@@ -178,7 +184,8 @@ def rows(name: str) -> list[Trial]:
 def viewed(name: str) -> list[Trial]:
     """The same student from 1 to 8 recorded views with each kind of targets, optimized by default."""
     case = CASES[name]
-    distilled = {**open_preset(case.preset).at(DATA[case.data].rows, distilled=True), "epochs": None}
+    said = open_preset(case.preset).at(DATA[case.data].rows, distilled=True, small=case.small)
+    distilled = {**said, "epochs": None}
     cached = f"train --student {case.student} --cache {{{case.data}_views_cache}} --epochs {case.epochs}"
     how = f"{as_given(distilled)} {LOSSES['dist']}"
     table = {row(kind, v): f"{cached} --targets {kind} --views {v} {how}" for v in VIEWS for kind in KINDS}

@@ -37,7 +37,7 @@ from softcache.config.presets import open_preset
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "defaults.md"
 # The sets that the rate of students alone was chosen on, for sets of up to 20,000 rows.
-MIDDLE = [name for name, case in CASES.items() if case.preset == "convnet" and case.batch == 64]
+MIDDLE = [name for name, case in CASES.items() if case.small and case.batch == 64]
 LOW, HIGH = "alone, sgd 0.2", "alone, sgd 0.4"  # the rates on both sides of that one
 NOT_RUN = "(not run yet)"
 TWICE = f"{DISTILLED}, twice the rate"
@@ -122,7 +122,7 @@ def views(name: str, done: Mapping[str, dict[str, Any]]) -> str:
 def rates(sets: Mapping[str, Runs]) -> str:
     """A line for each set: what students alone reach at the default rate and at those on both sides of it, as means
     with the numbers of their runs."""
-    rate = open_preset("convnet").at(20_000)["lr"]
+    rate = open_preset("convnet").at(20_000, small=True)["lr"]
     lines = [f"| set | 0.2, % | {rate:g} (default), % | 0.4, % |", "| --- | --- | --- | --- |"]
     for name, runs in sets.items():
         cells = [f"{mean_of(runs, row)} ({len(runs[row])})" if row in runs else "" for row in (LOW, DEFAULT, HIGH)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from pathlib import Path
@@ -13,7 +14,7 @@ from harness_train import command
 from torch import nn
 
 from softcache.cli._main import main
-from softcache.config.presets import UNSAID, fitting_preset, names, open_preset
+from softcache.config.presets import UNSAID, fitting_preset, is_small, names, open_preset
 from softcache.config.record import read_record
 from softcache.config.train import TrainConfig
 from softcache.errors import SoftcacheError, UsageError
@@ -35,10 +36,12 @@ def test_each_file_is_a_preset_that_leaves_nothing_open(name: str) -> None:
     assert preset.about
     assert preset.source
     for rows in (1, 1438, 3000, 3001, 60_000, 1_281_167):
-        said = preset.at(rows)
-        assert set(said) == set(UNSAID)
-        assert None not in said.values()
-        TrainConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in said.items()})  # every value is legal
+        for distilled, small in itertools.product((False, True), repeat=2):
+            said = preset.at(rows, distilled=distilled, small=small)
+            assert set(said) == set(UNSAID)
+            assert None not in said.values()
+            legal = {key: tuple(v) if isinstance(v, list) else v for key, v in said.items()}
+            TrainConfig(**legal)
 
 
 def test_the_papers_recipe_for_cifar() -> None:
@@ -79,7 +82,7 @@ def test_auto_is_said_recorded_and_replaced_by_what_is_given(here: Path, capsys:
     said = capsys.readouterr().err
     assert "preset convnet: --epochs 1 --batch-size" in said
     options = read_record(Path("run")).options
-    wanted = {**open_preset("convnet").at(1438), "epochs": 1, "milestones": ()}
+    wanted = {**open_preset("convnet").at(1438, small=True), "epochs": 1, "milestones": ()}
     assert {name: getattr(options, name) for name in UNSAID} == wanted
 
 
@@ -123,6 +126,54 @@ def test_a_distilled_student_may_have_other_options(here: Path, small_teacher: A
 
 
 @pytest.mark.parametrize(
+    ("model", "small"),
+    [
+        ("cifar:resnet20", True),
+        ("cifar:resnet8x4", True),
+        ("resnet18", False),
+        ("mobilenet_v3_small", False),  # 1.5 million parameters, and grouped convolutions
+    ],
+)
+def test_small_networks_have_few_parameters_and_no_groups(model: str, small: bool) -> None:
+    assert is_small(network(model)) is small
+
+
+def test_the_border_of_small_networks_is_at_two_million_parameters() -> None:
+    assert is_small(nn.Linear(1_999, 1_000, bias=False))
+    assert not is_small(nn.Linear(2_000, 1_000, bias=False))
+
+
+def test_a_small_network_may_have_other_options(here: Path, small_teacher: Any) -> None:
+    options = {"epochs": 1, "batch_size": 256, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0}
+    more = {"distilled": {"lr": 0.02, "warmup": 0.5}, "small": {"lr": 0.3, "distilled": {"lr": 0.2}}}
+    document = {"options": {**options, "small": {"momentum": 0.5}}, "by_rows": [{"up_to": 100}, more]}
+    Path("mine.json").write_text(json.dumps(document))
+    preset = open_preset("mine.json")
+    common = {**UNSAID, **options}
+    assert preset.at(1438) == common
+    assert preset.at(1438, distilled=True) == {**common, "lr": 0.02, "warmup": 0.5}
+    assert preset.at(1438, small=True) == {**common, "lr": 0.3, "momentum": 0.5}
+    assert preset.at(1438, small=True, distilled=True) == {**common, "lr": 0.2, "momentum": 0.5, "warmup": 0.5}
+    assert preset.at(100, small=True, distilled=True) == {**common, "momentum": 0.5}
+    lines = list(preset.describe()["options"])
+    larger = "all larger sets"
+    assert lines == [
+        "up to 100 rows", "up to 100 rows, small network",
+        larger, f"{larger}, distilled", f"{larger}, small network", f"{larger}, small network, distilled",
+    ]  # fmt: skip
+    Path("wide.py").write_text(
+        "from torch import nn\n\ndef net(num_classes=10):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(192, 10_000), nn.Linear(10_000, num_classes))\n"
+    )
+    for number, (student, lr) in enumerate((("cifar:resnet8", 0.3), ("wide.py:net", 0.1))):
+        train(**{**SMALL, "student": student}, preset="mine.json", out=f"run-{number}")
+        assert read_record(Path(f"run-{number}")).options.lr == lr
+    dump(small_teacher("teacher"), dataset="digits", size=8, views=1, out="cache")
+    train("cifar:resnet8", cache="cache", preset="mine.json", out="distilled")
+    assert read_record(Path("distilled")).options.lr == 0.2
+
+
+@pytest.mark.parametrize(
     ("document", "message"),
     [
         ("{", "can't be read"),
@@ -133,6 +184,10 @@ def test_a_distilled_student_may_have_other_options(here: Path, small_teacher: A
         ('{"options": {"distilled": 0.1}}', "distilled must be an object"),
         ('{"options": {"distilled": {"rate": 1}}}', "has option 'rate'"),
         ('{"by_rows": [{"distilled": {"distilled": {}}}]}', "has option 'distilled'"),
+        ('{"by_rows": [{"small": {"small": {}}}]}', "has option 'small'"),
+        ('{"by_rows": [{"distilled": {"small": {}}}]}', "has option 'small'"),
+        ('{"options": {"small": 0.1}}', "small must be an object"),
+        ('{"options": {"small": {"distilled": {"rate": 1}}}}', "has option 'rate'"),
         ('{"by_rows": [{"epochs": 1, "up_to": 5}]}', "its last entry have none"),
         ('{"by_rows": [{"up_to": 9}, {"up_to": 5}, {}]}', "must rise"),
         ('{"options": {"epochs": 3}}', "doesn't say --batch-size"),
@@ -157,13 +212,14 @@ def test_what_is_shown_can_be_given(name: str) -> None:
     preset = open_preset(name)
     ends = [limit or 10**9 for limit, _ in preset.by_rows] or [1]
     lines = preset.describe()["options"]
-    plain = [line for line in lines if not line.endswith(", distilled")]
-    size_of = dict(zip(plain, ends, strict=True))
+    of_all = [line for line in lines if "," not in line.replace(",000", "")]
+    size_of = dict(zip(of_all, ends, strict=True))
     for line, shown in lines.items():
-        size, distilled = size_of[line.removesuffix(", distilled")], line not in size_of
+        rest, distilled = line.removesuffix(", distilled"), line.endswith(", distilled")
+        size, small = size_of[rest.removesuffix(", small network")], rest.endswith(", small network")
         parsed = train_command.make_context("train", shlex.split(shown)).params
         given = {key: list(v) if isinstance(v, tuple) else v for key, v in parsed.items() if v not in (None, (), False)}
-        said = preset.at(size, distilled=distilled)
+        said = preset.at(size, distilled=distilled, small=small)
         assert {"epochs", "batch_size", "optimizer", "lr", "weight_decay"} <= set(given)
         assert given == {key: said[key] for key in given}
         assert parsed["nesterov"] in (None, said["nesterov"])

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from softcache.config.options import Options, refuse_seed
-from softcache.config.presets import AUTO, UNSAID, as_given, fitting_preset, open_preset
+from softcache.config.presets import AUTO, UNSAID, as_given, fitting_preset, is_small, open_preset
 from softcache.errors import UsageError, nearest
 from softcache.fields import Inputs
 from softcache.models._arithmetic import AMP, Arithmetic, pick_arithmetic
@@ -99,7 +99,7 @@ class FitConfig(Options):
         if not open_ones:
             return self
         name = fitting_preset(network, pretrained=pretrained) if self.preset == AUTO else self.preset
-        said = open_preset(name).at(rows, distilled=distilled)
+        said = open_preset(name).at(rows, distilled=distilled, small=is_small(network))
         for option in open_ones:
             if said[option] is None:
                 raise UsageError(f"--preset {name} doesn't say --{option.replace('_', '-')}: give it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -21,7 +22,9 @@ AUTO = "auto"
 UNSAID: dict[str, Any] = {"epochs": None, "batch_size": None}
 UNSAID |= {own.name: None if own.default is MISSING else own.default for own in fields(Optimization)}
 UNSAID |= {"label_smoothing": 0.0}
-DISTILLED = "distilled"  # among a preset's options: those that differ where more than labels is learnt from
+# Among a preset's options: those that differ where more than labels is learnt from, and those of small networks.
+DISTILLED, SMALL = "distilled", "small"
+SMALL_BELOW = 2_000_000  # parameters: rates were measured with up to 1.2 million, and with 11 million
 del UNSAID["accumulate"]  # how a batch is divided, which depends on the memory and not on the network
 
 
@@ -29,8 +32,9 @@ del UNSAID["accumulate"]  # how a batch is divided, which depends on the memory 
 class Preset:
     """``about``: what it is for, in a sentence; ``source``: a paper, a repository, or where it was measured.
     ``options``: those of ``teach`` and ``train``, and among them under ``distilled`` those that differ where a student
-    learns from more than labels. ``by_rows``: more of them by the size of the set, as pairs of the largest number of
-    rows and the options up to it, in rising order; the last pair has None and holds for all larger sets."""
+    learns from more than labels, and under ``small`` those that differ for a small network (``is_small``), which may
+    have ``distilled`` again. ``by_rows``: more of them by the size of the set, as pairs of the largest number of rows
+    and the options up to it, in rising order; the last pair has None and holds for all larger sets."""
 
     name: str
     about: str
@@ -38,10 +42,11 @@ class Preset:
     options: dict[str, Any]
     by_rows: tuple[tuple[int | None, dict[str, Any]], ...] = field(default=())
 
-    def at(self, rows: int, *, distilled: bool = False) -> dict[str, Any]:
-        """All options for a set of ``rows``. ``distilled``: whether more is learnt from than labels."""
+    def at(self, rows: int, *, distilled: bool = False, small: bool = False) -> dict[str, Any]:
+        """All options for a set of ``rows``. ``distilled``: whether more is learnt from than labels; ``small``:
+        whether the network is."""
         more = next((more for limit, more in self.by_rows if limit is None or rows <= limit), {})
-        return {**UNSAID, **_merged([self.options, more], distilled=distilled)}
+        return {**UNSAID, **_merged([self.options, more], distilled=distilled, small=small)}
 
     def describe(self) -> dict[str, Any]:
         """As JSON. ``options``: for each size of the set the options as they are given on a command line."""
@@ -51,16 +56,26 @@ class Preset:
             larger = "all larger sets" if len(limits) > 1 else "all sets"
             size = larger if limit is None else f"up to {limit:,} rows"
             parts = [self.options, dict(self.by_rows).get(limit, {})]
-            sizes[size] = as_given(_merged(parts, distilled=False))
-            if any(DISTILLED in part for part in parts):
-                sizes[f"{size}, distilled"] = as_given(_merged(parts, distilled=True))
+            for small in (False, True) if any(SMALL in part for part in parts) else (False,):
+                network = f"{size}, small network" if small else size
+                sizes[network] = as_given(_merged(parts, distilled=False, small=small))
+                distilled = as_given(_merged(parts, distilled=True, small=small))
+                if distilled != sizes[network]:
+                    sizes[f"{network}, distilled"] = distilled
         return {"name": self.name, "about": self.about, "source": self.source, "options": sizes}
 
 
-def _merged(parts: Sequence[Mapping[str, Any]], *, distilled: bool) -> dict[str, Any]:
-    """Later ones replace earlier ones, and what is for distilled students the rest."""
-    found = {key: value for part in parts for key, value in part.items() if key != DISTILLED}
-    return found | {key: v for part in parts for key, v in part.get(DISTILLED, {}).items() if distilled}
+def _merged(parts: Sequence[Mapping[str, Any]], *, distilled: bool, small: bool) -> dict[str, Any]:
+    """Later ones replace earlier ones; what is for small networks the rest, and what is for distilled students that."""
+    ways: list[list[str]] = (
+        [[]] + [[SMALL]] * small + [[DISTILLED]] * distilled + [[SMALL, DISTILLED]] * (small and distilled)
+    )
+    found: dict[str, Any] = {}
+    for way, part in itertools.product(ways, parts):
+        for name in way:
+            part = part.get(name, {})
+        found |= {key: value for key, value in part.items() if key not in (DISTILLED, SMALL)}
+    return found
 
 
 def as_given(options: Mapping[str, Any]) -> str:
@@ -110,6 +125,14 @@ def fitting_preset(network: Network, *, pretrained: bool) -> str:
     return "transformer" if attention else "convnet" if convolution else "perceptron"
 
 
+def is_small(network: Network) -> bool:
+    """Whether it has few parameters and no grouped convolutions, as networks for pictures of 32 pixels: it learns at
+    rates that are too large for others."""
+    grouped = any(isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and module.groups > 1
+                  for module in network.modules())  # fmt: skip
+    return not grouped and sum(parameter.numel() for parameter in network.parameters()) < SMALL_BELOW
+
+
 def _parsed(path: Path) -> Preset:
     try:
         document = strictjson.loads(path.read_bytes())
@@ -141,12 +164,13 @@ def _parsed(path: Path) -> Preset:
     )
 
 
-def _refuse_unknown(options: Any, path: Path, *, nested: bool = False) -> None:
+def _refuse_unknown(options: Any, path: Path, within: str = "options") -> None:
     if not isinstance(options, Mapping):
-        raise SoftcacheError(f"preset {path}: {DISTILLED if nested else 'options'} must be an object")
+        raise SoftcacheError(f"preset {path}: {within} must be an object")
+    nested = {"options": (DISTILLED, SMALL), SMALL: (DISTILLED,), DISTILLED: ()}[within]
     for name, value in options.items():
-        if name == DISTILLED and not nested:
-            _refuse_unknown(value, path, nested=True)
+        if name in nested:
+            _refuse_unknown(value, path, name)
         elif name not in UNSAID:
             raise SoftcacheError(
                 f"preset {path} has option {str(name)[:40]!r}{nearest(str(name), list(UNSAID))}: a preset may have "
