@@ -227,7 +227,7 @@ def test_what_is_shown_can_be_given(name: str) -> None:
 
 def test_another_optimizer_wants_a_rate_of_its_own(here: Path) -> None:
     """0.2 would end AdamW at once, and 0.002 leave SGD where it began."""
-    with pytest.raises(UsageError, match=r"--optimizer adamw: the learning rate of preset convnet, 0\.05, is for sgd"):
+    with pytest.raises(UsageError, match=r"--optimizer adamw: the learning rate of preset convnet, 0\.1, is for sgd"):
         train(**SMALL, optimizer="adamw")
     assert not Path("runs").exists()
     assert train(**SMALL, optimizer="sgd", epochs=1, out="near").lines
@@ -246,10 +246,10 @@ def test_a_teacher_is_kept_with_the_options_that_it_was_taught_with(
     options = {"dataset": "digits", "size": 8, "epochs": 1, "out": "teacher"}
     teach("cifar:resnet8", **options)
     real = open_preset("convnet")
-    monkeypatch.setitem(real.by_rows[1][1], "lr", 0.7)
+    monkeypatch.setitem(real.by_rows[1][1]["small"], "lr", 0.7)
     monkeypatch.setattr("softcache.config.fit.open_preset", lambda name: real)
     assert teach("cifar:resnet8", **options).kept
-    with pytest.raises(SoftcacheError, match=r"lr: 0\.05 there, 0\.2 now"):
+    with pytest.raises(SoftcacheError, match=r"lr: 0\.1 there, 0\.2 now"):
         teach("cifar:resnet8", **options, lr=0.2)
 
 
