@@ -15,6 +15,7 @@ from softcache.errors import UsageError, nearest
 from softcache.fields import Inputs
 from softcache.models._arithmetic import AMP, Arithmetic, pick_arithmetic
 from softcache.models._network import Network
+from softcache.models._norms import warn_of_slow_norms
 from softcache.stream.workers import START_METHODS
 from softcache.tracking._specs import canonical_trackers
 from softcache.training.optimization import OPTIMIZERS, SCHEDULES, Optimization
@@ -115,6 +116,13 @@ class FitConfig(Options):
             raise UsageError(f"--preset {name}: {error}") from None
         log.info(f"preset {name}: {as_given({option: getattr(settled, option) for option in UNSAID})}")
         return settled
+
+    def warn_of(self, network: Network, rows: int, *, pretrained: bool) -> None:
+        """Warns of what makes a network of random parameters fail in a training like this. All has to be settled."""
+        assert self.batch_size is not None
+        assert self.epochs is not None
+        if not pretrained:
+            warn_of_slow_norms(network, rows, self.batch_size, self.epochs)
 
     def as_recorded(self: Config, recorded: Config) -> Config:
         """With all that was left open as a folder of the same preset has it."""

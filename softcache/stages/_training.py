@@ -162,6 +162,7 @@ def prepare(
     live = _live_arithmetic(data, options, device, record)
     pretrained = options.weights is not None or parsed.copied is not None
     options = options.settled(network, rows.length, pretrained=pretrained, distilled=not parsed.labels_alone)
+    options.warn_of(network, rows.length, pretrained=pretrained)
     options = options.with_arithmetic(network, sample, device)
     parsed = dataclasses.replace(parsed, options=options)
     _ = material.trained_inputs  # refuses --resident where it can't be

@@ -118,7 +118,9 @@ def teach(config: TeachConfig) -> Taught:
         if config.weights is None:
             raise UsageError("--freeze trains the classifier alone: give the rest of the network with --weights")
         network.freeze_all_but_classifier()
-    config = config.settled(network, int(labelled(train.samples.labels).sum()), pretrained=config.weights is not None)
+    rows, pretrained = int(labelled(train.samples.labels).sum()), config.weights is not None
+    config = config.settled(network, rows, pretrained=pretrained)
+    config.warn_of(network, rows, pretrained=pretrained)
     make_folder(folder)
     with training_into(folder, "the same command"), reproducible(tf32=config.tf32):
         config = config.with_arithmetic(network, some, device)
