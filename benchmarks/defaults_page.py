@@ -188,8 +188,8 @@ What was chosen, and why:
   of small networks, on 3,200 pictures of ten classes, alone, and {said(wide, DISTILLED, SMALL_DISTILLED)} more at 0.025
   than at 0.2 when it is distilled. For 64 samples 0.025 is the usual rate of such networks: 0.1 for 256. They weren't
   tried on larger sets: 0.05 for 128 samples follows from the same rule. Networks with grouped convolutions have these
-  rates too because published recipes have still lower ones for them (`crd-cifar-mobile`). The MobileNetV3 below can't be
-  judged: its batch norms follow too slowly for so few batches, which `train` warns of.
+  rates too because published recipes have still lower ones for them (`crd-cifar-mobile`). The MobileNetV3 below can't
+  be judged: its batch norms follow too slowly for so few batches, which `train` warns of.
 - **Large sets**, small networks: SGD with batches of 128, at the rate 0.4 for labels alone, the best of those tried for
   both students of CIFAR-100, and at 0.2 for distilled students: a ResNet-20 loses 3 points at 0.4, and a ResNet-8
   nothing at 0.2. **Up to 20,000 rows**: batches of 64, at the rate 0.3 for labels alone and at 0.2 for distilled
