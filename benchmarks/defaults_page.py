@@ -97,11 +97,11 @@ def best_alone(runs: Runs) -> str | None:
 
 
 def views(name: str, done: Mapping[str, dict[str, Any]]) -> str:
-    """What a student of a set reaches by kind of targets and number of recorded views, as means with intervals where
-    rows have several runs, and without a teacher."""
-    trials, alone = viewed(name), runs_of(rows(name), done).get(DEFAULT)
-    runs = runs_of(trials, done)
-    spread = pooled(runs)
+    """What a student of a set reaches by kind of targets and number of recorded views, as means with intervals, and
+    without a teacher. The spread is that of all runs of the set."""
+    trials, others = viewed(name), runs_of(rows(name), done)
+    runs, alone = runs_of(trials, done), others.get(DEFAULT)
+    spread = pooled({**others, **runs})
     lines = [
         f"| targets | {' | '.join(f'{v} view' + 's' * (v > 1) for v in VIEWS)} |",
         f"| --- |{' --- |' * len(VIEWS)}",
