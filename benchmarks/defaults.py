@@ -67,7 +67,7 @@ class Case:
 
     @property
     def small(self) -> bool:
-        """Whether presets take the student for a small network."""
+        """Whether it is one of the small convolutional networks that ``convnet`` has rates of their own for."""
         return self.student.startswith("cifar:")
 
 

@@ -298,7 +298,7 @@ fitting = section(
     option(
         "--preset",
         help="How the network is optimized: crd-cifar, …, as `softcache presets` lists them, or FILE.json. auto: by "
-        "the kind of network, its start and the number of rows.  [default: auto]",
+        "the kind and size of the network, its start and the number of rows.  [default: auto]",
     ),
     option("--epochs", help="Passes over the rows.", type=int),
     option("--batch-size", help="Samples per step.", type=int),

@@ -67,15 +67,13 @@ class Preset:
 
 def _merged(parts: Sequence[Mapping[str, Any]], *, distilled: bool, small: bool) -> dict[str, Any]:
     """Later ones replace earlier ones; what is for small networks the rest, and what is for distilled students that."""
-    ways: list[list[str]] = (
-        [[]] + [[SMALL]] * small + [[DISTILLED]] * distilled + [[SMALL, DISTILLED]] * (small and distilled)
-    )
-    found: dict[str, Any] = {}
-    for way, part in itertools.product(ways, parts):
-        for name in way:
-            part = part.get(name, {})
-        found |= {key: value for key, value in part.items() if key not in (DISTILLED, SMALL)}
-    return found
+    layers = [parts]
+    if small:
+        layers.append([part.get(SMALL, {}) for part in parts])
+    if distilled:  # of all networks first, then of small ones
+        layers += [[part.get(DISTILLED, {}) for part in layer] for layer in layers]
+    options = itertools.chain.from_iterable(part.items() for layer in layers for part in layer)
+    return {key: value for key, value in options if key not in (DISTILLED, SMALL)}
 
 
 def as_given(options: Mapping[str, Any]) -> str:
