@@ -210,7 +210,8 @@ What was chosen, and why:
 - **The loss**: `dist`. Of the losses that were tried it is the best on CIFAR-100, whose teacher has small logits, and
   on Fashion-MNIST with 12,000 and with 2,500 rows. On the flowers with a teacher that saw nothing else, `kl` at T 2 and
   `nkd` were 4 points better in one run, of which 180 pictures are judged. With few labels it was level with `kl` while
-  AdamW was the default, and `nkd` and `wsld`, which need labels, failed. For a perceptron `kl` at T 1 was 0.6 points better.
+  AdamW was the default, and `nkd` and `wsld`, which need labels, failed. For a perceptron `kl` at T 1 was 0.6 points
+  better.
 - **Sets that the defaults of distilled students were not chosen on**: 5,000 and 10,000 rows of CIFAR-100, and the
   flowers with a fine-tuned teacher, of which more below. A student
   that is distilled by the defaults is better than one alone by {said(fewer, DISTILLED, DEFAULT)} points on the 5,000
